@@ -1,0 +1,1 @@
+"""Embedding Studio: search that learns from clicks."""

@@ -1,0 +1,1 @@
+"""Values: what the rest of the house hands around. No input or output happens here."""

@@ -1,0 +1,42 @@
+"""What an adjuster receives and returns."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImprovementElement:
+    """A query or a shown object with its vectors.
+
+    Attributes:
+        id: object id (or the query's session id); equal ids within one user are one object.
+        vector: [P, D] float32, one row a part; [D] is taken as one part.
+        weight: > 0. For a clicked object how much its event says (1 is a click); for a skipped one
+            the probability that it was seen at all (1 / position).
+    """
+
+    id: str
+    vector: NDArray[np.float32]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        vector = np.ascontiguousarray(self.vector, dtype=np.float32)
+        object.__setattr__(self, "vector", vector.reshape(1, -1) if vector.ndim == 1 else vector)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImprovementInput:
+    """One session, ready to be learnt from.
+
+    Attributes:
+        query: its vectors are the query's parts and are never moved.
+        user_id: sessions of one user are folded in the order of the list; None stands alone.
+    """
+
+    session_id: str
+    query: ImprovementElement
+    clicked_elements: tuple[ImprovementElement, ...] = field(default=())
+    non_clicked_elements: tuple[ImprovementElement, ...] = field(default=())
+    user_id: str | None = None

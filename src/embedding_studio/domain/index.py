@@ -1,0 +1,54 @@
+"""How the vectors of a collection are compared."""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_DIMENSIONS = 4000
+"""pgvector indexes at most 2,000 dimensions as ``vector`` and 4,000 as ``halfvec``."""
+
+
+class MetricType(StrEnum):
+    """What is near. A distance is smaller for what is nearer, under every metric.
+
+    cosine: 1 - cos(q, v), in [0, 2]. dot: -q·v, unbounded. euclid: |q - v|, at least 0.
+    """
+
+    COSINE = "cosine"
+    DOT = "dot"
+    EUCLID = "euclid"
+
+
+class MetricAggregationType(StrEnum):
+    """How the distances between the parts of a query and of an object become one.
+
+    min: the nearest pair of parts decides (documents in chunks).
+    avg: the mean over all pairs (products, images).
+    """
+
+    MIN = "min"
+    AVG = "avg"
+
+
+class HnswParameters(BaseModel):
+    """The graph index that pgvector builds; see its documentation on HNSW."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    m: int = Field(default=16, ge=2, le=100)
+    ef_construction: int = Field(default=64, ge=4, le=1000)
+    ef_search: int = Field(default=100, ge=1, le=1000)
+
+
+class SearchIndexInfo(BaseModel):
+    """Metric, aggregation and size of a collection's vectors.
+
+    ``dimensions`` may stay empty until the first vectors are known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
+    metric_type: MetricType = MetricType.COSINE
+    metric_aggregation_type: MetricAggregationType = MetricAggregationType.MIN
+    hnsw: HnswParameters = HnswParameters()

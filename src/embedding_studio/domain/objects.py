@@ -1,0 +1,111 @@
+"""Collections, the objects in them, and what a user has moved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.domain.index import SearchIndexInfo
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """Objects embedded by one model, compared under one metric.
+
+    Attributes:
+        collection_id: the storage's own number; names can move (aliases), this cannot.
+        index: its ``dimensions`` are known.
+        embedder: the name by which its texts were embedded; None where callers bring vectors.
+        gate_threshold: cosine in [0, 1) below which a remembered query is not near; None: the setting.
+    """
+
+    collection_id: int
+    name: str
+    index: SearchIndexInfo
+    embedder: str | None = None
+    gate_threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CatalogueObject:
+    """What is searched for.
+
+    Attributes:
+        parts: [P, D] float32, the vectors that the embedding model gave, in order of ``part_no``.
+        content_hash: of the text that was embedded; equal hashes need no new embedding.
+    """
+
+    object_id: str
+    parts: NDArray[np.float32]
+    payload: JSON = field(default_factory=dict)
+    content_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An object near a query; ``distance`` is of the whole object, smaller is nearer."""
+
+    object_id: str
+    distance: float
+    payload: JSON
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MovedObject:
+    """An object with a user's own copy of its vectors.
+
+    Attributes:
+        original: [P, D] float32.
+        personal: [P, D] float32, part by part the moved original.
+    """
+
+    object_id: str
+    payload: JSON
+    original: NDArray[np.float32]
+    personal: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryMemory:
+    """A past query of one user and what was clicked for it.
+
+    Attributes:
+        query: [D] float32, the mean over the query's parts.
+        clicked_mean: [D] float32, the weighted mean of the *original* vectors clicked.
+        clicked_ids: the objects clicked, sorted.
+        moved_ids: the objects whose personal vectors this session moved, sorted.
+    """
+
+    session_id: str
+    search_query: str
+    created_at: int
+    query: NDArray[np.float32]
+    clicked_mean: NDArray[np.float32]
+    clicked_ids: tuple[str, ...]
+    moved_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PersonalState:
+    """All that is learnt about one user in one collection; replaced as a whole, never edited.
+
+    Attributes:
+        memories: in order of time.
+        vectors: object_id -> [P, D] float32, only for objects that moved.
+    """
+
+    memories: tuple[QueryMemory, ...] = ()
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+def personal_id(object_id: str, user_id: str) -> str:
+    """Return the name of a personal copy, for people; storage keys it by the pair.
+
+    >>> personal_id("o1", "5")
+    'o1_5'
+    """
+    return f"{object_id}_{user_id}"

@@ -1,0 +1,90 @@
+"""Everything that this package raises on purpose.
+
+    EmbeddingStudioError
+    ├── InvalidInputError (ValueError)          the caller can mend it
+    │   ├── InvalidVectorsError                 shape, finiteness, zero vectors
+    │   ├── InvalidFilterError                  a payload filter that means nothing
+    │   ├── InvalidSettingError                 a setting that cannot work
+    │   └── InvalidDataError                    a catalogue or collection file that cannot be read
+    ├── NotFoundError (LookupError)
+    │   ├── CollectionNotFoundError
+    │   ├── SessionNotFoundError
+    │   └── OrderNotFoundError
+    ├── ConflictError (ValueError)              it exists already, or its state forbids the wish
+    ├── SessionRefusedError (ValueError)        why nothing is learnt from one session
+    ├── StorageError (RuntimeError)
+    │   ├── StorageUnavailableError             the database cannot be reached
+    │   └── UnsupportedDatabaseError            no pgvector, too old, or a processor it does not run on
+    ├── EmbeddingError (RuntimeError)           an embedder is absent or failed
+    └── PluginError (ImportError)
+
+The HTTP status of each stands in one table, in ``api/app.py``.
+"""
+
+
+class EmbeddingStudioError(Exception):
+    """Every error of this package; its message says what happened and what to do."""
+
+
+class InvalidInputError(EmbeddingStudioError, ValueError):
+    """Something the caller gave cannot be used."""
+
+
+class InvalidVectorsError(InvalidInputError):
+    """Vectors whose axes disagree, that are not finite, or are zero where a direction is needed."""
+
+
+class InvalidFilterError(InvalidInputError):
+    """A payload filter that is misspelt or has no meaning."""
+
+
+class InvalidSettingError(InvalidInputError):
+    """A setting that cannot work."""
+
+
+class InvalidDataError(InvalidInputError):
+    """A file or row that cannot be read as what it should be."""
+
+
+class NotFoundError(EmbeddingStudioError, LookupError):
+    """What was asked for is not there."""
+
+
+class CollectionNotFoundError(NotFoundError):
+    """No collection or alias has this name."""
+
+
+class SessionNotFoundError(NotFoundError):
+    """No session has this id."""
+
+
+class OrderNotFoundError(NotFoundError):
+    """No improvement order exists for this session."""
+
+
+class ConflictError(EmbeddingStudioError, ValueError):
+    """It exists already with other content, or its present state forbids the wish."""
+
+
+class SessionRefusedError(EmbeddingStudioError, ValueError):
+    """Nothing can be learnt from one session; the message is the reason that its order records."""
+
+
+class StorageError(EmbeddingStudioError, RuntimeError):
+    """The database failed; the driver's error is the cause."""
+
+
+class StorageUnavailableError(StorageError):
+    """The database cannot be reached."""
+
+
+class UnsupportedDatabaseError(StorageError):
+    """The database, or the processor under it, lacks what this package needs."""
+
+
+class EmbeddingError(EmbeddingStudioError, RuntimeError):
+    """An embedder is absent, or failed to embed."""
+
+
+class PluginError(EmbeddingStudioError, ImportError):
+    """A plugin cannot be found or loaded."""

@@ -1,0 +1,363 @@
+"""What the product needs of its storage.
+
+Two implementations keep this promise and pass one contract suite: ``postgres`` (the product) and
+``memory`` (its twin, for tests and for evaluation). Every method that writes is one transaction.
+Originals are written by ``Objects`` alone, personal state by ``LearningTransaction`` alone.
+
+A method that takes a ``Collection`` takes what ``Collections.get`` returned; it may be kept, for
+its number never changes. Methods that take a name resolve aliases.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import (
+    CatalogueObject,
+    Collection,
+    MovedObject,
+    Neighbour,
+    PersonalState,
+    QueryMemory,
+)
+from embedding_studio.domain.sessions import (
+    EventDisposition,
+    RecordedSession,
+    SearchResultItem,
+    Session,
+    SessionEvent,
+    SessionForImprovement,
+    SessionForImprovementCreateSchema,
+    SessionForImprovementStatus,
+)
+
+Vectors = NDArray[np.float32]
+
+
+class Collections(Protocol):
+    def create(
+        self,
+        name: str,
+        index: SearchIndexInfo,
+        *,
+        embedder: str | None = None,
+        gate_threshold: float | None = None,
+    ) -> Collection:
+        """Return the new collection, or the one of this name if it is the same in every respect.
+
+        Raises:
+            InvalidInputError: ``index.dimensions`` is not known.
+            ConflictError: the name is taken by an alias or a collection of another kind.
+        """
+        ...
+
+    def get(self, name: str) -> Collection:
+        """Return the collection that a name or alias stands for.
+
+        Raises:
+            CollectionNotFoundError: nothing has this name.
+        """
+        ...
+
+    def list(self) -> list[Collection]:
+        """Return all collections by name."""
+        ...
+
+    def aliases(self) -> dict[str, str]:
+        """Return alias -> collection name."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """Remove a collection (not an alias) with its objects and all personal state in it.
+
+        Sessions stay: they are what users did. Aliases to it go.
+        """
+        ...
+
+    def set_alias(self, alias: str, name: str) -> None:
+        """Let an alias stand for a collection from now on, and place an order for every user of it.
+
+        The sessions recorded under the alias are folded anew against the collection's objects.
+        """
+        ...
+
+
+class Objects(Protocol):
+    def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:
+        """Store objects and their originals, replacing those of equal id; all or none.
+
+        Users' copies of an object whose parts change are dropped with the old originals, and an order
+        is placed for each such user, so that their state is folded anew.
+
+        Raises:
+            InvalidVectorsError: wrong dimensions, not finite, no part, or zero under cosine; the
+                message names the object.
+        """
+        ...
+
+    def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
+        """Remove objects with all copies of them; return how many were there. Orders as in ``upsert``."""
+        ...
+
+    def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
+        """Return those that exist, in the order asked for."""
+        ...
+
+    def content_hashes(self, collection: Collection, object_ids: Sequence[str]) -> dict[str, str]:
+        """Return object_id -> content hash for those that exist and have one."""
+        ...
+
+    def count(self, collection: Collection) -> int: ...
+
+    def nearest(
+        self,
+        collection: Collection,
+        queries: Vectors,
+        limit: int,
+        *,
+        filter: PayloadFilter | None = None,  # noqa: A002, the field's name in the documented request
+        max_distance: float | None = None,
+    ) -> list[Neighbour]:
+        """Return the ``limit`` nearest objects by (distance, object_id); fewer only if fewer match.
+
+        Args:
+            queries: [Q, D] float32, the parts of one query.
+            max_distance: inclusive.
+
+        The distance of an object is under the collection's metric and aggregation over all pairs of
+        query part and object part, and by its originals. A longer list begins with the shorter one.
+        """
+        ...
+
+
+class Clickstream(Protocol):
+    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> None:
+        """Record a session; events it brings are pushed too. The same session again changes nothing.
+
+        Raises:
+            CollectionNotFoundError: its collection does not exist.
+            ConflictError: the id is taken by a session of another user, query or collection.
+        """
+        ...
+
+    def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
+        """Add a further page to what a session has shown; objects already shown keep their position.
+
+        Raises:
+            SessionNotFoundError: it was never registered.
+        """
+        ...
+
+    def push_events(self, events: Sequence[SessionEvent]) -> list[EventDisposition]:
+        """Record events, one disposition each in order.
+
+        In the same transaction an order is placed for each session that got a new event of a type
+        for which the storage was opened with ``order_on``.
+        An event is ``UNKNOWN_OBJECT`` when its session shows results and the object is not among them.
+        """
+        ...
+
+    def get_session(self, session_id: str) -> Session:
+        """Return a session with its results by position and its events by (created_at, event_id).
+
+        Raises:
+            SessionNotFoundError: it was never registered.
+        """
+        ...
+
+    def mark_irrelevant(self, session_id: str) -> None:
+        """Let a session no longer count, and place an order if it ever did.
+
+        Raises:
+            SessionNotFoundError: it was never registered.
+        """
+        ...
+
+    def forget_user(self, user_id: str) -> int:
+        """Remove all that is known of a user, in every collection; return the number of sessions."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Orders that one worker holds until its lease ends.
+
+    Attributes:
+        token: random; a completion with a token that no longer holds an order changes nothing.
+    """
+
+    token: str
+    orders: tuple[SessionForImprovement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OrderOutcome:
+    """How an order ended: done, or refused, with a sentence (also for done, if there is one to say)."""
+
+    session_id: str
+    status: SessionForImprovementStatus
+    detail: str | None = None
+
+
+class Orders(Protocol):
+    """The queue. Its unit of claiming is the user: all due orders of a user are claimed together."""
+
+    def create(self, schema: SessionForImprovementCreateSchema) -> SessionForImprovement:
+        """Place an order, or place it anew (pending, no attempts) whatever became of it before.
+
+        Raises:
+            SessionNotFoundError: the session was never registered.
+        """
+        ...
+
+    def get(self, session_id: str) -> SessionForImprovement:
+        """Return the order of a session.
+
+        Raises:
+            OrderNotFoundError: none was placed.
+        """
+        ...
+
+    def list(
+        self, *, status: SessionForImprovementStatus | None = None, limit: int = 100, offset: int = 0
+    ) -> list[SessionForImprovement]:
+        """Return orders, latest change first."""
+        ...
+
+    def counts(self) -> dict[SessionForImprovementStatus, int]:
+        """Return how many orders stand in each status; every status is a key."""
+        ...
+
+    def cancel(self, session_id: str) -> None:
+        """Remove an order that is pending, failed or refused; the session counts no longer.
+
+        Raises:
+            OrderNotFoundError: none was placed.
+            ConflictError: it is processing or done.
+        """
+        ...
+
+    def claim(self, *, users: int, lease_seconds: float, now: float | None = None) -> Claim | None:
+        """Claim the due orders of at most ``users`` users; None if nothing is due.
+
+        Due is: pending and past ``not_before``, or processing with its lease ended. Higher priority
+        first, then older. Claimed orders are processing with one attempt more. Never waits for
+        another worker's claim.
+        """
+        ...
+
+    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
+        """End orders that ``token`` still holds and from which nothing is learnt (see below for others)."""
+        ...
+
+    def fail(self, claim: Claim, detail: str, *, max_attempts: int, backoff_seconds: float) -> None:
+        """Give back what ``claim`` still holds: failed if its attempts are used up, else pending.
+
+        A pending one is due after ``backoff_seconds * 2 ** (attempts - 1)``. ``detail`` is cut to
+        2,000 characters.
+        """
+        ...
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Block until an order is placed by anyone (True) or the time is over (False). May wake early."""
+        ...
+
+
+class LearningTransaction(Protocol):
+    """One transaction in which some users of one collection are folded anew.
+
+    The users are locked, and no original of the collection changes meanwhile, so what it reads is all
+    that was committed. Leaving the ``with`` block commits, an exception rolls back.
+    """
+
+    def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
+        """Return for each user the latest sessions, oldest first by (created_at, session_id).
+
+        Those that count have an order, are not irrelevant, have at least one event, and were recorded
+        for this collection or an alias of it. Query vectors of another size than the collection's
+        come back as None.
+        """
+        ...
+
+    def originals(self, object_ids: Iterable[str]) -> dict[str, Vectors]:
+        """Return object_id -> [P, D] for those that exist."""
+        ...
+
+    def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
+        """Keep query vectors ([Q, D] by session id) that had to be embedded."""
+        ...
+
+    def replace_states(self, states: Mapping[str, PersonalState]) -> None:
+        """Replace the whole state of each user named."""
+        ...
+
+    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
+        """End orders that ``token`` still holds; one placed anew meanwhile stays pending."""
+        ...
+
+
+class Personal(Protocol):
+    def active_memories(
+        self, collection: Collection, user_id: str, query: Vectors, threshold: float
+    ) -> list[QueryMemory]:
+        """Return the user's memories whose query has a cosine above ``threshold`` to ``query`` ([D])."""
+        ...
+
+    def candidates(
+        self,
+        collection: Collection,
+        user_id: str,
+        queries: Vectors,
+        limit: int,
+        moved_ids: Sequence[str],
+        *,
+        filter: PayloadFilter | None = None,  # noqa: A002
+    ) -> tuple[list[Neighbour], list[MovedObject]]:
+        """Return the nearest objects by their originals, and the user's moved ones, in one round trip.
+
+        Args:
+            moved_ids: objects to return as ``MovedObject`` where the user has a copy and the filter
+                matches; exactly those returned are left out of the neighbours, before the cut.
+        """
+        ...
+
+    def state(self, collection: Collection, user_id: str) -> PersonalState:
+        """Return all that is learnt about a user; empty for one nobody knows."""
+        ...
+
+    def learning(
+        self, collection: Collection, user_ids: Sequence[str]
+    ) -> AbstractContextManager[LearningTransaction]:
+        """Open the transaction in which these users are folded anew."""
+        ...
+
+
+class Storage(Protocol):
+    """The whole of it. ``order_on`` at opening names the event types that place an order."""
+
+    @property
+    def collections(self) -> Collections: ...
+    @property
+    def objects(self) -> Objects: ...
+    @property
+    def clickstream(self) -> Clickstream: ...
+    @property
+    def orders(self) -> Orders: ...
+    @property
+    def personal(self) -> Personal: ...
+
+    def ping(self) -> None:
+        """Return if storage answers.
+
+        Raises:
+            StorageUnavailableError: it does not; the message says which and why.
+        """
+        ...
+
+    def close(self) -> None: ...
