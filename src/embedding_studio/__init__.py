@@ -1,1 +1,73 @@
-"""Embedding Studio: search that learns from clicks."""
+"""Embedding Studio: search that learns from clicks.
+
+Importing this package is light: torch, the database driver and the settings wait for the first use
+of ``context``, ``Context``, ``load_settings`` or ``TorchBasedAdjuster``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from embedding_studio import datetime_utils
+from embedding_studio.domain.index import (
+    HnswParameters,
+    MetricAggregationType,
+    MetricType,
+    SearchIndexInfo,
+)
+from embedding_studio.domain.sessions import (
+    SearchResultItem,
+    Session,
+    SessionEvent,
+    SessionForImprovementCreateSchema,
+    get_result_position,
+)
+
+if TYPE_CHECKING:
+    from embedding_studio.bootstrap import Context
+    from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
+    from embedding_studio.embeddings.improvement.torch_based_adjuster import TorchBasedAdjuster
+    from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
+    from embedding_studio.plugins import Plugin
+    from embedding_studio.settings import load_settings
+
+    context: Context
+
+__all__ = [
+    "Context",
+    "HnswParameters",
+    "MetricAggregationType",
+    "MetricType",
+    "PassiveAggressiveAdjuster",
+    "Plugin",
+    "SearchIndexInfo",
+    "SearchResultItem",
+    "Session",
+    "SessionEvent",
+    "SessionForImprovementCreateSchema",
+    "TorchBasedAdjuster",
+    "VectorsAdjuster",
+    "context",
+    "datetime_utils",
+    "get_result_position",
+    "load_settings",
+]
+
+_ON_FIRST_USE = {
+    "Context": "embedding_studio.bootstrap",
+    "PassiveAggressiveAdjuster": "embedding_studio.embeddings.improvement.passive_aggressive_adjuster",
+    "Plugin": "embedding_studio.plugins",
+    "TorchBasedAdjuster": "embedding_studio.embeddings.improvement.torch_based_adjuster",
+    "VectorsAdjuster": "embedding_studio.embeddings.improvement.vectors_adjuster",
+    "load_settings": "embedding_studio.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "context":
+        value = import_module("embedding_studio.bootstrap").Context()
+    elif name in _ON_FIRST_USE:
+        value = getattr(import_module(_ON_FIRST_USE[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value

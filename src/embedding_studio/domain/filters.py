@@ -16,6 +16,7 @@ The grammar is the one that clients of the existing system send. One key names t
 A dot in a field steps into an object. A misspelt filter is refused, never ignored.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -64,11 +65,18 @@ class TermQuery(_Query):
 
     term: FieldValue
 
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        return _same(_value(payload, self.term.field), self.term.value)
+
 
 class TermsQuery(_Query):
     """The field is one of these values."""
 
     terms: FieldValues
+
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        found = _value(payload, self.terms.field)
+        return any(_same(found, value) for value in self.terms.values)
 
 
 class ListHasAnyQuery(_Query):
@@ -76,11 +84,19 @@ class ListHasAnyQuery(_Query):
 
     any: FieldValues
 
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        found = _value(payload, self.any.field)
+        return isinstance(found, list) and any(_holds(found, value) for value in self.any.values)
+
 
 class ListHasAllQuery(_Query):
     """The field is a list that holds all of these values."""
 
     all: FieldValues
+
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        found = _value(payload, self.all.field)
+        return isinstance(found, list) and all(_holds(found, value) for value in self.all.values)
 
 
 class MatchQuery(_Query):
@@ -88,17 +104,34 @@ class MatchQuery(_Query):
 
     match: FieldText
 
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        found = _value(payload, self.match.field)
+        return isinstance(found, str) and set(_words(self.match.value)) <= set(_words(found))
+
 
 class MatchPhraseQuery(_Query):
     """The field is a text in which the words of the value occur one after the other."""
 
     match_phrase: FieldText
 
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        found = _value(payload, self.match_phrase.field)
+        if not isinstance(found, str):
+            return False
+        words, phrase = _words(found), _words(self.match_phrase.value)
+        starts = range(len(words) - len(phrase) + 1)
+        return any(words[start : start + len(phrase)] == phrase for start in starts)
+
 
 class WildcardQuery(_Query):
     """The field is a text like the value, whole and with its case; ``*`` is any text, ``?`` one character."""
 
     wildcard: FieldText
+
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        found = _value(payload, self.wildcard.field)
+        pieces = (_WILDCARDS.get(character) or re.escape(character) for character in self.wildcard.value)
+        return isinstance(found, str) and re.fullmatch("".join(pieces), found, re.DOTALL) is not None
 
 
 class RangeQuery(_Query):
@@ -107,11 +140,26 @@ class RangeQuery(_Query):
     field: str = Field(min_length=1)
     range: RangeCondition
 
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        found = _value(payload, self.field)
+        bounds = self.range
+        return (
+            _is_number(found)
+            and (bounds.gte is None or found >= bounds.gte)
+            and (bounds.gt is None or found > bounds.gt)
+            and (bounds.lte is None or found <= bounds.lte)
+            and (bounds.lt is None or found < bounds.lt)
+            and (bounds.eq is None or found == bounds.eq)
+        )
+
 
 class ExistsQuery(_Query):
     """The field is there and not null."""
 
     field: str = Field(min_length=1)
+
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        return _value(payload, self.field) is not None
 
 
 class BoolQuery(_Query):
@@ -127,6 +175,13 @@ class BoolQuery(_Query):
         if not any((self.must, self.should, self.filter, self.must_not)):
             raise ValueError("a bool query needs a non-empty must, should, filter or must_not")
         return self
+
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        return (
+            all(query.matches(payload) for query in (*(self.must or ()), *(self.filter or ())))
+            and not any(query.matches(payload) for query in self.must_not or ())
+            and (not self.should or any(query.matches(payload) for query in self.should))
+        )
 
 
 Query = (
@@ -161,6 +216,45 @@ class PayloadFilter(_Query):
                 '{"query": ...} with one of term, terms, match, match_phrase, wildcard, any, all, '
                 "field + range, field alone (exists), or must/should/filter/must_not"
             ) from error
+
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        """Return whether an object with this payload is found.
+
+        >>> tall = PayloadFilter.parse({"query": {"field": "size.cm", "range": {"gt": 10}}})
+        >>> tall.matches({"size": {"cm": 11}})
+        True
+        """
+        return self.query.matches(payload)
+
+
+_WORD = re.compile(r"\w+")
+_WILDCARDS = {"*": ".*", "?": "."}
+
+
+def _value(payload: Any, field: str) -> Any:
+    """Return what stands in a field, None where nothing does; a dot steps into an object."""
+    for key in field.split("."):
+        if not isinstance(payload, Mapping):
+            return None
+        payload = payload.get(key)
+    return payload
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _same(found: Any, value: Scalar) -> bool:
+    """Return whether two JSON values are equal; to Python ``True == 1``, to JSON not."""
+    return (type(found) is type(value) or (_is_number(found) and _is_number(value))) and found == value
+
+
+def _holds(found: list[Any], value: Scalar) -> bool:
+    return any(_same(item, value) for item in found)
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
 
 
 BoolQuery.model_rebuild()

@@ -1,0 +1,79 @@
+"""Whether learning helps, measured on real relevance judgements with simulated users.
+
+It is the product that is measured: the search, the adjusters and the improver that serve users, on
+the in-memory storage unless another is given. Protocol: SCIENCE.md, section 4; docs/does-it-help.md
+holds the numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from embedding_studio.embedders import Embedder
+from embedding_studio.errors import InvalidInputError
+from embedding_studio.evaluation.clicks import CLICK_MODELS, click_model
+from embedding_studio.evaluation.collection_folder import Progress, load_collection
+from embedding_studio.evaluation.methods import METHODS, methods_by_name
+from embedding_studio.evaluation.report import html_report, markdown, table
+from embedding_studio.evaluation.run import Evaluation, compare
+from embedding_studio.evaluation.taste import has_ratings, load_tastes
+from embedding_studio.evaluation.users import simulate_users
+from embedding_studio.storage.ports import Storage
+
+__all__ = ["CLICK_MODELS", "METHODS", "Evaluation", "evaluate", "html_report", "markdown", "table"]
+
+
+def evaluate(
+    folder: Path | str,
+    *,
+    embedder: Embedder,
+    methods: Sequence[str] = ("default",),
+    clicks: str = "standard",
+    users: int = 200,
+    sessions: int = 10,
+    seed: int = 0,
+    open_storage: Callable[[], Storage] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Return how each method does on the collection in a folder, compared with plain search.
+
+    A folder with relevance judgements is searched by simulated users; one with ratings
+    (``interactions.tsv``) by the users who gave them. Equal arguments give equal numbers, but for the
+    measured milliseconds.
+
+    Args:
+        embedder: embeds paraphrases, and whatever has no vectors in the folder; where it has, the
+            model that made them.
+        methods: names from ``METHODS``.
+        clicks: a name from ``CLICK_MODELS``.
+        users: at most so many; ratings may come from fewer.
+        sessions: of each user, at least 1.
+        open_storage: called for each method; what it opens is left as it was, and closed.
+        progress: called with what is done, how much of it, and how much there is.
+
+    Raises:
+        InvalidDataError: the folder cannot be used; the message is one sentence that says why.
+        InvalidInputError: a name or number cannot be used.
+    """
+    opened, _ = methods_by_name(methods), click_model(clicks)
+    if users < 1 or sessions < 1:
+        raise InvalidInputError(
+            f"{users} users with {sessions} sessions each is nothing to evaluate; give at least 1"
+        )
+    if has_ratings(folder):
+        collection, simulated = load_tastes(
+            folder, users=users, sessions=sessions, embedder=embedder, seed=seed, progress=progress
+        )
+    else:
+        collection = load_collection(folder, embedder=embedder, seed=seed, progress=progress)
+        simulated = simulate_users(
+            collection, users=users, sessions=sessions, embedder=embedder, seed=seed, progress=progress
+        )
+    return compare(
+        collection,
+        simulated,
+        opened,
+        clicks=clicks,
+        seed=seed,
+        open_storage=open_storage,
+        progress=progress,
+    )

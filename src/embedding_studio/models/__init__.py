@@ -1,0 +1,1 @@
+"""Import paths that the reference page documents; everything here is defined elsewhere."""

@@ -1,0 +1,134 @@
+"""Collections of objects, and the aliases that stand for them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field
+
+from embedding_studio.api.authentication import ADMIN
+from embedding_studio.api.dependencies import InContext
+from embedding_studio.api.fields import Body, Id
+from embedding_studio.api.problems import wrong_body
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import Collection
+from embedding_studio.storage.ports import Storage
+
+router = APIRouter(prefix="/collections", tags=["collections"], dependencies=[ADMIN])
+
+Name = Annotated[Id, Path()]
+
+
+class CollectionBody(Body):
+    name: Id
+    index: SearchIndexInfo = SearchIndexInfo()
+    embedder: Id | None = Field(
+        default=None,
+        description="name of the service's embedder, which then embeds texts; absent: callers bring vectors",
+    )
+    gate_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="cosine below which a past query is not near; absent: the setting",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "shoes-2",
+                    "index": {"dimensions": 384, "metric_type": "cosine", "metric_aggregation_type": "min"},
+                }
+            ]
+        }
+    )
+
+
+class AliasBody(Body):
+    collection: Id
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"collection": "shoes-2"}]})
+
+
+class CollectionInfo(BaseModel):
+    name: str
+    index: SearchIndexInfo
+    embedder: str | None
+    gate_threshold: float | None
+    aliases: list[str]
+    objects: int = Field(description="how many it holds")
+
+
+class CollectionsInfo(BaseModel):
+    collections: list[CollectionInfo]
+
+
+class AliasInfo(BaseModel):
+    alias: str
+    collection: str
+
+
+@router.get("", operation_id="list_collections")
+def list_collections(context: InContext) -> CollectionsInfo:
+    """Return all collections by name."""
+    return CollectionsInfo(
+        collections=[_info(collection, context.storage) for collection in context.storage.collections.list()]
+    )
+
+
+@router.post("", status_code=201, operation_id="create_collection")
+def create_collection(body: CollectionBody, context: InContext) -> CollectionInfo:
+    """Create a collection; one of the same name and kind is left as it is."""
+    index = body.index
+    if body.embedder is not None:
+        embedder = context.embedder
+        if embedder is None or embedder.name != body.embedder:
+            has = f"embeds with {embedder.name!r}" if embedder else "has no embedder"
+            raise wrong_body(f"this service {has}; leave the field out to bring vectors", "embedder")
+        if index.dimensions not in (None, embedder.dimensions):
+            raise wrong_body(
+                f"the embedder {embedder.name!r} makes vectors of {embedder.dimensions} dimensions",
+                "index",
+                "dimensions",
+            )
+        index = index.model_copy(update={"dimensions": embedder.dimensions})
+    elif index.dimensions is None:
+        raise wrong_body(
+            "say how many dimensions the vectors have, or name an embedder", "index", "dimensions"
+        )
+    collection = context.storage.collections.create(
+        body.name, index, embedder=body.embedder, gate_threshold=body.gate_threshold
+    )
+    return _info(collection, context.storage)
+
+
+@router.put("/aliases/{alias:path}", operation_id="set_alias")
+def set_alias(alias: Name, body: AliasBody, context: InContext) -> AliasInfo:
+    """Let an alias stand for a collection from now on; what was learnt under it is learnt anew there."""
+    context.storage.collections.set_alias(alias, body.collection)
+    return AliasInfo(alias=alias, collection=body.collection)
+
+
+@router.get("/{name:path}", operation_id="get_collection")
+def get_collection(name: Name, context: InContext) -> CollectionInfo:
+    """Return the collection that a name or alias stands for."""
+    return _info(context.storage.collections.get(name), context.storage)
+
+
+@router.delete("/{name:path}", status_code=204, operation_id="drop_collection")
+def drop_collection(name: Name, context: InContext) -> None:
+    """Remove a collection with its objects and all that was learnt in it; sessions stay."""
+    context.storage.collections.drop(name)
+
+
+def _info(collection: Collection, storage: Storage) -> CollectionInfo:
+    return CollectionInfo(
+        name=collection.name,
+        index=collection.index,
+        embedder=collection.embedder,
+        gate_threshold=collection.gate_threshold,
+        aliases=sorted(
+            alias for alias, name in storage.collections.aliases().items() if name == collection.name
+        ),
+        objects=storage.objects.count(collection),
+    )

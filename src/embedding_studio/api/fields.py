@@ -1,0 +1,125 @@
+"""Kinds of field that several bodies share, with what each refuses.
+
+What PostgreSQL cannot keep is refused here with its place in the body: a NUL character, half a
+surrogate pair, a number that is not finite.
+"""
+
+import math
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+
+from embedding_studio.api.problems import wrong_body
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import Collection
+from embedding_studio.domain.sessions import MAX_ID_LENGTH
+from embedding_studio.embeddings.preparation import check_vectors
+from embedding_studio.errors import InvalidVectorsError
+
+MAX_JSON_DEPTH = 64
+MAX_SECONDS = 100_000_000_000
+"""UTC seconds beyond this lie after the year 5100; in milliseconds it is March 1973."""
+
+ANY_INDEX = SearchIndexInfo(metric_type=MetricType.EUCLID)
+"""Of any size, where every finite vector has a place: which collection is meant is known only later."""
+
+
+class Body(BaseModel):
+    """What a request carries; a field that is not known is refused, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def check_text(given: str) -> str:
+    if "\x00" in given:
+        raise ValueError("a text may not hold the character NUL (U+0000)")
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text may not hold half a surrogate pair (U+D800 to U+DFFF)") from None
+    return given
+
+
+def check_json(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what was given if PostgreSQL can keep it as ``jsonb``.
+
+    >>> check_json({"sizes": [38, 39.5], "brand": None})
+    {'sizes': [38, 39.5], 'brand': None}
+    """
+    level: list[Any] = [given]
+    for _ in range(MAX_JSON_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                below.extend(value.keys())
+                below.extend(value.values())
+            elif isinstance(value, list):
+                below.extend(value)
+            elif isinstance(value, str):
+                check_text(value)
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{value} is no number that JSON knows; send null or leave it out")
+        if not below:
+            return given
+        level = below
+    raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
+
+
+def check_seconds(given: int) -> int:
+    if given > MAX_SECONDS:
+        raise ValueError(
+            f"{given} looks like milliseconds; a time here is in whole UTC seconds, such as {given // 1000}"
+        )
+    return given
+
+
+def to_vectors(given: Any) -> NDArray[np.float32]:
+    """Return [P, D] for a list of lists of numbers, or for one such list.
+
+    >>> to_vectors([[0.5, 1]])
+    array([[0.5, 1. ]], dtype=float32)
+    """
+    rows = given if isinstance(given, list) and given and isinstance(given[0], list) else [given]
+    numbers = (
+        [number for row in rows for number in row] if all(isinstance(row, list) for row in rows) else [None]
+    )
+    if not all(type(number) in (int, float) for number in numbers):  # a bool is an int to isinstance
+        raise ValueError("vectors are a list of lists of numbers, and nothing else")
+    try:
+        return check_vectors(ANY_INDEX, rows, "this field")
+    except OverflowError as error:
+        raise ValueError("a vector holds a whole number that no float can") from error
+
+
+def to_query(given: Any) -> str | NDArray[np.float32]:
+    """Return a text as it is, and numbers as [Q, D]."""
+    if isinstance(given, str):
+        return check_text(given)
+    if not isinstance(given, list):
+        raise ValueError("a query is a text, a vector (list of numbers) or a list of vectors")  # noqa: TRY004, pydantic reports ValueError
+    return to_vectors(given)
+
+
+def check_fit(collection: Collection, vectors: NDArray[np.float32], *place: str | int) -> None:
+    """Return if vectors can live in a collection.
+
+    Raises:
+        RequestValidationError: they cannot; it names their place in the body.
+    """
+    try:
+        check_vectors(collection.index, vectors, "this field")
+    except InvalidVectorsError as error:
+        raise wrong_body(str(error), *place) from error
+
+
+Text = Annotated[str, AfterValidator(check_text)]
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_text)]
+Json = Annotated[dict[str, Any], AfterValidator(check_json)]
+UtcSeconds = Annotated[int, Field(ge=0, description="UTC seconds since 1970"), AfterValidator(check_seconds)]
+Vectors = Annotated[NDArray[np.float32], PlainValidator(to_vectors, json_schema_input_type=list[list[float]])]
+Query = Annotated[
+    str | NDArray[np.float32],
+    PlainValidator(to_query, json_schema_input_type=str | list[float] | list[list[float]]),
+]

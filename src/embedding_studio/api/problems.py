@@ -1,0 +1,116 @@
+"""What the service answers when it cannot do what was asked: RFC 9457 ``application/problem+json``."""
+
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from embedding_studio.errors import ConflictError
+
+MEDIA_TYPE = "application/problem+json"
+MAX_FIELD_PROBLEMS = 100
+
+
+class FieldProblem(BaseModel):
+    """One thing that is wrong: ``pointer`` names its place in the body, ``parameter`` in the URL."""
+
+    pointer: str | None = Field(
+        default=None, description="JSON pointer into the body, as a URI fragment", examples=["#/limit"]
+    )
+    parameter: str | None = Field(default=None, description="parameter of the path or query")
+    detail: str = Field(examples=["Input should be greater than or equal to 1"])
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details. ``type`` names the kind of problem for programs, ``detail`` tells people."""
+
+    type: str = Field(examples=["urn:embedding-studio:invalid-input"])
+    title: str = Field(examples=["Invalid input"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["#/limit: Input should be greater than or equal to 1"])
+    instance: str = Field(
+        description="path of the request", examples=["/api/v1/embeddings/similarity-search"]
+    )
+    errors: list[FieldProblem] | None = Field(default=None, description="what is wrong, place by place")
+
+
+def problem_response(
+    scope: Mapping[str, Any],
+    status: int,
+    detail: str,
+    *,
+    kind: str | None = None,
+    errors: Sequence[FieldProblem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """Return the answer to the request in ``scope``.
+
+    Args:
+        scope: of ASGI.
+        kind: what went wrong in a few words; absent: nothing beyond what the status says.
+    """
+    problem = Problem(
+        type=f"urn:embedding-studio:{kind.replace(' ', '-')}" if kind else "about:blank",
+        title=kind.capitalize() if kind else HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=quote(scope["path"], errors="replace"),
+        errors=list(errors) or None,
+    )
+    content = problem.model_dump(exclude_none=True)
+    return JSONResponse(
+        content, status_code=status, headers=dict(headers) if headers else None, media_type=MEDIA_TYPE
+    )
+
+
+def kind_of(error: type[Exception]) -> str:
+    """Return the name of an error class in words.
+
+    >>> kind_of(LookupError)
+    'lookup'
+    >>> from embedding_studio.errors import CollectionNotFoundError
+    >>> kind_of(CollectionNotFoundError)
+    'collection not found'
+    """
+    return " ".join(re.findall(r"[A-Z][a-z]*", error.__name__.removesuffix("Error"))).lower()
+
+
+def wrong_body(detail: str, *place: str | int) -> RequestValidationError:
+    """Return the error that a route raises about one place in its body, named from the top."""
+    return RequestValidationError([{"type": "value_error", "loc": ("body", *place), "msg": detail}])
+
+
+def session_taken(session_id: str | None) -> ConflictError:
+    """Return what is said about a session id in use: nothing of whose it is, as storage's own error says."""
+    return ConflictError(
+        f"the session id {session_id!r} is taken by a search of another user, query or collection; "
+        "give each search an id of its own"
+    )
+
+
+def field_problems(error: RequestValidationError) -> list[FieldProblem]:
+    """Return what pydantic found wrong, each with its place; at most ``MAX_FIELD_PROBLEMS``."""
+    return [_field_problem(found) for found in error.errors()[:MAX_FIELD_PROBLEMS]]
+
+
+def _field_problem(found: Mapping[str, Any]) -> FieldProblem:
+    where, *place = found["loc"]
+    if found["type"] == "json_invalid":
+        reason = found["ctx"]["error"]
+        return FieldProblem(pointer="#", detail=f"the body is not JSON: {reason} at character {place[0]}")
+    detail = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        detail = "this field is not known here; is it misspelt?"
+    if where == "body":
+        return FieldProblem(pointer="#" + "".join(f"/{_escape(step)}" for step in place), detail=detail)
+    return FieldProblem(parameter=".".join(map(str, place)), detail=detail)
+
+
+def _escape(step: str | int) -> str:
+    pointer = str(step).replace("~", "~0").replace("/", "~1")  # RFC 6901, section 3
+    return quote(pointer, safe="~", errors="replace")  # section 6

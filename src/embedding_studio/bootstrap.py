@@ -1,0 +1,203 @@
+"""Where settings meet implementations: a ``Context`` holds one process's parts, each made on first use."""
+
+import threading
+from functools import cached_property
+from typing import Self
+
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import Collection
+from embedding_studio.domain.sessions import DEFAULT_COLLECTION
+from embedding_studio.embedders import Embedder, embedder_by_name
+from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
+from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
+from embedding_studio.errors import CollectionNotFoundError, EmbeddingError
+from embedding_studio.feedback.improve import Improver
+from embedding_studio.feedback.selection import SessionSelection
+from embedding_studio.feedback.worker import Worker
+from embedding_studio.plugins import Plugin, PluginDefaults, load_plugin
+from embedding_studio.search import SearchService
+from embedding_studio.settings import Settings, load_settings
+from embedding_studio.storage.embedded import EmbeddedServer
+from embedding_studio.storage.ports import Clickstream, Orders, Storage
+from embedding_studio.storage.postgres import PostgresStorage
+
+
+class Context:
+    """The parts of one process.
+
+    ``from embedding_studio import context`` is one that reads the environment. Make another for
+    other settings, or over a storage that is open already and then stays open on ``close``.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, storage: Storage | None = None) -> None:
+        self._given_settings = settings
+        self._given_storage = storage
+        self._once = threading.RLock()
+        self._server: EmbeddedServer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @cached_property
+    def settings(self) -> Settings:
+        return self._given_settings or load_settings()
+
+    @cached_property
+    def plugin(self) -> Plugin:
+        settings = self.settings
+        key = settings.embedder_api_key
+        return load_plugin(
+            PluginDefaults(
+                search_index_info=SearchIndexInfo(),
+                vectors_adjuster=self._adjuster_by_settings,
+                embedder=lambda: embedder_by_name(
+                    settings.embedder, api_key=key.get_secret_value() if key else None
+                ),
+                session_filter=SessionSelection(
+                    min_session_seconds=settings.min_session_seconds,
+                    max_clicks=settings.max_session_clicks,
+                    event_weights=settings.event_weights,
+                ),
+            ),
+            settings.plugins_path,
+        )
+
+    @cached_property
+    def storage(self) -> Storage:
+        """The database, started where it is embedded, with its schema up to date."""
+        with self._once:
+            if "storage" in self.__dict__:
+                opened: Storage = self.__dict__["storage"]
+                return opened
+            if self._given_storage is not None:
+                return self._given_storage
+            if self.settings.database_url is None:
+                self._server = EmbeddedServer(self.settings.data_dir)
+                url = self._server.start()
+            else:
+                url = self.settings.database_url.get_secret_value()
+            return PostgresStorage(
+                url, order_on=self._ordering_event_types(), pool_size=self.settings.pool_size
+            )
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        with self._once:
+            return self.__dict__.get("embedder") or self.plugin.get_embedder()
+
+    @cached_property
+    def search(self) -> SearchService:
+        settings = self.settings
+        return SearchService(
+            self.storage,
+            embedder=self.embedder,
+            gate_threshold=settings.gate_threshold,
+            query_shift=settings.query_shift,
+            exploration_ratio=settings.exploration_ratio,
+        )
+
+    @property
+    def clickstream_dao(self) -> Clickstream:
+        """Sessions and events, by the name that the reference page uses."""
+        return self.storage.clickstream
+
+    @property
+    def sessions_for_improvement(self) -> Orders:
+        """Orders, by the name that the reference page uses."""
+        return self.storage.orders
+
+    def improver(self) -> Improver:
+        """Return one pass of learning as the settings and the plugin want it."""
+        settings = self.settings
+        return Improver(
+            self.storage,
+            self.adjuster_for,
+            embedder=self.embedder,
+            session_filter=self.plugin.get_session_filter(),
+            event_weights=settings.event_weights,
+            max_angle_degrees=settings.max_angle_degrees,
+            max_sessions_per_user=settings.max_sessions_per_user,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            backoff_seconds=settings.backoff_seconds,
+        )
+
+    def worker(self) -> Worker:
+        settings = self.settings
+        return Worker(
+            self.improver(),
+            self.storage,
+            interval_seconds=settings.improvement_seconds_interval,
+            users_per_batch=settings.users_per_batch,
+            wake_on_click=settings.improve_on_click,
+        )
+
+    def adjuster_for(self, index: SearchIndexInfo) -> VectorsAdjuster:
+        """Return the plugin's adjuster where it is made for such an index, else the one by settings."""
+        own = self.plugin.get_search_index_info()
+        fits = (own.metric_type, own.metric_aggregation_type) == (
+            index.metric_type,
+            index.metric_aggregation_type,
+        )
+        return self.plugin.get_vectors_adjuster() if fits else self._adjuster_by_settings(index)
+
+    def collection(
+        self, name: str = DEFAULT_COLLECTION, *, index: SearchIndexInfo | None = None
+    ) -> Collection:
+        """Return the collection of this name, made for the embedder of this process if there is none.
+
+        Args:
+            index: metric and aggregation of a new one; the plugin's if absent.
+
+        Raises:
+            EmbeddingError: it would have to be made, and neither ``index`` nor an embedder says its size.
+            ConflictError: it exists and is of another kind than ``index`` asks for.
+        """
+        try:
+            existing = self.storage.collections.get(name)
+        except CollectionNotFoundError:
+            existing = None
+        if existing is not None and index is None:
+            return existing
+        wanted = index or self.plugin.get_search_index_info()
+        if wanted.dimensions is None:
+            if self.embedder is None:
+                raise EmbeddingError(
+                    f"the collection {name!r} is not there and its size is unknown: "
+                    "create it with its dimensions, or set EMBEDDER"
+                )
+            wanted = wanted.model_copy(update={"dimensions": self.embedder.dimensions})
+        return self.storage.collections.create(
+            name, wanted, embedder=self.embedder.name if self.embedder else None
+        )
+
+    def close(self) -> None:
+        """Close what this context opened; the embedded server stops with its last user."""
+        opened = self.__dict__.pop("storage", None)
+        if opened is None or self._given_storage is not None:
+            return
+        opened.close()
+        if self._server is not None:
+            self._server.stop()
+
+    def _adjuster_by_settings(self, index: SearchIndexInfo) -> VectorsAdjuster:
+        settings = self.settings
+        if settings.adjuster == "torch":
+            from embedding_studio.embeddings.improvement.torch_based_adjuster import TorchBasedAdjuster
+
+            kind: type[TorchBasedAdjuster | PassiveAggressiveAdjuster] = TorchBasedAdjuster
+        else:
+            kind = PassiveAggressiveAdjuster
+        return kind(
+            index,
+            settings.adjustment_rate,
+            settings.num_iterations,
+            settings.softmin_temperature,
+            max_angle_degrees=settings.max_angle_degrees,
+        )
+
+    def _ordering_event_types(self) -> frozenset[str]:
+        return self.settings.learning_event_types if self.settings.improve_on_click else frozenset()

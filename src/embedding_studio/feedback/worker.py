@@ -1,0 +1,70 @@
+"""The loop around learning: all that is due, then wait for a click or for the interval."""
+
+import logging
+import threading
+
+from embedding_studio.errors import StorageError
+from embedding_studio.feedback.improve import Improver
+from embedding_studio.storage.ports import Storage
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+"""Bound on one wait: so late are a stop, an order given back for later, and one whose notice was lost."""
+
+_FIRST_RETRY_SECONDS = 0.5
+_LAST_RETRY_SECONDS = 30.0
+
+
+class Worker:
+    """Learns until it is told to stop. Any number of workers may run on one storage.
+
+    Args:
+        interval_seconds: looks for orders at least so often.
+        users_per_batch: so many users are learnt in one transaction.
+        wake_on_click: also looks as soon as an order is placed; False: every ``interval_seconds`` only.
+    """
+
+    def __init__(
+        self,
+        improver: Improver,
+        storage: Storage,
+        *,
+        interval_seconds: float = 1800.0,
+        users_per_batch: int = 100,
+        wake_on_click: bool = True,
+    ) -> None:
+        self._improver = improver
+        self._storage = storage
+        self._interval_seconds = interval_seconds
+        self._users_per_batch = users_per_batch
+        self._wake_on_click = wake_on_click
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set; the batch in hand is finished first."""
+        retry_seconds = _FIRST_RETRY_SECONDS
+        while not stop.is_set():
+            try:
+                self._drain(stop)
+                retry_seconds = _FIRST_RETRY_SECONDS
+                self._wait(stop)
+            except StorageError as error:
+                logger.warning("storage failed, trying again in %.1f s: %s", retry_seconds, error)
+                stop.wait(retry_seconds)
+                retry_seconds = min(2 * retry_seconds, _LAST_RETRY_SECONDS)
+
+    def _drain(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            report = self._improver.improve_once(users=self._users_per_batch)
+            if not report.orders:
+                return
+            logger.info(
+                "learnt from %d sessions of %d users in %.3f s; refused %d, failed %d",
+                report.learnt, report.users, report.seconds, len(report.refused), len(report.failed),
+            )  # fmt: skip
+
+    def _wait(self, stop: threading.Event) -> None:
+        if self._wake_on_click:
+            self._storage.orders.wait(min(self._interval_seconds, _POLL_SECONDS))
+        else:
+            stop.wait(self._interval_seconds)

@@ -1,0 +1,527 @@
+"""Search, bent for each user by what they clicked for near queries (DESIGN.md, "Serving").
+
+Axes: Q parts of a query · D dimensions · J remembered queries · R results.
+"""
+
+import hashlib
+import math
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import JSON, Collection, MovedObject, Neighbour, QueryMemory
+from embedding_studio.domain.sessions import DEFAULT_COLLECTION, MAX_ID_LENGTH, SearchResultItem, Session
+from embedding_studio.embedders import Embedder
+from embedding_studio.embeddings.personal import blend, gates, object_gates, query_mean, shift_query
+from embedding_studio.embeddings.preparation import check_vectors
+from embedding_studio.embeddings.similarity import distances, similarities
+from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
+from embedding_studio.storage.ports import Storage, Vectors
+
+SortBy = tuple[str, Literal["ascending", "descending"]]
+
+MAX_LIMIT = 1_000
+MAX_REACH = 10_000
+"""Results beyond this position are not served: whoever needs more reads the collection."""
+
+SORT_WINDOW = 1_000
+"""So many of the nearest are sorted by a payload field where no ``max_distance`` says how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """A past query that bears on this one.
+
+    Attributes:
+        gate: in (0, 1]; 1 is the same query.
+        clicked_ids: what was clicked for it.
+        distance_change: how far this past query alone would have moved the result; below 0 is nearer.
+            Several do not add up: they share one shift, and the widest gate counts.
+    """
+
+    session_id: str
+    search_query: str
+    created_at: int
+    gate: float
+    clicked_ids: tuple[str, ...]
+    distance_change: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a result stands where it does.
+
+    Attributes:
+        base_distance: from the query as given to the original.
+        shifted_distance: from the shifted query to the original.
+        distance: from the shifted query to original and personal vectors, blended by ``gate``.
+        gate: in [0, 1], how much the object's personal vectors count; 0 without any.
+        influences: widest gate first; empty for a result that nothing personal bears on.
+    """
+
+    base_distance: float
+    shifted_distance: float
+    distance: float
+    gate: float
+    influences: tuple[Influence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """One result.
+
+    Attributes:
+        distance: smaller is nearer; that under which it was ranked.
+        position: 1 is the top of the first page.
+        personalised: whether the user's state took part in its distance.
+        propensity: probability with which this slot shows this object, given what stands above it.
+    """
+
+    object_id: str
+    distance: float
+    payload: JSON
+    position: int
+    personalised: bool
+    propensity: float
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage:
+    """One page of results.
+
+    Attributes:
+        session_id: the session that recorded the page; None if none did.
+        next_page_offset: None on the last page.
+        personalised: whether the user's state bears on this query at all.
+    """
+
+    results: tuple[SearchResult, ...]
+    session_id: str | None
+    next_page_offset: int | None
+    personalised: bool
+
+
+class SearchService:
+    """Searches a storage. Safe to use from several threads.
+
+    Args:
+        embedder: for queries that are texts.
+        gate_threshold: cosine above which a remembered query bears on a new one, where the collection
+            has none of its own.
+        query_shift: how far a query moves towards what was clicked for near ones; 0 turns it off.
+        exploration_ratio: share of a personalised page's slots that show the plain search's next result.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        embedder: Embedder | None = None,
+        gate_threshold: float = 0.75,
+        query_shift: float = 1.0,
+        exploration_ratio: float = 0.0,
+    ) -> None:
+        self._storage = storage
+        self._embedder = embedder
+        self._gate_threshold = gate_threshold
+        self._query_shift = query_shift
+        self._exploration_ratio = exploration_ratio
+
+    def search(
+        self,
+        query: str | ArrayLike,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        user_id: str | None = None,
+        limit: int = 10,
+        offset: int = 0,
+        max_distance: float | None = None,
+        filter: PayloadFilter | None = None,  # noqa: A002, the field's name in the documented request
+        sort_by: SortBy | None = None,
+        explain: bool = False,
+        exploration_ratio: float | None = None,
+        create_session: bool = False,
+        session_id: str | None = None,
+        rng: np.random.Generator | None = None,
+        now: int | None = None,
+    ) -> SearchPage:
+        """Return one page of what is nearest to a query, for this user.
+
+        Args:
+            query: a text, or vectors [D] or [Q, D].
+            user_id: None: nobody is known, and the search is plain.
+            max_distance: inclusive; of the distance that results are ranked by.
+            sort_by: payload field (a dot steps into an object) and direction: reorders all within
+                ``max_distance``, or the nearest ``SORT_WINDOW``. Numbers stand before texts, objects
+                without a value last, equal ones by distance. Such a page does not explore.
+            create_session: record query and page under ``session_id``, or under a new id.
+            session_id: with an offset, a session recorded before: the page is added to it, and shows
+                nothing that an earlier one showed, even if the user's clicks changed the order since.
+            rng: where exploration is drawn from; by default from the session's id, so that its pages
+                fit together, else from entropy.
+            now: UTC seconds of the search; default: the clock.
+
+        Raises:
+            InvalidInputError: an argument is out of bounds, or the query's vectors cannot be used.
+            EmbeddingError: the query is a text that cannot be embedded as the collection was.
+            CollectionNotFoundError, SessionNotFoundError: no such collection, or session to continue.
+            ConflictError: the session to record in is one of another user, query or collection.
+        """
+        ratio = self._exploration_ratio if exploration_ratio is None else exploration_ratio
+        _check_bounds(limit, offset, max_distance, ratio, sort_by)
+        _check_id("user_id", user_id)
+        _check_id("session_id", session_id)
+        known = self._storage.collections.get(collection)
+        text, queries = self._parts_of(known, query)
+        shown: set[str] = set()
+        continues = session_id is not None and offset > 0
+        if session_id is not None and continues:
+            shown = self._shown_before(session_id, offset, user_id, text, collection)
+        elif create_session:
+            session_id = session_id or str(uuid.uuid4())
+
+        bend = self._bend(known, user_id, queries)
+        lists = _Lists(self._storage, known, queries, filter, max_distance, bend)
+        reach = offset + limit + 1
+        ranked = lists.sorted_by(sort_by) if sort_by else lists.ranked(reach)
+        explored = lists.plain(reach) if bend and ratio > 0 and not sort_by else []
+        draws = (rng or _rng_of(session_id)).random(reach) if explored else np.ones(reach)
+        slots = list(_slots(ranked, explored, shown, draws[len(shown) :], ratio))[
+            max(0, offset - len(shown)) :
+        ]
+
+        page = slots[:limit]
+        explanations = lists.explanations([found for found, _, _ in page]) if explain else {}
+        results = tuple(
+            SearchResult(
+                object_id=found.object_id,
+                distance=found.distance,
+                payload=found.payload,
+                position=position,
+                personalised=bend is not None and own,
+                propensity=propensity,
+                explanation=(explanations[found.object_id] if own else _as_for_anybody(found))
+                if explain
+                else None,
+            )
+            for position, (found, own, propensity) in enumerate(page, start=offset + 1)
+        )
+        recorded_in = session_id if create_session or offset > 0 else None
+        if recorded_in is not None and continues:
+            self._storage.clickstream.append_results(recorded_in, _served(results))
+        elif recorded_in is not None:
+            session = Session(
+                session_id=recorded_in,
+                search_query=text,
+                user_id=user_id,
+                created_at=utc_timestamp() if now is None else now,
+                collection=collection,
+                search_results=_served(results),
+            )
+            self._storage.clickstream.register_session(session, queries)
+        more = len(slots) > limit and offset + limit < MAX_REACH
+        return SearchPage(results, recorded_in, offset + limit if more else None, bend is not None)
+
+    def _parts_of(self, collection: Collection, query: str | ArrayLike) -> tuple[str, Vectors]:
+        """Return the text of a query ("" without one) and its vectors [Q, D]."""
+        if not isinstance(query, str):
+            return "", check_vectors(collection.index, query, "the query")
+        if not query.strip():
+            raise InvalidInputError("the query is empty; give a text, or the query's vectors")
+        if self._embedder is None:
+            raise EmbeddingError(
+                "there is no embedder for the text of the query; search with vectors, or set EMBEDDER"
+            )
+        if collection.embedder not in (None, self._embedder.name):
+            raise EmbeddingError(
+                f"the collection {collection.name!r} was embedded by {collection.embedder!r}, this service "
+                f"embeds by {self._embedder.name!r}; set EMBEDDER to the first, or index the collection anew"
+            )
+        vectors = self._embedder.embed(self._embedder.split(query))
+        return query, check_vectors(collection.index, vectors, "the query")
+
+    def _bend(self, collection: Collection, user_id: str | None, queries: Vectors) -> "_Bend | None":
+        """Return what the user's memories do to a query; None where the search is the plain one."""
+        if user_id is None:
+            return None
+        index = collection.index
+        threshold = self._gate_threshold if collection.gate_threshold is None else collection.gate_threshold
+        mean = query_mean(index, queries)
+        near = self._storage.personal.active_memories(collection, user_id, mean, threshold)
+        if not near:
+            return None
+        near_gates = gates(index, mean, np.stack([memory.query for memory in near]), threshold)
+        memories = [memory for memory, gate in zip(near, near_gates, strict=True) if gate > 0]
+        if not memories:
+            return None
+        return _Bend(user_id, memories, near_gates[near_gates > 0], self._query_shift)
+
+    def _shown_before(
+        self, session_id: str, offset: int, user_id: str | None, text: str, collection: str
+    ) -> set[str]:
+        """Return what a session showed on the pages before this one."""
+        session = self._storage.clickstream.get_session(session_id)
+        if (session.user_id, session.search_query, session.collection) != (user_id, text, collection):
+            raise ConflictError(
+                f"the session {session_id!r} is of another user, query or collection; "
+                "a further page needs those of the first"
+            )
+        return {
+            result.object_id
+            for result in session.search_results
+            if result.position is not None and result.position <= offset
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bend:
+    """What a user's past queries do to one query.
+
+    Attributes:
+        memories: J of them, at least one.
+        gates: [J], all > 0.
+    """
+
+    user_id: str
+    memories: Sequence[QueryMemory]
+    gates: NDArray[np.float64]
+    strength: float
+
+    def shifted(self, index: SearchIndexInfo, queries: Vectors) -> Vectors:
+        means = np.stack([memory.clicked_mean for memory in self.memories])
+        return shift_query(index, queries, self.gates, means, self.strength)
+
+    def object_gates(self) -> dict[str, float]:
+        return object_gates(self.gates, [memory.moved_ids for memory in self.memories])
+
+    def alone(self, j: int) -> "_Bend":
+        """Return what one of the past queries would do by itself."""
+        return _Bend(self.user_id, self.memories[j : j + 1], self.gates[j : j + 1], self.strength)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lists:
+    """The lists from which one page is made, and why they are as they are.
+
+    Attributes:
+        queries: [Q, D], as given.
+        bend: None where the plain list is the only one.
+        moved: the user's own copies, as far as they were fetched.
+    """
+
+    storage: Storage
+    collection: Collection
+    queries: Vectors
+    filter: PayloadFilter | None
+    max_distance: float | None
+    bend: _Bend | None
+    moved: dict[str, MovedObject] = field(default_factory=dict)
+
+    def plain(self, count: int) -> list[Neighbour]:
+        """Return the ``count`` nearest for anybody."""
+        return self.storage.objects.nearest(
+            self.collection, self.queries, count, filter=self.filter, max_distance=self.max_distance
+        )
+
+    def ranked(self, count: int) -> list[Neighbour]:
+        """Return the ``count`` nearest for this user, each object once, by (distance, object_id)."""
+        if self.bend is None:
+            return self.plain(count)
+        index = self.collection.index
+        shifted = self.bend.shifted(index, self.queries)
+        gate_of = self.bend.object_gates()
+        unmoved, moved = self.storage.personal.candidates(
+            self.collection, self.bend.user_id, shifted, count, sorted(gate_of), filter=self.filter
+        )
+        self.moved.update((each.object_id, each) for each in moved)
+        found = unmoved
+        if moved:
+            object_gates = np.array([gate_of[each.object_id] for each in moved])
+            blended = blend(
+                _similarities(index, shifted, [each.original for each in moved]),
+                _similarities(index, shifted, [each.personal for each in moved]),
+                object_gates,
+            )
+            found = unmoved + [
+                Neighbour(each.object_id, distance, each.payload)
+                for each, distance in zip(moved, distances(index, blended).tolist(), strict=True)
+            ]
+            found.sort(key=lambda each: (each.distance, each.object_id))
+        return [
+            each for each in found[:count] if self.max_distance is None or each.distance <= self.max_distance
+        ]
+
+    def sorted_by(self, sort_by: SortBy) -> list[Neighbour]:
+        """Return all within ``max_distance``, or the nearest ``SORT_WINDOW``, by a payload field."""
+        count = SORT_WINDOW
+        found = self.ranked(count)
+        while self.max_distance is not None and len(found) == count:
+            count *= 4
+            found = self.ranked(count)
+        name, direction = sort_by
+        valued = [(_sort_key(each.payload, name), each) for each in found]
+        present = [(key, each) for key, each in valued if key is not None]
+        present.sort(key=lambda pair: pair[0], reverse=direction == "descending")
+        return [each for _, each in present] + [each for key, each in valued if key is None]
+
+    def explanations(self, results: Sequence[Neighbour]) -> dict[str, Explanation]:
+        """Return object_id -> why it stands where it does, for results of ``ranked``."""
+        if self.bend is None:
+            return {each.object_id: _as_for_anybody(each) for each in results}
+        index = self.collection.index
+        originals = {each.object_id: each.original for each in self.moved.values()}
+        missing = [each.object_id for each in results if each.object_id not in originals]
+        originals |= {
+            each.object_id: each.parts for each in self.storage.objects.get(self.collection, missing)
+        }
+        there = [each for each in results if each.object_id in originals]  # the others are gone by now
+        original = [originals[each.object_id] for each in there]
+        personal = [
+            self.moved[each.object_id].personal if each.object_id in self.moved else originals[each.object_id]
+            for each in there
+        ]
+
+        def distances_by(bend: _Bend) -> NDArray[np.float64]:
+            gate_of = bend.object_gates()
+            shifted = bend.shifted(index, self.queries)
+            blended = blend(
+                _similarities(index, shifted, original),
+                _similarities(index, shifted, personal),
+                np.array([gate_of.get(each.object_id, 0.0) for each in there]),
+            )
+            return distances(index, blended)
+
+        base = distances(index, _similarities(index, self.queries, original))
+        shifted = distances(index, _similarities(index, self.bend.shifted(index, self.queries), original))
+        changes = [distances_by(self.bend.alone(j)) - base for j in range(len(self.bend.memories))]
+        widest_first = np.argsort(-self.bend.gates, kind="stable").tolist()
+        gate_of = self.bend.object_gates()
+        explained = {
+            each.object_id: Explanation(
+                base_distance=float(base[r]),
+                shifted_distance=float(shifted[r]),
+                distance=each.distance,
+                gate=gate_of.get(each.object_id, 0.0) if each.object_id in self.moved else 0.0,
+                influences=tuple(
+                    _influence(self.bend.memories[j], float(self.bend.gates[j]), float(changes[j][r]))
+                    for j in widest_first
+                ),
+            )
+            for r, each in enumerate(there)
+        }
+        return {each.object_id: explained.get(each.object_id) or _as_for_anybody(each) for each in results}
+
+
+def _slots(
+    ranked: Sequence[Neighbour],
+    plain: Sequence[Neighbour],
+    shown: Iterable[str],
+    draws: Iterable[float],
+    ratio: float,
+) -> Iterator[tuple[Neighbour, bool, float]]:
+    """Yield for each draw what its slot shows, whether that is of the user's own list, and how probably.
+
+    With probability ``ratio`` a slot shows what comes next in the plain list, else what comes next in
+    the user's own; no object twice, and when one list is at its end the other goes on.
+    """
+    taken = set(shown)
+    i = k = 0
+    for draw in draws:
+        while i < len(ranked) and ranked[i].object_id in taken:
+            i += 1
+        while k < len(plain) and plain[k].object_id in taken:
+            k += 1
+        own = ranked[i] if i < len(ranked) else None
+        other = plain[k] if k < len(plain) else None
+        if other is None or (own is not None and own.object_id == other.object_id):
+            if own is None:
+                return
+            slot = own, True, 1.0
+        elif own is None:
+            slot = other, False, 1.0
+        else:
+            slot = (other, False, ratio) if draw < ratio else (own, True, 1.0 - ratio)
+        taken.add(slot[0].object_id)
+        yield slot
+
+
+def _similarities(
+    index: SearchIndexInfo, queries: Vectors, objects: Sequence[Vectors]
+) -> NDArray[np.float64]:
+    """Return how alike each object, R arrays [P, D], is to the query: [R]."""
+    starts = np.cumsum([0, *(len(parts) for parts in objects[:-1])])
+    return similarities(index, queries, np.concatenate(objects), starts)
+
+
+def _served(results: Iterable[SearchResult]) -> tuple[SearchResultItem, ...]:
+    return tuple(
+        SearchResultItem(
+            object_id=result.object_id,
+            rank=result.distance,
+            position=result.position,
+            personalised=result.personalised,
+            propensity=result.propensity,
+        )
+        for result in results
+    )
+
+
+def _as_for_anybody(found: Neighbour) -> Explanation:
+    return Explanation(found.distance, found.distance, found.distance, gate=0.0, influences=())
+
+
+def _influence(memory: QueryMemory, gate: float, distance_change: float) -> Influence:
+    return Influence(
+        memory.session_id, memory.search_query, memory.created_at, gate, memory.clicked_ids, distance_change
+    )
+
+
+def _sort_key(payload: JSON, name: str) -> tuple[int, float | str] | None:
+    """Return what a payload is sorted by: numbers before texts; None where there is neither."""
+    value: object = payload
+    for step in name.split("."):
+        value = value.get(step) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        return (1, value)
+    return (0, value) if isinstance(value, int | float) and not math.isnan(value) else None
+
+
+def _rng_of(session_id: str | None) -> np.random.Generator:
+    if session_id is None:
+        return np.random.default_rng()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(session_id.encode()).digest()[:16]))
+
+
+def _check_bounds(
+    limit: int, offset: int, max_distance: float | None, ratio: float, sort_by: SortBy | None
+) -> None:
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidInputError(f"limit is {limit}; ask for 1 to {MAX_LIMIT} results")
+    if offset < 0 or offset + limit > MAX_REACH:
+        raise InvalidInputError(
+            f"offset is {offset} and limit {limit}; pages lie between 0 and {MAX_REACH}, "
+            "so narrow the search by a filter or max_distance"
+        )
+    if max_distance is not None and not math.isfinite(max_distance):
+        raise InvalidInputError(f"max_distance is {max_distance}; give a finite number, or leave it out")
+    if not 0 <= ratio <= 1:
+        raise InvalidInputError(f"exploration_ratio is {ratio}; give a share from 0 to 1")
+    if sort_by is not None and (
+        len(sort_by) != 2 or not sort_by[0] or sort_by[1] not in {"ascending", "descending"}
+    ):
+        raise InvalidInputError(f"sort_by is {sort_by}; give a payload field and 'ascending' or 'descending'")
+
+
+def _check_id(name: str, given: str | None) -> None:
+    if given is not None and not 1 <= len(given) <= MAX_ID_LENGTH:
+        raise InvalidInputError(
+            f"{name} has {len(given)} characters; give 1 to {MAX_ID_LENGTH}, or leave it out"
+        )

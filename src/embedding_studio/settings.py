@@ -1,0 +1,238 @@
+"""Settings: the only reader of the environment.
+
+Each field is an environment variable in capitals (also read from a file ``.env`` in the working
+folder). ``docs/settings.md`` and ``embedding-studio settings`` are made from this class.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS
+from embedding_studio.errors import InvalidSettingError
+
+logger = logging.getLogger(__name__)
+
+
+class Knob(BaseModel):
+    """A setting with named presets and a documented range; outside it a value is used with a warning."""
+
+    presets: dict[str, float]
+    low: float
+    high: float
+
+
+KNOBS: dict[str, Knob] = {
+    "adjustment_rate": Knob(
+        presets={"conservative": 0.03, "balanced": 0.1, "aggressive": 0.3}, low=0.01, high=0.5
+    ),
+    "num_iterations": Knob(presets={"quick": 5, "standard": 15, "deep": 30}, low=5, high=50),
+    "softmin_temperature": Knob(presets={"sharp": 0.3, "balanced": 1.0, "smooth": 3.0}, low=0.1, high=5.0),
+    "improvement_seconds_interval": Knob(
+        presets={"realtime": 300, "balanced": 1800, "batch": 7200}, low=300, high=86400
+    ),
+}
+"""The four knobs of the reference page, with its ranges."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    adjuster: Literal["passive_aggressive", "torch"] = Field(
+        default="passive_aggressive",
+        description="What moves vectors: `passive_aggressive` measured best, `torch` is the gradient"
+        " adjuster.",
+    )
+    adjustment_rate: float = Field(
+        default=0.1,
+        gt=0,
+        description="How far one session moves vectors. passive_aggressive: the margin is half of it;"
+        " torch: the learning rate.",
+    )
+    num_iterations: int = Field(
+        default=10,
+        ge=1,
+        description="How thoroughly. passive_aggressive: one sweep over a user's sessions for every ten;"
+        " torch: gradient steps for each session.",
+    )
+    softmin_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="Objects with several parts: lower concentrates on the most similar part, higher"
+        " spreads.",
+    )
+    max_angle_degrees: float = Field(
+        default=20.0,
+        gt=0,
+        le=90,
+        description="Trust region: the largest angle between a personal vector and its original.",
+    )
+    gate_threshold: float = Field(
+        default=0.75,
+        ge=0,
+        lt=1,
+        description="Cosine above which a remembered query bears on a new one.",
+    )
+    query_shift: float = Field(
+        default=1.0,
+        ge=0,
+        description="How far a query moves towards what was clicked for near queries; 0 turns it off.",
+    )
+    event_weights: dict[str, float] = Field(
+        default=dict(DEFAULT_EVENT_WEIGHTS),
+        description="How much each type of event says for its object (JSON); others say nothing.",
+    )
+    max_sessions_per_user: int = Field(
+        default=200, ge=1, description="Only so many of a user's latest sessions count."
+    )
+    min_session_seconds: int = Field(
+        default=0, ge=0, description="Shorter sessions are refused; the reference page uses 10."
+    )
+    max_session_clicks: int = Field(
+        default=10, ge=1, description="Sessions with more clicks are refused as ambiguous."
+    )
+    improve_on_click: bool = Field(
+        default=True, description="A click places an order and wakes the worker at once."
+    )
+    improvement_seconds_interval: int = Field(
+        default=1800, ge=1, description="Seconds after which the worker looks for orders in any case."
+    )
+    exploration_ratio: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of slots that show the plain search's next result instead of the personalised"
+        " one's.",
+    )
+    users_per_batch: int = Field(default=100, ge=1, description="Users that a worker claims at once.")
+    lease_seconds: float = Field(
+        default=60, gt=0, description="After so long the orders of a dead worker are claimed by another."
+    )
+    max_attempts: int = Field(default=5, ge=1, description="Attempts after which an order has failed.")
+    backoff_seconds: float = Field(
+        default=1, ge=0, description="Wait before the second attempt; doubles each time."
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="A PostgreSQL >= 15 with pgvector >= 0.8; absent: the embedded server in DATA_DIR.",
+    )
+    data_dir: Path = Field(
+        default=Path(".embedding-studio"), description="Where the embedded server keeps its data."
+    )
+    pool_size: int = Field(default=8, ge=1, le=100, description="Database connections of one process.")
+    embedder: str = Field(
+        default="all-MiniLM-L6-v2",
+        description="A sentence-transformers name or folder, `openai:MODEL@BASE_URL`, or `none`: callers"
+        " bring vectors.",
+    )
+    embedder_api_key: SecretStr | None = Field(
+        default=None, description="Sent to an OpenAI-compatible endpoint."
+    )
+    plugins_path: Path | None = Field(
+        default=None, description="A Python file, or a folder of them, with one plugin class."
+    )
+    host: str = Field(default="127.0.0.1", description="Where the service listens.")
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one.")
+    admin_api_key: SecretStr | None = Field(default=None, description="Bearer key that may do everything.")
+    write_api_key: SecretStr | None = Field(
+        default=None, description="Bearer key that may search and send sessions and events."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Origins whose pages may call the service, separated by commas."
+    )
+    max_request_bytes: int = Field(default=2_000_000, ge=1_000, description="Larger requests are refused.")
+    max_events_per_request: int = Field(default=1_000, ge=1, description="More events at once are refused.")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_at_commas(cls, given: Any) -> Any:
+        return (
+            tuple(part.strip() for part in given.split(",") if part.strip())
+            if isinstance(given, str)
+            else given
+        )
+
+    @field_validator(
+        "database_url", "embedder_api_key", "plugins_path", "admin_api_key", "write_api_key", mode="before"
+    )
+    @classmethod
+    def _empty_is_absent(cls, given: Any) -> Any:
+        return None if given == "" else given
+
+    @field_validator(*KNOBS, mode="before")
+    @classmethod
+    def _resolve_preset(cls, given: Any, info: Any) -> Any:
+        knob = KNOBS[info.field_name]
+        if not isinstance(given, str):
+            return given
+        if given.lower() in knob.presets:
+            return knob.presets[given.lower()]
+        try:
+            return float(given)
+        except ValueError:
+            raise ValueError(f"give a number or one of {', '.join(knob.presets)}") from None
+
+    @field_validator("event_weights")
+    @classmethod
+    def _weights_are_sound(cls, given: dict[str, float]) -> dict[str, float]:
+        if any(not 0 <= weight < float("inf") for weight in given.values()):
+            raise ValueError("weights are numbers from 0 upwards")
+        if not any(given.values()):
+            raise ValueError("at least one type of event needs a weight above 0, or nothing is ever learnt")
+        return given
+
+    @model_validator(mode="after")
+    def _warn_outside_the_documented_range(self) -> Self:
+        for name, knob in KNOBS.items():
+            value = getattr(self, name)
+            if not knob.low <= value <= knob.high:
+                logger.warning(
+                    "%s=%s is outside the documented range %s to %s; it is used as it is",
+                    name.upper(), value, knob.low, knob.high,
+                )  # fmt: skip
+        return self
+
+    @property
+    def learning_event_types(self) -> frozenset[str]:
+        """Types of event from which something is learnt."""
+        return frozenset(kind for kind, weight in self.event_weights.items() if weight > 0)
+
+
+def load_settings(**given: Any) -> Settings:
+    """Return the settings of this process; ``given`` outweighs the environment.
+
+    Raises:
+        InvalidSettingError: one cannot work; the message names it and says what would.
+    """
+    advice = "`embedding-studio settings` lists what each setting takes."
+    try:
+        return Settings(**given)
+    except SettingsError as error:
+        raise InvalidSettingError(f"{error} (is it valid JSON?). {advice}") from error
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])).upper()}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_input=False)
+        )
+        raise InvalidSettingError(f"{wrong}. {advice}") from error
+
+
+def settings_markdown() -> str:
+    """Return the table of all settings for ``docs/settings.md``."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        default = (
+            "" if default in (None, ()) else json.dumps(default) if name == "event_weights" else str(default)
+        )
+        meaning = field.description or ""
+        if name in KNOBS:
+            knob = KNOBS[name]
+            presets = ", ".join(f"`{preset}` = {value:g}" for preset, value in knob.presets.items())
+            meaning += f" Documented range {knob.low:g} to {knob.high:g}; presets {presets}."
+        rows.append(f"| `{name.upper()}` | {f'`{default}`' if default else 'none'} | {meaning} |")
+    return "\n".join(rows)

@@ -1,0 +1,451 @@
+"""Storage in the memory of one process: the twin of ``postgres``, for tests and for evaluation.
+
+Threads may share it: one lock guards everything, and nobody holds it while waiting for somebody
+else. What it stores and what it answers are copies, so a caller's later changes reach neither.
+"""
+
+import copy
+import itertools
+import secrets
+import time
+from collections.abc import Collection as Container
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import (
+    CatalogueObject,
+    Collection,
+    MovedObject,
+    Neighbour,
+    PersonalState,
+    QueryMemory,
+)
+from embedding_studio.domain.sessions import (
+    EventDisposition,
+    RecordedSession,
+    SearchResultItem,
+    Session,
+    SessionEvent,
+    SessionForImprovement,
+    SessionForImprovementCreateSchema,
+)
+from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
+from embedding_studio.storage.memory_state import (
+    MAX_DETAIL_LENGTH,
+    Shelf,
+    State,
+    Status,
+    Ticket,
+    Visit,
+    copied_object,
+    copied_state,
+    stored_object,
+)
+from embedding_studio.storage.ports import Claim, OrderOutcome, Vectors
+
+
+class MemoryStorage:
+    """All of ``ports.Storage``; gone when the process ends.
+
+    >>> storage = MemoryStorage()
+    >>> films = storage.collections.create("films", SearchIndexInfo(dimensions=2))
+    >>> storage.objects.upsert(films, [CatalogueObject("up", np.array([[0.0, 1.0]], dtype=np.float32))])
+    >>> storage.objects.nearest(films, np.array([[0.0, 2.0]], dtype=np.float32), limit=1)
+    [Neighbour(object_id='up', distance=0.0, payload={})]
+    """
+
+    def __init__(self, *, order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"})) -> None:
+        state = State(order_on)
+        self.collections = MemoryCollections(state)
+        self.objects = MemoryObjects(state)
+        self.clickstream = MemoryClickstream(state)
+        self.orders = MemoryOrders(state)
+        self.personal = MemoryPersonal(state)
+
+    def ping(self) -> None:
+        """Return, for memory always answers."""
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to give back."""
+
+
+class MemoryCollections:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def create(
+        self,
+        name: str,
+        index: SearchIndexInfo,
+        *,
+        embedder: str | None = None,
+        gate_threshold: float | None = None,
+    ) -> Collection:
+        if index.dimensions is None:
+            raise InvalidInputError(
+                f"collection {name!r} needs to know its dimensions; give index.dimensions"
+            )
+        with self._state.lock:
+            if name in self._state.aliases:
+                raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
+            shelf = self._state.shelves.get(name)
+            number = shelf.collection.collection_id if shelf else next(self._state.numbers)
+            wanted = Collection(number, name, index, embedder, gate_threshold)
+            if shelf is None:
+                self._state.shelves[name] = Shelf(wanted)
+            elif shelf.collection != wanted:
+                raise ConflictError(
+                    f"collection {name!r} exists as {shelf.collection}; drop it first, or choose another name"
+                )
+            return wanted
+
+    def get(self, name: str) -> Collection:
+        with self._state.lock:
+            return self._state.named(name).collection
+
+    def list(self) -> list[Collection]:
+        with self._state.lock:
+            return [shelf.collection for _, shelf in sorted(self._state.shelves.items())]
+
+    def aliases(self) -> dict[str, str]:
+        with self._state.lock:
+            return dict(self._state.aliases)
+
+    def drop(self, name: str) -> None:
+        with self._state.lock:
+            if name not in self._state.shelves:
+                raise CollectionNotFoundError(
+                    f"there is no collection {name!r} to drop (an alias is not one)"
+                )
+            self._state.wait_for_folds_of_collection(self._state.shelves[name].collection)
+            self._state.shelves.pop(name, None)
+            aliases = self._state.aliases
+            self._state.aliases = {alias: stands for alias, stands in aliases.items() if stands != name}
+
+    def set_alias(self, alias: str, name: str) -> None:
+        with self._state.lock:
+            if alias in self._state.shelves:
+                raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
+            self._state.aliases[alias] = self._state.named(name).collection.name
+            users = {visit.session.user_id for visit in self._state.visits.values()}
+            self._state.place_for_users(users - {None}, {alias})
+
+
+class MemoryObjects:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:
+        given = {item.object_id: stored_object(collection, item) for item in objects}
+        with self._state.lock:
+            self._state.wait_for_folds_of_collection(collection)
+            shelf = self._state.shelf(collection)
+            changed = {
+                object_id
+                for object_id, item in given.items()
+                if object_id in shelf.objects
+                and not np.array_equal(item.parts, shelf.objects[object_id].parts)
+            }
+            shelf.objects.update(given)
+            shelf.stack = None
+            self._state.drop_copies(shelf, changed)
+
+    def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
+        with self._state.lock:
+            self._state.wait_for_folds_of_collection(collection)
+            shelf = self._state.shelf(collection)
+            there = set(object_ids) & shelf.objects.keys()
+            for object_id in there:
+                del shelf.objects[object_id]
+            shelf.stack = None
+            self._state.drop_copies(shelf, there)
+            return len(there)
+
+    def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
+        with self._state.lock:
+            objects = self._state.shelf(collection).objects
+            there = [objects[object_id] for object_id in object_ids if object_id in objects]
+            return [copied_object(item) for item in there]
+
+    def content_hashes(self, collection: Collection, object_ids: Sequence[str]) -> dict[str, str]:
+        with self._state.lock:
+            objects = self._state.shelf(collection).objects
+            hashes = {i: objects[i].content_hash for i in object_ids if i in objects}
+        return {object_id: content for object_id, content in hashes.items() if content is not None}
+
+    def count(self, collection: Collection) -> int:
+        with self._state.lock:
+            return len(self._state.shelf(collection).objects)
+
+    def nearest(
+        self,
+        collection: Collection,
+        queries: Vectors,
+        limit: int,
+        *,
+        filter: PayloadFilter | None = None,  # noqa: A002, the port's name
+        max_distance: float | None = None,
+    ) -> list[Neighbour]:
+        with self._state.lock:
+            shelf = self._state.shelf(collection)
+            return shelf.nearest(queries, limit, payload_filter=filter, max_distance=max_distance)
+
+
+class MemoryClickstream:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> None:
+        with self._state.lock:
+            self._state.named(session.collection)
+            visit = self._state.visits.get(session.session_id)
+            if visit is not None:
+                visit.check_same(session)
+                return
+            vectors = None if query_vectors is None else np.array(query_vectors, dtype=np.float32)
+            bare = session.model_copy(update={"search_results": (), "events": ()})
+            self._state.visits[session.session_id] = visit = Visit(bare, vectors)
+            visit.show(session.search_results)
+            self.push_events(session.events)
+
+    def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
+        with self._state.lock:
+            self._state.visit(session_id).show(results)
+
+    def push_events(self, events: Sequence[SessionEvent]) -> list[EventDisposition]:
+        with self._state.lock:
+            dispositions = []
+            touched: dict[str, None] = {}
+            for event in events:
+                visit = self._state.visits.get(event.session_id)
+                disposition = EventDisposition.UNKNOWN_SESSION if visit is None else visit.note(event)
+                dispositions.append(disposition)
+                is_new = disposition in {EventDisposition.ACCEPTED, EventDisposition.UNKNOWN_OBJECT}
+                if is_new and event.event_type in self._state.order_on:
+                    touched[event.session_id] = None
+            for session_id in touched:
+                self._state.place(session_id)
+            return dispositions
+
+    def get_session(self, session_id: str) -> Session:
+        with self._state.lock:
+            return self._state.visit(session_id).whole()
+
+    def mark_irrelevant(self, session_id: str) -> None:
+        with self._state.lock:
+            visit = self._state.visit(session_id)
+            visit.session = visit.session.model_copy(update={"is_irrelevant": True})
+            if session_id in self._state.tickets:
+                self._state.place(session_id)
+
+    def forget_user(self, user_id: str) -> int:
+        with self._state.lock:
+            self._state.wait_for_folds_of_user(user_id)
+            theirs = [i for i, visit in self._state.visits.items() if visit.session.user_id == user_id]
+            for session_id in theirs:
+                del self._state.visits[session_id]
+                self._state.tickets.pop(session_id, None)
+            for shelf in self._state.shelves.values():
+                shelf.states.pop(user_id, None)
+            return len(theirs)
+
+
+class MemoryOrders:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def create(self, schema: SessionForImprovementCreateSchema) -> SessionForImprovement:
+        with self._state.lock:
+            self._state.visit(schema.session_id)
+            return self._state.place(schema.session_id)
+
+    def get(self, session_id: str) -> SessionForImprovement:
+        with self._state.lock:
+            return self._state.ticket(session_id).order
+
+    def list(
+        self, *, status: Status | None = None, limit: int = 100, offset: int = 0
+    ) -> list[SessionForImprovement]:
+        with self._state.lock:
+            latest = sorted(self._state.tickets.values(), key=lambda ticket: -ticket.changed)
+            orders = [ticket.order for ticket in latest if status in {None, ticket.order.status}]
+            return orders[offset : offset + limit]
+
+    def counts(self) -> dict[Status, int]:
+        with self._state.lock:
+            statuses = [ticket.order.status for ticket in self._state.tickets.values()]
+            return {status: statuses.count(status) for status in Status}
+
+    def cancel(self, session_id: str) -> None:
+        with self._state.lock:
+            status = self._state.ticket(session_id).order.status
+            if status in {Status.PROCESSING, Status.DONE}:
+                raise ConflictError(
+                    f"the order of session {session_id!r} is {status}; only a pending, failed or refused "
+                    "one can be cancelled (mark the session irrelevant to undo what was learnt)"
+                )
+            del self._state.tickets[session_id]
+
+    def claim(self, *, users: int, lease_seconds: float, now: float | None = None) -> Claim | None:
+        now = time.time() if now is None else now
+        with self._state.lock:
+            due: dict[tuple[str | None, str], list[Ticket]] = {}
+            for ticket in self._state.tickets.values():
+                if ticket.is_due(now):
+                    order = ticket.order
+                    alone = order.session_id if order.user_id is None else ""
+                    due.setdefault((order.user_id, alone), []).append(ticket)
+            if not due:
+                return None
+            foremost = sorted(due.values(), key=lambda tickets: min(map(Ticket.turn, tickets)))
+            token = secrets.token_hex(16)
+            claimed = sorted(itertools.chain.from_iterable(foremost[:users]), key=Ticket.turn)
+            for ticket in claimed:
+                attempts = ticket.order.attempts + 1
+                self._state.change(
+                    ticket, token, status=Status.PROCESSING, attempts=attempts, not_before=now + lease_seconds
+                )
+            return Claim(token, tuple(ticket.order for ticket in claimed))
+
+    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
+        with self._state.lock:
+            self._state.complete(token, outcomes)
+
+    def fail(self, claim: Claim, detail: str, *, max_attempts: int, backoff_seconds: float) -> None:
+        now = time.time()
+        with self._state.lock:
+            for order in claim.orders:
+                ticket = self._state.tickets.get(order.session_id)
+                if ticket is None or ticket.token != claim.token:
+                    continue
+                attempts = ticket.order.attempts
+                status = Status.FAILED if attempts >= max_attempts else Status.PENDING
+                due_at = now + backoff_seconds * 2 ** (attempts - 1)
+                self._state.change(
+                    ticket, None, status=status, detail=detail[:MAX_DETAIL_LENGTH], not_before=due_at
+                )
+
+    def wait(self, timeout_seconds: float) -> bool:
+        def something_is_due() -> bool:
+            now = time.time()
+            return any(ticket.is_due(now) for ticket in self._state.tickets.values())
+
+        with self._state.lock:
+            return self._state.lock.wait_for(something_is_due, timeout_seconds)
+
+
+class MemoryPersonal:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def active_memories(
+        self, collection: Collection, user_id: str, query: Vectors, threshold: float
+    ) -> list[QueryMemory]:
+        memories = self.state(collection, user_id).memories
+        if not memories:
+            return []
+        past = np.array([memory.query for memory in memories], dtype=np.float64)
+        q = query.astype(np.float64)
+        lengths = np.linalg.norm(past, axis=1) * np.linalg.norm(q)
+        cosines = np.divide(past @ q, lengths, out=np.full(len(past), -np.inf), where=lengths > 0)
+        return [memory for memory, cosine in zip(memories, cosines, strict=True) if cosine > threshold]
+
+    def candidates(
+        self,
+        collection: Collection,
+        user_id: str,
+        queries: Vectors,
+        limit: int,
+        moved_ids: Sequence[str],
+        *,
+        filter: PayloadFilter | None = None,  # noqa: A002, the port's name
+    ) -> tuple[list[Neighbour], list[MovedObject]]:
+        with self._state.lock:
+            shelf = self._state.shelf(collection)
+            personal = shelf.states.get(user_id, PersonalState()).vectors
+            moved = [
+                MovedObject(i, copy.deepcopy(item.payload), item.parts.copy(), personal[i].copy())
+                for i in dict.fromkeys(moved_ids)
+                if i in personal
+                and (item := shelf.objects.get(i)) is not None
+                and (filter is None or filter.matches(item.payload))
+            ]
+            without = {item.object_id for item in moved}
+            return shelf.nearest(queries, limit, payload_filter=filter, without=without), moved
+
+    def state(self, collection: Collection, user_id: str) -> PersonalState:
+        with self._state.lock:
+            return copied_state(self._state.shelf(collection).states.get(user_id, PersonalState()))
+
+    @contextmanager
+    def learning(self, collection: Collection, user_ids: Sequence[str]) -> Iterator["MemoryLearning"]:
+        held = {(collection.collection_id, user_id) for user_id in user_ids}
+        with self._state.lock:
+            self._state.lock.wait_for(lambda: not held & self._state.folds)
+            self._state.shelf(collection)
+            self._state.folds |= held
+        try:
+            transaction = MemoryLearning(self._state, collection, user_ids)
+            yield transaction
+            transaction.commit()
+        finally:
+            with self._state.lock:
+                self._state.folds -= held
+                self._state.lock.notify_all()
+
+
+class MemoryLearning:
+    """A ``LearningTransaction``: what it writes waits for the commit."""
+
+    def __init__(self, state: State, collection: Collection, user_ids: Sequence[str]) -> None:
+        self._state = state
+        self._collection = collection
+        self._user_ids = user_ids
+        self._query_vectors: dict[str, Vectors] = {}
+        self._states: dict[str, PersonalState] = {}
+        self._completed: list[tuple[str, Sequence[OrderOutcome]]] = []
+
+    def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
+        with self._state.lock:
+            names = self._state.names(self._collection)
+            recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in self._user_ids}
+            theirs = (visit for visit in self._state.visits.values() if visit.session.user_id in recent)
+            for visit in sorted(theirs, key=Visit.age, reverse=True):
+                session = visit.session
+                if (
+                    session.user_id is not None
+                    and len(recent[session.user_id]) < limit_per_user
+                    and session.collection in names
+                    and session.session_id in self._state.tickets
+                    and visit.events
+                    and not session.is_irrelevant
+                ):
+                    recent[session.user_id].append(visit.recorded(self._collection.index))
+            return {user_id: latest[::-1] for user_id, latest in recent.items()}
+
+    def originals(self, object_ids: Iterable[str]) -> dict[str, Vectors]:
+        with self._state.lock:
+            objects = self._state.shelf(self._collection).objects
+            return {i: objects[i].parts.copy() for i in object_ids if i in objects}
+
+    def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
+        self._query_vectors.update({i: np.array(parts, dtype=np.float32) for i, parts in vectors.items()})
+
+    def replace_states(self, states: Mapping[str, PersonalState]) -> None:
+        self._states.update({user_id: copied_state(state) for user_id, state in states.items()})
+
+    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
+        self._completed.append((token, outcomes))
+
+    def commit(self) -> None:
+        with self._state.lock:
+            for session_id, vectors in self._query_vectors.items():
+                if session_id in self._state.visits:
+                    self._state.visits[session_id].query_vectors = vectors
+            self._state.shelf(self._collection).states.update(self._states)
+            for token, outcomes in self._completed:
+                self._state.complete(token, outcomes)

@@ -1,0 +1,310 @@
+"""What ``memory`` keeps, and the few things that more than one of its doors do with it."""
+
+import copy
+import itertools
+import json
+import threading
+from collections.abc import Collection as Container
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import CatalogueObject, Collection, Neighbour, PersonalState
+from embedding_studio.domain.sessions import (
+    EventDisposition,
+    RecordedSession,
+    SearchResultItem,
+    Session,
+    SessionEvent,
+    SessionForImprovement,
+    SessionForImprovementStatus,
+)
+from embedding_studio.embeddings.preparation import check_vectors
+from embedding_studio.embeddings.similarity import distances, similarities
+from embedding_studio.errors import (
+    CollectionNotFoundError,
+    ConflictError,
+    OrderNotFoundError,
+    SessionNotFoundError,
+)
+from embedding_studio.storage.ports import OrderOutcome, Vectors
+
+MAX_DETAIL_LENGTH = 2000
+
+Status = SessionForImprovementStatus
+
+
+@dataclass(slots=True)
+class State:
+    """Everything, under one lock.
+
+    Attributes:
+        lock: notified when an order is placed and when a fold ends.
+        shelves: by the collection's name.
+        folds: (collection_id, user_id) of those that somebody is folding anew just now.
+        ticks: numbers every change of an order, so that two within one second have an order.
+    """
+
+    order_on: Container[str]
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    shelves: dict[str, "Shelf"] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    visits: dict[str, "Visit"] = field(default_factory=dict)
+    tickets: dict[str, "Ticket"] = field(default_factory=dict)
+    folds: set[tuple[int, str]] = field(default_factory=set)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    ticks: Iterator[int] = field(default_factory=itertools.count)
+
+    def named(self, name: str) -> "Shelf":
+        shelf = self.shelves.get(self.aliases.get(name, name))
+        if shelf is None:
+            raise CollectionNotFoundError(f"no collection or alias has the name {name!r}; create it first")
+        return shelf
+
+    def shelf(self, collection: Collection) -> "Shelf":
+        shelf = self.shelves.get(collection.name)
+        if shelf is None or shelf.collection.collection_id != collection.collection_id:
+            raise CollectionNotFoundError(f"the collection {collection.name!r} has been dropped")
+        return shelf
+
+    def names(self, collection: Collection) -> set[str]:
+        """Return every name that stands for a collection now."""
+        return {collection.name} | {alias for alias, name in self.aliases.items() if name == collection.name}
+
+    def visit(self, session_id: str) -> "Visit":
+        visit = self.visits.get(session_id)
+        if visit is None:
+            raise SessionNotFoundError(f"no session {session_id!r} was registered")
+        return visit
+
+    def ticket(self, session_id: str) -> "Ticket":
+        ticket = self.tickets.get(session_id)
+        if ticket is None:
+            raise OrderNotFoundError(f"no improvement order was placed for session {session_id!r}")
+        return ticket
+
+    def wait_for_folds_of_collection(self, collection: Collection) -> None:
+        number = collection.collection_id
+        self.lock.wait_for(lambda: not any(folded == number for folded, _ in self.folds))
+
+    def wait_for_folds_of_user(self, user_id: str) -> None:
+        self.lock.wait_for(lambda: not any(folded == user_id for _, folded in self.folds))
+
+    def place(self, session_id: str) -> SessionForImprovement:
+        """Place an order, or place it anew whatever became of it."""
+        session = self.visits[session_id].whole()
+        placed = self.tickets.get(session_id)
+        now = utc_timestamp()
+        positions = {result.object_id: result.position or 0 for result in session.search_results}
+        order = SessionForImprovement(
+            session_id=session_id,
+            user_id=session.user_id,
+            collection=session.collection,
+            priority=int(any(positions.get(object_id, 0) > 3 for object_id in session.clicked())),
+            created_at=placed.order.created_at if placed else now,
+            updated_at=now,
+        )
+        tick = next(self.ticks)
+        self.tickets[session_id] = Ticket(order, placed.since if placed else tick, tick)
+        self.lock.notify_all()
+        return order
+
+    def place_for_users(self, user_ids: Iterable[str | None], names: Container[str]) -> None:
+        """Place the order of each user's latest session under these names, among those that have one."""
+        wanted = set(user_ids)
+        latest: dict[str | None, Visit] = {}
+        for session_id in self.tickets:
+            visit = self.visits[session_id]
+            user_id = visit.session.user_id
+            if user_id in wanted and visit.session.collection in names:
+                latest[user_id] = max(visit, latest.get(user_id, visit), key=Visit.age)
+        for visit in latest.values():
+            self.place(visit.session.session_id)
+
+    def change(self, ticket: "Ticket", token: str | None, **changes: Any) -> None:
+        ticket.order = ticket.order.model_copy(update={**changes, "updated_at": utc_timestamp()})
+        ticket.token = token
+        ticket.changed = next(self.ticks)
+
+    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
+        for outcome in outcomes:
+            ticket = self.tickets.get(outcome.session_id)
+            if ticket is not None and ticket.token == token:
+                detail = None if outcome.detail is None else outcome.detail[:MAX_DETAIL_LENGTH]
+                self.change(ticket, None, status=outcome.status, detail=detail)
+
+    def drop_copies(self, shelf: "Shelf", object_ids: Container[str]) -> None:
+        """Drop all users' copies of objects whose originals are gone, and have those users folded anew."""
+        users = [user_id for user_id, state in shelf.states.items() if state.vectors.keys() & set(object_ids)]
+        for user_id in users:
+            state = shelf.states[user_id]
+            kept = {i: vectors for i, vectors in state.vectors.items() if i not in object_ids}
+            shelf.states[user_id] = replace(state, vectors=kept)
+        self.place_for_users(users, self.names(shelf.collection))
+
+
+@dataclass(slots=True)
+class Shelf:
+    """A collection's content; ``stack`` is absent from a write to the next search."""
+
+    collection: Collection
+    objects: dict[str, CatalogueObject] = field(default_factory=dict)
+    states: dict[str, PersonalState] = field(default_factory=dict)
+    stack: "Stack | None" = None
+
+    def nearest(
+        self,
+        queries: Vectors,
+        limit: int,
+        *,
+        payload_filter: PayloadFilter | None = None,
+        max_distance: float | None = None,
+        without: Container[str] = (),
+    ) -> list[Neighbour]:
+        if self.stack is None:
+            self.stack = Stack.of(self.collection.index, self.objects)
+        number = limit if payload_filter is None else len(self.objects)
+        found = self.stack.nearest(queries, number, max_distance, without)
+        matching = (
+            (object_id, distance)
+            for object_id, distance in found
+            if payload_filter is None or payload_filter.matches(self.objects[object_id].payload)
+        )
+        return [
+            Neighbour(object_id, distance, copy.deepcopy(self.objects[object_id].payload))
+            for object_id, distance in itertools.islice(matching, limit)
+        ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stack:
+    """The parts of all objects in one array, object after object by object_id.
+
+    Attributes:
+        rows: object_id -> [I].
+        parts: [N, D] float32.
+        starts: [I], where each object's parts begin.
+    """
+
+    index: SearchIndexInfo
+    object_ids: list[str]
+    rows: dict[str, int]
+    parts: Vectors
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, index: SearchIndexInfo, objects: dict[str, CatalogueObject]) -> "Stack":
+        object_ids = sorted(objects)
+        rows = {object_id: row for row, object_id in enumerate(object_ids)}
+        parts = [objects[object_id].parts for object_id in object_ids]
+        starts = np.cumsum([0, *map(len, parts)][:-1] if parts else [], dtype=np.int64)
+        nothing = np.empty((0, index.dimensions or 0), dtype=np.float32)
+        return cls(index, object_ids, rows, np.concatenate([nothing, *parts]), starts)
+
+    def nearest(
+        self, queries: Vectors, limit: int, max_distance: float | None, without: Container[str]
+    ) -> list[tuple[str, float]]:
+        """Return (object_id, distance) of the nearest by (distance, object_id)."""
+        found = distances(self.index, similarities(self.index, queries, self.parts, self.starts))
+        found[[self.rows[object_id] for object_id in without if object_id in self.rows]] = np.inf
+        reach = np.inf if max_distance is None else max_distance
+        if 0 < limit < len(found):  # all that tie with the last stay until the order of ids has decided
+            reach = min(reach, np.partition(found, limit - 1)[limit - 1])
+        near = np.flatnonzero((found <= reach) & (found < np.inf))
+        near = near[np.argsort(found[near], kind="stable")][:limit]  # rows are in the order of ids
+        return [
+            (self.object_ids[row], distance) for row, distance in zip(near, found[near].tolist(), strict=True)
+        ]
+
+
+@dataclass(slots=True)
+class Visit:
+    """A session as it grows; ``session`` holds neither its results nor its events."""
+
+    session: Session
+    query_vectors: Vectors | None
+    results: dict[str, SearchResultItem] = field(default_factory=dict)
+    events: dict[str, SessionEvent] = field(default_factory=dict)
+
+    def age(self) -> tuple[int, str]:
+        return self.session.created_at, self.session.session_id
+
+    def check_same(self, other: Session) -> None:
+        for what in ("user_id", "search_query", "collection"):
+            ours, theirs = getattr(self.session, what), getattr(other, what)
+            if ours != theirs:
+                raise ConflictError(
+                    f"session {other.session_id!r} has {what} {ours!r} already, not {theirs!r}; "
+                    "give each search a session_id of its own"
+                )
+
+    def show(self, results: Iterable[SearchResultItem]) -> None:
+        for result in results:
+            position = result.position or 1 + max((r.position or 0 for r in self.results.values()), default=0)
+            self.results.setdefault(result.object_id, result.model_copy(update={"position": position}))
+
+    def note(self, event: SessionEvent) -> EventDisposition:
+        if event.event_id in self.events:
+            return EventDisposition.DUPLICATE
+        self.events[event.event_id] = event
+        if self.results and event.object_id not in self.results:
+            return EventDisposition.UNKNOWN_OBJECT
+        return EventDisposition.ACCEPTED
+
+    def whole(self) -> Session:
+        results = sorted(self.results.values(), key=lambda result: result.position or 0)
+        events = sorted(self.events.values(), key=lambda event: (event.created_at, event.event_id))
+        return self.session.model_copy(update={"search_results": tuple(results), "events": tuple(events)})
+
+    def recorded(self, index: SearchIndexInfo) -> RecordedSession:
+        vectors = self.query_vectors
+        fits = vectors is not None and vectors.shape[1] == index.dimensions
+        return RecordedSession(self.whole(), vectors.copy() if vectors is not None and fits else None)
+
+
+@dataclass(slots=True)
+class Ticket:
+    """An order with its place in the queue.
+
+    Attributes:
+        since: tick at which it was first placed.
+        changed: tick of its latest change.
+        token: of the claim that holds it.
+    """
+
+    order: SessionForImprovement
+    since: int
+    changed: int
+    token: str | None = None
+
+    def is_due(self, now: float) -> bool:
+        return self.order.status in {Status.PENDING, Status.PROCESSING} and self.order.not_before <= now
+
+    def turn(self) -> tuple[int, int]:
+        return -self.order.priority, self.since
+
+
+def stored_object(collection: Collection, given: CatalogueObject) -> CatalogueObject:
+    """Return an object as storage keeps it: vectors checked, payload as JSON gives it back."""
+    parts = check_vectors(collection.index, given.parts, f"object {given.object_id!r}")
+    return replace(given, parts=parts.copy(), payload=json.loads(json.dumps(given.payload)))
+
+
+def copied_object(item: CatalogueObject) -> CatalogueObject:
+    return replace(item, parts=item.parts.copy(), payload=copy.deepcopy(item.payload))
+
+
+def copied_state(state: PersonalState) -> PersonalState:
+    memories = tuple(
+        replace(memory, query=memory.query.copy(), clicked_mean=memory.clicked_mean.copy())
+        for memory in state.memories
+    )
+    return PersonalState(
+        memories, {i: np.array(parts, dtype=np.float32) for i, parts in state.vectors.items()}
+    )

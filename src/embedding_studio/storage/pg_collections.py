@@ -1,0 +1,167 @@
+"""Collections in PostgreSQL: a row each, and a schema with the tables of its objects and users."""
+
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import Collection
+from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
+from embedding_studio.storage.pg_database import Connection, Database
+from embedding_studio.storage.pg_orders import place_for_all_users
+from embedding_studio.storage.schema import COLLECTION_LOCK, NAMES_LOCK
+from embedding_studio.storage.sql import statements
+
+LARGEST_INLINE_DIMENSIONS = 2000
+"""A row with more does not fit a page of 8 kB: its vector stands outside the table."""
+
+_SQL = statements("collections.sql")
+
+
+class PostgresCollections:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self,
+        name: str,
+        index: SearchIndexInfo,
+        *,
+        embedder: str | None = None,
+        gate_threshold: float | None = None,
+    ) -> Collection:
+        if index.dimensions is None:
+            raise InvalidInputError(f"collection {name!r} needs to know its dimensions; give index.dimensions")
+
+        def work(connection: Connection) -> Collection:
+            lock_names(connection)
+            taken = _find(connection, name)
+            if taken is None:
+                return _create(connection, name, index, embedder, gate_threshold)
+            wanted = Collection(taken.collection_id, name, index, embedder, gate_threshold)
+            if taken.name != name:
+                raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
+            if taken != wanted:
+                raise ConflictError(
+                    f"collection {name!r} exists as {taken}; drop it first, or choose another name"
+                )
+            return taken
+
+        return self._database.write(work)
+
+    def get(self, name: str) -> Collection:
+        return self._database.read(lambda connection: find_collection(connection, name))
+
+    def list(self) -> list[Collection]:
+        return self._database.read(list_collections)
+
+    def aliases(self) -> dict[str, str]:
+        return self._database.read(lambda connection: dict(connection.execute(_SQL["aliases"]).fetchall()))
+
+    def drop(self, name: str) -> None:
+        def work(connection: Connection) -> None:
+            lock_names(connection)
+            collection = _find(connection, name)
+            if collection is None or collection.name != name:
+                raise CollectionNotFoundError(f"there is no collection {name!r} to drop (an alias is not one)")
+            lock_collection(connection, collection)
+            connection.execute(_SQL["drop_schema"].format(schema=schema_of(collection)))
+            connection.execute(_SQL["delete"], {"collection_id": collection.collection_id})
+
+        self._database.write(work)
+
+    def set_alias(self, alias: str, name: str) -> None:
+        def work(connection: Connection) -> None:
+            lock_names(connection)
+            collection = find_collection(connection, name)
+            taken = _find(connection, alias)
+            if taken is not None and taken.name == alias:
+                raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
+            given = {"alias": alias, "collection_id": collection.collection_id}
+            connection.execute(_SQL["set_alias"], given)
+            place_for_all_users(connection, alias)
+
+        self._database.write(work)
+
+
+def find_collection(connection: Connection, name: str) -> Collection:
+    """Return the collection that a name or alias stands for.
+
+    Raises:
+        CollectionNotFoundError: nothing has this name.
+    """
+    collection = _find(connection, name)
+    if collection is None:
+        raise CollectionNotFoundError(f"there is no collection or alias {name!r}; create it, or list what there is")
+    return collection
+
+
+def list_collections(connection: Connection) -> list[Collection]:
+    return [_loaded(row) for row in connection.execute(_SQL["list"])]
+
+
+def schema_of(collection: Collection) -> sql.Identifier:
+    return sql.Identifier(f"collection_{collection.collection_id}")
+
+
+def lock_names(connection: Connection) -> None:
+    """Keep collections and aliases as they are till the commit."""
+    connection.execute(_SQL["lock_names"], {"lock_class": NAMES_LOCK})
+
+
+def lock_collection(connection: Connection, collection: Collection) -> None:
+    """Wait until nobody learns from the collection's originals, and keep others from it till the commit."""
+    _lock(connection, "lock_collection", collection)
+
+
+def share_collection(connection: Connection, collection: Collection) -> None:
+    """Keep the collection's originals from changing till the commit."""
+    _lock(connection, "share_collection", collection)
+
+
+def _lock(connection: Connection, name: str, collection: Collection) -> None:
+    given = {"lock_class": COLLECTION_LOCK, "collection_id": collection.collection_id}
+    connection.execute(_SQL[name], given)
+
+
+def _find(connection: Connection, name: str) -> Collection | None:
+    row = connection.execute(_SQL["get"], {"name": name}).fetchone()
+    return None if row is None else _loaded(row)
+
+
+def _loaded(row: tuple[Any, ...]) -> Collection:
+    collection_id, name, index_info, embedder, gate_threshold = row
+    return Collection(
+        collection_id, name, SearchIndexInfo.model_validate(index_info), embedder, gate_threshold
+    )
+
+
+def _create(
+    connection: Connection,
+    name: str,
+    index: SearchIndexInfo,
+    embedder: str | None,
+    gate_threshold: float | None,
+) -> Collection:
+    given = {
+        "name": name,
+        "index_info": Jsonb(index.model_dump(mode="json")),
+        "embedder": embedder,
+        "gate_threshold": gate_threshold,
+    }
+    row = connection.execute(_SQL["insert"], given).fetchone()
+    assert row is not None
+    assert index.dimensions is not None
+    collection = Collection(row[0], name, index, embedder, gate_threshold)
+    inline = index.dimensions <= LARGEST_INLINE_DIMENSIONS
+    for statement, text in _SQL.items():
+        if statement.startswith(("create_", "index_")):
+            connection.execute(
+                text.format(
+                    schema=schema_of(collection),
+                    vector=sql.SQL("vector({})").format(sql.Literal(index.dimensions)),
+                    storage=sql.SQL("PLAIN" if inline else "EXTERNAL"),
+                )
+            )
+    return collection

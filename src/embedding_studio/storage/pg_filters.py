@@ -1,0 +1,106 @@
+"""Payload filters as SQL conditions; every field and value is a parameter.
+
+What a filter means is told by ``PayloadFilter.matches``; this is the same for the database. Conditions on
+containment (``@>``) are answered by the index on the payload.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, assert_never
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from embedding_studio.domain.filters import (
+    BoolQuery,
+    ExistsQuery,
+    ListHasAllQuery,
+    ListHasAnyQuery,
+    MatchPhraseQuery,
+    MatchQuery,
+    PayloadFilter,
+    Query,
+    RangeQuery,
+    TermQuery,
+    TermsQuery,
+    WildcardQuery,
+)
+
+_CONTAINS = "o.payload @> {}"
+_TEXT = "embedding_studio.text_at(o.payload, {}::jsonpath)"
+_MATCHES = f"coalesce(embedding_studio.words({_TEXT}) @> embedding_studio.words({{}}), false)"
+_HAS_PHRASE = f"coalesce(strpos(embedding_studio.phrase({_TEXT}), embedding_studio.phrase({{}})) > 0, false)"
+_IS_LIKE = f"coalesce({_TEXT} LIKE {{}}, false)"
+_EXISTS = "coalesce(jsonb_path_exists(o.payload, {}::jsonpath, {}, true), false)"
+
+_BOUNDS = {"gte": ">=", "gt": ">", "lte": "<=", "lt": "<", "eq": "=="}
+_LIKE = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_", "*": "%", "?": "_"})
+
+
+def condition(payload_filter: PayloadFilter) -> tuple[sql.Composable, dict[str, Any]]:
+    """Return what ``o.payload`` must fulfil, true or false but never NULL, and its parameters."""
+    parameters: dict[str, Any] = {}
+    return _compile(payload_filter.query, parameters), parameters
+
+
+def _compile(query: Query, parameters: dict[str, Any]) -> sql.Composable:
+    def test(template: str, *values: Any) -> sql.Composable:
+        """Return the template with each value as a parameter: filter_0, filter_1, ..."""
+        names = [f"filter_{len(parameters) + k}" for k in range(len(values))]
+        parameters.update(zip(names, values, strict=True))
+        return sql.SQL(template).format(*map(sql.Placeholder, names))
+
+    match query:
+        case TermQuery(term=term):
+            return test(_CONTAINS, _nested(term.field, term.value))
+        case TermsQuery(terms=terms):
+            return _one_of(test(_CONTAINS, _nested(terms.field, value)) for value in terms.values)
+        case ListHasAnyQuery(any=wanted):
+            return _one_of(test(_CONTAINS, _nested(wanted.field, [value])) for value in wanted.values)
+        case ListHasAllQuery(all=wanted):
+            return test(_CONTAINS, _nested(wanted.field, list(wanted.values)))
+        case MatchQuery(match=text):
+            return test(_MATCHES, _path(text.field), text.value)
+        case MatchPhraseQuery(match_phrase=text):
+            return test(_HAS_PHRASE, _path(text.field), text.value)
+        case WildcardQuery(wildcard=text):
+            return test(_IS_LIKE, _path(text.field), text.value.translate(_LIKE))
+        case RangeQuery(field=field, range=bounds):
+            given = bounds.model_dump(exclude_none=True)
+            within = " && ".join(f"@ {_BOUNDS[bound]} ${bound}" for bound in given)
+            return test(_EXISTS, f"{_path(field)} ? ({within})", Jsonb(given))
+        case ExistsQuery(field=field):
+            return test(_EXISTS, f"{_path(field)} ? (@ != null)", Jsonb({}))
+        case BoolQuery():
+            return _joined(" AND ", _clauses(query, parameters))
+        case _:
+            assert_never(query)
+
+
+def _clauses(query: BoolQuery, parameters: dict[str, Any]) -> Iterator[sql.Composable]:
+    for clause in (*(query.must or ()), *(query.filter or ())):
+        yield _compile(clause, parameters)
+    if query.should:
+        yield _one_of(_compile(clause, parameters) for clause in query.should)
+    for clause in query.must_not or ():
+        yield sql.SQL("NOT {}").format(_compile(clause, parameters))
+
+
+def _one_of(conditions: Iterable[sql.Composable]) -> sql.Composable:
+    return _joined(" OR ", conditions)
+
+
+def _joined(by: str, conditions: Iterable[sql.Composable]) -> sql.Composable:
+    return sql.SQL("({})").format(sql.SQL(by).join(conditions))
+
+
+def _nested(field: str, value: Any) -> Jsonb:
+    """Return the smallest payload in which the field has this value."""
+    for key in reversed(field.split(".")):
+        value = {key: value}
+    return Jsonb(value)
+
+
+def _path(field: str) -> str:
+    """Return the field as a JSON path; in strict mode it steps into objects alone, not through lists."""
+    return "strict $" + "".join(f".{json.dumps(key)}" for key in field.split("."))

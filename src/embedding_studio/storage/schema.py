@@ -1,0 +1,125 @@
+"""The tables, and how a database comes to have them.
+
+Migrations are numbered files in ``sql/migrations``, applied once each, all in one transaction under an
+advisory lock, so processes that start together wait for the first of them.
+"""
+
+import re
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from embedding_studio.errors import StorageError, UnsupportedDatabaseError
+from embedding_studio.storage.sql import migrations, statements
+
+MINIMUM_SERVER = 15
+MINIMUM_PGVECTOR = (0, 8)
+
+# First keys of two-key advisory locks; chosen so that other programs in the same database are unlikely
+# to use them.
+MIGRATIONS_LOCK = 1_163_284_301
+COLLECTION_LOCK = 1_163_284_302
+USER_LOCK = 1_163_284_303
+CLAIM_LOCK = 1_163_284_304
+NAMES_LOCK = 1_163_284_305
+
+_SQL = statements("schema.sql")
+
+
+def migrate(connection: psycopg.Connection) -> list[int]:
+    """Check the server and bring its tables up to date; return the migrations applied, if any.
+
+    Raises:
+        UnsupportedDatabaseError: PostgreSQL or pgvector is too old or missing, or this program is older
+            than the tables.
+        StorageError: what is needed may not be created.
+    """
+    with connection.transaction():
+        _check_versions(connection)
+        if _pending(connection) == []:
+            return []
+        connection.execute(_SQL["lock_migrations"], {"lock_class": MIGRATIONS_LOCK})
+        try:
+            for name in ("create_extension", "create_schema", "create_migrations"):
+                connection.execute(_SQL[name])
+            applied = []
+            for number in _pending(connection) or []:
+                connection.execute(dict(migrations())[number].encode())
+                connection.execute(_SQL["record_migration"], {"number": number})
+                applied.append(number)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise StorageError(
+                f"the user {connection.info.user!r} may not create what is needed in {where(connection)} "
+                f"({_first_line(error)}); let an administrator run CREATE EXTENSION vector there and "
+                "GRANT CREATE ON DATABASE to this user"
+            ) from error
+        return applied
+
+
+def where(connection: psycopg.Connection) -> str:
+    """Return which database this is, without its password."""
+    return f"database {connection.info.dbname!r} at {connection.info.host}:{connection.info.port}"
+
+
+def without_password(database_url: str) -> str:
+    """Return a name of the database that may stand in a message.
+
+    >>> without_password("postgresql://ann:secret@db.example:5432/shop")
+    "database 'shop' at db.example:5432"
+    """
+    try:
+        given = conninfo_to_dict(database_url)
+    except psycopg.ProgrammingError:
+        return "the database"
+    host, port = given.get("host", "the local socket"), given.get("port", 5432)
+    return f"database {given.get('dbname', given.get('user'))!r} at {host}:{port}"
+
+
+def _pending(connection: psycopg.Connection) -> list[int] | None:
+    """Return the migrations that are not applied; None where none ever was."""
+    if not _only(connection.execute(_SQL["has_migrations"])):
+        return None
+    applied = {number for (number,) in connection.execute(_SQL["applied_migrations"])}
+    known = [number for number, _ in migrations()]
+    if unknown := applied - set(known):
+        raise UnsupportedDatabaseError(
+            f"the tables in {where(connection)} were made by a newer version of this program "
+            f"(migration {max(unknown)}, this one knows up to {max(known)}); upgrade embedding-studio"
+        )
+    return [number for number in known if number not in applied]
+
+
+def _check_versions(connection: psycopg.Connection) -> None:
+    server, server_version, installed, available = connection.execute(_SQL["versions"]).fetchone() or ()
+    if server < MINIMUM_SERVER:
+        raise UnsupportedDatabaseError(
+            f"{where(connection)} is PostgreSQL {server_version}; {MINIMUM_SERVER} or later is needed"
+        )
+    if installed is None and available is None:
+        raise UnsupportedDatabaseError(
+            f"{where(connection)} has no pgvector; install its package for PostgreSQL {server} there, or "
+            "unset DATABASE_URL to use the embedded database"
+        )
+    if _version(installed or available) < MINIMUM_PGVECTOR:
+        remedy = (
+            "run ALTER EXTENSION vector UPDATE there"
+            if installed and available and _version(available) >= MINIMUM_PGVECTOR
+            else "upgrade its package"
+        )
+        raise UnsupportedDatabaseError(
+            f"{where(connection)} has pgvector {installed or available}; 0.8 or later is needed: {remedy}"
+        )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", text))
+
+
+def _only(cursor: psycopg.Cursor[tuple[object, ...]]) -> object:
+    row = cursor.fetchone()
+    assert row is not None
+    return row[0]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

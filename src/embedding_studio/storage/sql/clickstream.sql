@@ -1,0 +1,100 @@
+-- name: insert_session
+INSERT INTO embedding_studio.sessions
+    (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, query_vectors,
+     query_dimensions)
+SELECT
+    %(session_id)s, %(user_id)s, %(search_query)s, %(collection)s, %(created_at)s, %(is_irrelevant)s,
+    %(search_meta)s::jsonb, %(query_vectors)s::bytea, %(query_dimensions)s::int
+WHERE EXISTS (SELECT FROM embedding_studio.collections WHERE name = %(collection)s)
+    OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = %(collection)s)
+ON CONFLICT (session_id) DO NOTHING
+
+-- name: get_session
+SELECT session_id, search_query, user_id, created_at, collection, search_meta, is_irrelevant
+FROM embedding_studio.sessions
+WHERE session_id = %(session_id)s
+
+-- name: lock_session
+SELECT FROM embedding_studio.sessions WHERE session_id = %(session_id)s FOR NO KEY UPDATE
+
+-- name: results
+SELECT session_id, object_id, distance, meta, position, personalised, propensity
+FROM embedding_studio.session_results
+WHERE session_id = ANY(%(session_ids)s::text[])
+ORDER BY session_id, position, object_id
+
+-- name: events
+SELECT session_id, object_id, event_type, created_at, event_id, meta
+FROM embedding_studio.session_events
+WHERE session_id = ANY(%(session_ids)s::text[])
+ORDER BY session_id, created_at, event_id
+
+-- name: insert_results
+INSERT INTO embedding_studio.session_results
+    (session_id, object_id, position, distance, personalised, propensity, meta)
+SELECT %(session_id)s, shown.*
+FROM unnest(
+    %(object_ids)s::text[], %(positions)s::int[], %(distances)s::float8[], %(personalised)s::boolean[],
+    %(propensities)s::float8[], %(metas)s::jsonb[]
+) AS shown
+
+-- name: push
+-- One row an event, in order. The sessions are locked against being forgotten meanwhile.
+WITH given AS MATERIALIZED (
+    SELECT
+        *,
+        row_number() OVER (PARTITION BY session_id, event_id ORDER BY turn) = 1 AS is_first
+    FROM unnest(
+        %(session_ids)s::text[], %(event_ids)s::text[], %(object_ids)s::text[], %(event_types)s::text[],
+        %(created_ats)s::bigint[], %(metas)s::jsonb[]
+    ) WITH ORDINALITY AS event(session_id, event_id, object_id, event_type, created_at, meta, turn)
+),
+known AS MATERIALIZED (
+    SELECT session_id
+    FROM embedding_studio.sessions
+    WHERE session_id IN (SELECT session_id FROM given)
+    ORDER BY session_id
+    FOR KEY SHARE
+),
+added AS (
+    INSERT INTO embedding_studio.session_events
+        (session_id, event_id, object_id, event_type, created_at, meta)
+    SELECT session_id, event_id, object_id, event_type, created_at, meta
+    FROM given JOIN known USING (session_id)
+    WHERE is_first
+    ORDER BY session_id, event_id
+    ON CONFLICT (session_id, event_id) DO NOTHING
+    RETURNING session_id, event_id
+)
+SELECT
+    known.session_id IS NOT NULL,
+    is_first AND added.session_id IS NOT NULL,
+    NOT EXISTS (SELECT FROM embedding_studio.session_results WHERE session_id = given.session_id)
+        OR EXISTS (
+            SELECT
+            FROM embedding_studio.session_results
+            WHERE session_id = given.session_id AND object_id = given.object_id
+        )
+FROM given
+    LEFT JOIN known ON known.session_id = given.session_id
+    LEFT JOIN added ON added.session_id = given.session_id AND added.event_id = given.event_id
+ORDER BY turn
+
+-- name: mark_irrelevant
+UPDATE embedding_studio.sessions SET is_irrelevant = true WHERE session_id = %(session_id)s
+
+-- name: has_order
+SELECT FROM embedding_studio.sessions_for_improvement WHERE session_id = %(session_id)s
+
+-- name: lock_users
+-- In one order, so that two who want the same users wait for each other and not in a circle.
+SELECT pg_advisory_xact_lock(%(lock_class)s, key)
+FROM (SELECT DISTINCT hashtext(user_id) AS key FROM unnest(%(user_ids)s::text[]) AS given(user_id) ORDER BY key)
+    AS ordered
+
+-- name: forget_sessions
+DELETE FROM embedding_studio.sessions WHERE user_id = %(user_id)s
+
+-- name: forget_state
+WITH vectors AS (DELETE FROM {schema}.personal_parts WHERE user_id = %(user_id)s)
+DELETE FROM {schema}.query_memory WHERE user_id = %(user_id)s

@@ -1,0 +1,96 @@
+-- name: lock_names
+SELECT pg_advisory_xact_lock(%(lock_class)s, 0)
+
+-- name: lock_collection
+SELECT pg_advisory_xact_lock(%(lock_class)s, %(collection_id)s::int)
+
+-- name: share_collection
+SELECT pg_advisory_xact_lock_shared(%(lock_class)s, %(collection_id)s::int)
+
+-- name: insert
+INSERT INTO embedding_studio.collections (name, index_info, embedder, gate_threshold)
+VALUES (%(name)s, %(index_info)s, %(embedder)s, %(gate_threshold)s)
+RETURNING collection_id
+
+-- name: get
+SELECT collection_id, name, index_info, embedder, gate_threshold
+FROM embedding_studio.collections
+WHERE name = %(name)s
+UNION ALL
+SELECT collection_id, name, index_info, embedder, gate_threshold
+FROM embedding_studio.collection_aliases JOIN embedding_studio.collections USING (collection_id)
+WHERE alias = %(name)s
+
+-- name: list
+SELECT collection_id, name, index_info, embedder, gate_threshold
+FROM embedding_studio.collections
+ORDER BY name
+
+-- name: aliases
+SELECT alias, name
+FROM embedding_studio.collection_aliases JOIN embedding_studio.collections USING (collection_id)
+ORDER BY alias
+
+-- name: delete
+DELETE FROM embedding_studio.collections WHERE collection_id = %(collection_id)s
+
+-- name: drop_schema
+DROP SCHEMA {schema} CASCADE
+
+-- name: set_alias
+INSERT INTO embedding_studio.collection_aliases (alias, collection_id)
+VALUES (%(alias)s, %(collection_id)s)
+ON CONFLICT (alias) DO UPDATE SET collection_id = excluded.collection_id
+
+-- name: create_schema
+CREATE SCHEMA {schema}
+
+-- name: create_objects
+CREATE TABLE {schema}.objects (
+    object_id text COLLATE "C" PRIMARY KEY,
+    payload jsonb NOT NULL,
+    content_hash text
+)
+
+-- name: index_payloads
+CREATE INDEX objects_payload ON {schema}.objects USING gin (payload jsonb_path_ops)
+
+-- name: create_parts
+-- Originals as they were given, and under AVG one part more, the average of the others, numbered -1: of the
+-- parts at unit length for cosine, so that its inner product with a query is their mean cosine.
+CREATE TABLE {schema}.parts (
+    object_id text COLLATE "C" REFERENCES {schema}.objects ON DELETE CASCADE,
+    part_no integer,
+    is_average boolean NOT NULL,
+    embedding {vector} NOT NULL STORAGE {storage},
+    PRIMARY KEY (object_id, part_no),
+    CHECK (is_average = (part_no < 0))
+)
+
+-- name: create_personal_parts
+CREATE TABLE {schema}.personal_parts (
+    user_id text COLLATE "C",
+    object_id text COLLATE "C",
+    part_no integer,
+    embedding {vector} NOT NULL STORAGE {storage},
+    PRIMARY KEY (user_id, object_id, part_no)
+)
+
+-- name: index_personal_parts
+CREATE INDEX personal_parts_of_object ON {schema}.personal_parts (object_id)
+
+-- name: create_query_memory
+CREATE TABLE {schema}.query_memory (
+    user_id text COLLATE "C",
+    session_id text COLLATE "C",
+    search_query text NOT NULL,
+    created_at bigint NOT NULL,
+    query {vector} NOT NULL STORAGE {storage},
+    clicked_mean {vector} NOT NULL STORAGE {storage},
+    clicked_ids text[] COLLATE "C" NOT NULL,
+    moved_ids text[] COLLATE "C" NOT NULL,
+    PRIMARY KEY (user_id, session_id)
+)
+
+-- name: index_query_memory
+CREATE INDEX query_memory_clicked ON {schema}.query_memory USING gin (clicked_ids)

@@ -1,0 +1,113 @@
+-- name: settings
+SELECT
+    set_config('hnsw.ef_search', %(ef_search)s::text, true),
+    set_config('hnsw.max_scan_tuples', %(max_scan_tuples)s::text, true),
+    to_regclass(%(index)s) IS NOT NULL
+
+-- name: is_indexed
+SELECT to_regclass(%(index)s) IS NOT NULL
+
+-- name: number_matching
+SELECT count(*)
+FROM (SELECT FROM {schema}.objects AS o WHERE {condition} LIMIT %(many)s) AS matching
+
+-- name: of_all
+{condition}
+
+-- name: of_few
+-- Looked up once, from the payloads' index where the filter allows it.
+{part}.object_id IN (SELECT object_id FROM {schema}.objects AS o WHERE {condition})
+
+-- name: of_many
+-- Asked of each part as the vector index brings it; as a join it could be planned the other way round.
+(SELECT {condition} FROM {schema}.objects AS o WHERE o.object_id = {part}.object_id)
+
+-- name: without_moved
+{part}.object_id NOT IN (
+    SELECT object_id
+    FROM {schema}.personal_parts
+    WHERE user_id = %(user_id)s AND object_id = ANY(%(moved_ids)s::text[])
+)
+
+-- name: exact
+SELECT near.object_id, near.distance, objects.payload
+FROM (
+    SELECT part.object_id, {aggregate}(part.embedding {operator} query.vector) AS distance
+    FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)s::vector[]) AS query(vector)
+    WHERE part.is_average = {is_average} AND {among}
+    GROUP BY part.object_id
+    ORDER BY distance, part.object_id
+    LIMIT %(limit)s
+) AS near JOIN {schema}.objects AS objects USING (object_id)
+ORDER BY near.distance, near.object_id
+
+-- name: indexed
+-- Each part of the query draws parts in order of distance. Once each has drawn as many objects as are
+-- wanted, no object that is missing can be among the nearest.
+WITH drawn AS MATERIALIZED (
+    SELECT query.number, part.object_id, part.distance
+    FROM unnest(%(queries)s::vector[]) WITH ORDINALITY AS query(vector, number)
+        CROSS JOIN LATERAL (
+            SELECT part.object_id, part.embedding {operator} query.vector AS distance
+            FROM {schema}.parts AS part
+            WHERE part.is_average = {is_average} AND {among}
+            ORDER BY part.embedding{cast} {operator} query.vector{cast}
+            LIMIT %(draws)s
+        ) AS part
+),
+enough AS MATERIALIZED (
+    SELECT min(objects) >= %(limit)s AS is_enough
+    FROM (SELECT count(DISTINCT object_id) AS objects FROM drawn GROUP BY number) AS counted
+)
+SELECT near.object_id, near.distance, objects.payload
+FROM (
+    SELECT object_id, min(distance) AS distance
+    FROM drawn
+    WHERE (SELECT is_enough FROM enough)
+    GROUP BY object_id
+    ORDER BY distance, object_id
+    LIMIT %(limit)s
+) AS near JOIN {schema}.objects AS objects USING (object_id)
+ORDER BY near.distance, near.object_id
+
+-- name: indexed_average_euclid
+-- The distance to the average vector is never more than the average distance, and near it: candidates come
+-- by the first and are ranked by the second.
+WITH drawn AS MATERIALIZED (
+    SELECT average.object_id
+    FROM {schema}.parts AS average
+    WHERE average.is_average AND {among_averages}
+    ORDER BY average.embedding{cast} <-> %(mean_query)s::vector{cast}
+    LIMIT %(draws)s
+)
+SELECT near.object_id, near.distance, objects.payload
+FROM (
+    SELECT part.object_id, avg(part.embedding <-> query.vector) AS distance
+    FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)s::vector[]) AS query(vector)
+    WHERE NOT part.is_average AND part.object_id IN (SELECT object_id FROM drawn)
+    GROUP BY part.object_id
+    ORDER BY distance, part.object_id
+    LIMIT %(limit)s
+) AS near JOIN {schema}.objects AS objects USING (object_id)
+ORDER BY near.distance, near.object_id
+
+-- name: moved
+SELECT
+    part.object_id,
+    CASE part.part_no WHEN 0 THEN o.payload END,
+    part.embedding,
+    personal.embedding
+FROM {schema}.personal_parts AS personal
+    JOIN {schema}.parts AS part USING (object_id, part_no)
+    JOIN {schema}.objects AS o USING (object_id)
+WHERE personal.user_id = %(user_id)s AND personal.object_id = ANY(%(moved_ids)s::text[]) AND {condition}
+ORDER BY part.object_id, part.part_no
+
+-- name: is_large
+SELECT pg_table_size(%(table)s::regclass) > %(bytes)s AND to_regclass(%(index)s) IS NULL
+
+-- name: create_index
+CREATE INDEX parts_nearest ON {schema}.parts
+USING hnsw ((embedding{cast}) {operator_class})
+WITH (m = {m}, ef_construction = {ef_construction})
+WHERE is_average = {is_average}

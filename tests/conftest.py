@@ -1,0 +1,86 @@
+"""Storages to test with: the in-memory twin, and PostgreSQL in a database of the test's own."""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from embedding_studio.storage.embedded import EmbeddedServer
+from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.ports import Storage
+
+database_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """Return the URL of a server that lives as long as the tests do."""
+    data_dir = Path(tempfile.mkdtemp(prefix="embedding-studio-tests-"))
+    data_dir.chmod(0o755)  # as root the server runs as somebody else, who must get in
+    try:
+        with EmbeddedServer(data_dir) as url:
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET fsync = off")  # no test of these pulls the plug
+                connection.execute("SELECT pg_reload_conf()")
+            yield url
+    finally:
+        shutil.rmtree(data_dir)
+
+
+@contextmanager
+def new_database(server_url: str, template: str = "template1") -> Iterator[str]:
+    """Return the URL of a database that is there as long as the block runs."""
+    name = f"test_{next(database_numbers)}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(create)
+        try:
+            yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """Return the URL of an empty database, not even migrated."""
+    with new_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def new_postgres_storage(postgres_server: str) -> Iterator[Callable[[], AbstractContextManager[Storage]]]:
+    """Return what opens an empty storage; databases are copied from one that is migrated once."""
+    from embedding_studio.storage.postgres import PostgresStorage
+
+    with new_database(postgres_server) as migrated:
+        PostgresStorage(migrated).close()
+
+        @contextmanager
+        def new_storage() -> Iterator[Storage]:
+            template = urlsplit(migrated).path.lstrip("/")
+            with new_database(postgres_server, template) as url, closing(PostgresStorage(url)) as storage:
+                yield storage
+
+        yield new_storage
+
+
+@pytest.fixture
+def memory() -> MemoryStorage:
+    return MemoryStorage()
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
+    """Return an empty storage of each kind."""
+    if request.param == "memory":
+        yield MemoryStorage()
+    else:
+        with request.getfixturevalue("new_postgres_storage")() as opened:
+            yield opened

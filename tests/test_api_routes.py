@@ -1,0 +1,812 @@
+"""What each route promises. What they share is in ``test_api_service.py``."""
+
+from functools import partial
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from embedding_studio.api.app import create_app
+from test_api_service import (
+    EVENTS,
+    KEYS,
+    SEARCH,
+    SESSION,
+    letters_context,
+    pointers_of,
+    problem_of,
+    serving,
+)
+
+UPSERT = "/api/v1/embeddings/upsert"
+DELETE = "/api/v1/embeddings/delete"
+COLLECTIONS = "/api/v1/collections"
+ORDERS = "/api/v1/improvement/orders"
+IRRELEVANT = "/api/v1/clickstream/session/irrelevant"
+USE = "/api/v1/clickstream/internal/session/use-for-improvement"
+
+NASTY = [
+    "o'brien",
+    "'; DROP TABLE sessions; --",
+    '" OR 1=1 --',
+    "a/b?c#d%2F",
+    "{}[]$1 %s %(x)s \\",
+    "日本 🦊\n\t",
+]
+
+
+@pytest.fixture
+def make_context(tmp_path):
+    return partial(letters_context, tmp_path)
+
+
+@pytest.fixture
+def client(make_context):
+    with serving(create_app(make_context())) as client:
+        yield client
+
+
+def fill(client: httpx.Client) -> None:
+    """Three objects whose vectors are [a's, b's, c's]: the cosine distances to "a" are closed forms."""
+    items = [
+        {"object_id": "all-a", "text": "aaa", "payload": {"price": 30, "brand": "acme"}},
+        {"object_id": "a-and-b", "text": "ab", "payload": {"price": 10, "brand": "apex"}},
+        {"object_id": "all-b", "text": "bb", "payload": {"price": 20, "brand": "acme"}},
+    ]
+    assert client.post(UPSERT, json={"items": items}).status_code == 200
+
+
+def ids_of(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [found["object_id"] for found in answer.json()["search_results"]]
+
+
+def search_and_click(client: httpx.Client, user_id: str, session_id: str, object_id: str) -> None:
+    shown = client.post(
+        SEARCH,
+        json={"search_query": "a", "user_id": user_id, "session_id": session_id, "create_session": True},
+    )
+    assert object_id in ids_of(shown)
+    sent = client.post(EVENTS, json={"session_id": session_id, "events": [{"object_id": object_id}]})
+    assert sent.json()["events"][0]["disposition"] == "accepted"
+
+
+# Sessions
+
+
+def test_a_registered_session_comes_back_with_numbered_results(client):
+    fill(client)
+    body = {
+        "session_id": "s1",
+        "search_query": "aab",
+        "search_results": [
+            {"object_id": "all-a", "rank": 0.25, "meta": {"shelf": 3}},
+            {"object_id": "all-b"},
+        ],
+        "search_meta": {"page": "home"},
+        "user_id": "ada",
+        "created_at": 1_760_000_000,
+    }
+
+    registered = client.post(SESSION, json=body)
+    read = client.get(SESSION, params={"session_id": "s1"})
+
+    assert registered.status_code == 201
+    assert registered.json() == read.json()
+    assert read.json() == {
+        "session_id": "s1",
+        "search_query": "aab",
+        "user_id": "ada",
+        "created_at": 1_760_000_000,
+        "collection": "default",
+        "search_results": [
+            {
+                "object_id": "all-a",
+                "rank": 0.25,
+                "meta": {"shelf": 3},
+                "position": 1,
+                "personalised": False,
+                "propensity": 1.0,
+            },
+            {
+                "object_id": "all-b",
+                "rank": None,
+                "meta": None,
+                "position": 2,
+                "personalised": False,
+                "propensity": 1.0,
+            },
+        ],
+        "search_meta": {"page": "home"},
+        "is_irrelevant": False,
+        "events": [],
+    }
+
+
+def test_the_same_session_again_changes_nothing(client):
+    fill(client)
+    body = {"session_id": "s1", "search_query": "a", "user_id": "ada", "created_at": 1_760_000_000}
+    first = client.post(SESSION, json=body)
+
+    again = client.post(SESSION, json=body | {"search_results": [{"object_id": "all-b"}]})
+
+    assert again.status_code == 201
+    assert again.json() == first.json()
+
+
+def test_a_session_id_that_is_taken_is_a_conflict_that_does_not_tell_whose_it_is(client):
+    fill(client)
+    client.post(SESSION, json={"session_id": "s1", "search_query": "a private thing", "user_id": "ada"})
+
+    answers = [
+        client.post(SESSION, json={"session_id": "s1", "search_query": "other", "user_id": "bob"}),
+        client.post(
+            SEARCH,
+            json={"search_query": "a", "user_id": "bob", "session_id": "s1", "create_session": True},
+        ),
+        client.post(SEARCH, json={"search_query": "a", "user_id": "bob", "session_id": "s1", "offset": 1}),
+    ]
+
+    for answer in answers:
+        assert answer.status_code == 409
+        assert problem_of(answer)["type"] == "urn:embedding-studio:conflict"
+        assert "ada" not in answer.text
+        assert "private" not in answer.text
+
+
+def test_a_session_for_an_unknown_collection_is_not_found(client):
+    answer = client.post(SESSION, json={"session_id": "s1", "collection": "nowhere"})
+
+    assert answer.status_code == 404
+    assert problem_of(answer)["type"] == "urn:embedding-studio:collection-not-found"
+
+
+@pytest.mark.parametrize("milliseconds", [1_760_000_000_000, 10**30])
+def test_milliseconds_are_refused_with_a_sentence_that_says_so(client, milliseconds):
+    session = client.post(SESSION, json={"session_id": "s1", "created_at": milliseconds})
+    events = client.post(
+        EVENTS, json={"session_id": "s1", "events": [{"object_id": "o", "created_at": milliseconds}]}
+    )
+
+    assert pointers_of(session) == ["#/created_at"]
+    assert pointers_of(events) == ["#/events/0/created_at"]
+    assert "looks like milliseconds" in session.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "word"),
+    [
+        ([[1, 0]], "dimensions"),
+        ([[0, 0, 0]], "zero"),
+        ([[1, 2, 3], [1, 2]], "one length"),
+        ([], "shape"),
+        ([[]], "shape"),
+        ([[1, "2", 3]], "numbers"),
+        ([[True, False, True]], "numbers"),
+        ([[[1, 2, 3]]], "numbers"),
+        ([[1e39, 0, 0]], "finite"),
+        ([[10**400, 0, 0]], "whole number"),
+        ("abc", "numbers"),
+    ],
+)
+def test_vectors_that_cannot_be_used_are_refused_with_their_place_and_a_reason(client, vectors, word):
+    fill(client)
+
+    session = client.post(SESSION, json={"session_id": "s1", "query_vectors": vectors})
+    upsert = client.post(UPSERT, json={"items": [{"object_id": "o1", "vectors": vectors}]})
+
+    assert pointers_of(session) == ["#/query_vectors"]
+    assert pointers_of(upsert) == ["#/items/0/vectors"]
+    assert word in session.json()["detail"]
+    assert word in upsert.json()["detail"]
+    assert client.get(SESSION, params={"session_id": "s1"}).status_code == 404
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_json_does_not_know_are_refused(client, number):
+    fill(client)
+    bodies = {
+        UPSERT: '{"items": [{"object_id": "o", "vectors": [[1, NUMBER, 0]]}]}',
+        DELETE: '{"object_ids": ["o"], "collection": NUMBER}',
+        SEARCH: '{"search_query": "a", "max_distance": NUMBER}',
+        SESSION: '{"session_id": "s1", "search_meta": {"deep": [{"x": NUMBER}]}}',
+    }
+
+    for path, body in bodies.items():
+        answer = client.post(
+            path, content=body.replace("NUMBER", number), headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 422, path
+        problem_of(answer)
+
+
+@pytest.mark.parametrize("text", ["a\\u0000b", "a\\ud800b"])
+def test_text_that_a_database_cannot_keep_is_refused(client, text):
+    fill(client)
+    bodies = {
+        UPSERT: '{"items": [{"object_id": "o", "text": "TEXT"}]}',
+        DELETE: '{"object_ids": ["TEXT"]}',
+        SEARCH: '{"search_query": "TEXT"}',
+        SESSION: '{"session_id": "s1", "search_meta": {"deep": [{"TEXT": 1}]}}',
+        EVENTS: '{"session_id": "s1", "events": [{"object_id": "o", "event_type": "TEXT"}]}',
+    }
+
+    for path, body in bodies.items():
+        answer = client.post(
+            path, content=body.replace("TEXT", text), headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 422, path
+    assert client.get(SESSION, params={"session_id": "a\x00b"}).status_code == 422
+
+
+def test_json_that_is_nested_too_deeply_is_refused(client):
+    def nested(levels: int) -> dict:
+        return {"in": nested(levels - 1)} if levels else {}
+
+    fill(client)
+
+    fits = client.post(SESSION, json={"session_id": "s1", "search_meta": nested(60)})
+    deep = client.post(SESSION, json={"session_id": "s2", "search_meta": nested(70)})
+    filtered = client.post(SEARCH, json={"search_query": "a", "filter": nested(70)})
+
+    assert fits.status_code == 201
+    assert pointers_of(deep) == ["#/search_meta"]
+    assert pointers_of(filtered) == ["#/filter"]
+
+
+# Events
+
+
+def test_every_event_is_told_what_became_of_it(client):
+    fill(client)
+    client.post(SESSION, json={"session_id": "s1", "search_results": [{"object_id": "all-a"}]})
+    events = [
+        {"object_id": "all-a", "event_type": "click", "event_id": "e1", "created_at": 1_760_000_005},
+        {"object_id": "all-a", "event_type": "click", "event_id": "e1", "created_at": 1_760_000_005},
+        {"object_id": "all-b", "event_type": "purchase", "event_id": "e2", "created_at": 1_760_000_006},
+    ]
+
+    answer = client.post(EVENTS, json={"session_id": "s1", "events": events})
+    unknown = client.post(EVENTS, json={"session_id": "gone", "events": events[:1]})
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "session_id": "s1",
+        "events": [
+            {"event_id": "e1", "object_id": "all-a", "event_type": "click", "disposition": "accepted"},
+            {"event_id": "e1", "object_id": "all-a", "event_type": "click", "disposition": "duplicate"},
+            {
+                "event_id": "e2",
+                "object_id": "all-b",
+                "event_type": "purchase",
+                "disposition": "unknown_object",
+            },
+        ],
+    }
+    assert unknown.status_code == 200
+    assert [each["disposition"] for each in unknown.json()["events"]] == ["unknown_session"]
+    kept = client.get(SESSION, params={"session_id": "s1"}).json()["events"]
+    assert [each["event_id"] for each in kept] == ["e1", "e2"]
+
+
+def test_an_event_without_id_sent_twice_counts_once(client):
+    fill(client)
+    client.post(SESSION, json={"session_id": "s1"})
+    sent = {"session_id": "s1", "events": [{"object_id": "all-a", "created_at": 1_760_000_005}]}
+
+    first, second = client.post(EVENTS, json=sent).json(), client.post(EVENTS, json=sent).json()
+
+    assert first["events"][0]["disposition"] == "accepted"
+    assert second["events"][0]["disposition"] == "duplicate"
+    assert first["events"][0]["event_id"] == second["events"][0]["event_id"] != ""
+
+
+def test_more_events_than_allowed_are_refused_and_none_is_kept(make_context):
+    with serving(create_app(make_context(max_events_per_request=3))) as client:
+        fill(client)
+        client.post(SESSION, json={"session_id": "s1"})
+        events = [{"object_id": "all-a", "event_id": str(number)} for number in range(4)]
+
+        too_many = client.post(EVENTS, json={"session_id": "s1", "events": events})
+        kept = client.get(SESSION, params={"session_id": "s1"}).json()["events"]
+        enough = client.post(EVENTS, json={"session_id": "s1", "events": events[:3]})
+
+    assert pointers_of(too_many) == ["#/events"]
+    assert "at most 3" in too_many.json()["detail"]
+    assert kept == []
+    assert enough.status_code == 200
+
+
+# Orders
+
+
+def test_a_session_is_put_to_use_and_its_order_can_be_read_retried_and_cancelled(client):
+    fill(client)
+    client.post(SESSION, json={"session_id": "s1", "user_id": "ada"})
+
+    before = client.get(f"{ORDERS}/s1")
+    placed = client.post(USE, json={"session_id": "s1"})
+    read = client.get(f"{ORDERS}/s1")
+    retried = client.post(f"{ORDERS}/s1/retry")
+    cancelled = client.delete(f"{ORDERS}/s1")
+    after = client.get(f"{ORDERS}/s1")
+
+    assert before.status_code == after.status_code == 404
+    assert problem_of(before)["type"] == "urn:embedding-studio:order-not-found"
+    assert placed.status_code == read.status_code == retried.status_code == 200
+    assert placed.json() == read.json()
+    assert {name: read.json()[name] for name in ("session_id", "user_id", "collection", "status")} == {
+        "session_id": "s1",
+        "user_id": "ada",
+        "collection": "default",
+        "status": "pending",
+    }
+    assert retried.json()["attempts"] == 0
+    assert cancelled.status_code == 204
+    assert cancelled.content == b""
+
+
+def test_an_order_that_nobody_placed_cannot_be_retried_or_cancelled(client):
+    fill(client)
+    client.post(SESSION, json={"session_id": "s1"})
+
+    assert client.post(USE, json={"session_id": "gone"}).status_code == 404
+    assert client.post(f"{ORDERS}/s1/retry").status_code == 404
+    assert client.delete(f"{ORDERS}/s1").status_code == 404
+
+
+def test_an_order_that_is_being_learnt_cannot_be_cancelled(make_context):
+    context = make_context()
+    with serving(create_app(context)) as client:
+        fill(client)
+        client.post(SESSION, json={"session_id": "s1", "user_id": "ada"})
+        client.post(USE, json={"session_id": "s1"})
+        assert context.storage.orders.claim(users=1, lease_seconds=60) is not None
+
+        answer = client.delete(f"{ORDERS}/s1")
+
+    assert answer.status_code == 409
+    problem_of(answer)
+
+
+def test_orders_are_listed_by_status_in_pages_and_counted(client):
+    fill(client)
+    for number in range(5):
+        client.post(SESSION, json={"session_id": f"s{number}", "user_id": f"u{number}"})
+        client.post(USE, json={"session_id": f"s{number}"})
+
+    first = client.get(ORDERS, params={"status": "pending", "limit": 3}).json()
+    second = client.get(ORDERS, params={"limit": 3, "offset": first["next_page_offset"]}).json()
+    done = client.get(ORDERS, params={"status": "done"}).json()
+    whole = client.get(ORDERS, params={"limit": 5}).json()
+
+    assert [order["session_id"] for order in first["orders"]] == ["s4", "s3", "s2"]
+    assert first["next_page_offset"] == 3
+    assert [order["session_id"] for order in second["orders"]] == ["s1", "s0"]
+    assert second["next_page_offset"] is None
+    assert done == {"orders": [], "next_page_offset": None}
+    assert whole["next_page_offset"] is None
+    assert client.get("/api/v1/improvement/summary").json() == {
+        "orders": {"pending": 5, "processing": 0, "done": 0, "failed": 0, "refused": 0}
+    }
+
+
+def test_an_irrelevant_session_says_so(client):
+    fill(client)
+    client.post(SESSION, json={"session_id": "s1", "user_id": "ada"})
+
+    marked = client.post(IRRELEVANT, json={"session_id": "s1"})
+
+    assert marked.status_code == 204
+    assert client.get(SESSION, params={"session_id": "s1"}).json()["is_irrelevant"] is True
+    assert client.post(IRRELEVANT, json={"session_id": "gone"}).status_code == 404
+
+
+# Search
+
+
+def test_a_search_ranks_by_distance_and_declares_its_direction(client):
+    fill(client)
+
+    answer = client.post(SEARCH, json={"search_query": "a", "limit": 2})
+
+    found = answer.json()
+    assert [
+        {**result, "distance": pytest.approx(result["distance"], abs=1e-6)}
+        for result in found["search_results"]
+    ] == [
+        {
+            "object_id": "all-a",
+            "distance": pytest.approx(0, abs=1e-6),
+            "payload": {"price": 30, "brand": "acme"},
+            "position": 1,
+            "personalised": False,
+            "explanation": None,
+        },
+        {
+            "object_id": "a-and-b",
+            "distance": pytest.approx(1 - 2**-0.5, abs=1e-6),  # 45 degrees
+            "payload": {"price": 10, "brand": "apex"},
+            "position": 2,
+            "personalised": False,
+            "explanation": None,
+        },
+    ]
+    del found["search_results"]
+    assert found == {
+        "session_id": None,
+        "next_page_offset": 2,
+        "personalised": False,
+        "metric_type": "cosine",
+        "metric_aggregation_type": "min",
+        "distance_direction": "smaller_is_nearer",
+    }
+
+
+@pytest.mark.parametrize("query", ["b", [0, 1, 0], [[0, 1, 0]], [[0, 2, 0], [0, 1, 0]]])
+def test_a_query_is_a_text_a_vector_or_several(client, query):
+    fill(client)
+
+    assert ids_of(client.post(SEARCH, json={"search_query": query})) == ["all-b", "a-and-b", "all-a"]
+
+
+@pytest.mark.parametrize("query", [[0, 0, 0], [1, 2], [], [[1, 2, 3], [1]], {"a": 1}, 7, None, [None, 1, 2]])
+def test_a_query_that_is_none_of_them_is_refused_with_a_sentence(client, query):
+    fill(client)
+
+    answer = client.post(SEARCH, json={"search_query": query})
+
+    assert pointers_of(answer) == ["#/search_query"]
+
+
+def test_pages_follow_each_other(client):
+    fill(client)
+
+    first = client.post(SEARCH, json={"search_query": "a", "limit": 2})
+    second = client.post(
+        SEARCH, json={"search_query": "a", "limit": 2, "offset": first.json()["next_page_offset"]}
+    )
+
+    assert ids_of(first) + ids_of(second) == ["all-a", "a-and-b", "all-b"]
+    assert second.json()["search_results"][0]["position"] == 3
+    assert second.json()["next_page_offset"] is None
+
+
+def test_a_search_keeps_to_filter_distance_and_order(client):
+    fill(client)
+
+    acme = {"query": {"term": {"field": "brand", "value": "acme"}}}
+    assert ids_of(client.post(SEARCH, json={"search_query": "a", "filter": acme})) == ["all-a", "all-b"]
+    assert ids_of(client.post(SEARCH, json={"search_query": "a", "max_distance": 0.5})) == [
+        "all-a",
+        "a-and-b",
+    ]
+    rising, falling = (
+        ids_of(client.post(SEARCH, json={"search_query": "a", "sort_by": {"field": "price", "order": order}}))
+        for order in ("asc", "desc")
+    )
+    assert rising == ["a-and-b", "all-b", "all-a"]
+    assert falling == ["all-a", "all-b", "a-and-b"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"query": {"trem": {"field": "brand", "value": "acme"}}}, {"query": {"term": {"field": "x"}}}],
+)
+def test_a_misspelt_filter_is_refused_and_not_ignored(client, given):
+    fill(client)
+
+    answer = client.post(SEARCH, json={"search_query": "a", "filter": given})
+
+    assert pointers_of(answer) == ["#/filter"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "pointer"),
+    [
+        ({"limit": 0}, "#/limit"),
+        ({"limit": 1_001}, "#/limit"),
+        ({"offset": -1}, "#/offset"),
+        ({"exploration_ratio": 1.5}, "#/exploration_ratio"),
+        ({"sort_by": {"field": "price", "order": "up"}}, "#/sort_by/order"),
+        ({"sort_by": {"field": ""}}, "#/sort_by/field"),
+        ({"user_id": ""}, "#/user_id"),
+        ({"user_id": 5}, "#/user_id"),
+        ({"user_id": "u" * 513}, "#/user_id"),
+        ({"filter": []}, "#/filter"),
+    ],
+)
+def test_a_field_out_of_bounds_is_refused(client, wrong, pointer):
+    fill(client)
+
+    assert pointers_of(client.post(SEARCH, json={"search_query": "a"} | wrong)) == [pointer]
+
+
+def test_a_search_in_an_unknown_collection_is_not_found(client):
+    answer = client.post(SEARCH, json={"search_query": "a", "collection": "nowhere"})
+
+    assert answer.status_code == 404
+    assert "nowhere" in problem_of(answer)["detail"]
+
+
+def test_a_recorded_search_is_a_session_with_what_was_shown_on_all_its_pages(client):
+    fill(client)
+
+    first = client.post(
+        SEARCH, json={"search_query": "a", "limit": 2, "user_id": "ada", "create_session": True}
+    )
+    session_id = first.json()["session_id"]
+    client.post(
+        SEARCH,
+        json={"search_query": "a", "limit": 2, "offset": 2, "user_id": "ada", "session_id": session_id},
+    )
+
+    session = client.get(SESSION, params={"session_id": session_id}).json()
+    assert session["user_id"] == "ada"
+    assert session["search_query"] == "a"
+    assert [(shown["object_id"], shown["position"]) for shown in session["search_results"]] == [
+        ("all-a", 1),
+        ("a-and-b", 2),
+        ("all-b", 3),
+    ]
+
+
+# Learning, seen through the service
+
+
+def test_what_a_user_clicked_moves_that_users_results_and_nobody_elses(make_context):
+    context = make_context()
+    with serving(create_app(context)) as client:
+        fill(client)
+        plain = client.post(SEARCH, json={"search_query": "a"}).json()
+        search_and_click(client, "ada", "s1", "all-b")
+
+        context.improver().improve_once(users=10)
+
+        adas = client.post(SEARCH, json={"search_query": "a", "user_id": "ada", "explain": True}).json()
+        bobs = client.post(SEARCH, json={"search_query": "a", "user_id": "bob", "explain": True}).json()
+        anyones = client.post(SEARCH, json={"search_query": "a"}).json()
+        order = client.get(f"{ORDERS}/s1").json()
+
+    distance = {found["object_id"]: found["distance"] for found in plain["search_results"]}
+    clicked = next(found for found in adas["search_results"] if found["object_id"] == "all-b")
+    assert order["status"] == "done"
+    assert anyones == plain
+    assert [found["distance"] for found in bobs["search_results"]] == list(distance.values())
+    assert not bobs["personalised"]
+    assert "s1" not in str(bobs)
+    assert adas["personalised"]
+    assert clicked["personalised"]
+    assert clicked["distance"] < distance["all-b"]
+    assert clicked["explanation"]["base_distance"] == pytest.approx(distance["all-b"], abs=1e-6)
+    assert clicked["explanation"]["influences"][0]["session_id"] == "s1"
+
+
+def test_a_forgotten_user_is_searched_for_like_anybody(make_context):
+    context = make_context()
+    with serving(create_app(context)) as client:
+        fill(client)
+        search_and_click(client, "ada", "s1", "all-b")
+        context.improver().improve_once(users=10)
+
+        forgotten = client.delete("/api/v1/users/ada")
+        again = client.delete("/api/v1/users/ada")
+        adas = client.post(SEARCH, json={"search_query": "a", "user_id": "ada"}).json()
+        session = client.get(SESSION, params={"session_id": "s1"})
+
+    assert forgotten.json() == {"sessions": 1}
+    assert again.json() == {"sessions": 0}
+    assert not adas["personalised"]
+    assert session.status_code == 404
+
+
+def test_the_write_key_sees_nothing_of_a_users_past(make_context):
+    write = {"Authorization": f"Bearer {KEYS['write_api_key']}".encode()}
+    admin = {"Authorization": f"Bearer {KEYS['admin_api_key']}".encode()}
+    with serving(create_app(make_context(**KEYS))) as client:
+        client.headers = admin
+        fill(client)
+        search_and_click(client, "ada", "s1", "all-b")
+
+        client.headers = write
+        found = client.post(SEARCH, json={"search_query": "a", "user_id": "ada"})
+        explained = client.post(SEARCH, json={"search_query": "a", "user_id": "ada", "explain": True})
+        session = client.get(SESSION, params={"session_id": "s1"})
+
+        client.headers = admin
+        allowed = client.post(SEARCH, json={"search_query": "a", "user_id": "ada", "explain": True})
+
+    assert found.status_code == allowed.status_code == 200
+    assert explained.status_code == session.status_code == 403
+
+
+# Objects
+
+
+def test_objects_are_stored_counted_replaced_and_deleted(client):
+    stored = client.post(
+        UPSERT, json={"items": [{"object_id": "o1", "text": "a"}, {"object_id": "o2", "text": "b"}]}
+    )
+    replaced = client.post(
+        UPSERT, json={"items": [{"object_id": "o1", "text": "c", "payload": {"new": True}}]}
+    )
+    found = client.post(SEARCH, json={"search_query": "c", "limit": 1}).json()["search_results"][0]
+    deleted = client.post(DELETE, json={"object_ids": ["o1", "o3"]})
+
+    assert stored.json() == {"indexed": 2, "unchanged": 0}
+    assert replaced.json() == {"indexed": 1, "unchanged": 0}
+    assert (found["object_id"], found["payload"]) == ("o1", {"new": True})
+    assert found["distance"] == pytest.approx(0, abs=1e-6)
+    assert deleted.json() == {"deleted": 1}
+    assert ids_of(client.post(SEARCH, json={"search_query": "c"})) == ["o2"]
+
+
+def test_an_unchanged_text_is_not_embedded_again(client):
+    items = [{"object_id": "o1", "text": "a"}, {"object_id": "o2", "text": "b"}]
+    client.post(UPSERT, json={"items": items})
+
+    again = client.post(UPSERT, json={"items": [*items, {"object_id": "o3", "text": "c"}]})
+
+    assert again.json() == {"indexed": 1, "unchanged": 2}
+
+
+def test_vectors_are_taken_as_they_are_brought_beside_texts(client):
+    items = [
+        {"object_id": "o1", "vectors": [[1, 0, 0], [0, 0, 1]], "item_info": {"source": "s3"}},
+        {"object_id": "o2", "text": "b"},
+        {"object_id": "o3", "vectors": [0, 1, 1]},
+    ]
+
+    answer = client.post(UPSERT, json={"items": items})
+
+    assert answer.json() == {"indexed": 3, "unchanged": 0}
+    assert ids_of(client.post(SEARCH, json={"search_query": [0, 0, 1]})) == ["o1", "o3", "o2"]
+
+
+@pytest.mark.parametrize(
+    ("item", "pointer"),
+    [
+        ({"object_id": "o2"}, "#/items/1"),
+        ({"object_id": "o2", "text": "a", "vectors": [[1, 0, 0]]}, "#/items/1"),
+        ({"object_id": "o1", "text": "a"}, "#/items/1/object_id"),
+        ({"object_id": "o2", "vectors": [[1, 0]]}, "#/items/1/vectors"),
+        ({"object_id": "", "text": "a"}, "#/items/1/object_id"),
+        ({"object_id": "o2", "text": "a", "payload": [1]}, "#/items/1/payload"),
+    ],
+)
+def test_one_wrong_item_is_pointed_at_and_nothing_is_stored(client, item, pointer):
+    answer = client.post(UPSERT, json={"items": [{"object_id": "o1", "text": "a"}, item]})
+
+    assert pointers_of(answer) == [pointer]
+    assert client.post(SEARCH, json={"search_query": "a"}).json().get("search_results", []) == []
+
+
+def test_objects_for_an_unknown_collection_do_not_make_one(client):
+    answer = client.post(UPSERT, json={"collection": "typo", "items": [{"object_id": "o1", "text": "a"}]})
+
+    assert answer.status_code == 404
+    assert client.get(COLLECTIONS).json() == {"collections": []}
+    assert client.post(DELETE, json={"collection": "typo", "object_ids": ["o1"]}).status_code == 404
+
+
+def test_without_an_embedder_vectors_serve_and_texts_are_refused(make_context):
+    with serving(create_app(make_context(embedder="none"))) as client:
+        client.post(COLLECTIONS, json={"name": "default", "index": {"dimensions": 2}})
+        brought = client.post(UPSERT, json={"items": [{"object_id": "o1", "vectors": [[1, 0]]}]})
+        text = client.post(UPSERT, json={"items": [{"object_id": "o2", "text": "a"}]})
+        found = client.post(SEARCH, json={"search_query": [1, 0]})
+        asked = client.post(SEARCH, json={"search_query": "a"})
+
+    assert brought.json() == {"indexed": 1, "unchanged": 0}
+    assert ids_of(found) == ["o1"]
+    assert pointers_of(text) == ["#/items/0/text"]
+    assert pointers_of(asked) == ["#/search_query"]
+
+
+# Collections
+
+
+def test_a_collection_is_made_shown_listed_aliased_and_dropped(client):
+    body = {
+        "name": "shoes",
+        "index": {"dimensions": 5, "metric_type": "euclid", "metric_aggregation_type": "avg"},
+    }
+
+    made = client.post(COLLECTIONS, json=body)
+    again = client.post(COLLECTIONS, json=body)
+    aliased = client.put(f"{COLLECTIONS}/aliases/best", json={"collection": "shoes"})
+    shown = client.get(f"{COLLECTIONS}/best")
+    listed = client.get(COLLECTIONS)
+    dropped = client.delete(f"{COLLECTIONS}/shoes")
+    after = client.get(f"{COLLECTIONS}/shoes")
+
+    assert made.status_code == again.status_code == 201
+    assert made.json() == again.json()
+    assert made.json() == {
+        "name": "shoes",
+        "index": {
+            "dimensions": 5,
+            "metric_type": "euclid",
+            "metric_aggregation_type": "avg",
+            "hnsw": {"m": 16, "ef_construction": 64, "ef_search": 100},
+        },
+        "embedder": None,
+        "gate_threshold": None,
+        "aliases": [],
+        "objects": 0,
+    }
+    assert aliased.json() == {"alias": "best", "collection": "shoes"}
+    assert shown.json() == made.json() | {"aliases": ["best"]}
+    assert listed.json() == {"collections": [shown.json()]}
+    assert dropped.status_code == 204
+    assert after.status_code == 404
+
+
+def test_a_collection_of_the_same_name_and_another_kind_is_a_conflict(client):
+    client.post(COLLECTIONS, json={"name": "shoes", "index": {"dimensions": 5}})
+
+    answer = client.post(COLLECTIONS, json={"name": "shoes", "index": {"dimensions": 7}})
+
+    assert answer.status_code == 409
+    problem_of(answer)
+
+
+def test_a_collection_for_the_services_embedder_has_its_size(client):
+    made = client.post(COLLECTIONS, json={"name": "texts", "embedder": "letters"})
+
+    assert made.json()["index"]["dimensions"] == 3
+    assert made.json()["embedder"] == "letters"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "pointer"),
+    [
+        ({}, "#/index/dimensions"),
+        ({"index": {"dimensions": 0}}, "#/index/dimensions"),
+        ({"index": {"dimensions": 5, "metric_type": "hamming"}}, "#/index/metric_type"),
+        ({"index": {"dimensions": 5, "hnsw": {"m": 1}}}, "#/index/hnsw/m"),
+        ({"embedder": "another"}, "#/embedder"),
+        ({"embedder": "letters", "index": {"dimensions": 4}}, "#/index/dimensions"),
+    ],
+)
+def test_a_collection_that_cannot_be_is_refused(client, wrong, pointer):
+    assert pointers_of(client.post(COLLECTIONS, json={"name": "texts"} | wrong)) == [pointer]
+
+
+def test_an_alias_of_nothing_and_a_collection_that_is_not_there_are_not_found(client):
+    assert client.put(f"{COLLECTIONS}/aliases/best", json={"collection": "gone"}).status_code == 404
+    assert client.delete(f"{COLLECTIONS}/gone").status_code == 404
+
+
+# Quotes and the like
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_whatever_an_id_holds_it_comes_back_as_it_was_and_does_no_harm(client, nasty):
+    fill(client)
+    assert client.post(
+        UPSERT, json={"items": [{"object_id": nasty, "text": "cc", "payload": {nasty: nasty}}]}
+    ).is_success
+    search_and_click(client, "ada", "of ada", "all-a")
+
+    by_filter = {"query": {"term": {"field": "brand", "value": nasty}}}
+    by_field = {"query": {"term": {"field": nasty, "value": "acme"}}}
+    found = client.post(
+        SEARCH,
+        json={"search_query": "c", "user_id": nasty, "session_id": nasty, "create_session": True, "limit": 1},
+    )
+    sent = client.post(
+        EVENTS, json={"session_id": nasty, "events": [{"object_id": nasty, "event_id": nasty}]}
+    )
+    session = client.get(SESSION, params={"session_id": nasty})
+
+    assert ids_of(found) == [nasty]
+    assert found.json()["search_results"][0]["payload"] == {nasty: nasty}
+    assert sent.json()["events"][0]["disposition"] == "accepted"
+    assert (session.json()["session_id"], session.json()["user_id"]) == (nasty, nasty)
+    assert ids_of(client.post(SEARCH, json={"search_query": "a", "filter": by_filter})) == []
+    assert ids_of(client.post(SEARCH, json={"search_query": "a", "filter": by_field})) == []
+    assert len(ids_of(client.post(SEARCH, json={"search_query": "a", "sort_by": {"field": nasty}}))) == 4
+    assert client.get(f"{ORDERS}/{quote(nasty, safe='')}").json()["session_id"] == nasty
+    assert client.delete(f"/api/v1/users/{quote(nasty, safe='')}").json() == {"sessions": 1}
+    assert client.get(SESSION, params={"session_id": "of ada"}).json()["user_id"] == "ada"

@@ -1,0 +1,571 @@
+"""The service as a whole: what every route shares. ``test_api_routes.py`` holds each route's own contract."""
+
+import json
+import logging
+import re
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from embedding_studio import errors
+from embedding_studio.api.app import STATUSES, create_app
+from embedding_studio.bootstrap import Context
+from embedding_studio.settings import Settings
+from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.ports import Storage
+
+SEARCH = "/api/v1/embeddings/similarity-search"
+SESSION = "/api/v1/clickstream/session"
+EVENTS = "/api/v1/clickstream/session/events"
+
+PLUGIN = '''
+import numpy as np
+
+class CountsLetters:
+    """Embeds a text by how often it holds the letters a, b and c; a text without any is all three."""
+
+    name = "letters"
+    dimensions = 3
+
+    def embed(self, texts, *, progress=None):
+        counts = np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
+        counts[~counts.any(axis=1)] = 1
+        return counts.reshape(-1, 3)
+
+    def split(self, text):
+        return [text]
+
+class LettersPlugin:
+    def get_embedder(self):
+        return CountsLetters()
+'''
+
+
+def letters_context(folder: Path, storage: Storage | None = None, **settings: object) -> Context:
+    """Return a context over memory whose embedder counts letters; with ``embedder="none"`` it has none."""
+    if settings.get("embedder") != "none":
+        settings["plugins_path"] = folder / "letters.py"
+        settings["plugins_path"].write_text(PLUGIN)
+    return Context(Settings(_env_file=None, **settings), storage=storage or MemoryStorage())
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[httpx.Client]:
+    """Serve an app by HTTP on a free port, as ``embedding-studio serve`` does."""
+    listening = socket.create_server(("127.0.0.1", 0))  # connections queue here until uvicorn is up
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    host, port = listening.getsockname()
+    try:
+        with httpx.Client(base_url=f"http://{host}:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture
+def make_context(tmp_path):
+    return partial(letters_context, tmp_path)
+
+
+@pytest.fixture
+def client(make_context):
+    with serving(create_app(make_context())) as client:
+        yield client
+
+
+def problem_of(answer: httpx.Response) -> dict:
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == answer.status_code
+    assert problem["instance"] == answer.url.raw_path.decode().partition("?")[0]
+    assert set(problem) <= {"type", "title", "status", "detail", "instance", "errors"}
+    return problem
+
+
+def pointers_of(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 422, answer.text
+    return [found["pointer"] for found in problem_of(answer)["errors"]]
+
+
+# Problems
+
+
+def test_an_unknown_path_is_a_problem(client):
+    answer = client.get("/api/v2/nothing")
+
+    assert answer.status_code == 404
+    assert problem_of(answer) == {
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "detail": "Not Found",
+        "instance": "/api/v2/nothing",
+    }
+
+
+def test_a_wrong_method_is_a_problem_that_names_the_right_ones(client):
+    answer = client.put(SEARCH, json={})
+
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "POST"
+    assert problem_of(answer)["title"] == "Method Not Allowed"
+
+
+def test_a_missing_thing_is_named_in_the_type_and_in_the_sentence(client):
+    answer = client.get(SESSION, params={"session_id": "gone"})
+
+    assert answer.status_code == 404
+    problem = problem_of(answer)
+    assert problem["type"] == "urn:embedding-studio:session-not-found"
+    assert problem["title"] == "Session not found"
+    assert "gone" in problem["detail"]
+
+
+def test_every_wrong_field_is_pointed_at(client):
+    answer = client.post(
+        SESSION, json={"session_id": "", "created_at": -1, "search_results": [{"rank": 0.5}]}
+    )
+
+    assert sorted(pointers_of(answer)) == ["#/created_at", "#/search_results/0/object_id", "#/session_id"]
+    assert answer.json()["type"] == "urn:embedding-studio:invalid-input"
+
+
+def test_an_unknown_field_is_refused_at_any_depth(client):
+    answer = client.post(
+        SEARCH, json={"search_query": "a", "sort_by": {"field": "x", "ordre": "asc"}, "limti": 3}
+    )
+
+    assert sorted(pointers_of(answer)) == ["#/limti", "#/sort_by/ordre"]
+
+
+def test_a_pointer_escapes_what_a_field_name_may_hold(client):
+    answer = client.post(SEARCH, json={"search_query": "a", "a/b~c é": 1})
+
+    assert pointers_of(answer) == ["#/a~1b~0c%20%C3%A9"]  # RFC 6901, sections 3 and 6
+
+
+def test_a_wrong_parameter_is_named(client):
+    answer = client.get("/api/v1/improvement/orders", params={"limit": 0, "status": "lost"})
+
+    assert answer.status_code == 422
+    assert [found["parameter"] for found in problem_of(answer)["errors"]] == ["status", "limit"]
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"search_query": ', "the body is not JSON"),
+        (b"[" * 100_000, "parsing the body"),
+        (b'{"search_query": "\xff"}', "parsing the body"),
+        (b'{"limit": ' + b"9" * 5_000 + b"}", "parsing the body"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_the_callers_fault(client, body, detail):
+    answer = client.post(SEARCH, content=body, headers={"content-type": "application/json"})
+
+    assert answer.status_code in {400, 422}
+    assert detail in problem_of(answer)["detail"]
+
+
+def test_thousands_of_wrong_items_make_a_short_answer(client):
+    answer = client.post("/api/v1/embeddings/delete", json={"object_ids": [0] * 5_000})
+
+    assert len(pointers_of(answer)) == 100
+
+
+@pytest.mark.parametrize("kind", sorted(STATUSES, key=lambda kind: kind.__name__))
+def test_every_error_has_its_status_and_what_is_our_fault_tells_nothing_of_the_inside(
+    make_context, kind, caplog
+):
+    app = create_app(make_context())
+
+    @app.get("/fail")
+    def fail() -> None:
+        raise kind("the secret is 1234")
+
+    with serving(app) as client, caplog.at_level(logging.CRITICAL):
+        answer = client.get("/fail")
+
+    assert answer.status_code == STATUSES[kind]
+    assert ("1234" in problem_of(answer)["detail"]) == (answer.status_code not in {500, 503})
+
+
+def test_every_error_of_the_package_has_a_status():
+    of_the_package = [each for each in vars(errors).values() if isinstance(each, type)]
+
+    assert len(of_the_package) > 15
+    for kind in of_the_package:
+        assert any(parent in STATUSES for parent in kind.__mro__)
+
+
+def test_an_unforeseen_failure_is_a_problem_without_internals_and_is_logged_under_its_id(
+    make_context, caplog
+):
+    app = create_app(make_context())
+
+    @app.get("/fail")
+    def fail() -> None:
+        raise ZeroDivisionError("postgresql://admin:secret@db")
+
+    with serving(app) as client:
+        answer = client.get("/fail", headers={"X-Request-ID": "night-1"})
+        after = client.get("/healthz")
+
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "ZeroDivision" not in answer.text
+    assert "night-1" in problem_of(answer)["detail"]
+    assert answer.headers["x-request-id"] == "night-1"
+    assert after.status_code == 200
+    logged = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert ["night-1" in record.getMessage() and record.exc_info is not None for record in logged] == [True]
+
+
+# Request ids
+
+
+def test_a_request_id_is_echoed(client):
+    assert (
+        client.get("/healthz", headers={"X-Request-ID": "web-7.a:b_c"}).headers["x-request-id"]
+        == "web-7.a:b_c"
+    )
+
+
+@pytest.mark.parametrize("given", [None, "", "two words", "x" * 129, "a;b", "<script>"])
+def test_without_a_harmless_request_id_one_is_made(client, given):
+    answer = client.get("/nothing", headers={} if given is None else {"X-Request-ID": given})
+
+    assert str(uuid.UUID(answer.headers["x-request-id"])) == answer.headers["x-request-id"]
+
+
+# Size
+
+
+def test_a_body_that_announces_too_much_is_refused_with_the_limit(make_context):
+    with serving(create_app(make_context(max_request_bytes=1_000))) as client:
+        answer = client.post(SEARCH, json={"search_query": "a" * 1_000})
+
+    assert answer.status_code == 413
+    assert "1000 bytes" in problem_of(answer)["detail"]
+    assert "x-request-id" in answer.headers
+
+
+def test_a_body_that_announces_nothing_is_refused_when_it_grows_too_large(make_context):
+    def chunks() -> Iterator[bytes]:
+        yield b'{"search_query": "'
+        for _ in range(10):
+            yield b"a" * 200
+
+    with serving(create_app(make_context(max_request_bytes=1_000))) as client:
+        answer = client.post(SEARCH, content=chunks(), headers={"content-type": "application/json"})
+
+    assert answer.status_code == 413
+
+
+def test_a_body_in_chunks_within_the_limit_is_read_whole(client):
+    whole = json.dumps({"session_id": "s1", "search_query": "é" * 3_000, "collection": "none"}).encode()
+    chunks = (whole[start : start + 701] for start in range(0, len(whole), 701))
+
+    answer = client.post(SESSION, content=chunks, headers={"content-type": "application/json"})
+
+    assert problem_of(answer)["type"] == "urn:embedding-studio:collection-not-found"
+
+
+# Keys
+
+OPEN = {"get_health", "get_readiness"}
+FOR_THE_WRITE_KEY = {"similarity_search", "register_session", "push_events", "mark_session_irrelevant"}
+KEYS = {"admin_api_key": "the admin key", "write_api_key": "the write key é"}
+
+
+def operations(client: httpx.Client) -> dict[str, tuple[str, str]]:
+    """operation_id -> (method, path), of every route there is."""
+    paths = client.get("/openapi.json").json()["paths"]
+    return {
+        operation["operationId"]: (method.upper(), re.sub(r"\{.*?\}", "x", path))
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+    }
+
+
+def statuses(client: httpx.Client, key: str | None) -> dict[str, int]:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
+    return {
+        name: client.request(method, path, headers=headers).status_code
+        for name, (method, path) in operations(client).items()
+    }
+
+
+def test_without_a_key_only_health_is_open(make_context):
+    with serving(create_app(make_context(**KEYS))) as client:
+        seen = statuses(client, None)
+
+    assert {name for name, status in seen.items() if status != 401} == OPEN
+
+
+@pytest.mark.parametrize("key", ["wrong", "the admin ke", "the admin keyy", "THE ADMIN KEY", "é"])
+def test_an_unknown_key_opens_nothing(make_context, key):
+    with serving(create_app(make_context(**KEYS))) as client:
+        seen = statuses(client, key)
+
+    assert {name for name, status in seen.items() if status != 401} == OPEN
+
+
+def test_the_write_key_searches_and_sends_and_reads_nothing(make_context):
+    with serving(create_app(make_context(**KEYS))) as client:
+        seen = statuses(client, KEYS["write_api_key"])
+
+    assert 401 not in seen.values()
+    assert {name for name, status in seen.items() if status != 403} == OPEN | FOR_THE_WRITE_KEY
+
+
+def test_the_admin_key_opens_everything(make_context):
+    with serving(create_app(make_context(**KEYS))) as client:
+        seen = statuses(client, KEYS["admin_api_key"])
+
+    assert len(seen) > 15
+    assert not {401, 403} & set(seen.values())
+
+
+def test_with_an_admin_key_alone_nothing_else_opens(make_context):
+    with serving(create_app(make_context(admin_api_key="the admin key"))) as client:
+        assert client.post(SEARCH, json={"search_query": "a"}).status_code == 401
+        allowed = client.get("/metrics", headers={"Authorization": "Bearer the admin key"})
+
+    assert allowed.status_code == 200
+
+
+def test_without_keys_the_service_is_open(client):
+    assert not {401, 403} & set(statuses(client, None).values())
+
+
+def test_a_refused_key_is_told_what_to_send(make_context):
+    with serving(create_app(make_context(**KEYS))) as client:
+        missing = client.get("/metrics")
+        basic = client.get("/metrics", headers={"Authorization": "Basic dTpw"})
+        unknown = client.get("/metrics", headers={"Authorization": "Bearer wrong"})
+        narrow = client.get("/metrics", headers={"Authorization": f"Bearer {KEYS['write_api_key']}".encode()})
+
+    realm = 'Bearer realm="embedding-studio"'
+    assert missing.headers["www-authenticate"] == basic.headers["www-authenticate"] == realm
+    assert unknown.headers["www-authenticate"] == f'{realm}, error="invalid_token"'
+    assert narrow.headers["www-authenticate"] == f'{realm}, error="insufficient_scope"'
+    for answer in (missing, basic, unknown, narrow):
+        assert not any(key in answer.text for key in KEYS.values())
+        problem_of(answer)
+
+
+# Origins
+
+
+def test_no_origin_may_call_unless_it_is_named(client):
+    answer = client.get("/healthz", headers={"Origin": "https://shop.example"})
+
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("origins", ["https://shop.example", "*"])
+def test_a_named_origin_may_call_and_never_with_credentials(make_context, origins):
+    with serving(create_app(make_context(cors_origins=origins))) as client:
+        preflight = client.options(
+            EVENTS,
+            headers={
+                "Origin": "https://shop.example",
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization,content-type",
+            },
+        )
+        failed = client.get("/nothing", headers={"Origin": "https://shop.example"})
+
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] in {"https://shop.example", "*"}
+    assert failed.headers["access-control-allow-origin"] in {"https://shop.example", "*"}
+    for answer in (preflight, failed):
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_another_origin_than_the_named_may_not_call(make_context):
+    with serving(create_app(make_context(cors_origins="https://shop.example"))) as client:
+        answer = client.get("/healthz", headers={"Origin": "https://evil.example"})
+
+    assert "access-control-allow-origin" not in answer.headers
+
+
+# Health
+
+
+class StorageThatIsDown(MemoryStorage):
+    def ping(self) -> None:
+        raise errors.StorageUnavailableError("connection to 10.0.0.7 refused")
+
+
+def test_a_service_that_can_serve_is_alive_and_ready(client):
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_without_storage_the_service_is_alive_and_says_what_it_is_not_ready_for(make_context):
+    with serving(create_app(make_context(StorageThatIsDown()))) as client:
+        alive, ready = client.get("/healthz"), client.get("/readyz")
+
+    assert alive.status_code == 200
+    assert ready.status_code == 503
+    assert problem_of(ready)["detail"] == "storage does not answer"
+
+
+def test_what_runs_in_the_background_starts_and_is_awaited_at_the_end(make_context):
+    told = []
+
+    def background(stop: threading.Event) -> None:
+        told.append("started")
+        stop.wait()
+        told.append("stopped")
+
+    with serving(create_app(make_context(), background=background)) as client:
+        assert client.get("/readyz").status_code == 200
+        assert told == ["started"]
+
+    assert told == ["started", "stopped"]
+
+
+def test_a_worker_that_ended_early_is_named(make_context):
+    with serving(create_app(make_context(), background=lambda _: None)) as client:
+        answer = client.get("/readyz")
+
+    assert answer.status_code == 503
+    assert "worker" in problem_of(answer)["detail"]
+
+
+# OpenAPI
+
+ROUTES_OF_THE_DESIGN = {
+    "POST /api/v1/clickstream/session",
+    "GET /api/v1/clickstream/session",
+    "POST /api/v1/clickstream/session/events",
+    "POST /api/v1/clickstream/session/irrelevant",
+    "POST /api/v1/clickstream/internal/session/use-for-improvement",
+    "POST /api/v1/embeddings/similarity-search",
+    "POST /api/v1/embeddings/upsert",
+    "POST /api/v1/embeddings/delete",
+    "GET /api/v1/collections",
+    "POST /api/v1/collections",
+    "GET /api/v1/collections/{name}",
+    "DELETE /api/v1/collections/{name}",
+    "PUT /api/v1/collections/aliases/{alias}",
+    "GET /api/v1/improvement/summary",
+    "GET /api/v1/improvement/orders",
+    "GET /api/v1/improvement/orders/{session_id}",
+    "DELETE /api/v1/improvement/orders/{session_id}",
+    "POST /api/v1/improvement/orders/{session_id}/retry",
+    "DELETE /api/v1/users/{user_id}",
+    "GET /healthz",
+    "GET /readyz",
+    "GET /metrics",
+}
+
+
+def test_the_document_describes_every_route_for_clients_to_be_generated(client):
+    document = client.get("/openapi.json").json()
+
+    described = {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert set(described) == ROUTES_OF_THE_DESIGN
+    ids = [operation["operationId"] for operation in described.values()]
+    assert len(set(ids)) == len(ids)
+    tags = {tag["name"] for tag in document["tags"]}
+    for operation in described.values():
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)+", operation["operationId"])
+        assert set(operation["tags"]) <= tags
+        assert operation["description"]
+        assert list(operation["responses"]["default"]["content"]) == ["application/problem+json"]
+        assert "422" not in operation["responses"]  # FastAPI's own shape of errors, which is never sent
+
+
+def test_every_body_has_examples_and_each_is_understood(client):
+    document = client.get("/openapi.json").json()
+
+    tried = 0
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if "requestBody" not in operation:
+                continue
+            reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+            for example in document["components"]["schemas"][reference.rsplit("/")[-1]]["examples"]:
+                answer = client.request(method, path.replace("{alias}", "shoes"), json=example)
+                assert answer.status_code in {200, 201, 204, 404}, f"{path}: {answer.text}"
+                tried += 1
+    assert tried >= 10
+
+
+# Metrics
+
+
+def samples(client: httpx.Client) -> dict[str, float]:
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def test_metrics_count_searches_events_and_orders(client):
+    client.post("/api/v1/embeddings/upsert", json={"items": [{"object_id": "o1", "text": "abc"}]})
+    client.post(SEARCH, json={"search_query": "a", "create_session": True, "session_id": "s1"})
+    client.post(SEARCH, json={"search_query": "a", "limit": 0})
+    sent = [
+        {"object_id": "o1", "event_id": "e1"},
+        {"object_id": "o1", "event_id": "e1"},
+        {"object_id": "o2", "event_type": "hover over \n it", "event_id": "e2"},
+    ]
+    client.post(EVENTS, json={"session_id": "s1", "events": sent})
+
+    seen = samples(client)
+
+    searches = "embedding_studio_search_requests_total"
+    events = "embedding_studio_events_total"
+    assert seen[searches + '{personalised="false",status="200"}'] == 1
+    assert seen[searches + '{personalised="false",status="422"}'] == 1
+    assert seen["embedding_studio_search_duration_seconds_count"] == 1
+    assert seen[events + '{disposition="accepted",kind="click"}'] == 1
+    assert seen[events + '{disposition="duplicate",kind="click"}'] == 1
+    assert seen[events + '{disposition="unknown_object",kind="other"}'] == 1
+    assert seen['embedding_studio_orders{status="pending"}'] == 1
+    assert seen['embedding_studio_orders{status="failed"}'] == 0
+    assert seen["embedding_studio_exploration_slots_total"] == 0
+
+
+def test_no_label_tells_of_users_queries_or_objects(client):
+    client.post("/api/v1/embeddings/upsert", json={"items": [{"object_id": "zebra", "text": "abc"}]})
+    client.post(
+        SEARCH,
+        json={"search_query": "zebra", "user_id": "zebra", "session_id": "zebra", "create_session": True},
+    )
+    client.post(
+        EVENTS, json={"session_id": "zebra", "events": [{"object_id": "zebra", "event_type": "zebra"}]}
+    )
+
+    assert "zebra" not in client.get("/metrics").text
+
+
+def test_two_services_in_one_process_count_apart(make_context):
+    with serving(create_app(make_context())) as one, serving(create_app(make_context())) as other:
+        one.post(SEARCH, json={"search_query": "a", "limit": 0})
+
+        counted = [sum("search_requests_total{" in name for name in samples(each)) for each in (one, other)]
+
+    assert counted == [1, 0]

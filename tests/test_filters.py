@@ -1,0 +1,238 @@
+"""What a payload filter means. The same table is put to every storage by the contract suite."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.errors import InvalidFilterError
+
+RED = {"field": "colour", "value": "red"}
+
+CASES = [
+    # term: same type, same value
+    ({"term": RED}, {"colour": "red"}, True),
+    ({"term": RED}, {"colour": "Red"}, False),
+    ({"term": RED}, {"colour": "red "}, False),
+    ({"term": RED}, {"colour": ["red"]}, False),
+    ({"term": RED}, {"colour": None}, False),
+    ({"term": RED}, {}, False),
+    ({"term": {"field": "price", "value": 1}}, {"price": 1.0}, True),
+    ({"term": {"field": "price", "value": 0.1}}, {"price": 0.1}, True),
+    ({"term": {"field": "price", "value": 9007199254740993}}, {"price": 9007199254740992}, False),
+    ({"term": {"field": "price", "value": 1}}, {"price": "1"}, False),
+    ({"term": {"field": "price", "value": "1"}}, {"price": 1}, False),
+    ({"term": {"field": "price", "value": 1}}, {"price": True}, False),
+    ({"term": {"field": "price", "value": 0}}, {"price": False}, False),
+    ({"term": {"field": "sold", "value": True}}, {"sold": True}, True),
+    ({"term": {"field": "sold", "value": True}}, {"sold": 1}, False),
+    ({"term": {"field": "sold", "value": True}}, {"sold": "true"}, False),
+    ({"term": {"field": "sold", "value": False}}, {"sold": False}, True),
+    ({"term": {"field": "sold", "value": False}}, {}, False),
+    ({"term": {"field": "title", "value": ""}}, {"title": ""}, True),
+    ({"term": {"field": "title", "value": 'it\'s 100 %s \\ "so"'}}, {"title": 'it\'s 100 %s \\ "so"'}, True),
+    ({"term": {"field": 'it\'s "so"', "value": "x"}}, {'it\'s "so"': "x"}, True),
+    ({"term": {"field": "größe", "value": "groß 靴"}}, {"größe": "groß 靴"}, True),
+    # a dot steps into an object, and into nothing else
+    ({"term": {"field": "maker.name", "value": "acme"}}, {"maker": {"name": "acme"}}, True),
+    ({"term": {"field": "a.b.c", "value": 3}}, {"a": {"b": {"c": 3}}}, True),
+    ({"term": {"field": "maker.name", "value": "acme"}}, {"maker.name": "acme"}, False),
+    ({"term": {"field": "maker.name", "value": "acme"}}, {"maker": "acme"}, False),
+    ({"term": {"field": "tags.0", "value": "x"}}, {"tags": ["x"]}, False),
+    # terms: one of these values
+    ({"terms": {"field": "size", "values": ["s", 40]}}, {"size": 40.0}, True),
+    ({"terms": {"field": "size", "values": ["s", 40]}}, {"size": "s"}, True),
+    ({"terms": {"field": "size", "values": ["s", 40]}}, {"size": "40"}, False),
+    ({"terms": {"field": "size", "values": [1]}}, {"size": True}, False),
+    ({"terms": {"field": "size", "values": ["s"]}}, {"size": ["s"]}, False),
+    ({"terms": {"field": "size", "values": ["s"]}}, {}, False),
+    # any and all: of a list
+    ({"any": {"field": "tags", "values": ["x", "y"]}}, {"tags": ["z", "y"]}, True),
+    ({"any": {"field": "tags", "values": ["x", "y"]}}, {"tags": ["z"]}, False),
+    ({"any": {"field": "tags", "values": ["x", "y"]}}, {"tags": []}, False),
+    ({"any": {"field": "tags", "values": ["x"]}}, {"tags": "x"}, False),
+    ({"any": {"field": "tags", "values": ["x"]}}, {"tags": [["x"]]}, False),
+    ({"any": {"field": "tags", "values": ["x"]}}, {"tags": {"x": 1}}, False),
+    ({"any": {"field": "tags", "values": [1]}}, {"tags": [True]}, False),
+    ({"any": {"field": "tags", "values": [1]}}, {"tags": [1.0]}, True),
+    ({"all": {"field": "tags", "values": ["x", "y"]}}, {"tags": ["y", "z", "x"]}, True),
+    ({"all": {"field": "tags", "values": ["x", "y"]}}, {"tags": ["x"]}, False),
+    ({"all": {"field": "tags", "values": ["x"]}}, {"tags": "x"}, False),
+    ({"all": {"field": "tags", "values": [True, 1]}}, {"tags": [1, "1"]}, False),
+    # range: a number within the bounds
+    ({"field": "price", "range": {"gte": 10, "lt": 20}}, {"price": 10}, True),
+    ({"field": "price", "range": {"gte": 10, "lt": 20}}, {"price": 19.99}, True),
+    ({"field": "price", "range": {"gte": 10, "lt": 20}}, {"price": 20}, False),
+    ({"field": "price", "range": {"gt": 10, "lte": 20}}, {"price": 10}, False),
+    ({"field": "price", "range": {"gt": 10, "lte": 20}}, {"price": 20}, True),
+    ({"field": "price", "range": {"eq": 0.1}}, {"price": 0.1}, True),
+    ({"field": "price", "range": {"eq": 5}}, {"price": 6}, False),
+    ({"field": "price", "range": {"gte": 0}}, {"price": -0.5}, False),
+    ({"field": "price", "range": {"gte": 0}}, {"price": "12"}, False),
+    ({"field": "price", "range": {"gte": 0}}, {"price": True}, False),
+    ({"field": "price", "range": {"gte": 0}}, {"price": None}, False),
+    ({"field": "price", "range": {"gte": 0}}, {}, False),
+    ({"field": "size.cm", "range": {"gte": 0}}, {"size": {"cm": 3}}, True),
+    # a field alone: it is there and not null
+    ({"field": "price"}, {"price": 0}, True),
+    ({"field": "price"}, {"price": False}, True),
+    ({"field": "price"}, {"price": []}, True),
+    ({"field": "price"}, {"price": None}, False),
+    ({"field": "price"}, {"cost": 1}, False),
+    ({"field": "size.cm"}, {"size": {"cm": ""}}, True),
+    ({"field": "size.cm"}, {"size": 3}, False),
+    # match: all words, any order, any case
+    ({"match": {"field": "title", "value": "shoe RED"}}, {"title": "A red, red SHOE!"}, True),
+    ({"match": {"field": "title", "value": "red shoe"}}, {"title": "red shoes"}, False),
+    ({"match": {"field": "title", "value": "red"}}, {"title": "infrared"}, False),
+    ({"match": {"field": "title", "value": "snake_case"}}, {"title": "a snake_case name"}, True),
+    ({"match": {"field": "title", "value": "snake"}}, {"title": "a snake_case name"}, False),
+    ({"match": {"field": "title", "value": "ÉCOLE größe"}}, {"title": "Größe: école"}, True),
+    ({"match": {"field": "title", "value": "мир"}}, {"title": "Война и МИР"}, True),
+    ({"match": {"field": "title", "value": "50% o'clock"}}, {"title": "o clock, 50"}, True),
+    ({"match": {"field": "title", "value": "red"}}, {"title": ["red"]}, False),
+    ({"match": {"field": "title", "value": "7"}}, {"title": 7}, False),
+    ({"match": {"field": "title", "value": "red"}}, {}, False),
+    # match_phrase: the words one after the other
+    ({"match_phrase": {"field": "title", "value": "Red shoe"}}, {"title": "The RED -- shoe."}, True),
+    ({"match_phrase": {"field": "title", "value": "red shoe"}}, {"title": "shoe red"}, False),
+    ({"match_phrase": {"field": "title", "value": "red shoe"}}, {"title": "red suede shoe"}, False),
+    ({"match_phrase": {"field": "title", "value": "red shoe"}}, {"title": "red shoes"}, False),
+    ({"match_phrase": {"field": "title", "value": "red shoe"}}, {"title": "infra red shoe"}, True),
+    ({"match_phrase": {"field": "title", "value": "red shoe"}}, {"title": "infrared shoe"}, False),
+    ({"match_phrase": {"field": "title", "value": "a b a c"}}, {"title": "a b a b a c"}, True),
+    ({"match_phrase": {"field": "title", "value": "große Straße"}}, {"title": "Die GROßE straße"}, True),
+    ({"match_phrase": {"field": "title", "value": "red"}}, {"title": None}, False),
+    # wildcard: the whole text, with its case
+    ({"wildcard": {"field": "sku", "value": "A-*"}}, {"sku": "A-17"}, True),
+    ({"wildcard": {"field": "sku", "value": "A-*"}}, {"sku": "A-"}, True),
+    ({"wildcard": {"field": "sku", "value": "A-*"}}, {"sku": "a-17"}, False),
+    ({"wildcard": {"field": "sku", "value": "A-*"}}, {"sku": "BA-17"}, False),
+    ({"wildcard": {"field": "sku", "value": "A-?"}}, {"sku": "A-1"}, True),
+    ({"wildcard": {"field": "sku", "value": "A-?"}}, {"sku": "A-17"}, False),
+    ({"wildcard": {"field": "sku", "value": "A-?"}}, {"sku": "A-靴"}, True),
+    ({"wildcard": {"field": "sku", "value": "*7*"}}, {"sku": "line\n7\nline"}, True),
+    ({"wildcard": {"field": "sku", "value": "100%"}}, {"sku": "100%"}, True),
+    ({"wildcard": {"field": "sku", "value": "100%"}}, {"sku": "1000"}, False),
+    ({"wildcard": {"field": "sku", "value": "a_b"}}, {"sku": "a_b"}, True),
+    ({"wildcard": {"field": "sku", "value": "a_b"}}, {"sku": "axb"}, False),
+    ({"wildcard": {"field": "sku", "value": "a\\*"}}, {"sku": "a\\b"}, True),
+    ({"wildcard": {"field": "sku", "value": "[ab].+"}}, {"sku": "[ab].+"}, True),
+    ({"wildcard": {"field": "sku", "value": "[ab].+"}}, {"sku": "a.x"}, False),
+    ({"wildcard": {"field": "sku", "value": "*"}}, {"sku": 7}, False),
+    # must, filter, should, must_not
+    ({"must": [{"term": RED}, {"field": "price"}]}, {"colour": "red", "price": 1}, True),
+    ({"must": [{"term": RED}, {"field": "price"}]}, {"colour": "red"}, False),
+    ({"filter": [{"term": RED}]}, {"colour": "blue"}, False),
+    ({"filter": [{"term": RED}], "must": [{"field": "price"}]}, {"colour": "red", "price": 1}, True),
+    ({"should": [{"term": RED}, {"field": "price"}]}, {"price": 1}, True),
+    ({"should": [{"term": RED}, {"field": "price"}]}, {}, False),
+    ({"should": [{"term": RED}], "must": [{"field": "price"}]}, {"price": 1}, False),
+    ({"should": [], "must": [{"field": "price"}]}, {"price": 1}, True),
+    ({"must_not": [{"term": RED}]}, {"colour": "blue"}, True),
+    ({"must_not": [{"term": RED}]}, {"colour": "red"}, False),
+    ({"must_not": [{"term": RED}]}, {}, True),
+    ({"must_not": [{"term": RED}]}, {"colour": None}, True),
+    ({"must_not": [{"field": "price", "range": {"gt": 3}}]}, {}, True),
+    ({"must_not": [{"field": "price", "range": {"gt": 3}}]}, {"price": "many"}, True),
+    ({"must_not": [{"match": {"field": "title", "value": "red"}}]}, {"title": 3}, True),
+    ({"must_not": [{"any": {"field": "tags", "values": ["x"]}}]}, {"tags": "x"}, True),
+    ({"must_not": [{"must_not": [{"term": RED}]}]}, {"colour": "red"}, True),
+    ({"must_not": [{"must_not": [{"term": RED}]}]}, {}, False),
+    ({"must": [{"should": [{"term": RED}, {"must": [{"field": "a.b"}]}]}]}, {"a": {"b": 1}}, True),
+]
+
+
+@pytest.mark.parametrize(("query", "payload", "found"), CASES)
+def test_a_filter_finds_what_its_table_says(query, payload, found):
+    assert PayloadFilter.parse({"query": query}).matches(payload) is found
+
+
+def test_the_table_holds_both_answers_for_every_kind_of_query():
+    answers = {}
+    for query, _, found in CASES:
+        kind = next(iter(query)) if next(iter(query)) != "field" else "-".join(query)
+        answers.setdefault(kind, set()).add(found)
+
+    assert len(answers) == 13
+    assert all(both == {True, False} for both in answers.values())
+
+
+@pytest.mark.parametrize(
+    "misspelt",
+    [
+        {},
+        {"query": {}},
+        {"query": {"trem": RED}},
+        {"query": {"term": {"feild": "colour", "value": "red"}}},
+        {"query": {"term": RED}, "limit": 3},
+        {"query": {"term": RED, "field": "price"}},
+        {"query": {"term": {"field": "", "value": "red"}}},
+        {"query": {"term": {"field": "colour", "value": None}}},
+        {"query": {"term": {"field": "colour", "value": ["red"]}}},
+        {"query": {"terms": {"field": "colour", "values": []}}},
+        {"query": {"terms": {"field": "colour", "values": "red"}}},
+        {"query": {"match": {"field": "title", "value": ""}}},
+        {"query": {"match": {"field": "title", "value": 3}}},
+        {"query": {"field": "price", "range": {}}},
+        {"query": {"field": "price", "range": {"gte": "10"}}},
+        {"query": {"field": "price", "range": {"ge": 10}}},
+        {"query": {"field": "price", "ranges": {"gte": 10}}},
+        {"query": {"must": []}},
+        {"query": {"must": [{"trem": RED}]}},
+        {"query": {"must": {"term": RED}}},
+    ],
+)
+def test_a_misspelt_filter_is_refused_with_the_kinds_there_are(misspelt):
+    with pytest.raises(InvalidFilterError, match=re.escape("term, terms, match, match_phrase")):
+        PayloadFilter.parse(misspelt)
+
+
+scalars = st.one_of(
+    st.booleans(), st.integers(-2, 2), st.sampled_from([0.5, 1.0, -0.0]), st.sampled_from(["", "1", "a"])
+)
+payloads = st.dictionaries(
+    st.sampled_from(["a", "b"]), st.one_of(st.none(), scalars, st.lists(scalars, max_size=3)), max_size=2
+)
+leaves = st.one_of(
+    st.builds(
+        lambda field, value: {"term": {"field": field, "value": value}}, st.sampled_from("ab"), scalars
+    ),
+    st.builds(
+        lambda field, bound: {"field": field, "range": {"gt": bound}},
+        st.sampled_from("ab"),
+        st.integers(-2, 2),
+    ),
+    st.builds(lambda field: {"field": field}, st.sampled_from("ab")),
+)
+
+
+def matches(query, payload):
+    return PayloadFilter.parse({"query": query}).matches(payload)
+
+
+@given(leaves, payloads)
+def test_not_is_the_complement_whatever_the_payload(query, payload):
+    assert matches({"must_not": [query]}, payload) is not matches(query, payload)
+
+
+@given(st.lists(leaves, min_size=1, max_size=3), payloads)
+def test_none_of_several_is_the_complement_of_one_of_them(queries, payload):
+    assert matches({"must_not": queries}, payload) is not matches({"should": queries}, payload)
+
+
+@given(scalars, payloads)
+def test_a_term_is_terms_with_one_value(value, payload):
+    term = matches({"term": {"field": "a", "value": value}}, payload)
+
+    assert matches({"terms": {"field": "a", "values": [value]}}, payload) is term
+
+
+@given(st.lists(scalars, min_size=1, max_size=3), payloads)
+def test_holding_all_values_is_holding_each(values, payload):
+    each = [matches({"any": {"field": "a", "values": [value]}}, payload) for value in values]
+
+    assert matches({"all": {"field": "a", "values": values}}, payload) is all(each)
+    assert matches({"any": {"field": "a", "values": values}}, payload) is any(each)

@@ -1,0 +1,226 @@
+"""The loop through real processes: a service and a worker apart, the embedded server, HTTP."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+PROGRAM = str(Path(sys.executable).with_name("embedding-studio"))
+
+CATALOGUE = {
+    "heat": "Heat conduction in composite slabs",
+    "slab": "The temperature of a slab that is heated on one side",
+    "wing": "Lift of a wing in the slipstream of a propeller",
+    "cone": "Supersonic flow past a cone at an angle of attack",
+    "plate": "Buckling of a thin plate under compression",
+    "shell": "Vibration of cylindrical shells",
+    "nozzle": "Flow separation in an overexpanded rocket nozzle",
+}
+
+
+@pytest.fixture
+def environment(postgres_url, tmp_path):
+    kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
+    return kept | {"DATABASE_URL": postgres_url, "OPENBLAS_NUM_THREADS": "1", "PORT": "0"}
+
+
+@contextmanager
+def running(environment, *arguments, ready: str):
+    """Start a command, and go on when it has said on stderr that it is ready; yield what it said there."""
+    process = subprocess.Popen(
+        [PROGRAM, *arguments], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        for line in process.stderr:
+            if ready in line:
+                yield process, line
+                break
+        else:
+            raise AssertionError(f"{arguments} ended with {process.wait()} before it was ready")
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.stderr.close()
+        process.wait(timeout=60)
+
+
+def command(environment, *arguments, stdin=None):
+    return subprocess.run(
+        [PROGRAM, *arguments], env=environment, input=stdin, capture_output=True, text=True, check=False
+    )
+
+
+def index_the_catalogue(environment):
+    lines = "".join(json.dumps({"id": each, "text": text}) + "\n" for each, text in CATALOGUE.items())
+    indexed = command(environment, "index", "-", "--json", stdin=lines)
+    assert indexed.returncode == 0, indexed.stderr
+    return json.loads(indexed.stdout)
+
+
+def url_in(line: str) -> str:
+    return next(word for word in line.split() if word.startswith("http://"))
+
+
+def ids(client, query, **more):
+    answer = client.post("/embeddings/similarity-search", json={"search_query": query, "limit": 7} | more)
+    answer.raise_for_status()
+    return [each["object_id"] for each in answer.json()["search_results"]]
+
+
+def eventually(seconds, condition):
+    deadline = time.monotonic() + seconds
+    while not (seen := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+    return seen
+
+
+def test_a_click_over_http_changes_this_users_next_search_and_nobody_elses(environment):
+    index_the_catalogue(environment)
+    query = "how warm does a slab get"
+    with (
+        running(environment, "serve", "--no-worker", ready="serves on") as (_, line),
+        running(environment, "worker", ready="The worker is ready"),
+        httpx.Client(base_url=f"{url_in(line)}/api/v1", timeout=60) as client,
+    ):
+        shown = client.post(
+            "/embeddings/similarity-search",
+            json={"search_query": query, "limit": 7, "user_id": "ann", "create_session": True},
+        ).json()
+        before = [each["object_id"] for each in shown["search_results"]]
+        clicked = before[3]
+        unrelated_before = ids(client, "rocket engines", user_id="ann")
+
+        events = client.post(
+            "/clickstream/session/events",
+            json={
+                "session_id": shown["session_id"],
+                "events": [{"object_id": clicked, "event_type": "click"}],
+            },
+        )
+        after = eventually(30, lambda: (now := ids(client, query, user_id="ann")) != before and now)
+
+        assert events.status_code == 200
+        assert after.index(clicked) < before.index(clicked)
+        assert sorted(after) == sorted(before)
+        assert ids(client, query, user_id="bob") == before
+        assert ids(client, query) == before
+        assert ids(client, "rocket engines", user_id="ann") == unrelated_before
+        order = client.get(f"/improvement/orders/{shown['session_id']}").json()
+        assert order["status"] == "done"
+
+
+def test_one_process_serves_and_learns_and_stops_gracefully(environment):
+    index_the_catalogue(environment)
+    query = "how warm does a slab get"
+    with (
+        running(environment, "serve", ready="serves on") as (process, line),
+        httpx.Client(base_url=f"{url_in(line)}/api/v1", timeout=60) as client,
+    ):
+        shown = client.post(
+            "/embeddings/similarity-search",
+            json={"search_query": query, "user_id": "ann", "create_session": True},
+        ).json()
+        before = [each["object_id"] for each in shown["search_results"]]
+        client.post(
+            "/clickstream/session/events",
+            json={"session_id": shown["session_id"], "events": [{"object_id": before[4]}]},
+        ).raise_for_status()
+
+        eventually(30, lambda: ids(client, query, user_id="ann") != before)
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(timeout=60) == 0
+
+
+def test_orders_of_a_killed_worker_are_learnt_by_the_next(environment):
+    index_the_catalogue(environment)
+    environment |= {"LEASE_SECONDS": "1"}
+    with running(environment, "serve", "--no-worker", ready="serves on") as (_, line):
+        client = httpx.Client(base_url=f"{url_in(line)}/api/v1", timeout=60)
+        query = "how warm does a slab get"
+        with client:
+            sessions = []
+            for n in range(30):
+                shown = client.post(
+                    "/embeddings/similarity-search",
+                    json={"search_query": query, "user_id": f"user-{n}", "create_session": True},
+                ).json()
+                sessions.append((shown["session_id"], shown["search_results"][3]["object_id"]))
+            with running(environment | {"USERS_PER_BATCH": "1"}, "worker", ready="ready") as (worker, _):
+                for session_id, object_id in sessions:
+                    client.post(
+                        "/clickstream/session/events",
+                        json={"session_id": session_id, "events": [{"object_id": object_id}]},
+                    ).raise_for_status()
+                os.killpg(worker.pid, signal.SIGKILL)
+
+            with running(environment, "worker", ready="ready"):
+                done = eventually(
+                    60, lambda: (n := client.get("/improvement/summary").json()["orders"])["done"] == 30 and n
+                )
+
+        assert done["failed"] == done["refused"] == done["processing"] == done["pending"] == 0
+
+
+def test_index_embeds_only_what_changed(environment):
+    first = index_the_catalogue(environment)
+    second = index_the_catalogue(environment)
+
+    assert (first["indexed"], first["unchanged"]) == (7, 0)
+    assert (second["indexed"], second["unchanged"]) == (0, 7)
+
+
+def test_search_prints_json_for_machines_and_a_table_for_people(environment):
+    index_the_catalogue(environment)
+
+    for_machines = command(environment, "search", "rocket engine", "--limit", "1", "--json")
+    for_people = command(environment, "search", "rocket engine", "--limit", "1")
+
+    assert json.loads(for_machines.stdout)["results"][0]["object_id"] == "nozzle"
+    assert "nozzle" in for_people.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "told"),
+    [
+        (["search", "x", "-c", "absent"], {}, "absent"),
+        (["index", "absent.csv"], {}, "absent.csv"),
+        (["search", "x", "--filter", '{"query": {"trem": 1}}'], {}, "is not understood"),
+        (["serve", "--host", "0.0.0.0"], {}, "set ADMIN_API_KEY"),  # noqa: S104, that is what is refused
+        (["settings"], {"GATE_THRESHOLD": "2"}, "GATE_THRESHOLD"),
+        (["collections"], {"DATABASE_URL": "postgresql://localhost:1/none"}, "localhost"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_sentence_and_exits_with_1(environment, arguments, more, told):
+    ended = command(environment | more, *arguments)
+
+    assert ended.returncode == 1
+    assert told in ended.stderr.replace("\n", " ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_every_command_explains_itself():
+    listed = command(dict(os.environ), "--help")
+
+    assert listed.returncode == 0
+    for name in (
+        "index",
+        "search",
+        "serve",
+        "worker",
+        "improve",
+        "demo",
+        "migrate",
+        "settings",
+        "collections",
+    ):
+        assert name in listed.stdout
+        assert command(dict(os.environ), name, "--help").returncode == 0

@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from typing import assert_type
+
+import embedding_studio
+from embedding_studio import Context
+
+
+def test_every_public_name_is_there_and_the_list_is_sorted():
+    assert all(getattr(embedding_studio, name) is not None for name in embedding_studio.__all__)
+    assert embedding_studio.__all__ == sorted(embedding_studio.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert not hasattr(embedding_studio, "manager")
+
+
+def test_context_is_one_object_of_its_documented_type():
+    from embedding_studio import context
+
+    assert_type(context, Context)
+    assert isinstance(context, Context)
+    assert embedding_studio.context is context
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    program = (
+        "import sys, embedding_studio\n"
+        "print([name for name in ('torch', 'psycopg', 'fastapi', 'pydantic_settings', 'sentence_transformers')"
+        " if name in sys.modules])"
+    )
+
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_the_default_adjuster_needs_no_torch():
+    program = (
+        "import sys, embedding_studio\n"
+        "embedding_studio.PassiveAggressiveAdjuster(embedding_studio.SearchIndexInfo())\n"
+        "print('torch' in sys.modules)"
+    )
+
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert loaded.stdout.strip() == "False"

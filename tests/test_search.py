@@ -1,0 +1,756 @@
+"""A world on an arc: the object ``at30`` stands 30 degrees from the query, so its distance is 1 - cos(30)."""
+
+import gc
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import (
+    CatalogueObject,
+    Collection,
+    Neighbour,
+    PersonalState,
+    QueryMemory,
+)
+from embedding_studio.domain.sessions import EventDisposition, SessionEvent
+from embedding_studio.errors import (
+    CollectionNotFoundError,
+    ConflictError,
+    EmbeddingError,
+    InvalidFilterError,
+    InvalidInputError,
+    InvalidVectorsError,
+    SessionNotFoundError,
+)
+from embedding_studio.search import MAX_LIMIT, MAX_REACH, SearchPage, SearchService, _slots
+from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.ports import Storage
+
+QUERY = np.array([1, 0, 0], dtype=np.float32)
+ANGLES = (10, 20, 30, 40, 50, 60, 70)
+
+
+def at(degrees: float) -> np.ndarray:
+    radians = math.radians(degrees)
+    return np.array([[math.cos(radians), math.sin(radians), 0]], dtype=np.float32)
+
+
+def distance_at(degrees: float) -> float:
+    return 1 - math.cos(math.radians(degrees))
+
+
+def ids(page: SearchPage) -> list[str]:
+    return [result.object_id for result in page.results]
+
+
+def distances(page: SearchPage) -> list[float]:
+    return [result.distance for result in page.results]
+
+
+def memory_of(
+    query: np.ndarray, clicked_mean: np.ndarray, moved: Sequence[str] = (), session_id: str = "past"
+) -> QueryMemory:
+    return QueryMemory(
+        session_id, f"text of {session_id}", 1_000, query, clicked_mean, ("at70",), tuple(moved)
+    )
+
+
+def learn(
+    storage: Storage,
+    collection: Collection,
+    user_id: str,
+    memories: Sequence[QueryMemory],
+    moved: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    with storage.personal.learning(collection, [user_id]) as transaction:
+        transaction.replace_states({user_id: PersonalState(tuple(memories), moved or {})})
+
+
+@pytest.fixture
+def arc(storage: Storage) -> Collection:
+    collection = storage.collections.create("default", SearchIndexInfo(dimensions=3))
+    storage.objects.upsert(
+        collection,
+        [
+            CatalogueObject(f"at{degrees}", at(degrees), {"angle": degrees, "half": {"of": degrees / 2}})
+            for degrees in ANGLES
+        ],
+    )
+    return collection
+
+
+def learn_that_70_is_near(storage: Storage, arc: Collection, user_id: str = "ann") -> None:
+    """For the very same query ``at70`` was moved to 5 degrees; nothing was learnt of the query."""
+    memory = memory_of(QUERY, np.zeros(3, dtype=np.float32), ["at70"])
+    learn(storage, arc, user_id, [memory], {"at70": at(5)})
+
+
+@pytest.mark.parametrize("user_id", [None, "new", "far", "at the gate"])
+def test_who_has_no_past_query_near_this_one_gets_exactly_the_plain_search(storage, arc, user_id):
+    learn(storage, arc, "far", [memory_of(at(90)[0], at(70)[0], ["at10"])], {"at10": at(90)})
+    threshold = float(np.cos(np.radians(40)))
+    learn(storage, arc, "at the gate", [memory_of(at(41)[0], at(70)[0], ["at10"])], {"at10": at(90)})
+
+    page = SearchService(storage, gate_threshold=threshold).search(QUERY, user_id=user_id, limit=5)
+
+    nearest = storage.objects.nearest(arc, QUERY[None], 5)
+    assert ids(page) == ["at10", "at20", "at30", "at40", "at50"] == [each.object_id for each in nearest]
+    assert distances(page) == [each.distance for each in nearest]
+    assert distances(page) == pytest.approx([distance_at(degrees) for degrees in ANGLES[:5]], abs=1e-6)
+    assert not page.personalised
+    assert not any(result.personalised for result in page.results)
+
+
+def test_what_was_learnt_of_one_user_changes_nothing_for_another(storage, arc):
+    learn_that_70_is_near(storage, arc, "ann")
+
+    assert ids(SearchService(storage).search(QUERY, user_id="bob")) == [f"at{degrees}" for degrees in ANGLES]
+
+
+def test_an_object_that_was_moved_near_stands_where_its_personal_vectors_are(storage, arc):
+    learn_that_70_is_near(storage, arc)
+
+    page = SearchService(storage).search(QUERY, user_id="ann", limit=3)
+
+    assert ids(page) == ["at70", "at10", "at20"]
+    assert distances(page) == pytest.approx([distance_at(5), distance_at(10), distance_at(20)], abs=1e-6)
+    assert page.personalised
+    assert page.results[0].payload == {"angle": 70, "half": {"of": 35.0}}
+    assert [result.position for result in page.results] == [1, 2, 3]
+
+
+def test_a_query_half_way_to_the_gate_blends_by_half(storage, arc):
+    # closeness cos(a) with the gate at (cos(a) - 0.75) / 0.25 = 0.25 opens the object's gate by 0.5
+    remembered = at(math.degrees(math.acos(0.8125)))[0]
+    learn(storage, arc, "ann", [memory_of(remembered, np.zeros(3, np.float32), ["at70"])], {"at70": at(5)})
+
+    page = SearchService(storage).search(QUERY, user_id="ann")
+
+    moved = next(result for result in page.results if result.object_id == "at70")
+    assert moved.distance == pytest.approx((distance_at(5) + distance_at(70)) / 2, abs=1e-6)
+
+
+def test_the_query_goes_towards_what_was_clicked_for_the_same_query(storage, arc):
+    learn(storage, arc, "ann", [memory_of(QUERY, at(60)[0])])
+
+    page = SearchService(storage, query_shift=2.0).search(QUERY, user_id="ann", limit=1)
+
+    # (1, 0) + 2 * 1/2 * (cos 60, sin 60) stands at 30 degrees
+    assert ids(page) == ["at30"]
+    assert distances(page) == pytest.approx([0], abs=1e-6)
+
+
+def test_without_query_shift_only_moved_objects_change(storage, arc):
+    learn(storage, arc, "ann", [memory_of(QUERY, at(60)[0], ["at70"])], {"at70": at(5)})
+
+    page = SearchService(storage, query_shift=0).search(QUERY, user_id="ann")
+
+    assert distances(page)[1:] == pytest.approx([distance_at(degrees) for degrees in ANGLES[:-1]], abs=1e-6)
+
+
+def test_the_collections_own_gate_threshold_outweighs_the_services(storage):
+    strict = storage.collections.create("strict", SearchIndexInfo(dimensions=3), gate_threshold=0.99)
+    storage.objects.upsert(strict, [CatalogueObject("at70", at(70))])
+    learn(storage, strict, "ann", [memory_of(at(20)[0], at(70)[0])])
+
+    assert not SearchService(storage).search(QUERY, collection="strict", user_id="ann").personalised
+    assert SearchService(storage).search(at(15)[0], collection="strict", user_id="ann").personalised
+
+
+def test_a_page_is_full_when_everything_on_it_was_moved_away(storage, arc):
+    moved = {f"at{degrees}": at(89) for degrees in (10, 20, 30, 40)}
+    learn(storage, arc, "ann", [memory_of(QUERY, np.zeros(3, np.float32), list(moved))], moved)
+
+    page = SearchService(storage).search(QUERY, user_id="ann", limit=4)
+
+    assert ids(page) == ["at50", "at60", "at70", "at10"]
+
+
+def test_copies_of_twenty_users_leave_everybody_else_a_full_page(storage, arc):
+    for number in range(20):
+        learn_that_70_is_near(storage, arc, f"user {number}")
+
+    assert len(SearchService(storage).search(QUERY, limit=6).results) == 6
+    assert ids(SearchService(storage).search(QUERY, user_id="user 7", limit=2)) == ["at70", "at10"]
+
+
+@pytest.mark.parametrize("user_id", [None, "ann"])
+def test_pages_follow_each_other_without_gap_or_repetition(storage, arc, user_id):
+    learn_that_70_is_near(storage, arc)
+    search = SearchService(storage).search
+    whole = search(QUERY, user_id=user_id, limit=7)
+
+    pages = [search(QUERY, user_id=user_id, limit=3, offset=offset) for offset in (0, 3, 6)]
+
+    assert [*itertools.chain(*map(ids, pages))] == ids(whole)
+    assert [page.next_page_offset for page in pages] == [3, 6, None]
+    assert [result.position for page in pages for result in page.results] == [1, 2, 3, 4, 5, 6, 7]
+    assert search(QUERY, user_id=user_id, limit=3, offset=7).results == ()
+
+
+def test_objects_at_one_distance_stand_in_the_order_of_their_ids_moved_or_not(storage):
+    collection = storage.collections.create("default", SearchIndexInfo(dimensions=3))
+    storage.objects.upsert(collection, [CatalogueObject(name, at(90)) for name in "dbca"])
+    learn(storage, collection, "ann", [memory_of(QUERY, np.zeros(3, np.float32), ["c"])], {"c": at(90)})
+
+    assert ids(SearchService(storage).search(QUERY, user_id="ann")) == ["a", "b", "c", "d"]
+
+
+def test_max_distance_bounds_the_distance_that_results_are_ranked_by(storage, arc):
+    moved = {"at70": at(5), "at10": at(80)}
+    learn(storage, arc, "ann", [memory_of(QUERY, np.zeros(3, np.float32), list(moved))], moved)
+
+    page = SearchService(storage).search(QUERY, user_id="ann", max_distance=distance_at(35))
+    plain = SearchService(storage).search(QUERY, max_distance=distance_at(35))
+
+    assert ids(page) == ["at70", "at20", "at30"]
+    assert ids(plain) == ["at10", "at20", "at30"]
+    assert page.next_page_offset is None
+
+
+def test_a_filter_holds_for_moved_objects_too(storage, arc):
+    learn_that_70_is_near(storage, arc)
+    near = PayloadFilter.parse({"query": {"field": "angle", "range": {"lt": 40}}})
+    far = PayloadFilter.parse({"query": {"field": "angle", "range": {"gte": 40}}})
+
+    assert ids(SearchService(storage).search(QUERY, user_id="ann", filter=near)) == ["at10", "at20", "at30"]
+    assert ids(SearchService(storage).search(QUERY, user_id="ann", filter=far, limit=2)) == ["at70", "at40"]
+
+
+def test_a_misspelt_filter_is_refused():
+    with pytest.raises(InvalidFilterError, match="not understood"):
+        PayloadFilter.parse({"query": {"trem": {"field": "angle", "value": 10}}})
+
+
+@pytest.mark.parametrize("user_id", ["o'brien", "' OR '1'='1", '"; DROP TABLE sessions; --', "%s", "ann\\"])
+def test_a_user_id_is_only_ever_a_name(storage, arc, user_id):
+    learn_that_70_is_near(storage, arc, "ann")
+
+    assert ids(SearchService(storage).search(QUERY, user_id=user_id, limit=2)) == ["at10", "at20"]
+
+
+def test_an_object_whose_id_looks_like_anothers_copy_is_an_object_of_its_own(storage):
+    collection = storage.collections.create("default", SearchIndexInfo(dimensions=3))
+    storage.objects.upsert(collection, [CatalogueObject("o1", at(70)), CatalogueObject("o1_5", at(20))])
+    learn(storage, collection, "5", [memory_of(QUERY, np.zeros(3, np.float32), ["o1"])], {"o1": at(5)})
+
+    page = SearchService(storage).search(QUERY, user_id="5")
+
+    assert ids(page) == ["o1", "o1_5"]
+    assert distances(page) == pytest.approx([distance_at(5), distance_at(20)], abs=1e-6)
+
+
+def test_an_object_with_copies_can_be_updated_and_deleted(storage, arc):
+    learn_that_70_is_near(storage, arc)
+    search = SearchService(storage).search
+
+    storage.objects.upsert(arc, [CatalogueObject("at70", at(25), {"new": True})])
+
+    updated = search(QUERY, user_id="ann", limit=3)
+    assert ids(updated) == ["at10", "at20", "at70"]
+    assert updated.results[2].payload == {"new": True}
+    storage.objects.delete(arc, ["at70"])
+    assert "at70" not in ids(search(QUERY, user_id="ann"))
+
+
+def test_an_object_of_several_parts_comes_once_and_by_its_best_part_moved_or_not(storage):
+    collection = storage.collections.create("default", SearchIndexInfo(dimensions=3))
+    both = np.concatenate
+    storage.objects.upsert(
+        collection,
+        [
+            CatalogueObject("a", both([at(80), at(10), at(60)])),
+            CatalogueObject("b", both([at(20), at(75)])),
+            CatalogueObject("c", both([at(70), at(30), at(31), at(32), at(33)])),
+        ],
+    )
+    moved = {"c": both([at(70), at(15), at(31), at(32), at(33)])}
+    learn(storage, collection, "ann", [memory_of(QUERY, np.zeros(3, np.float32), ["c"])], moved)
+
+    plain = SearchService(storage).search(QUERY, limit=3)
+    personalised = SearchService(storage).search(QUERY, user_id="ann", limit=3)
+
+    assert (ids(plain), ids(personalised)) == (["a", "b", "c"], ["a", "c", "b"])
+    assert distances(plain) == pytest.approx([distance_at(degrees) for degrees in (10, 20, 30)], abs=1e-6)
+    assert distances(personalised) == pytest.approx(
+        [distance_at(degrees) for degrees in (10, 15, 20)], abs=1e-6
+    )
+
+
+def test_under_average_aggregation_all_parts_count_moved_or_not(storage):
+    index = SearchIndexInfo(dimensions=3, metric_aggregation_type=MetricAggregationType.AVG)
+    collection = storage.collections.create("default", index)
+    storage.objects.upsert(
+        collection,
+        [
+            CatalogueObject("a", np.concatenate([at(80), at(10), at(60)])),
+            CatalogueObject("b", np.concatenate([at(20), at(40)])),
+        ],
+    )
+    moved = {"a": np.concatenate([at(30), at(0), at(10)])}
+    learn(storage, collection, "ann", [memory_of(QUERY, np.zeros(3, np.float32), ["a"])], moved)
+
+    plain = SearchService(storage).search(QUERY)
+    personalised = SearchService(storage).search(QUERY, user_id="ann")
+
+    of_b = (distance_at(20) + distance_at(40)) / 2
+    assert (ids(plain), ids(personalised)) == (["b", "a"], ["a", "b"])
+    assert distances(plain) == pytest.approx(
+        [of_b, (distance_at(80) + distance_at(10) + distance_at(60)) / 3], abs=1e-6
+    )
+    assert distances(personalised) == pytest.approx([(distance_at(30) + distance_at(10)) / 3, of_b], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("metric_type", "of_original", "of_personal"),
+    [(MetricType.DOT, -3.0, -8.0), (MetricType.EUCLID, math.sqrt(4 + 4), math.sqrt(49 + 4))],
+)
+def test_moved_objects_are_compared_under_the_collections_metric(
+    storage, metric_type, of_original, of_personal
+):
+    collection = storage.collections.create("default", SearchIndexInfo(dimensions=2, metric_type=metric_type))
+    storage.objects.upsert(collection, [CatalogueObject("o", np.array([[3, 2]], np.float32))])
+    query = np.array([1, 0], np.float32)
+    memory = memory_of(query, np.zeros(2, np.float32), ["o"])
+    learn(storage, collection, "ann", [memory], {"o": np.array([[8, 2]], np.float32)})
+    search = SearchService(storage, query_shift=0).search
+
+    assert distances(search(query, user_id="bob")) == pytest.approx([of_original], rel=1e-6)
+    assert distances(search(query, user_id="ann")) == pytest.approx([of_personal], rel=1e-6)
+
+
+@pytest.mark.parametrize("metric_type", MetricType)
+@pytest.mark.parametrize("aggregation", MetricAggregationType)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_page_is_what_scoring_every_object_by_the_formula_gives(metric_type, aggregation, seed):
+    rng = np.random.default_rng(seed)
+    D, Q, limit, offset = 3, 2, int(rng.integers(1, 9)), int(rng.integers(0, 5))
+    index = SearchIndexInfo(dimensions=D, metric_type=metric_type, metric_aggregation_type=aggregation)
+    storage = MemoryStorage()
+    collection = storage.collections.create("default", index)
+    objects = {f"o{i}": rng.normal(size=(rng.integers(1, 4), D)).astype(np.float32) for i in range(11)}
+    storage.objects.upsert(collection, [CatalogueObject(name, parts) for name, parts in objects.items()])
+    queries = rng.normal(size=(Q, D)).astype(np.float32)
+    mean = (
+        np.mean([q / np.linalg.norm(q) for q in queries], 0) if metric_type == "cosine" else queries.mean(0)
+    )
+    memories = [
+        memory_of(
+            (mean + rng.normal(size=D) / 3).astype(np.float32),
+            rng.normal(size=D).astype(np.float32),
+            sorted(rng.choice(list(objects), 3, replace=False)),
+            session_id,
+        )
+        for session_id in ("s1", "s2", "s3")
+    ]
+    moved_by = {name for memory in memories for name in memory.moved_ids}
+    moved = {name: rng.normal(size=objects[name].shape).astype(np.float32) for name in sorted(moved_by)[:4]}
+    learn(storage, collection, "ann", memories, moved)
+
+    page = SearchService(storage).search(queries, user_id="ann", limit=limit, offset=offset)
+
+    scored = slow_search(
+        metric_type, aggregation, queries, mean=mean, objects=objects, memories=memories, moved=moved
+    )
+    expected = sorted((distance, name) for name, distance in scored.items())[offset : offset + limit]
+    assert ids(page) == [name for _, name in expected]
+    assert distances(page) == pytest.approx([distance for distance, _ in expected], abs=1e-5)
+
+
+def slow_search(metric_type, aggregation, queries, *, mean, objects, memories, moved):
+    """Return object_id -> distance as SCIENCE.md, section 2 says, one number at a time."""
+    length = np.linalg.norm
+
+    def gate(memory):
+        cosine = mean @ memory.query / length(mean) / length(memory.query)
+        if metric_type == "euclid":
+            cosine = 1 - length(mean - memory.query) ** 2 / (2 * length(mean) * length(memory.query))
+        return min(1.0, max(0.0, (cosine - 0.75) / 0.25))
+
+    def bent(query):
+        pull = sum(gate(m) * m.clicked_mean for m in memories) / (1 + sum(gate(m) for m in memories))
+        if metric_type == "euclid":
+            return (query + pull) / (
+                1 + sum(gate(m) for m in memories) / (1 + sum(gate(m) for m in memories))
+            )
+        towards = query / length(query) + pull
+        return length(query) * towards / length(towards)
+
+    def alike(parts):
+        pairs = {
+            "cosine": lambda q, v: q @ v / length(q) / length(v),
+            "dot": lambda q, v: q @ v,
+            "euclid": lambda q, v: -length(q - v),
+        }[metric_type]
+        numbers = [pairs(bent(q), v) for q in queries.astype(float) for v in parts.astype(float)]
+        return max(numbers) if aggregation == "min" else sum(numbers) / len(numbers)
+
+    scored = {}
+    for name, parts in objects.items():
+        g = min(1.0, 2 * max((gate(m) for m in memories if name in m.moved_ids), default=0.0))
+        similarity = (1 - g) * alike(parts) + g * alike(moved[name]) if name in moved else alike(parts)
+        scored[name] = 1 - similarity if metric_type == "cosine" else -similarity
+    return scored
+
+
+def test_results_can_be_sorted_by_a_field_with_missing_values_last(storage, arc):
+    storage.objects.upsert(
+        arc, [CatalogueObject("nameless", at(1)), CatalogueObject("text", at(2), {"angle": "x"})]
+    )
+    search = SearchService(storage).search
+
+    descending = search(QUERY, sort_by=("angle", "descending"), limit=20)
+    nested = search(QUERY, sort_by=("half.of", "ascending"), max_distance=distance_at(25), limit=2)
+
+    assert ids(descending) == ["text", "at70", "at60", "at50", "at40", "at30", "at20", "at10", "nameless"]
+    assert ids(nested) == ["at10", "at20"]
+    assert nested.next_page_offset == 2
+    rest = search(QUERY, sort_by=("half.of", "ascending"), max_distance=distance_at(25), limit=2, offset=2)
+    assert ids(rest) == ["nameless", "text"]
+
+
+def test_sorting_takes_in_everything_within_max_distance_however_much_that_is():
+    storage = MemoryStorage()
+    collection = storage.collections.create("default", SearchIndexInfo(dimensions=3))
+    number = 1_203
+    storage.objects.upsert(
+        collection, [CatalogueObject(f"o{i}", at(i / 100), {"i": i}) for i in range(number)]
+    )
+    search = SearchService(storage).search
+
+    assert ids(search(QUERY, sort_by=("i", "descending"), limit=1)) == ["o999"]
+    assert ids(search(QUERY, sort_by=("i", "descending"), limit=1, max_distance=2)) == ["o1202"]
+
+
+def test_exploration_of_everything_is_the_plain_order_and_of_nothing_the_users_own(storage, arc):
+    learn_that_70_is_near(storage, arc)
+    service = SearchService(storage, exploration_ratio=1.0)
+
+    explored = service.search(QUERY, user_id="ann", limit=5)
+    own = service.search(QUERY, user_id="ann", limit=5, exploration_ratio=0.0)
+
+    assert ids(explored) == ["at10", "at20", "at30", "at40", "at50"]
+    assert not any(result.personalised for result in explored.results)
+    assert ids(own) == ["at70", "at10", "at20", "at30", "at40"]
+    assert [result.propensity for result in own.results] == [1.0] * 5
+
+
+def test_a_slot_tells_how_probably_it_shows_what_it_shows(storage, arc):
+    learn_that_70_is_near(storage, arc)
+    service = SearchService(storage, exploration_ratio=0.25)
+
+    pages = [
+        service.search(QUERY, user_id="ann", limit=2, rng=np.random.default_rng(seed)) for seed in range(60)
+    ]
+
+    shown = Counter(
+        tuple((result.object_id, result.personalised, result.propensity) for result in page.results)
+        for page in pages
+    )
+    # Own list: 70, 10, 20, ...; plain list: 10, 20, ... After 70 both lists go on with 10.
+    assert set(shown) == {
+        (("at70", True, 0.75), ("at10", True, 1.0)),
+        (("at10", False, 0.25), ("at70", True, 0.75)),
+        (("at10", False, 0.25), ("at20", False, 0.25)),
+    }
+    assert shown[(("at70", True, 0.75), ("at10", True, 1.0))] > 30
+
+
+def test_one_seed_gives_one_page(storage, arc):
+    learn_that_70_is_near(storage, arc)
+    service = SearchService(storage, exploration_ratio=0.5)
+
+    first, again = (
+        service.search(QUERY, user_id="ann", limit=7, rng=np.random.default_rng(7)) for _ in range(2)
+    )
+
+    assert first == again
+
+
+def names(letters: str) -> list[Neighbour]:
+    return [Neighbour(letter, float(distance), {}) for distance, letter in enumerate(letters)]
+
+
+lists = st.lists(st.sampled_from("abcdefg"), unique=True).map("".join)
+
+
+@given(
+    own=lists,
+    plain=lists,
+    draws=st.lists(st.floats(0, 1, exclude_max=True), max_size=9),
+    ratio=st.floats(0, 1),
+)
+def test_exploring_lists_of_any_length_shows_no_object_twice_and_fills_the_page(own, plain, draws, ratio):
+    slots = [found.object_id for found, _, _ in _slots(names(own), names(plain), (), draws, ratio)]
+
+    assert len(slots) == len(set(slots)) == min(len(draws), len({*own, *plain}))
+
+
+@given(own=lists, plain=lists, shown=st.sets(st.sampled_from("abcdefg")), ratio=st.floats(0.01, 0.99))
+def test_the_propensities_of_all_possible_pages_sum_to_one(own, plain, shown, ratio):
+    pages = {
+        tuple(slots): math.prod(propensity for _, _, propensity in slots)
+        for outcomes in itertools.product((0.0, 0.999), repeat=4)
+        for slots in [
+            [
+                (f.object_id, mine, p)
+                for f, mine, p in _slots(names(own), names(plain), shown, outcomes, ratio)
+            ]
+        ]
+    }
+
+    assert sum(pages.values()) == pytest.approx(1)
+
+
+def test_pages_of_one_session_explore_without_gap_or_repetition(storage, arc):
+    learn_that_70_is_near(storage, arc)
+    search = SearchService(storage, exploration_ratio=0.5).search
+
+    for number in range(9):
+        asked = {"user_id": "ann", "session_id": f"s{number}", "create_session": True}
+        pages = [search(QUERY, limit=3, offset=offset, **asked) for offset in (0, 3, 6)]
+        shown = [*itertools.chain(*map(ids, pages))]
+        assert sorted(shown) == [f"at{degrees}" for degrees in ANGLES]
+        assert shown == ids(search(QUERY, user_id="ann", session_id=f"s{number}", limit=7))
+
+
+def test_an_explanation_says_which_past_query_moved_a_result_and_how_far(storage, arc):
+    same = memory_of(QUERY, at(60)[0], ["at70"], "same")
+    near = memory_of(at(math.degrees(math.acos(0.8125)))[0], at(0)[0], (), "near")  # gate 0.25
+    far = memory_of(at(90)[0], at(90)[0], ["at10"], "far")
+    learn(storage, arc, "ann", [far, near, same], {"at70": at(31), "at10": at(89)})
+
+    page = SearchService(storage).search(QUERY, user_id="ann", explain=True)
+
+    explained = {result.object_id: result.explanation for result in page.results}
+    # The shift: (1, 0) + ((cos 60, sin 60) + 0.25 (1, 0)) / (1 + 1.25)
+    shift = math.degrees(math.atan2(math.sin(math.radians(60)) / 2.25, 1 + (0.5 + 0.25) / 2.25))
+    of_70 = explained["at70"]
+    assert of_70.gate == 1
+    assert of_70.base_distance == pytest.approx(distance_at(70), abs=1e-6)
+    assert of_70.shifted_distance == pytest.approx(distance_at(70 - shift), abs=1e-6)
+    assert of_70.distance == pytest.approx(distance_at(31 - shift), abs=1e-6)
+    assert [(each.session_id, each.search_query, each.created_at) for each in of_70.influences] == [
+        ("same", "text of same", 1_000),
+        ("near", "text of near", 1_000),
+    ]
+    assert [each.gate for each in of_70.influences] == pytest.approx([1.0, 0.25], abs=1e-6)
+    assert of_70.influences[0].clicked_ids == ("at70",)
+    # By itself the same query shifts by 1/2 of a unit vector at 60 degrees; the near one only ahead.
+    alone = math.degrees(math.atan2(math.sin(math.radians(60)) / 2, 1.25))
+    assert [each.distance_change for each in of_70.influences] == pytest.approx(
+        [distance_at(31 - alone) - distance_at(70), 0], abs=1e-6
+    )
+    of_10 = explained["at10"]
+    assert of_10.gate == 0
+    assert of_10.distance == of_10.shifted_distance == pytest.approx(distance_at(shift - 10), abs=1e-6)
+
+
+def test_a_result_that_nothing_personal_bears_on_is_explained_by_its_distance_alone(storage, arc):
+    learn_that_70_is_near(storage, arc)
+    service = SearchService(storage)
+
+    plain = service.search(QUERY, user_id="bob", explain=True, limit=1).results[0]
+    explored = service.search(QUERY, user_id="ann", explain=True, limit=1, exploration_ratio=1).results[0]
+
+    for result in (plain, explored):
+        assert result.explanation.base_distance == result.explanation.distance == result.distance
+        assert (result.explanation.gate, result.explanation.influences) == (0, ())
+    assert service.search(QUERY, limit=1).results[0].explanation is None
+
+
+def test_a_session_is_recorded_as_it_was_served(storage, arc):
+    learn_that_70_is_near(storage, arc)
+
+    page = SearchService(storage).search(QUERY, user_id="ann", limit=2, create_session=True, now=1_234)
+
+    session = storage.clickstream.get_session(page.session_id)
+    assert (session.user_id, session.collection, session.created_at) == ("ann", "default", 1_234)
+    assert [
+        (shown.object_id, shown.position, shown.personalised, shown.propensity)
+        for shown in session.search_results
+    ] == [("at70", 1, True, 1.0), ("at10", 2, True, 1.0)]
+    assert [shown.rank for shown in session.search_results] == distances(page)
+
+
+def test_a_search_records_nothing_unless_asked(storage, arc):
+    page = SearchService(storage).search(QUERY, user_id="ann", session_id="s")
+
+    assert page.session_id is None
+    with pytest.raises(SessionNotFoundError):
+        storage.clickstream.get_session("s")
+
+
+def test_a_click_on_page_two_counts(storage, arc):
+    search = SearchService(storage).search
+    first = search(QUERY, user_id="ann", limit=2, create_session=True)
+
+    second = search(QUERY, user_id="ann", limit=2, offset=2, session_id=first.session_id)
+
+    click = SessionEvent(session_id=first.session_id, object_id="at40")
+    assert second.session_id == first.session_id
+    assert storage.clickstream.push_events([click]) == [EventDisposition.ACCEPTED]
+    session = storage.clickstream.get_session(first.session_id)
+    assert [(shown.object_id, shown.position) for shown in session.search_results] == [
+        ("at10", 1),
+        ("at20", 2),
+        ("at30", 3),
+        ("at40", 4),
+    ]
+
+
+def test_page_two_shows_nothing_of_page_one_even_if_a_click_changed_the_order_meanwhile(storage, arc):
+    search = SearchService(storage).search
+    first = search(QUERY, user_id="ann", limit=2, create_session=True)
+    learn_that_70_is_near(storage, arc)
+
+    second = search(QUERY, user_id="ann", limit=2, offset=2, session_id=first.session_id)
+    third = search(QUERY, user_id="ann", limit=3, offset=4, session_id=first.session_id)
+
+    assert (ids(first), ids(second), ids(third)) == (
+        ["at10", "at20"],
+        ["at70", "at30"],
+        ["at40", "at50", "at60"],
+    )
+
+
+@pytest.mark.parametrize(
+    "other", [{"user_id": "bob"}, {"user_id": None}, {"user_id": "ann", "collection": "other"}]
+)
+def test_a_further_page_needs_the_user_and_collection_of_the_first(storage, arc, other):
+    storage.collections.create("other", SearchIndexInfo(dimensions=3))
+    search = SearchService(storage).search
+    first = search(QUERY, user_id="ann", limit=2, create_session=True)
+
+    with pytest.raises(ConflictError, match="another user, query or collection"):
+        search(QUERY, limit=2, offset=2, session_id=first.session_id, **other)
+
+
+def test_a_further_page_of_a_session_that_was_never_registered_is_refused(storage, arc):
+    with pytest.raises(SessionNotFoundError):
+        SearchService(storage).search(QUERY, offset=2, session_id="nobody's")
+
+
+class SyllableEmbedder:
+    """Embeds by length, a part a word: enough to see what is asked of an embedder."""
+
+    name = "syllables"
+    dimensions = 3
+
+    def embed(self, texts, **_):
+        return np.concatenate([at(10 * len(text)) for text in texts])
+
+    def split(self, text):
+        return text.split()
+
+
+def test_a_text_is_searched_part_by_part_and_recorded_with_its_vectors(storage, arc):
+    service = SearchService(storage, embedder=SyllableEmbedder())
+
+    page = service.search("of kingdoms", user_id="ann", limit=1, create_session=True)
+
+    assert ids(page) == ["at20"]
+    storage.clickstream.push_events([SessionEvent(session_id=page.session_id, object_id="at20")])
+    with storage.personal.learning(arc, ["ann"]) as transaction:
+        (recorded,) = transaction.recent_sessions(9)["ann"]
+    assert recorded.session.search_query == "of kingdoms"
+    np.testing.assert_allclose(recorded.query_vectors, np.concatenate([at(20), at(80)]), atol=1e-6)
+
+
+def test_a_text_that_cannot_be_embedded_as_the_collection_was_is_refused(storage, arc):
+    storage.collections.create("other", SearchIndexInfo(dimensions=3), embedder="another model")
+
+    with pytest.raises(EmbeddingError, match="set EMBEDDER"):
+        SearchService(storage).search("a text")
+    with pytest.raises(EmbeddingError, match="embedded by 'another model'"):
+        SearchService(storage, embedder=SyllableEmbedder()).search("a text", collection="other")
+
+
+@pytest.mark.parametrize(
+    "vectors", [[math.nan, 0, 0], [0, 0, 0], [1, 0], [[[1, 0, 0]]], [], [math.inf, 0, 1]]
+)
+def test_a_query_that_is_no_vector_of_the_collection_is_refused(storage, arc, vectors):
+    with pytest.raises(InvalidVectorsError, match="the query"):
+        SearchService(storage).search(vectors)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"limit": 0}, "limit is 0"),
+        ({"limit": MAX_LIMIT + 1}, "limit is 1001"),
+        ({"offset": -1}, "offset is -1"),
+        ({"offset": MAX_REACH - 9}, "narrow the search"),
+        ({"max_distance": math.nan}, "max_distance is nan"),
+        ({"exploration_ratio": 1.5}, "exploration_ratio is 1.5"),
+        ({"sort_by": ("price", "down")}, "sort_by is"),
+        ({"user_id": ""}, "user_id has 0 characters"),
+        ({"session_id": "s" * 513}, "session_id has 513 characters"),
+        ({"query": "  "}, "the query is empty"),
+    ],
+)
+def test_an_argument_out_of_bounds_is_refused_with_a_sentence(storage, arc, wrong, says):
+    with pytest.raises(InvalidInputError, match=says):
+        SearchService(storage, embedder=SyllableEmbedder()).search(**{"query": QUERY, **wrong})
+
+
+def test_an_unknown_collection_is_named(storage):
+    with pytest.raises(CollectionNotFoundError, match="nowhere"):
+        SearchService(storage).search(QUERY, collection="nowhere")
+
+
+def test_the_first_result_beyond_reach_has_no_page(storage, arc):
+    storage.objects.upsert(arc, [CatalogueObject(f"o{i}", at(80)) for i in range(3)])
+
+    page = SearchService(storage).search(QUERY, limit=8, offset=0)
+
+    assert page.next_page_offset == 8
+    assert len(SearchService(storage).search(QUERY, limit=8, offset=8).results) == 2
+
+
+class Counting:
+    """A port that counts the calls to its methods, each of which is a round trip."""
+
+    def __init__(self, port, calls):
+        self._port, self._calls = port, calls
+
+    def __getattr__(self, name):
+        self._calls.append(name)
+        return getattr(self._port, name)
+
+
+def test_a_search_takes_two_round_trips_at_most(memory):
+    collection = memory.collections.create("default", SearchIndexInfo(dimensions=3))
+    memory.objects.upsert(collection, [CatalogueObject("at70", at(70))])
+    learn_that_70_is_near(memory, collection)
+    calls = []
+    memory.objects = Counting(memory.objects, calls)
+    memory.personal = Counting(memory.personal, calls)
+    search = SearchService(memory).search
+
+    search(QUERY)
+    search(QUERY, user_id="new")
+    search(QUERY, user_id="ann")
+
+    assert calls == ["nearest", "active_memories", "nearest", "active_memories", "candidates"]
+
+
+def test_searching_makes_no_classes(memory):
+    collection = memory.collections.create("default", SearchIndexInfo(dimensions=3))
+    memory.objects.upsert(collection, [CatalogueObject("at70", at(70))])
+    learn_that_70_is_near(memory, collection)
+    search = SearchService(memory).search
+
+    def classes_after_a_search():
+        search(QUERY, user_id="ann", explain=True, exploration_ratio=0.5, sort_by=("angle", "ascending"))
+        return sum(isinstance(each, type) for each in gc.get_objects())
+
+    assert classes_after_a_search() == classes_after_a_search()

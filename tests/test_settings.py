@@ -1,0 +1,113 @@
+import logging
+from pathlib import Path
+
+import pytest
+
+from embedding_studio.errors import InvalidSettingError
+from embedding_studio.settings import KNOBS, Settings, load_settings, settings_markdown
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch, tmp_path):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_documented_variables_are_read_from_the_environment(monkeypatch):
+    monkeypatch.setenv("ADJUSTMENT_RATE", "0.1")
+    monkeypatch.setenv("NUM_ITERATIONS", "15")
+    monkeypatch.setenv("SOFTMIN_TEMPERATURE", "1.0")
+    monkeypatch.setenv("IMPROVEMENT_SECONDS_INTERVAL", "3600")
+    monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://b.example")
+
+    settings = load_settings()
+
+    assert settings.adjustment_rate == 0.1
+    assert settings.num_iterations == 15
+    assert settings.softmin_temperature == 1.0
+    assert settings.improvement_seconds_interval == 3600
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+
+
+def test_a_file_dot_env_is_read(tmp_path):
+    Path(tmp_path / ".env").write_text("GATE_THRESHOLD=0.8\n")
+
+    assert load_settings().gate_threshold == 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "value"),
+    [(name, preset, value) for name, knob in KNOBS.items() for preset, value in knob.presets.items()],
+)
+def test_a_preset_by_name_lies_in_the_documented_range(name, preset, value):
+    settings = load_settings(**{name: preset})
+
+    assert getattr(settings, name) == value
+    assert KNOBS[name].low <= value <= KNOBS[name].high
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_the_default_lies_in_the_documented_range(name, caplog):
+    load_settings()
+
+    assert caplog.records == []
+    assert KNOBS[name].low <= Settings.model_fields[name].default <= KNOBS[name].high
+
+
+def test_a_value_outside_the_documented_range_is_used_with_a_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        settings = load_settings(adjustment_rate=0.9)
+
+    assert settings.adjustment_rate == 0.9
+    assert "ADJUSTMENT_RATE=0.9 is outside the documented range 0.01 to 0.5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"adjustment_rate": 0}, "ADJUSTMENT_RATE: Input should be greater than 0"),
+        ({"num_iterations": "fast"}, "NUM_ITERATIONS: give a number or one of quick, standard, deep"),
+        ({"gate_threshold": 1}, "GATE_THRESHOLD: Input should be less than 1"),
+        ({"adjuster": "adam"}, "ADJUSTER: Input should be 'passive_aggressive' or 'torch'"),
+        ({"event_weights": {"click": 0}}, "at least one type of event needs a weight above 0"),
+        ({"event_weights": {"click": -1}}, "weights are numbers from 0 upwards"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_a_sentence(given, told):
+    with pytest.raises(InvalidSettingError) as refused:
+        load_settings(**given)
+
+    assert told in str(refused.value)
+    assert "`embedding-studio settings` lists" in str(refused.value)
+
+
+def test_a_refusal_does_not_repeat_a_secret(monkeypatch):
+    monkeypatch.setenv("ADMIN_API_KEY", "very-secret")
+    monkeypatch.setenv("PORT", "-1")
+
+    with pytest.raises(InvalidSettingError) as refused:
+        load_settings()
+
+    assert "very-secret" not in str(refused.value)
+    assert "very-secret" not in repr(load_settings(port=0))
+
+
+def test_weights_that_are_no_json_are_refused_with_a_sentence(monkeypatch):
+    monkeypatch.setenv("EVENT_WEIGHTS", "click:1")
+
+    with pytest.raises(InvalidSettingError, match="event_weights.*is it valid JSON"):
+        load_settings()
+
+
+def test_event_types_of_weight_zero_place_no_orders():
+    settings = load_settings(event_weights={"click": 1, "impression": 0, "purchase": 3})
+
+    assert settings.learning_event_types == {"click", "purchase"}
+
+
+def test_every_setting_stands_in_the_table_with_its_meaning():
+    rows = settings_markdown().splitlines()[2:]
+
+    assert [row.split("`")[1] for row in rows] == [name.upper() for name in Settings.model_fields]
+    assert all(field.description for field in Settings.model_fields.values())

@@ -1,0 +1,1726 @@
+"""What ``storage/ports.py`` promises, put to every implementation; then random sequences side by side."""
+
+import contextlib
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import HnswParameters, MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import CatalogueObject, Neighbour, PersonalState, QueryMemory
+from embedding_studio.domain.sessions import (
+    EventDisposition,
+    SearchResultItem,
+    Session,
+    SessionEvent,
+    SessionForImprovementCreateSchema,
+    SessionForImprovementStatus,
+)
+from embedding_studio.errors import (
+    CollectionNotFoundError,
+    ConflictError,
+    EmbeddingStudioError,
+    InvalidInputError,
+    InvalidVectorsError,
+    OrderNotFoundError,
+    SessionNotFoundError,
+)
+from embedding_studio.storage.ports import OrderOutcome
+from test_filters import CASES
+
+ACCEPTED, DUPLICATE = EventDisposition.ACCEPTED, EventDisposition.DUPLICATE
+UNKNOWN_OBJECT, UNKNOWN_SESSION = EventDisposition.UNKNOWN_OBJECT, EventDisposition.UNKNOWN_SESSION
+PENDING, PROCESSING = SessionForImprovementStatus.PENDING, SessionForImprovementStatus.PROCESSING
+DONE, FAILED = SessionForImprovementStatus.DONE, SessionForImprovementStatus.FAILED
+REFUSED = SessionForImprovementStatus.REFUSED
+
+ODD_IDS = [
+    "o'1",
+    'o"1"; DROP TABLE sessions; --',
+    "%s {0} \\ $1",
+    "靴 größe 🙂",
+    "e\u0301 is not \u00e9",
+    " spaces ",
+    "x" * 512,
+    "靴" * 512,
+]
+NOW = 5_000_000_000.0  # far ahead, so that whatever is placed or given back during a test is due
+
+
+def vectors(*rows):
+    return np.array(rows, dtype=np.float32)
+
+
+def thing(object_id, *parts, content_hash=None, **payload):
+    return CatalogueObject(object_id, vectors(*parts), payload, content_hash)
+
+
+def index(metric_type=MetricType.COSINE, aggregation=MetricAggregationType.MIN, dimensions=3):
+    return SearchIndexInfo(
+        dimensions=dimensions, metric_type=metric_type, metric_aggregation_type=aggregation
+    )
+
+
+@pytest.fixture
+def films(storage):
+    """Return a collection of three objects at right angles."""
+    collection = storage.collections.create("films", index())
+    objects = [thing("a", [1, 0, 0]), thing("b", [0, 1, 0]), thing("c", [0, 0, 1])]
+    storage.objects.upsert(collection, objects)
+    return collection
+
+
+def ids(neighbours):
+    return [neighbour.object_id for neighbour in neighbours]
+
+
+def search(storage, session_id, user_id="ann", *, shown="abc", at=100, query=(1, 0, 0), **fields):
+    """Record a search; ``shown`` are the ids of its results, from the top."""
+    results = tuple(SearchResultItem(object_id=object_id) for object_id in shown)
+    session = Session(
+        **{"session_id": session_id, "user_id": user_id, "created_at": at, "collection": "films"}
+        | {"search_query": "a film", "search_results": results}
+        | fields
+    )
+    storage.clickstream.register_session(session, None if query is None else vectors(query))
+    return session
+
+
+def event(session_id, object_id="a", event_type="click", at=101, **fields):
+    return SessionEvent(
+        session_id=session_id, object_id=object_id, event_type=event_type, created_at=at, **fields
+    )
+
+
+def click(storage, session_id, object_id="a", **fields):
+    [disposition] = storage.clickstream.push_events([event(session_id, object_id, **fields)])
+    return disposition
+
+
+def clicked(storage, session_id, user_id="ann", **fields):
+    """Record a search and a click on its first result; so an order is placed."""
+    search(storage, session_id, user_id, **fields)
+    click(storage, session_id)
+
+
+def place(storage, session_id):
+    return storage.orders.create(SessionForImprovementCreateSchema(session_id=session_id))
+
+
+def claim(storage, *, users=100, lease_seconds=60.0, now=NOW):
+    return storage.orders.claim(users=users, lease_seconds=lease_seconds, now=now)
+
+
+def claimed(storage, **options):
+    """Return the ids of the sessions that a claim holds, sorted."""
+    given = claim(storage, **options)
+    return [] if given is None else sorted(order.session_id for order in given.orders)
+
+
+def settle(storage):
+    """Let every order be done."""
+    given = claim(storage)
+    storage.orders.complete(given.token, [OrderOutcome(order.session_id, DONE) for order in given.orders])
+
+
+def memory_of(session_id, *, query=(1, 0, 0), mean=(0, 1, 0), moved=("b",), at=100):
+    return QueryMemory(session_id, "a film", at, vectors(*query), vectors(*mean), ("a", "b"), moved)
+
+
+def learn(storage, collection, user_id="ann", *, memories=(), moved=None):
+    """Store a user's state as a fold would; ``moved`` is object_id -> parts."""
+    copies = {object_id: vectors(*parts) for object_id, parts in (moved or {}).items()}
+    with storage.personal.learning(collection, [user_id]) as transaction:
+        transaction.replace_states({user_id: PersonalState(tuple(memories), copies)})
+
+
+def told(state):
+    """Return a state as something that can be compared."""
+    memories = [told_memory(memory) for memory in state.memories]
+    return memories, {object_id: parts.tolist() for object_id, parts in state.vectors.items()}
+
+
+def told_memory(memory):
+    learnt = (memory.query.tolist(), memory.clicked_mean.tolist(), memory.clicked_ids, memory.moved_ids)
+    return (memory.session_id, memory.search_query, memory.created_at, *learnt)
+
+
+NOTHING = told(PersonalState())
+
+
+@contextlib.contextmanager
+def beside(work):
+    """Run ``work`` in a thread beside the block; its end is an Event, its error is raised after the block."""
+    ended, errors = threading.Event(), []
+
+    def run():
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001, handed to the test below
+            errors.append(error)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield ended
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+# Collections
+
+
+def test_a_collection_is_found_as_it_was_made(storage):
+    info = SearchIndexInfo(
+        dimensions=5,
+        metric_type=MetricType.EUCLID,
+        metric_aggregation_type=MetricAggregationType.AVG,
+        hnsw=HnswParameters(m=8, ef_construction=32, ef_search=40),
+    )
+
+    made = storage.collections.create("shoes", info, embedder="minilm", gate_threshold=0.7)
+
+    assert (made.name, made.index, made.embedder, made.gate_threshold) == ("shoes", info, "minilm", 0.7)
+    assert storage.collections.get("shoes") == made
+
+
+def test_collections_are_listed_by_name(storage):
+    made = {name: storage.collections.create(name, index()) for name in ("b", "c", "a")}
+
+    assert storage.collections.list() == [made["a"], made["b"], made["c"]]
+
+
+def test_the_same_collection_made_again_is_the_one_that_is_there(storage):
+    first = storage.collections.create("shoes", index(), embedder="minilm", gate_threshold=0.7)
+    storage.objects.upsert(first, [thing("a", [1, 0, 0])])
+
+    again = storage.collections.create("shoes", index(), embedder="minilm", gate_threshold=0.7)
+
+    assert again == first
+    assert storage.objects.count(again) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"index": index(dimensions=4)},
+        {"index": index(MetricType.DOT)},
+        {"index": index(aggregation=MetricAggregationType.AVG)},
+        {"index": SearchIndexInfo(dimensions=3, hnsw=HnswParameters(m=8))},
+        {"embedder": "another"},
+        {"embedder": None},
+        {"gate_threshold": 0.5},
+        {"gate_threshold": None},
+    ],
+)
+def test_a_name_is_not_given_to_a_collection_of_another_kind(storage, other):
+    wanted = {"index": index(), "embedder": "minilm", "gate_threshold": 0.7}
+    first = storage.collections.create("shoes", **wanted)
+
+    with pytest.raises(ConflictError, match="shoes"):
+        storage.collections.create("shoes", **(wanted | other))
+
+    assert storage.collections.list() == [first]
+
+
+def test_a_collection_of_unknown_dimensions_is_refused(storage):
+    with pytest.raises(InvalidInputError, match="dimensions"):
+        storage.collections.create("shoes", SearchIndexInfo())
+
+
+def test_an_unknown_name_is_not_found(storage):
+    with pytest.raises(CollectionNotFoundError, match="shoes"):
+        storage.collections.get("shoes")
+
+
+@pytest.mark.parametrize("name", ODD_IDS)
+def test_a_collection_may_have_any_name(storage, name):
+    made = storage.collections.create(name, index())
+    storage.objects.upsert(made, [thing("a", [1, 0, 0])])
+
+    assert storage.collections.get(name) == made
+    assert ids(storage.objects.nearest(made, vectors([1, 0, 0]), 5)) == ["a"]
+
+
+def test_an_alias_stands_for_a_collection_until_it_moves(storage, films):
+    books = storage.collections.create("books", index())
+
+    storage.collections.set_alias("best", "films")
+    first = storage.collections.get("best")
+    storage.collections.set_alias("best", "books")
+
+    assert first == films
+    assert storage.collections.get("best") == books
+    assert storage.collections.aliases() == {"best": "books"}
+
+
+def test_an_alias_of_an_alias_stands_for_the_collection(storage, films):
+    storage.collections.set_alias("best", "films")
+
+    storage.collections.set_alias("favourite", "best")
+
+    assert storage.collections.aliases() == {"best": "films", "favourite": "films"}
+
+
+def test_an_alias_of_nothing_is_refused(storage):
+    with pytest.raises(CollectionNotFoundError, match="films"):
+        storage.collections.set_alias("best", "films")
+
+    assert storage.collections.aliases() == {}
+
+
+def test_a_name_is_a_collection_or_an_alias_never_both(storage, films):
+    storage.collections.create("books", index())
+    storage.collections.set_alias("best", "films")
+
+    with pytest.raises(ConflictError, match="best"):
+        storage.collections.create("best", index())
+    with pytest.raises(ConflictError, match="books"):
+        storage.collections.set_alias("books", "films")
+
+    assert storage.collections.aliases() == {"best": "films"}
+
+
+def test_moving_an_alias_places_an_order_for_every_user_of_it(storage, films):
+    storage.collections.create("books", index())
+    storage.collections.set_alias("best", "films")
+    clicked(storage, "s1", "ann", collection="best")
+    clicked(storage, "s2", "bob", collection="best")
+    clicked(storage, "s3", "cat", collection="films")
+    search(storage, "s4", "dan", collection="best")
+    settle(storage)
+
+    storage.collections.set_alias("best", "books")
+
+    assert claimed(storage) == ["s1", "s2"]
+
+
+def test_a_dropped_collection_takes_its_objects_personal_state_and_aliases_along(storage, films):
+    storage.collections.set_alias("best", "films")
+    learn(storage, films, memories=[memory_of("s1")], moved={"b": [[0, 1, 1]]})
+
+    storage.collections.drop("films")
+    again = storage.collections.create("films", index())
+
+    assert storage.collections.aliases() == {}
+    assert again.collection_id != films.collection_id
+    assert storage.objects.count(again) == 0
+    assert told(storage.personal.state(again, "ann")) == NOTHING
+
+
+def test_sessions_outlive_their_collection(storage, films):
+    session = search(storage, "s1")
+
+    storage.collections.drop("films")
+
+    assert storage.clickstream.get_session("s1") == session
+
+
+def test_an_alias_is_not_dropped_as_a_collection(storage, films):
+    storage.collections.set_alias("best", "films")
+
+    with pytest.raises(EmbeddingStudioError, match="best"):
+        storage.collections.drop("best")
+
+    assert storage.collections.get("best") == films
+
+
+def test_what_was_dropped_is_not_found(storage, films):
+    storage.collections.drop("films")
+
+    with pytest.raises(CollectionNotFoundError):
+        storage.collections.get("films")
+    with pytest.raises(CollectionNotFoundError):
+        storage.collections.drop("films")
+    with pytest.raises(CollectionNotFoundError):
+        storage.objects.count(films)
+    with pytest.raises(CollectionNotFoundError):
+        storage.objects.nearest(films, vectors([1, 0, 0]), 1)
+    with pytest.raises(CollectionNotFoundError):
+        storage.objects.upsert(films, [thing("a", [1, 0, 0])])
+    with pytest.raises(CollectionNotFoundError):
+        storage.personal.state(films, "ann")
+
+
+# Objects
+
+
+def test_objects_come_back_whole_and_in_the_order_asked_for(storage):
+    shoes = storage.collections.create("shoes", index())
+    payload = {"name": "größe 靴", "price": 1.5, "tags": ["x", None, True], "maker": {"name": "o'Neill"}}
+    many_parts = [[1, 2, 3], [-4, 5.5, 0], [0.1, 0, 7], [1, 1, 1], [0, 0, 1e-3]]
+    storage.objects.upsert(
+        shoes, [thing("a", [1, 0, 0], content_hash="h"), CatalogueObject("b", vectors(*many_parts), payload)]
+    )
+
+    b, a = storage.objects.get(shoes, ["b", "unknown", "a"])
+
+    assert (b.object_id, b.payload, b.content_hash) == ("b", payload, None)
+    assert (a.object_id, a.payload, a.content_hash) == ("a", {}, "h")
+    assert (b.parts.dtype, b.parts.shape, a.parts.shape) == (np.float32, (5, 3), (1, 3))
+    np.testing.assert_array_equal(b.parts, vectors(*many_parts))
+
+
+def test_an_upserted_object_replaces_the_one_of_its_id_altogether(storage):
+    shoes = storage.collections.create("shoes", index())
+    storage.objects.upsert(shoes, [thing("a", [1, 0, 0], [0, 1, 0], content_hash="h", price=3)])
+
+    storage.objects.upsert(shoes, [thing("a", [0, 0, 1], name="new")])
+
+    [a] = storage.objects.get(shoes, ["a"])
+    assert (a.parts.tolist(), a.payload, a.content_hash) == ([[0, 0, 1]], {"name": "new"}, None)
+    assert storage.objects.count(shoes) == 1
+    assert storage.objects.nearest(shoes, vectors([1, 0, 0]), 5) == [Neighbour("a", 1.0, {"name": "new"})]
+
+
+@pytest.mark.parametrize(
+    ("metric_type", "parts"),
+    [
+        (MetricType.COSINE, [[1, 0]]),
+        (MetricType.COSINE, [[1, 0, np.nan]]),
+        (MetricType.DOT, [[1, 0, 0], [1, 0, np.inf]]),
+        (MetricType.EUCLID, np.empty((0, 3))),
+        (MetricType.COSINE, [[1, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_bad_vectors_are_refused_by_the_name_of_their_object_and_nothing_is_stored(
+    storage, metric_type, parts
+):
+    shoes = storage.collections.create("shoes", index(metric_type))
+    bad = CatalogueObject("the bad one", np.array(parts, dtype=np.float32))
+
+    with pytest.raises(InvalidVectorsError, match="the bad one"):
+        storage.objects.upsert(shoes, [thing("a", [1, 0, 0]), bad, thing("c", [1, 0, 0])])
+
+    assert storage.objects.count(shoes) == 0
+
+
+@pytest.mark.parametrize("metric_type", [MetricType.DOT, MetricType.EUCLID])
+def test_a_zero_vector_is_a_point_where_direction_does_not_count(storage, metric_type):
+    shoes = storage.collections.create("shoes", index(metric_type))
+
+    storage.objects.upsert(shoes, [thing("a", [0, 0, 0])])
+
+    assert storage.objects.nearest(shoes, vectors([0, 0, 0]), 5) == [Neighbour("a", 0.0, {})]
+
+
+def test_content_hashes_are_told_of_those_that_exist_and_have_one(storage):
+    shoes = storage.collections.create("shoes", index())
+    storage.objects.upsert(shoes, [thing("a", [1, 0, 0], content_hash="h"), thing("b", [1, 0, 0])])
+
+    assert storage.objects.content_hashes(shoes, ["a", "b", "unknown"]) == {"a": "h"}
+    assert storage.objects.content_hashes(shoes, []) == {}
+
+
+def test_no_objects_at_all_are_no_special_case(storage, films):
+    storage.objects.upsert(films, [])
+
+    assert storage.objects.get(films, []) == []
+    assert storage.objects.delete(films, []) == 0
+    assert storage.objects.count(films) == 3
+
+
+def test_deleted_objects_are_gone_and_counted(storage, films):
+    assert storage.objects.delete(films, ["a", "unknown", "c", "a"]) == 2
+
+    assert storage.objects.count(films) == 1
+    assert storage.objects.get(films, ["a", "c"]) == []
+    assert ids(storage.objects.nearest(films, vectors([1, 0, 0]), 5)) == ["b"]
+
+
+@pytest.mark.parametrize("object_id", ODD_IDS)
+def test_an_object_and_a_user_may_have_any_id(storage, films, object_id):
+    user_id = object_id[::-1]
+    storage.objects.upsert(films, [thing(object_id, [1, 1, 0])])
+    clicked(storage, object_id, user_id, shown=["a", object_id])
+    learn(
+        storage,
+        films,
+        user_id,
+        memories=[memory_of(object_id, moved=(object_id,))],
+        moved={object_id: [[3, 1, 0]]},
+    )
+
+    near, moved = storage.personal.candidates(films, user_id, vectors([1, 1, 0]), 1, [object_id])
+
+    assert ids(storage.objects.nearest(films, vectors([1, 1, 0]), 1)) == [object_id]
+    assert ids(near) == ["a"]
+    assert ids(moved) == [object_id]
+    assert claimed(storage) == [object_id]
+    assert storage.objects.delete(films, [object_id]) == 1
+    assert storage.clickstream.forget_user(user_id) == 1
+
+
+def test_collections_share_no_objects(storage, films):
+    books = storage.collections.create("books", index())
+    storage.objects.upsert(books, [thing("a", [0, 0, 5], title="a book")])
+
+    storage.objects.delete(films, ["a"])
+
+    assert storage.objects.nearest(books, vectors([0, 0, 1]), 5) == [Neighbour("a", 0.0, {"title": "a book"})]
+
+
+# Nearest
+
+CLOSED_FORMS = {
+    # of the parts (3, 0) and (0, 4) to the query (4, 3)
+    (MetricType.COSINE, MetricAggregationType.MIN): 0.2,
+    (MetricType.COSINE, MetricAggregationType.AVG): 0.3,
+    (MetricType.DOT, MetricAggregationType.MIN): -12.0,
+    (MetricType.DOT, MetricAggregationType.AVG): -12.0,
+    (MetricType.EUCLID, MetricAggregationType.MIN): 3.1622777,
+    (MetricType.EUCLID, MetricAggregationType.AVG): 3.6426916,
+}
+
+
+@pytest.mark.parametrize(("metric_type", "aggregation"), CLOSED_FORMS)
+def test_a_distance_is_what_its_metric_and_aggregation_say(storage, metric_type, aggregation):
+    shoes = storage.collections.create("shoes", index(metric_type, aggregation, dimensions=2))
+    storage.objects.upsert(shoes, [thing("a", [3, 0], [0, 4])])
+
+    [a] = storage.objects.nearest(shoes, vectors([4, 3]), 5)
+
+    assert a.distance == pytest.approx(CLOSED_FORMS[metric_type, aggregation], abs=1e-6)
+
+
+def distance_by_definition(metric_type, aggregation, queries, parts):
+    pairs = []
+    for q in queries.astype(np.float64):
+        for v in parts.astype(np.float64):
+            if metric_type is MetricType.COSINE:
+                pairs.append(1 - sum(q * v) / sum(q * q) ** 0.5 / sum(v * v) ** 0.5)
+            elif metric_type is MetricType.DOT:
+                pairs.append(-sum(q * v))
+            else:
+                pairs.append(sum((q - v) ** 2) ** 0.5)
+    return min(pairs) if aggregation is MetricAggregationType.MIN else sum(pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("query_parts", [1, 3])
+@pytest.mark.parametrize(("metric_type", "aggregation"), CLOSED_FORMS)
+def test_the_nearest_are_those_of_the_definition(storage, metric_type, aggregation, query_parts):
+    rng = np.random.default_rng(7)
+    shoes = storage.collections.create("shoes", index(metric_type, aggregation, dimensions=5))
+    objects = {
+        f"o{number}": rng.normal(size=(rng.integers(1, 5), 5)).astype(np.float32) for number in range(211)
+    }
+    storage.objects.upsert(shoes, [CatalogueObject(*item) for item in objects.items()])
+    queries = rng.normal(size=(query_parts, 5)).astype(np.float32)
+    true = {i: distance_by_definition(metric_type, aggregation, queries, objects[i]) for i in objects}
+    expected = sorted(true, key=true.get)
+
+    ten = storage.objects.nearest(shoes, queries, 10)
+    everything = storage.objects.nearest(shoes, queries, 1000)
+    near = storage.objects.nearest(shoes, queries, 1000, max_distance=true[expected[29]] + 1e-5)
+
+    assert ids(ten) == expected[:10]
+    assert ids(everything) == expected
+    assert ids(near) == expected[:30]
+    assert [n.distance for n in everything] == pytest.approx([true[i] for i in expected], abs=1e-5)
+
+
+def test_an_object_of_many_parts_comes_once_and_takes_one_place(storage):
+    shoes = storage.collections.create("shoes", index())
+    storage.objects.upsert(shoes, [thing("many", *[[1, 0, k / 100] for k in range(40)])])
+    storage.objects.upsert(shoes, [thing(f"o{k}", [1, 1 + k / 10, 0]) for k in range(5)])
+
+    near = storage.objects.nearest(shoes, vectors([1, 0, 0]), 4)
+
+    assert ids(near) == ["many", "o0", "o1", "o2"]
+
+
+def test_equal_distances_are_in_the_order_of_ids_by_code_point(storage):
+    shoes = storage.collections.create("shoes", index())
+    tied = ["b", "a", "B", "é", "z", "a1", "_", "靴", "a b", "10", "9"]
+    storage.objects.upsert(shoes, [thing(object_id, [1, 2, 3]) for object_id in tied])
+    storage.objects.upsert(shoes, [thing("0 far", [1, 0, 0]), thing("zz near", [1, 2, 4])])
+
+    near = storage.objects.nearest(shoes, vectors([1, 2, 4]), 20)
+
+    assert ids(near) == ["zz near", "10", "9", "B", "_", "a", "a b", "a1", "b", "z", "é", "靴", "0 far"]
+
+
+@pytest.mark.parametrize(("metric_type", "aggregation"), CLOSED_FORMS)
+def test_a_longer_list_begins_with_the_shorter_one(storage, metric_type, aggregation):
+    rng = np.random.default_rng(11)
+    shoes = storage.collections.create("shoes", index(metric_type, aggregation, dimensions=3))
+    grid = rng.integers(1, 3, size=(97, 2, 3)).astype(np.float32)  # few different vectors, so many ties
+    storage.objects.upsert(shoes, [CatalogueObject(f"o{k}", parts) for k, parts in enumerate(grid)])
+    queries = vectors([1, 2, 1], [2, 2, 1])
+
+    everything = storage.objects.nearest(shoes, queries, 97)
+
+    assert len(everything) == 97
+    assert everything == sorted(everything, key=lambda n: (n.distance, n.object_id))
+    for limit in (0, 1, 2, 3, 5, 10, 30, 60, 96):
+        assert storage.objects.nearest(shoes, queries, limit) == everything[:limit]
+
+
+@pytest.mark.parametrize(("metric_type", "aggregation"), CLOSED_FORMS)
+def test_the_largest_distance_is_inclusive(storage, metric_type, aggregation):
+    rng = np.random.default_rng(13)
+    shoes = storage.collections.create("shoes", index(metric_type, aggregation, dimensions=5))
+    objects = rng.normal(size=(31, 3, 5)).astype(np.float32)
+    storage.objects.upsert(shoes, [CatalogueObject(f"o{k}", parts) for k, parts in enumerate(objects)])
+    query = rng.normal(size=(1, 5)).astype(np.float32)
+    everything = storage.objects.nearest(shoes, query, 31)
+
+    for last in (0, 1, 15, 30):
+        near = storage.objects.nearest(shoes, query, 31, max_distance=everything[last].distance)
+        assert near == everything[: last + 1]
+    assert storage.objects.nearest(shoes, query, 31, max_distance=everything[0].distance - 1e-3) == []
+
+
+def test_an_empty_collection_has_nothing_near(storage):
+    shoes = storage.collections.create("shoes", index())
+
+    assert storage.objects.nearest(shoes, vectors([1, 0, 0]), 5) == []
+
+
+def test_every_kind_of_filter_finds_what_it_means(storage):
+    shoes = storage.collections.create("shoes", index())
+    payloads = {f"o{number}": payload for number, (_, payload, _) in enumerate(CASES)}
+    storage.objects.upsert(shoes, [thing(i, [1, 0, 0], **payload) for i, payload in payloads.items()])
+
+    disagreements = []
+    for query, _, _ in CASES:
+        wanted = PayloadFilter.parse({"query": query})
+        found = set(ids(storage.objects.nearest(shoes, vectors([1, 0, 0]), 1000, filter=wanted)))
+        expected = {i for i, payload in payloads.items() if wanted.matches(payload)}
+        disagreements += [(query, payloads[i], i in found) for i in found ^ expected]
+
+    assert disagreements == []
+
+
+def test_a_filtered_list_is_shorter_only_if_fewer_match(storage):
+    rng = np.random.default_rng(17)
+    shoes = storage.collections.create("shoes", index(dimensions=5))
+    objects = rng.normal(size=(801, 5)).astype(np.float32)
+    query = rng.normal(size=(1, 5)).astype(np.float32)
+    true = 1 - (objects @ query[0]) / np.linalg.norm(objects, axis=1) / np.linalg.norm(query)
+    far_to_near = np.argsort(-true)  # rank 0 is farthest: what a filter seeks lies where a search looks last
+    storage.objects.upsert(
+        shoes, [thing(f"o{k}", objects[k], rank=rank) for rank, k in enumerate(far_to_near.tolist())]
+    )
+
+    for matching in (0, 1, 7, 80, 400, 801):
+        wanted = PayloadFilter.parse({"query": {"field": "rank", "range": {"lt": matching}}})
+        expected = [f"o{k}" for k in reversed(far_to_near[:matching].tolist())]
+        assert ids(storage.objects.nearest(shoes, query, 10, filter=wanted)) == expected[:10]
+        assert ids(storage.objects.nearest(shoes, query, 300, filter=wanted)) == expected[:300]
+
+
+def test_filter_and_largest_distance_hold_together(storage):
+    shoes = storage.collections.create("shoes", index(MetricType.EUCLID))
+    storage.objects.upsert(shoes, [thing(f"o{k}", [k, 0, 0], even=k % 2 == 0) for k in range(9)])
+    even = PayloadFilter.parse({"query": {"term": {"field": "even", "value": True}}})
+
+    near = storage.objects.nearest(shoes, vectors([0, 0, 0]), 9, filter=even, max_distance=4)
+
+    assert near == [
+        Neighbour("o0", 0.0, {"even": True}),
+        Neighbour("o2", 2.0, {"even": True}),
+        Neighbour("o4", 4.0, {"even": True}),
+    ]
+
+
+# Originals and copies
+
+
+def test_object_o1_of_user_5_is_not_object_o1_5(storage):
+    shoes = storage.collections.create("shoes", index())
+    storage.objects.upsert(shoes, [thing("o1", [1, 0, 0]), thing("o1_5", [0, 1, 0])])
+
+    learn(storage, shoes, "5", moved={"o1": [[1, 1, 0]]})
+    learn(storage, shoes, "1_5", moved={"o1": [[1, 0, 1]]})
+
+    assert [o.parts.tolist() for o in storage.objects.get(shoes, ["o1", "o1_5"])] == [
+        [[1, 0, 0]],
+        [[0, 1, 0]],
+    ]
+    assert told(storage.personal.state(shoes, "5")) == ([], {"o1": [[1, 1, 0]]})
+    assert told(storage.personal.state(shoes, "1_5")) == ([], {"o1": [[1, 0, 1]]})
+    assert storage.objects.count(shoes) == 2
+
+
+def test_copies_of_many_users_leave_the_plain_search_as_it_is(storage, films):
+    query = vectors([1, 0.5, 0.25])
+    before = storage.objects.nearest(films, query, 3)
+
+    for number in range(20):
+        learn(storage, films, f"u{number}", moved={i: [[1, 0.5, 0.25]] for i in "abc"})
+
+    assert storage.objects.nearest(films, query, 3) == before
+    assert storage.personal.candidates(films, "nobody", query, 3, []) == (before, [])
+    assert storage.personal.candidates(films, "u1", query, 3, []) == (before, [])
+
+
+def test_changed_parts_drop_the_copies_and_place_an_order_for_each_of_their_users(storage, films):
+    for session_id, user_id in [("s1", "ann"), ("s2", "bob"), ("s3", "cat")]:
+        clicked(storage, session_id, user_id)
+    settle(storage)
+    learn(storage, films, "ann", memories=[memory_of("s1")], moved={"a": [[1, 0.1, 0]], "b": [[0, 1, 0.1]]})
+    learn(storage, films, "bob", moved={"a": [[1, 0, 0.1]]})
+    learn(storage, films, "cat", moved={"b": [[0, 1, 0.2]]})
+
+    storage.objects.upsert(films, [thing("a", [1, 0, 1])])
+
+    ann = storage.personal.state(films, "ann")
+    assert told(ann)[1] == {"b": vectors([0, 1, 0.1]).tolist()}
+    assert told(storage.personal.state(films, "bob")) == NOTHING
+    assert list(storage.personal.state(films, "cat").vectors) == ["b"]
+    assert claimed(storage) == ["s1", "s2"]
+
+
+def test_another_number_of_parts_is_a_change_too(storage, films):
+    learn(storage, films, moved={"a": [[1, 0.1, 0]]})
+
+    storage.objects.upsert(films, [thing("a", [1, 0, 0], [1, 0, 0])])
+
+    assert told(storage.personal.state(films, "ann")) == NOTHING
+
+
+def test_another_payload_alone_keeps_the_copies_and_places_no_order(storage, films):
+    clicked(storage, "s1")
+    settle(storage)
+    learn(storage, films, moved={"a": [[1, 0.5, 0]]})
+
+    storage.objects.upsert(films, [thing("a", [1, 0, 0], content_hash="h", name="new")])
+
+    assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 0.5, 0]]})
+    assert storage.objects.get(films, ["a"])[0].payload == {"name": "new"}
+    assert claim(storage) is None
+
+
+def test_a_refused_upsert_keeps_the_copies(storage, films):
+    learn(storage, films, moved={"a": [[1, 0.5, 0]]})
+
+    with pytest.raises(InvalidVectorsError):
+        storage.objects.upsert(films, [thing("a", [0, 1, 0]), thing("b", [0, 0, 0])])
+
+    assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 0.5, 0]]})
+
+
+def test_a_deleted_object_takes_its_copies_along_and_places_orders(storage, films):
+    clicked(storage, "s1", "ann")
+    clicked(storage, "s2", "bob")
+    settle(storage)
+    learn(storage, films, "ann", moved={"a": [[1, 0.5, 0]], "b": [[0, 1, 0.5]]})
+    learn(storage, films, "bob", moved={"b": [[0, 1, 0.5]]})
+
+    storage.objects.delete(films, ["a"])
+
+    assert told(storage.personal.state(films, "ann")) == ([], {"b": [[0, 1, 0.5]]})
+    assert told(storage.personal.state(films, "bob")) == ([], {"b": [[0, 1, 0.5]]})
+    assert claimed(storage) == ["s1"]
+
+
+def test_an_object_with_copies_can_be_updated_and_deleted_again_and_again(storage, films):
+    for turn in range(3):
+        learn(storage, films, moved={"a": [[1, 0.5, 0]]})
+        storage.objects.upsert(films, [thing("a", [1, 0, turn + 1])])
+        learn(storage, films, moved={"a": [[1, 0.5, 0]]})
+        assert storage.objects.delete(films, ["a"]) == 1
+        storage.objects.upsert(films, [thing("a", [1, 0, 0])])
+
+    assert told(storage.personal.state(films, "ann")) == NOTHING
+
+
+# Sessions and events
+
+
+def test_a_session_comes_back_as_it_was_registered(storage, films):
+    session = Session(
+        session_id="s1",
+        search_query="größe 靴 'or' \"so\"",
+        user_id="ann",
+        created_at=100,
+        collection="films",
+        search_results=(
+            SearchResultItem(
+                object_id="b", rank=0.1, meta={"shelf": [1, None]}, personalised=True, propensity=0.1
+            ),
+            SearchResultItem(object_id="a", rank=-3.5),
+            SearchResultItem(object_id="z"),
+        ),
+        search_meta={"page": {"size": 3}},
+        events=(event("s1", "a", meta={"dwell": 2.5}), event("s1", "b", "view", at=99)),
+    )
+
+    storage.clickstream.register_session(session)
+
+    back = storage.clickstream.get_session("s1")
+    assert back == session.model_copy(update={"events": session.events[::-1]})
+    assert [result.position for result in back.search_results] == [1, 2, 3]
+    assert storage.orders.get("s1").status is PENDING
+
+
+def test_results_come_by_position_whatever_the_order_they_were_given_in(storage, films):
+    results = [SearchResultItem(object_id=i, position=p) for i, p in [("c", 30), ("a", 10), ("b", 20)]]
+
+    search(storage, "s1", search_results=tuple(results))
+
+    shown = storage.clickstream.get_session("s1").search_results
+    assert [(result.object_id, result.position) for result in shown] == [("a", 10), ("b", 20), ("c", 30)]
+
+
+def test_events_come_by_time_and_then_by_id(storage, films):
+    search(storage, "s1")
+    told_events = [("e3", 102), ("e1", 102), ("e2", 101), ("E4", 102)]
+
+    storage.clickstream.push_events([event("s1", at=at, event_id=event_id) for event_id, at in told_events])
+
+    events = storage.clickstream.get_session("s1").events
+    assert [e.event_id for e in events] == ["e2", "E4", "e1", "e3"]
+
+
+def test_the_same_session_again_changes_nothing(storage, films):
+    session = search(storage, "s1", events=(event("s1", "b"),))
+    click(storage, "s1", "a")
+    settle(storage)
+    before = storage.clickstream.get_session("s1")
+
+    storage.clickstream.register_session(session, vectors([1, 0, 0]))
+
+    assert storage.clickstream.get_session("s1") == before
+    assert storage.orders.get("s1").status is DONE
+
+
+@pytest.mark.parametrize(
+    "other", [{"user_id": "bob"}, {"user_id": None}, {"search_query": "?"}, {"collection": "best"}]
+)
+def test_an_id_that_is_taken_by_another_session_is_a_conflict(storage, films, other):
+    storage.collections.set_alias("best", "films")
+    session = search(storage, "s1")
+
+    with pytest.raises(ConflictError, match="s1"):
+        storage.clickstream.register_session(session.model_copy(update=other))
+
+    assert storage.clickstream.get_session("s1") == session
+
+
+def test_a_session_in_an_unknown_collection_is_refused(storage):
+    with pytest.raises(CollectionNotFoundError, match="films"):
+        search(storage, "s1")
+
+    with pytest.raises(SessionNotFoundError):
+        storage.clickstream.get_session("s1")
+
+
+def test_a_session_under_an_alias_keeps_the_name_it_was_recorded_under(storage, films):
+    storage.collections.set_alias("best", "films")
+
+    search(storage, "s1", collection="best")
+
+    assert storage.clickstream.get_session("s1").collection == "best"
+
+
+def test_a_session_that_was_never_registered_is_not_found(storage):
+    with pytest.raises(SessionNotFoundError, match="s1"):
+        storage.clickstream.get_session("s1")
+    with pytest.raises(SessionNotFoundError, match="s1"):
+        storage.clickstream.append_results("s1", [SearchResultItem(object_id="a")])
+    with pytest.raises(SessionNotFoundError, match="s1"):
+        storage.clickstream.mark_irrelevant("s1")
+    with pytest.raises(SessionNotFoundError, match="s1"):
+        place(storage, "s1")
+
+
+def test_a_further_page_keeps_the_positions_of_what_was_shown(storage, films):
+    search(storage, "s1", shown="ab")
+
+    page = [SearchResultItem(object_id=i, position=p, rank=0.5) for i, p in [("b", 3), ("c", 4), ("d", 5)]]
+    storage.clickstream.append_results("s1", page)
+
+    shown = storage.clickstream.get_session("s1").search_results
+    assert [(result.object_id, result.position) for result in shown] == [
+        ("a", 1),
+        ("b", 2),
+        ("c", 4),
+        ("d", 5),
+    ]
+    assert shown[1].rank is None
+
+
+def test_a_further_page_without_positions_goes_on_where_the_last_one_ended(storage, films):
+    search(storage, "s1", shown="ab")
+
+    storage.clickstream.append_results(
+        "s1", [SearchResultItem(object_id="c"), SearchResultItem(object_id="d")]
+    )
+
+    shown = storage.clickstream.get_session("s1").search_results
+    assert [(result.object_id, result.position) for result in shown] == [
+        ("a", 1),
+        ("b", 2),
+        ("c", 3),
+        ("d", 4),
+    ]
+
+
+def test_a_click_on_the_second_page_is_accepted(storage, films):
+    search(storage, "s1", shown="ab")
+    storage.clickstream.append_results("s1", [SearchResultItem(object_id="c")])
+
+    assert click(storage, "s1", "c") is ACCEPTED
+
+
+def test_every_event_gets_its_disposition_in_order(storage, films):
+    search(storage, "s1", shown="ab")
+    search(storage, "s2", shown="")
+
+    dispositions = storage.clickstream.push_events(
+        [
+            event("s1", "a"),
+            event("nowhere", "a"),
+            event("s1", "z"),
+            event("s1", "a"),
+            event("s1", "a", at=102),
+            event("s2", "z"),
+            event("s1", "z"),
+        ]
+    )
+
+    assert dispositions == [
+        ACCEPTED,
+        UNKNOWN_SESSION,
+        UNKNOWN_OBJECT,
+        DUPLICATE,
+        ACCEPTED,
+        ACCEPTED,
+        DUPLICATE,
+    ]
+    assert storage.clickstream.push_events([event("s1", "a"), event("s1", "b")]) == [DUPLICATE, ACCEPTED]
+    assert storage.clickstream.push_events([]) == []
+
+
+def test_an_event_on_an_object_that_was_not_shown_is_kept(storage, films):
+    search(storage, "s1", shown="ab")
+
+    click(storage, "s1", "z")
+
+    assert [e.object_id for e in storage.clickstream.get_session("s1").events] == ["z"]
+
+
+def test_equal_event_ids_in_two_sessions_are_two_events(storage, films):
+    search(storage, "s1")
+    search(storage, "s2")
+
+    assert click(storage, "s1", event_id="1") is ACCEPTED
+    assert click(storage, "s2", event_id="1") is ACCEPTED
+    assert click(storage, "s2", event_id="1", at=102) is DUPLICATE
+
+
+def test_three_hundred_views_do_not_hide_a_click(storage, films):
+    search(storage, "s1")
+    views = [event("s1", "a", "view", at=101 + second) for second in range(300)]
+
+    storage.clickstream.push_events([*views[:150], event("s1", "b", at=500), *views[150:]])
+
+    session = storage.clickstream.get_session("s1")
+    assert len(session.events) == 301
+    assert session.clicked() == {"b": 1.0}
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        [recorded] = transaction.recent_sessions(5)["ann"]
+    assert recorded.session == session
+
+
+def test_a_click_places_an_order_and_a_view_does_not(storage, films):
+    search(storage, "s1")
+    search(storage, "s2", "bob")
+    search(storage, "s3", None)
+
+    storage.clickstream.push_events(
+        [
+            event("s1", event_type="view"),
+            event("s2", event_type="purchase"),
+            event("s3", event_type="add_to_cart"),
+        ]
+    )
+
+    with pytest.raises(OrderNotFoundError):
+        storage.orders.get("s1")
+    order = storage.orders.get("s2")
+    assert (order.session_id, order.user_id, order.collection) == ("s2", "bob", "films")
+    assert (order.status, order.attempts, order.detail) == (PENDING, 0, None)
+    assert storage.orders.get("s3").user_id is None
+
+
+def test_a_click_sent_twice_places_no_second_order(storage, films):
+    clicked(storage, "s1")
+    settle(storage)
+
+    assert click(storage, "s1") is DUPLICATE
+
+    assert storage.orders.get("s1").status is DONE
+
+
+def test_a_later_click_places_the_order_anew(storage, films):
+    clicked(storage, "s1")
+    given = claim(storage)
+    storage.orders.complete(given.token, [OrderOutcome("s1", REFUSED, "nothing skipped")])
+
+    click(storage, "s1", "b")
+
+    order = storage.orders.get("s1")
+    assert (order.status, order.attempts) == (PENDING, 0)
+    assert claimed(storage) == ["s1"]
+
+
+@pytest.mark.parametrize(("object_id", "priority"), [("c", 0), ("d", 1)])
+def test_an_order_is_urgent_if_something_below_position_3_was_clicked(storage, films, object_id, priority):
+    search(storage, "s1", shown="abcde")
+    storage.clickstream.push_events([event("s1", "e", "view")])
+
+    click(storage, "s1", object_id)
+
+    assert storage.orders.get("s1").priority == priority
+
+
+def test_an_irrelevant_session_counts_no_longer_and_its_user_is_folded_anew(storage, films):
+    clicked(storage, "s1")
+    clicked(storage, "s2", at=200)
+    settle(storage)
+
+    storage.clickstream.mark_irrelevant("s1")
+
+    assert storage.clickstream.get_session("s1").is_irrelevant
+    assert claimed(storage) == ["s1"]
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        assert [r.session.session_id for r in transaction.recent_sessions(5)["ann"]] == ["s2"]
+
+
+def test_marking_a_session_irrelevant_that_never_counted_places_no_order(storage, films):
+    search(storage, "s1")
+
+    storage.clickstream.mark_irrelevant("s1")
+
+    with pytest.raises(OrderNotFoundError):
+        storage.orders.get("s1")
+
+
+def test_a_forgotten_user_leaves_nothing_behind_and_nobody_else_is_touched(storage, films):
+    books = storage.collections.create("books", index())
+    storage.objects.upsert(books, [thing("a", [1, 0, 0])])
+    for user_id in ("ann", "bob", None):
+        clicked(storage, f"{user_id} 1", user_id)
+        search(storage, f"{user_id} 2", user_id, collection="books")
+    for user_id in ("ann", "bob"):
+        learn(storage, films, user_id, memories=[memory_of(f"{user_id} 1")], moved={"b": [[0, 1, 1]]})
+        learn(storage, books, user_id, moved={"a": [[1, 1, 0]]})
+    bobs = [storage.clickstream.get_session("bob 1"), storage.orders.get("bob 1")]
+
+    forgotten = storage.clickstream.forget_user("ann")
+
+    assert forgotten == 2
+    for session_id in ("ann 1", "ann 2"):
+        with pytest.raises(SessionNotFoundError):
+            storage.clickstream.get_session(session_id)
+        with pytest.raises(OrderNotFoundError):
+            storage.orders.get(session_id)
+    assert told(storage.personal.state(films, "ann")) == NOTHING
+    assert told(storage.personal.state(books, "ann")) == NOTHING
+    assert [storage.clickstream.get_session("bob 1"), storage.orders.get("bob 1")] == bobs
+    assert told(storage.personal.state(films, "bob"))[0] == [told_memory(memory_of("bob 1"))]
+    assert told(storage.personal.state(films, "bob"))[1] == {"b": [[0, 1, 1]]}
+    assert told(storage.personal.state(books, "bob")) == ([], {"a": [[1, 1, 0]]})
+    assert claimed(storage) == ["None 1", "bob 1"]
+    assert storage.clickstream.forget_user("ann") == 0
+
+
+def test_the_id_of_a_forgotten_session_is_free_again(storage, films):
+    clicked(storage, "s1", "ann")
+    storage.clickstream.forget_user("ann")
+
+    search(storage, "s1", "bob")
+
+    assert storage.clickstream.get_session("s1").events == ()
+
+
+# Orders
+
+
+def test_an_order_is_placed_for_any_session_that_is_known(storage, films):
+    search(storage, "s1")
+
+    placed = place(storage, "s1")
+
+    assert (placed.session_id, placed.user_id, placed.collection) == ("s1", "ann", "films")
+    assert (placed.status, placed.priority, placed.attempts, placed.detail) == (PENDING, 0, 0, None)
+    assert storage.orders.get("s1") == placed
+
+
+def test_an_order_that_nobody_placed_is_not_found(storage, films):
+    search(storage, "s1")
+
+    with pytest.raises(OrderNotFoundError, match="s1"):
+        storage.orders.get("s1")
+    with pytest.raises(OrderNotFoundError, match="s1"):
+        storage.orders.cancel("s1")
+
+
+def test_a_claimed_order_is_processing_with_one_attempt_more(storage, films):
+    clicked(storage, "s1")
+
+    given = claim(storage)
+
+    [order] = given.orders
+    assert (order.session_id, order.user_id, order.status, order.attempts) == ("s1", "ann", PROCESSING, 1)
+    assert storage.orders.get("s1") == order
+    assert claim(storage) is None
+
+
+def test_all_due_orders_of_a_user_are_claimed_together(storage, films):
+    storage.collections.create("books", index())
+    clicked(storage, "s1", "ann")
+    clicked(storage, "s2", "bob")
+    clicked(storage, "s3", "ann", collection="books")
+
+    first, second = claimed(storage, users=1), claimed(storage, users=1)
+
+    assert sorted([first, second]) == [["s1", "s3"], ["s2"]]
+
+
+def test_users_are_claimed_by_priority_and_then_by_age(storage, films):
+    for session_id, user_id, object_id in [
+        ("s1", "zoe", "a"),
+        ("s2", "bob", "b"),
+        ("s3", "ann", "d"),
+        ("s4", "zoe", "b"),
+    ]:
+        search(storage, session_id, user_id, shown="abcd")
+        click(storage, session_id, object_id)
+
+    claims = [claimed(storage, users=1) for _ in range(4)]
+
+    assert claims == [["s3"], ["s1", "s4"], ["s2"], []]
+
+
+def test_no_more_users_are_claimed_than_asked_for(storage, films):
+    for number in range(7):
+        clicked(storage, f"s{number}", f"u{number}")
+
+    assert len(claimed(storage, users=3)) == 3
+    assert len(claimed(storage, users=3)) == 3
+    assert len(claimed(storage, users=3)) == 1
+
+
+def test_orders_of_anonymous_sessions_can_be_claimed_and_ended(storage, films):
+    clicked(storage, "s1", None)
+    clicked(storage, "s2", None)
+
+    given = claim(storage)
+    storage.orders.complete(given.token, [OrderOutcome(i, REFUSED, "nobody's") for i in ("s1", "s2")])
+
+    assert sorted(order.session_id for order in given.orders) == ["s1", "s2"]
+    assert storage.orders.counts()[REFUSED] == 2
+
+
+def test_a_lease_that_has_ended_lets_others_claim(storage, films):
+    clicked(storage, "s1")
+    claim(storage, lease_seconds=60)
+
+    assert claim(storage, now=NOW + 59) is None
+    again = claim(storage, now=NOW + 61)
+
+    assert [(order.session_id, order.attempts) for order in again.orders] == [("s1", 2)]
+
+
+def test_a_token_that_holds_nothing_any_more_changes_nothing(storage, films):
+    clicked(storage, "s1")
+    lost = claim(storage, lease_seconds=60)
+    held = claim(storage, lease_seconds=60, now=NOW + 61)
+
+    storage.orders.complete(lost.token, [OrderOutcome("s1", REFUSED, "late")])
+    storage.orders.fail(lost, "late", max_attempts=1, backoff_seconds=1)
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        transaction.complete(lost.token, [OrderOutcome("s1", DONE, "late")])
+
+    assert storage.orders.get("s1") == held.orders[0]
+
+
+def test_a_completion_ends_the_orders_it_names_and_no_others(storage, films):
+    for session_id in ("s1", "s2", "s3"):
+        clicked(storage, session_id)
+    given = claim(storage)
+
+    storage.orders.complete(
+        given.token,
+        [OrderOutcome("s1", DONE), OrderOutcome("s2", REFUSED, "why"), OrderOutcome("unknown", DONE)],
+    )
+
+    ended = {i: storage.orders.get(i) for i in ("s1", "s2", "s3")}
+    assert {i: (order.status, order.detail) for i, order in ended.items()} == {
+        "s1": (DONE, None),
+        "s2": (REFUSED, "why"),
+        "s3": (PROCESSING, None),
+    }
+    assert claimed(storage, now=NOW + 1000) == ["s3"]
+
+
+def test_an_order_placed_anew_during_processing_stays_pending(storage, films):
+    clicked(storage, "s1")
+    clicked(storage, "s2")
+    given = claim(storage)
+    click(storage, "s1", "b")
+    place(storage, "s2")
+
+    storage.orders.complete(given.token, [OrderOutcome("s1", REFUSED, "why")])
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        transaction.complete(given.token, [OrderOutcome("s1", DONE), OrderOutcome("s2", DONE)])
+    storage.orders.fail(given, "why", max_attempts=1, backoff_seconds=1)
+
+    for session_id in ("s1", "s2"):
+        order = storage.orders.get(session_id)
+        assert (order.status, order.attempts, order.detail) == (PENDING, 0, None)
+    assert claimed(storage) == ["s1", "s2"]
+
+
+def test_a_failed_attempt_is_due_again_after_a_backoff_that_doubles(storage, films):
+    clicked(storage, "s1")
+
+    for attempt, backoff in [(1, 100), (2, 200), (3, 400)]:
+        given = claim(storage)
+        before = time.time()
+        storage.orders.fail(given, f"attempt {attempt}", max_attempts=9, backoff_seconds=100)
+        after = time.time()
+
+        order = storage.orders.get("s1")
+        assert (order.status, order.attempts, order.detail) == (PENDING, attempt, f"attempt {attempt}")
+        assert before + backoff - 1 <= order.not_before <= after + backoff + 1
+        assert claim(storage, now=order.not_before - 1) is None
+    assert claimed(storage, now=order.not_before + 1) == ["s1"]
+
+
+def test_an_order_whose_attempts_are_used_up_is_failed_until_somebody_places_it_anew(storage, films):
+    clicked(storage, "s1")
+    storage.orders.fail(claim(storage), "first", max_attempts=2, backoff_seconds=0)
+    storage.orders.fail(claim(storage), "second", max_attempts=2, backoff_seconds=0)
+
+    dead = storage.orders.get("s1")
+    none = claim(storage)
+    retried = place(storage, "s1")
+
+    assert (dead.status, dead.attempts, dead.detail) == (FAILED, 2, "second")
+    assert none is None
+    assert (retried.status, retried.attempts, retried.detail) == (PENDING, 0, None)
+    assert claimed(storage) == ["s1"]
+
+
+def test_only_the_orders_that_a_claim_still_holds_are_given_back(storage, films):
+    clicked(storage, "s1")
+    clicked(storage, "s2")
+    given = claim(storage)
+    storage.orders.complete(given.token, [OrderOutcome("s1", DONE)])
+
+    storage.orders.fail(given, "why", max_attempts=1, backoff_seconds=1)
+
+    assert storage.orders.get("s1").status is DONE
+    assert storage.orders.get("s2").status is FAILED
+
+
+def test_an_over_long_detail_is_cut_and_the_order_stays_readable(storage, films):
+    for session_id in ("s1", "s2", "s3"):
+        clicked(storage, session_id, user_id=session_id)
+    detail = "靴" * 2000 + "x" * 100_000
+
+    given = claim(storage)
+    storage.orders.complete(given.token, [OrderOutcome("s1", REFUSED, detail)])
+    with storage.personal.learning(films, ["s2"]) as transaction:
+        transaction.complete(given.token, [OrderOutcome("s2", REFUSED, detail)])
+    storage.orders.fail(given, detail, max_attempts=1, backoff_seconds=1)
+
+    assert [order.detail for order in storage.orders.list()] == ["靴" * 2000] * 3
+    assert storage.orders.counts()[FAILED] == 1
+
+
+def test_orders_are_listed_by_their_latest_change_page_by_page(storage, films):
+    for number in range(5):
+        clicked(storage, f"s{number}")
+    place(storage, "s1")
+
+    everything = [order.session_id for order in storage.orders.list()]
+    pages = [[o.session_id for o in storage.orders.list(limit=2, offset=offset)] for offset in (0, 2, 4, 6)]
+
+    assert everything == ["s1", "s4", "s3", "s2", "s0"]
+    assert pages == [["s1", "s4"], ["s3", "s2"], ["s0"], []]
+
+
+def test_orders_are_listed_and_counted_by_status(storage, films):
+    for number in range(5):
+        clicked(storage, f"s{number}", f"u{number}")
+    given = claim(storage)
+    storage.orders.complete(given.token, [OrderOutcome("s1", DONE), OrderOutcome("s2", REFUSED, "why")])
+    storage.orders.fail(given, "why", max_attempts=1, backoff_seconds=1)
+    place(storage, "s4")
+
+    assert storage.orders.counts() == {PENDING: 1, PROCESSING: 0, DONE: 1, FAILED: 2, REFUSED: 1}
+    assert [order.session_id for order in storage.orders.list(status=PENDING)] == ["s4"]
+    assert sorted(order.session_id for order in storage.orders.list(status=FAILED)) == ["s0", "s3"]
+    assert len(storage.orders.list(status=FAILED, limit=1)) == 1
+    assert storage.orders.list(status=PROCESSING) == []
+
+
+def test_nothing_placed_is_counted_as_nothing_in_every_status(storage):
+    assert storage.orders.counts() == dict.fromkeys(SessionForImprovementStatus, 0)
+    assert storage.orders.list() == []
+
+
+def test_a_cancelled_order_is_gone_and_its_session_counts_no_longer(storage, films):
+    for session_id in ("pending", "failed", "refused"):
+        clicked(storage, session_id)
+    given = claim(storage)
+    storage.orders.complete(given.token, [OrderOutcome("refused", REFUSED, "why")])
+    storage.orders.fail(given, "why", max_attempts=1, backoff_seconds=1)
+    place(storage, "pending")
+
+    for session_id in ("pending", "failed", "refused"):
+        storage.orders.cancel(session_id)
+
+    assert storage.orders.list() == []
+    assert len(storage.clickstream.get_session("pending").events) == 1
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        assert transaction.recent_sessions(5)["ann"] == []
+
+
+def test_an_order_that_is_processing_or_done_is_not_cancelled(storage, films):
+    clicked(storage, "s1")
+    clicked(storage, "s2")
+    given = claim(storage)
+    storage.orders.complete(given.token, [OrderOutcome("s1", DONE)])
+
+    for session_id, status in [("s1", DONE), ("s2", PROCESSING)]:
+        with pytest.raises(ConflictError, match=session_id):
+            storage.orders.cancel(session_id)
+        assert storage.orders.get(session_id).status is status
+
+
+def test_no_order_is_given_to_two_workers(storage, films):
+    for number in range(60):
+        clicked(storage, f"s{number}", f"u{number % 40}")
+    taken, start = [[] for _ in range(4)], threading.Barrier(4)
+
+    def work(mine):
+        start.wait(timeout=30)
+        while given := claim(storage, users=3):
+            mine += [(order.user_id, order.session_id) for order in given.orders]
+
+    with contextlib.ExitStack() as workers:
+        for mine in taken:
+            workers.enter_context(beside(lambda mine=mine: work(mine)))
+    rest = claimed(storage)
+
+    sessions = [session_id for mine in taken for _, session_id in mine] + rest
+    assert sorted(sessions) == sorted(f"s{number}" for number in range(60))
+    users = [{user_id for user_id, _ in mine} for mine in taken]
+    assert sum(map(len, users)) == len(set().union(*users))
+
+
+def test_waiting_ends_when_an_order_is_placed(storage, films):
+    search(storage, "s1")
+    woken = []
+
+    with beside(lambda: woken.append(storage.orders.wait(30))) as ended:
+        while not ended.wait(0.01):  # nobody says when the other has begun to wait
+            place(storage, "s1")
+
+    assert woken == [True]
+
+
+def test_waiting_ends_when_a_click_places_the_order(storage, films):
+    search(storage, "s1")
+    woken = []
+
+    with beside(lambda: woken.append(storage.orders.wait(30))) as ended:
+        at = 101
+        while not ended.wait(0.01):
+            click(storage, "s1", at=(at := at + 1))
+
+    assert woken == [True]
+
+
+def test_waiting_for_an_order_that_nobody_places_ends_with_the_time(storage):
+    assert storage.orders.wait(0.01) is False
+
+
+# Learning
+
+
+def test_recent_sessions_are_the_latest_that_count_oldest_first(storage, films):
+    for session_id, at in [("s4", 400), ("s1", 100), ("s3b", 300), ("s3a", 300), ("S3", 300)]:
+        clicked(storage, session_id, at=at)
+    clicked(storage, "bobs", "bob")
+
+    with storage.personal.learning(films, ["ann", "bob", "cat"]) as transaction:
+        everything = transaction.recent_sessions(10)
+        latest = transaction.recent_sessions(3)
+        none = transaction.recent_sessions(0)
+
+    named = {u: [recorded.session.session_id for recorded in sessions] for u, sessions in everything.items()}
+    assert named == {"ann": ["s1", "S3", "s3a", "s3b", "s4"], "bob": ["bobs"], "cat": []}
+    assert [recorded.session.session_id for recorded in latest["ann"]] == ["s3a", "s3b", "s4"]
+    assert none == {"ann": [], "bob": [], "cat": []}
+
+
+def test_a_session_counts_with_an_order_an_event_and_relevance(storage, films):
+    storage.collections.create("books", index())
+    storage.collections.set_alias("best", "films")
+    clicked(storage, "counts")
+    clicked(storage, "under an alias", collection="best", at=200)
+    search(storage, "ordered without an event")
+    place(storage, "ordered without an event")
+    search(storage, "viewed without an order")
+    click(storage, "viewed without an order", event_type="view")
+    search(storage, "viewed and ordered", at=300)
+    click(storage, "viewed and ordered", event_type="view")
+    place(storage, "viewed and ordered")
+    clicked(storage, "irrelevant", is_irrelevant=True)
+    clicked(storage, "of another collection", collection="books")
+    clicked(storage, "of another user", "bob")
+    clicked(storage, "of nobody", None)
+    click(storage, "counts", "z")
+
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        recent = transaction.recent_sessions(2)
+        everything = transaction.recent_sessions(100)
+
+    counting = ["counts", "under an alias", "viewed and ordered"]
+    assert [recorded.session for recorded in everything["ann"]] == list(
+        map(storage.clickstream.get_session, counting)
+    )
+    assert list(everything) == ["ann"]
+    assert recent["ann"][0].session.session_id == "under an alias"
+
+
+def test_sessions_under_a_moved_alias_count_for_the_new_collection_alone(storage, films):
+    books = storage.collections.create("books", index())
+    storage.collections.set_alias("best", "films")
+    clicked(storage, "s1", collection="best")
+
+    storage.collections.set_alias("best", "books")
+
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        assert transaction.recent_sessions(5) == {"ann": []}
+    with storage.personal.learning(books, ["ann"]) as transaction:
+        assert [recorded.session.session_id for recorded in transaction.recent_sessions(5)["ann"]] == ["s1"]
+
+
+def test_query_vectors_come_back_with_their_session_if_they_fit_the_collection(storage, films):
+    clicked(storage, "s1", query=None, at=100)
+    clicked(storage, "s2", query=(1, 0.1), at=200)
+    search(storage, "s3", query=None, at=300)
+    several = vectors([1, 0.1, -2], [0, 3, 0])
+    storage.clickstream.register_session(
+        Session(session_id="s4", user_id="ann", created_at=400, collection="films"), several
+    )
+    click(storage, "s4")
+
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        [s1, s2, s4] = transaction.recent_sessions(5)["ann"]
+
+    assert (s1.query_vectors, s2.query_vectors) == (None, None)
+    assert s4.query_vectors.dtype == np.float32
+    np.testing.assert_array_equal(s4.query_vectors, several)
+
+
+def test_query_vectors_that_had_to_be_embedded_are_kept(storage, films):
+    clicked(storage, "s1", query=None)
+
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        transaction.store_query_vectors({"s1": vectors([1, 0.1, -2], [0, 3, 0])})
+
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        [recorded] = transaction.recent_sessions(5)["ann"]
+    assert recorded.query_vectors.tolist() == vectors([1, 0.1, -2], [0, 3, 0]).tolist()
+
+
+def test_originals_are_those_that_exist(storage, films):
+    storage.objects.upsert(films, [thing("d", [1, 2, 3], [4, 5, 6])])
+
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        originals = transaction.originals(iter(["d", "unknown", "a"]))
+        none = transaction.originals([])
+
+    assert {i: parts.tolist() for i, parts in originals.items()} == {
+        "a": [[1, 0, 0]],
+        "d": [[1, 2, 3], [4, 5, 6]],
+    }
+    assert none == {}
+
+
+def test_a_state_comes_back_as_it_was_stored(storage, films):
+    storage.objects.upsert(films, [thing("d", [1, 2, 3], [4, 5, 6])])
+    memories = [
+        memory_of("s2", at=100, moved=()),
+        memory_of("s1", query=(0.1, 0, -1), mean=(0.3, 2, 0), at=200, moved=("a", "d")),
+    ]
+
+    learn(storage, films, memories=memories, moved={"d": [[1, 2, 3.5], [4, 5.1, 6]], "a": [[1, 0.1, 0]]})
+
+    state = storage.personal.state(films, "ann")
+    assert [told_memory(memory) for memory in state.memories] == [told_memory(memory) for memory in memories]
+    assert state.vectors["d"].dtype == state.memories[0].query.dtype == np.float32
+    np.testing.assert_array_equal(state.vectors["d"], vectors([1, 2, 3.5], [4, 5.1, 6]))
+    np.testing.assert_array_equal(state.vectors["a"], vectors([1, 0.1, 0]))
+
+
+def test_a_state_is_replaced_as_a_whole_and_nobody_else_is_touched(storage, films):
+    books = storage.collections.create("books", index())
+    storage.objects.upsert(books, [thing("a", [1, 0, 0])])
+    for user_id in ("ann", "bob"):
+        learn(storage, films, user_id, memories=[memory_of("s1")], moved={"a": [[1, 1, 0]], "b": [[1, 1, 0]]})
+        learn(storage, books, user_id, moved={"a": [[1, 1, 0]]})
+    bobs = told(storage.personal.state(films, "bob"))
+
+    with storage.personal.learning(films, ["ann", "bob"]) as transaction:
+        transaction.replace_states({"ann": PersonalState((memory_of("s2"),), {"c": vectors([0, 1, 1])})})
+
+    assert told(storage.personal.state(films, "ann")) == ([told_memory(memory_of("s2"))], {"c": [[0, 1, 1]]})
+    assert told(storage.personal.state(films, "bob")) == bobs
+    assert told(storage.personal.state(books, "ann")) == ([], {"a": [[1, 1, 0]]})
+
+
+def test_a_state_may_become_empty(storage, films):
+    learn(storage, films, memories=[memory_of("s1")], moved={"a": [[1, 1, 0]]})
+
+    learn(storage, films)
+
+    assert told(storage.personal.state(films, "ann")) == NOTHING
+
+
+def test_the_loop_never_writes_an_original(storage, films):
+    before = [(o.parts.tolist(), o.payload) for o in storage.objects.get(films, ["a", "b", "c"])]
+
+    learn(storage, films, moved={"a": [[0, 1, 0]], "b": [[1, 0, 0]]})
+    learn(storage, films)
+
+    assert [(o.parts.tolist(), o.payload) for o in storage.objects.get(films, ["a", "b", "c"])] == before
+
+
+def test_an_error_in_a_learning_block_undoes_all_of_it(storage, films):
+    clicked(storage, "s1", query=None)
+    learn(storage, films, moved={"a": [[1, 1, 0]]})
+    given = claim(storage)
+
+    with (  # noqa: PT012, the block is what is tested
+        pytest.raises(ZeroDivisionError),
+        storage.personal.learning(films, ["ann"]) as transaction,
+    ):
+        transaction.store_query_vectors({"s1": vectors([1, 0, 0])})
+        transaction.replace_states({"ann": PersonalState()})
+        transaction.complete(given.token, [OrderOutcome("s1", DONE)])
+        raise ZeroDivisionError
+
+    assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 1, 0]]})
+    assert storage.orders.get("s1") == given.orders[0]
+    with storage.personal.learning(films, ["ann"]) as transaction:  # and the users are free again
+        assert transaction.recent_sessions(5)["ann"][0].query_vectors is None
+
+
+def test_state_and_completion_commit_together(storage, films):
+    clicked(storage, "s1")
+    clicked(storage, "s2")
+    given = claim(storage)
+
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        transaction.replace_states({"ann": PersonalState((), {"a": vectors([1, 1, 0])})})
+        transaction.complete(given.token, [OrderOutcome("s1", DONE), OrderOutcome("s2", REFUSED, "why")])
+
+    assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 1, 0]]})
+    assert (storage.orders.get("s1").status, storage.orders.get("s1").detail) == (DONE, None)
+    assert (storage.orders.get("s2").status, storage.orders.get("s2").detail) == (REFUSED, "why")
+
+
+def test_what_a_learning_block_writes_is_unseen_until_it_commits(storage, films):
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        transaction.replace_states({"ann": PersonalState((), {"a": vectors([1, 1, 0])})})
+        during = told(storage.personal.state(films, "ann"))
+
+    assert during == NOTHING
+    assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 1, 0]]})
+
+
+def test_two_learning_blocks_on_one_user_run_one_after_the_other(storage, films):
+    seen = []
+
+    def second():
+        with storage.personal.learning(films, ["bob", "ann"]) as transaction:
+            seen.append(told(storage.personal.state(films, "ann")))
+            transaction.replace_states({"ann": PersonalState((), {"b": vectors([1, 1, 0])})})
+
+    with contextlib.ExitStack() as stack, storage.personal.learning(films, ["ann", "cat"]) as transaction:
+        ended = stack.enter_context(beside(second))
+        assert not ended.wait(0.3)
+        transaction.replace_states({"ann": PersonalState((), {"a": vectors([1, 1, 0])})})
+
+    assert seen == [([], {"a": [[1, 1, 0]]})]
+    assert told(storage.personal.state(films, "ann")) == ([], {"b": [[1, 1, 0]]})
+
+
+def test_learning_blocks_on_different_users_do_not_wait_for_each_other(storage, films):
+    with (
+        storage.personal.learning(films, ["ann"]),
+        beside(lambda: learn(storage, films, "bob", moved={"a": [[1, 1, 0]]})) as ended,
+    ):
+        assert ended.wait(30)
+
+    assert told(storage.personal.state(films, "bob")) == ([], {"a": [[1, 1, 0]]})
+
+
+def test_two_learning_blocks_with_the_same_users_in_another_order_do_not_deadlock(storage, films):
+    start = threading.Barrier(2)
+
+    def work(user_ids):
+        start.wait(timeout=30)
+        for _ in range(20):
+            with storage.personal.learning(films, user_ids) as transaction:
+                transaction.replace_states(dict.fromkeys(user_ids, PersonalState()))
+
+    with beside(lambda: work(["ann", "bob", "cat"])), beside(lambda: work(["cat", "bob", "ann"])):
+        pass
+
+
+@pytest.mark.parametrize("change", ["upsert", "delete", "drop", "forget"])
+def test_what_would_outdate_a_learning_block_waits_for_its_end(storage, films, change):
+    clicked(storage, "s1")
+    changes = {
+        "upsert": lambda: storage.objects.upsert(films, [thing("a", [0, 1, 1])]),
+        "delete": lambda: storage.objects.delete(films, ["a"]),
+        "drop": lambda: storage.collections.drop("films"),
+        "forget": lambda: storage.clickstream.forget_user("ann"),
+    }
+
+    with contextlib.ExitStack() as stack, storage.personal.learning(films, ["ann"]) as transaction:
+        ended = stack.enter_context(beside(changes[change]))
+        assert not ended.wait(0.3)
+        assert transaction.originals(["a"])["a"].tolist() == [[1, 0, 0]]
+        transaction.replace_states({"ann": PersonalState((), {"a": vectors([1, 1, 0])})})
+
+    films = storage.collections.create("films", index())
+    assert told(storage.personal.state(films, "ann")) == NOTHING
+
+
+def test_clicks_and_searches_go_on_during_a_learning_block(storage, films):
+    search(storage, "s1")
+    found = []
+
+    def go_on():
+        click(storage, "s1")
+        found.extend(ids(storage.objects.nearest(films, vectors([1, 0, 0]), 1)))
+
+    with storage.personal.learning(films, ["ann"]), beside(go_on) as ended:
+        assert ended.wait(30)
+
+    assert found == ["a"]
+    assert storage.orders.get("s1").status is PENDING
+
+
+# Personal search
+
+
+def test_memories_are_active_above_the_threshold(storage, films):
+    queries = {"same": (2, 0, 0), "near": (4, 3, 0), "square": (0, 1, 0), "opposite": (-1, 0, 0)}
+    learn(
+        storage, films, memories=[memory_of(session_id, query=query) for session_id, query in queries.items()]
+    )
+
+    def active(threshold, query=(5, 0, 0)):
+        memories = storage.personal.active_memories(films, "ann", vectors(*query), threshold)
+        return sorted(memory.session_id for memory in memories)
+
+    assert active(0.9) == ["same"]
+    assert active(0.81) == ["same"]
+    assert active(0.79) == ["near", "same"]
+    assert active(0.0) == ["near", "same"]
+    assert active(-0.5) == ["near", "same", "square"]
+    assert active(0.5, query=(0, 0, 1)) == []
+
+
+def test_an_active_memory_comes_whole(storage, films):
+    memory = memory_of("s1", query=(1, 0.1, 0), mean=(0.3, 2, 0), moved=("a", "c"), at=123)
+    learn(storage, films, memories=[memory])
+
+    [active] = storage.personal.active_memories(films, "ann", vectors(1, 0, 0), 0.75)
+
+    assert told_memory(active) == told_memory(memory)
+
+
+@pytest.mark.parametrize("metric_type", list(MetricType))
+def test_nearness_to_a_memory_is_the_cosine_whatever_the_metric(storage, metric_type):
+    shoes = storage.collections.create("shoes", index(metric_type))
+    learn(
+        storage, shoes, memories=[memory_of("far along", query=(9, 0, 0)), memory_of("zero", query=(0, 0, 0))]
+    )
+
+    assert [m.session_id for m in storage.personal.active_memories(shoes, "ann", vectors(1, 0, 0), 0.5)] == [
+        "far along"
+    ]
+    assert storage.personal.active_memories(shoes, "ann", vectors(0, 0, 0), 0.5) == []
+
+
+@pytest.mark.parametrize("intruder", ["nobody", "ann' OR '1'='1", "an%", "ann\\", "ANN", "ann "])
+def test_a_users_state_is_read_for_that_user_alone(storage, films, intruder):
+    learn(storage, films, "ann", memories=[memory_of("s1")], moved={"b": [[1, 1, 0]]})
+    plain = storage.objects.nearest(films, vectors([1, 0, 0]), 3)
+
+    assert told(storage.personal.state(films, intruder)) == NOTHING
+    assert storage.personal.active_memories(films, intruder, vectors(1, 0, 0), 0.0) == []
+    assert storage.personal.candidates(films, intruder, vectors([1, 0, 0]), 3, ["b"]) == (plain, [])
+
+
+def test_moved_objects_are_left_out_of_the_neighbours_before_the_cut(storage):
+    shoes = storage.collections.create("shoes", index(MetricType.EUCLID))
+    storage.objects.upsert(shoes, [thing(f"o{k}", [k, 0, 0], [k, 1, 0], number=k) for k in range(9)])
+    learn(storage, shoes, moved={f"o{k}": [[k, 5, 0], [k, 6, 0]] for k in (0, 2, 3)})
+
+    near, moved = storage.personal.candidates(
+        shoes, "ann", vectors([0, 0, 0]), 4, ["o2", "o0", "o5", "unknown", "o2"]
+    )
+
+    assert near == [Neighbour(f"o{k}", float(k), {"number": k}) for k in (1, 3, 4, 5)]
+    assert sorted(ids(moved)) == ["o0", "o2"]
+    o2 = next(m for m in moved if m.object_id == "o2")
+    assert (o2.payload, o2.original.dtype, o2.personal.dtype) == ({"number": 2}, np.float32, np.float32)
+    assert (o2.original.tolist(), o2.personal.tolist()) == ([[2, 0, 0], [2, 1, 0]], [[2, 5, 0], [2, 6, 0]])
+
+
+def test_a_filter_holds_for_moved_objects_too(storage):
+    shoes = storage.collections.create("shoes", index(MetricType.EUCLID))
+    storage.objects.upsert(shoes, [thing(f"o{k}", [k, 0, 0], even=k % 2 == 0) for k in range(9)])
+    learn(storage, shoes, moved={f"o{k}": [[k, 5, 0]] for k in range(4)})
+    even = PayloadFilter.parse({"query": {"term": {"field": "even", "value": True}}})
+
+    near, moved = storage.personal.candidates(
+        shoes, "ann", vectors([0, 0, 0]), 3, ["o0", "o1", "o2", "o3"], filter=even
+    )
+
+    assert ids(near) == ["o4", "o6", "o8"]
+    assert sorted(ids(moved)) == ["o0", "o2"]
+
+
+@pytest.mark.parametrize(("metric_type", "aggregation"), CLOSED_FORMS)
+def test_candidates_without_moved_objects_are_the_nearest(storage, metric_type, aggregation):
+    rng = np.random.default_rng(19)
+    shoes = storage.collections.create("shoes", index(metric_type, aggregation, dimensions=5))
+    objects = rng.normal(size=(57, 3, 5)).astype(np.float32)
+    storage.objects.upsert(shoes, [CatalogueObject(f"o{k}", parts) for k, parts in enumerate(objects)])
+    learn(storage, shoes, moved={f"o{k}": rng.normal(size=(3, 5)) for k in range(20)})
+    queries = rng.normal(size=(2, 5)).astype(np.float32)
+    nearest = storage.objects.nearest(shoes, queries, 57)
+
+    plain = storage.personal.candidates(shoes, "ann", queries, 9, [])
+    near, moved = storage.personal.candidates(shoes, "ann", queries, 57, [f"o{k}" for k in range(0, 40, 3)])
+
+    gone = {f"o{k}" for k in range(0, 20, 3)}
+    assert plain == (nearest[:9], [])
+    assert set(ids(moved)) == gone
+    assert near == [n for n in nearest if n.object_id not in gone]
+
+
+def test_storage_answers_a_ping(storage):
+    storage.ping()
