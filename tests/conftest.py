@@ -1,4 +1,4 @@
-"""Storages to test with: the in-memory twin, and PostgreSQL in a database of the test's own."""
+"""Storages to test with: the in-memory twin, and PostgreSQL."""
 
 import itertools
 import shutil
@@ -15,6 +15,7 @@ from psycopg import sql
 from embedding_studio.storage.embedded import EmbeddedServer
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import Storage
+from embedding_studio.storage.postgres import PostgresStorage
 
 database_numbers = itertools.count(1)
 
@@ -27,7 +28,7 @@ def postgres_server() -> Iterator[str]:
     try:
         with EmbeddedServer(data_dir) as url:
             with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute("ALTER SYSTEM SET fsync = off")  # no test of these pulls the plug
+                connection.execute("ALTER SYSTEM SET fsync = off")  # no test pulls the plug on this one
                 connection.execute("SELECT pg_reload_conf()")
             yield url
     finally:
@@ -35,12 +36,11 @@ def postgres_server() -> Iterator[str]:
 
 
 @contextmanager
-def new_database(server_url: str, template: str = "template1") -> Iterator[str]:
+def new_database(server_url: str) -> Iterator[str]:
     """Return the URL of a database that is there as long as the block runs."""
     name = f"test_{next(database_numbers)}"
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(create)
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
             yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
         finally:
@@ -49,24 +49,28 @@ def new_database(server_url: str, template: str = "template1") -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """Return the URL of an empty database, not even migrated."""
+    """Return the URL of a database of the test's own, in which nothing is, not even a table."""
     with new_database(postgres_server) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def new_postgres_storage(postgres_server: str) -> Iterator[Callable[[], AbstractContextManager[Storage]]]:
-    """Return what opens an empty storage; databases are copied from one that is migrated once."""
-    from embedding_studio.storage.postgres import PostgresStorage
-
-    with new_database(postgres_server) as migrated:
-        PostgresStorage(migrated).close()
+    """Return what opens an empty storage, one at a time: all are in one database, emptied each time."""
+    with new_database(postgres_server) as url:
 
         @contextmanager
         def new_storage() -> Iterator[Storage]:
-            template = urlsplit(migrated).path.lstrip("/")
-            with new_database(postgres_server, template) as url, closing(PostgresStorage(url)) as storage:
-                yield storage
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(  # what a test that failed has left open
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                with closing(PostgresStorage(url)) as storage:
+                    for collection in storage.collections.list():
+                        storage.collections.drop(collection.name)
+                    connection.execute("TRUNCATE embedding_studio.sessions CASCADE")
+                    yield storage
 
         yield new_storage
 

@@ -69,3 +69,32 @@ def write_collection(folder: Path) -> Path:
     (folder / "queries.tsv").write_text("".join(queries))
     (folder / "qrels.tsv").write_text("".join(qrels))
     return folder
+
+
+def write_ratings(folder: Path) -> Path:
+    """Write a folder of films in three genres, and ratings by users who each like some of one genre more."""
+    rng = np.random.default_rng(12)
+    folder.mkdir(parents=True, exist_ok=True)
+    genres = ("Comedy", "Horror", "Western")
+    films = [
+        {
+            "id": f"film-{number}",
+            "text": f"{genres[number % 3]} film title{number}",
+            "genres": [genres[number % 3]],
+        }
+        for number in range(45)
+    ]
+    ratings = []
+    for user in range(23):
+        favourites = [number for number in range(45) if number % 3 == user % 3]
+        others = [number for number in range(45) if number % 3 != user % 3]
+        liked = [*rng.choice(favourites, size=9, replace=False), *rng.choice(others, size=7, replace=False)]
+        rating = {number: rng.choice([4.0, 4.5, 5.0]) for number in liked}
+        ratings += [
+            f"{user}\tfilm-{number}\t{rating.get(number, 2.5)}\t{1000 + int(at)}\n"
+            for number, at in enumerate(rng.permutation(45))
+        ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(film) + "\n" for film in films))
+    (folder / "interactions.tsv").write_text("".join(ratings))
+    np.save(folder / "items.npy", WordEmbedder().embed([film["text"] for film in films]))
+    return folder

@@ -31,7 +31,7 @@ NASTY = [
     '" OR 1=1 --',
     "a/b?c#d%2F",
     "{}[]$1 %s %(x)s \\",
-    "日本 🦊\n\t",
+    "日本 🦊\n\tx\n",
 ]
 
 
@@ -40,10 +40,18 @@ def make_context(tmp_path):
     return partial(letters_context, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    app = create_app(letters_context(tmp_path_factory.mktemp("plugins")))
+    with serving(app) as client:
+        yield app, client
+
+
 @pytest.fixture
-def client(make_context):
-    with serving(create_app(make_context())) as client:
-        yield client
+def client(service, make_context):
+    app, client = service
+    app.state.context = make_context()  # with a storage of its own, for starting a server takes long
+    return client
 
 
 def fill(client: httpx.Client) -> None:
@@ -61,10 +69,12 @@ def ids_of(answer: httpx.Response) -> list[str]:
     return [found["object_id"] for found in answer.json()["search_results"]]
 
 
-def search_and_click(client: httpx.Client, user_id: str, session_id: str, object_id: str) -> None:
+def search_and_click(
+    client: httpx.Client, user_id: str, session_id: str, object_id: str, query: str = "a"
+) -> None:
     shown = client.post(
         SEARCH,
-        json={"search_query": "a", "user_id": user_id, "session_id": session_id, "create_session": True},
+        json={"search_query": query, "user_id": user_id, "session_id": session_id, "create_session": True},
     )
     assert object_id in ids_of(shown)
     sent = client.post(EVENTS, json={"session_id": session_id, "events": [{"object_id": object_id}]})
@@ -582,6 +592,25 @@ def test_what_a_user_clicked_moves_that_users_results_and_nobody_elses(make_cont
     assert clicked["explanation"]["influences"][0]["session_id"] == "s1"
 
 
+def test_exploration_shows_the_plain_list_again_and_its_open_slots_are_counted(make_context):
+    context = make_context()
+    with serving(create_app(context)) as client:
+        fill(client)
+        search_and_click(client, "ada", "s1", "a-and-b", query="aaab")
+        context.improver().improve_once(users=10)
+        body = {"search_query": "aaab", "user_id": "ada", "limit": 1}
+
+        own, plain, either = (
+            ids_of(client.post(SEARCH, json=body | {"exploration_ratio": ratio})) for ratio in (0, 1, 0.5)
+        )
+        metrics = client.get("/metrics").text
+
+    assert (own, plain) == (["a-and-b"], ["all-a"])
+    assert either in (own, plain)
+    assert 'embedding_studio_search_requests_total{personalised="true",status="200"} 3.0' in metrics
+    assert "embedding_studio_exploration_slots_total 1.0" in metrics  # at 0 and 1 nothing is left to chance
+
+
 def test_a_forgotten_user_is_searched_for_like_anybody(make_context):
     context = make_context()
     with serving(create_app(context)) as client:
@@ -633,8 +662,8 @@ def test_objects_are_stored_counted_replaced_and_deleted(client):
     found = client.post(SEARCH, json={"search_query": "c", "limit": 1}).json()["search_results"][0]
     deleted = client.post(DELETE, json={"object_ids": ["o1", "o3"]})
 
-    assert stored.json() == {"indexed": 2, "unchanged": 0}
-    assert replaced.json() == {"indexed": 1, "unchanged": 0}
+    assert stored.json() == {"indexed": 2, "updated": 0, "unchanged": 0}
+    assert replaced.json() == {"indexed": 1, "updated": 0, "unchanged": 0}
     assert (found["object_id"], found["payload"]) == ("o1", {"new": True})
     assert found["distance"] == pytest.approx(0, abs=1e-6)
     assert deleted.json() == {"deleted": 1}
@@ -645,9 +674,10 @@ def test_an_unchanged_text_is_not_embedded_again(client):
     items = [{"object_id": "o1", "text": "a"}, {"object_id": "o2", "text": "b"}]
     client.post(UPSERT, json={"items": items})
 
+    items[1]["payload"] = {"price": 5}
     again = client.post(UPSERT, json={"items": [*items, {"object_id": "o3", "text": "c"}]})
 
-    assert again.json() == {"indexed": 1, "unchanged": 2}
+    assert again.json() == {"indexed": 1, "updated": 1, "unchanged": 1}
 
 
 def test_vectors_are_taken_as_they_are_brought_beside_texts(client):
@@ -659,7 +689,7 @@ def test_vectors_are_taken_as_they_are_brought_beside_texts(client):
 
     answer = client.post(UPSERT, json={"items": items})
 
-    assert answer.json() == {"indexed": 3, "unchanged": 0}
+    assert answer.json() == {"indexed": 3, "updated": 0, "unchanged": 0}
     assert ids_of(client.post(SEARCH, json={"search_query": [0, 0, 1]})) == ["o1", "o3", "o2"]
 
 
@@ -669,6 +699,7 @@ def test_vectors_are_taken_as_they_are_brought_beside_texts(client):
         ({"object_id": "o2"}, "#/items/1"),
         ({"object_id": "o2", "text": "a", "vectors": [[1, 0, 0]]}, "#/items/1"),
         ({"object_id": "o1", "text": "a"}, "#/items/1/object_id"),
+        ({"object_id": "o2", "text": " \n"}, "#/items/1/text"),
         ({"object_id": "o2", "vectors": [[1, 0]]}, "#/items/1/vectors"),
         ({"object_id": "", "text": "a"}, "#/items/1/object_id"),
         ({"object_id": "o2", "text": "a", "payload": [1]}, "#/items/1/payload"),
@@ -697,7 +728,7 @@ def test_without_an_embedder_vectors_serve_and_texts_are_refused(make_context):
         found = client.post(SEARCH, json={"search_query": [1, 0]})
         asked = client.post(SEARCH, json={"search_query": "a"})
 
-    assert brought.json() == {"indexed": 1, "unchanged": 0}
+    assert brought.json() == {"indexed": 1, "updated": 0, "unchanged": 0}
     assert ids_of(found) == ["o1"]
     assert pointers_of(text) == ["#/items/0/text"]
     assert pointers_of(asked) == ["#/search_query"]

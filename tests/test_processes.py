@@ -8,9 +8,12 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+
+from conftest import new_database
 
 PROGRAM = str(Path(sys.executable).with_name("embedding-studio"))
 
@@ -25,10 +28,24 @@ CATALOGUE = {
 }
 
 
-@pytest.fixture
-def environment(postgres_url, tmp_path):
+def environment_of(database_url):
     kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
-    return kept | {"DATABASE_URL": postgres_url, "OPENBLAS_NUM_THREADS": "1", "PORT": "0"}
+    return kept | {"DATABASE_URL": database_url, "OPENBLAS_NUM_THREADS": "1", "PORT": "0"}
+
+
+@pytest.fixture(scope="module")
+def indexed(postgres_server):
+    """Return a database with the catalogue in it, and what was said when it was indexed."""
+    with new_database(postgres_server) as url:
+        yield url, index_the_catalogue(environment_of(url))
+
+
+@pytest.fixture
+def environment(postgres_server, indexed):
+    """Return the environment of a process whose database is a copy of the indexed one."""
+    template = urlsplit(indexed[0]).path.lstrip("/")
+    with new_database(postgres_server, template) as url:
+        yield environment_of(url)
 
 
 @contextmanager
@@ -83,7 +100,6 @@ def eventually(seconds, condition):
 
 
 def test_a_click_over_http_changes_this_users_next_search_and_nobody_elses(environment):
-    index_the_catalogue(environment)
     query = "how warm does a slab get"
     with (
         running(environment, "serve", "--no-worker", ready="serves on") as (_, line),
@@ -118,7 +134,6 @@ def test_a_click_over_http_changes_this_users_next_search_and_nobody_elses(envir
 
 
 def test_one_process_serves_and_learns_and_stops_gracefully(environment):
-    index_the_catalogue(environment)
     query = "how warm does a slab get"
     with (
         running(environment, "serve", ready="serves on") as (process, line),
@@ -141,7 +156,6 @@ def test_one_process_serves_and_learns_and_stops_gracefully(environment):
 
 
 def test_orders_of_a_killed_worker_are_learnt_by_the_next(environment):
-    index_the_catalogue(environment)
     environment |= {"LEASE_SECONDS": "1"}
     with running(environment, "serve", "--no-worker", ready="serves on") as (_, line):
         client = httpx.Client(base_url=f"{url_in(line)}/api/v1", timeout=60)
@@ -170,8 +184,9 @@ def test_orders_of_a_killed_worker_are_learnt_by_the_next(environment):
         assert done["failed"] == done["refused"] == done["processing"] == done["pending"] == 0
 
 
-def test_index_embeds_only_what_changed(environment):
-    first = index_the_catalogue(environment)
+def test_index_embeds_only_what_changed(environment, indexed):
+    _, first = indexed
+
     second = index_the_catalogue(environment)
 
     assert (first["indexed"], first["unchanged"]) == (7, 0)
@@ -179,8 +194,6 @@ def test_index_embeds_only_what_changed(environment):
 
 
 def test_search_prints_json_for_machines_and_a_table_for_people(environment):
-    index_the_catalogue(environment)
-
     for_machines = command(environment, "search", "rocket engine", "--limit", "1", "--json")
     for_people = command(environment, "search", "rocket engine", "--limit", "1")
 

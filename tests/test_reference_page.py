@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from embedding_studio.indexing import index_texts
 
-import embedding_studio
 from embedding_studio import (
     Context,
     MetricAggregationType,
@@ -26,8 +26,8 @@ from embedding_studio import (
     load_settings,
 )
 from embedding_studio.catalogue import CatalogueText
+from embedding_studio.domain.objects import personal_id
 from embedding_studio.domain.sessions import SessionForImprovementStatus
-from embedding_studio.indexing import index_texts
 
 PAGE = Path(__file__).parents[2] / "shared" / "TUNING.md"
 
@@ -216,14 +216,15 @@ def test_the_pages_practical_steps_are_learnt_from(context):
 def test_the_pages_index_and_id_run():
     names = {
         "SearchIndexInfo": SearchIndexInfo, "MetricType": MetricType,
-        "MetricAggregationType": MetricAggregationType, "object_id": "o1", "user_id": "5", "not_originals": set(),
+        "MetricAggregationType": MetricAggregationType,
+        "object_id": "o1", "user_id": "5", "not_originals": set(),
     }  # fmt: skip
 
     exec(blocks()["metric_aggregation_type="], names)  # noqa: S102
     exec(blocks()["new_object_id"], names)  # noqa: S102
 
     assert names["search_index_info"] == SearchIndexInfo()
-    assert names["new_object_id"] == embedding_studio.domain.objects.personal_id("o1", "5")
+    assert names["new_object_id"] == personal_id("o1", "5")
 
 
 @needs_the_page

@@ -551,7 +551,8 @@ def test_an_explanation_says_which_past_query_moved_a_result_and_how_far(storage
     )
     of_10 = explained["at10"]
     assert of_10.gate == 0
-    assert of_10.distance == of_10.shifted_distance == pytest.approx(distance_at(shift - 10), abs=1e-6)
+    assert of_10.distance == pytest.approx(distance_at(shift - 10), abs=1e-6)
+    assert of_10.shifted_distance == pytest.approx(distance_at(shift - 10), abs=1e-6)
 
 
 def test_a_result_that_nothing_personal_bears_on_is_explained_by_its_distance_alone(storage, arc):
@@ -677,9 +678,11 @@ def test_a_text_that_cannot_be_embedded_as_the_collection_was_is_refused(storage
 @pytest.mark.parametrize(
     "vectors", [[math.nan, 0, 0], [0, 0, 0], [1, 0], [[[1, 0, 0]]], [], [math.inf, 0, 1]]
 )
-def test_a_query_that_is_no_vector_of_the_collection_is_refused(storage, arc, vectors):
+def test_a_query_that_is_no_vector_of_the_collection_is_refused(memory, vectors):
+    memory.collections.create("default", SearchIndexInfo(dimensions=3))
+
     with pytest.raises(InvalidVectorsError, match="the query"):
-        SearchService(storage).search(vectors)
+        SearchService(memory).search(vectors)
 
 
 @pytest.mark.parametrize(
@@ -697,9 +700,11 @@ def test_a_query_that_is_no_vector_of_the_collection_is_refused(storage, arc, ve
         ({"query": "  "}, "the query is empty"),
     ],
 )
-def test_an_argument_out_of_bounds_is_refused_with_a_sentence(storage, arc, wrong, says):
+def test_an_argument_out_of_bounds_is_refused_with_a_sentence(memory, wrong, says):
+    memory.collections.create("default", SearchIndexInfo(dimensions=3))
+
     with pytest.raises(InvalidInputError, match=says):
-        SearchService(storage, embedder=SyllableEmbedder()).search(**{"query": QUERY, **wrong})
+        SearchService(memory, embedder=SyllableEmbedder()).search(**{"query": QUERY, **wrong})
 
 
 def test_an_unknown_collection_is_named(storage):
@@ -707,13 +712,14 @@ def test_an_unknown_collection_is_named(storage):
         SearchService(storage).search(QUERY, collection="nowhere")
 
 
-def test_the_first_result_beyond_reach_has_no_page(storage, arc):
-    storage.objects.upsert(arc, [CatalogueObject(f"o{i}", at(80)) for i in range(3)])
+def test_no_page_is_offered_that_would_be_refused(memory):
+    collection = memory.collections.create("default", SearchIndexInfo(dimensions=3))
+    objects = [CatalogueObject(f"o{i}", at(i / 1000)) for i in range(MAX_REACH + 1)]
+    memory.objects.upsert(collection, objects)
+    search = SearchService(memory).search
 
-    page = SearchService(storage).search(QUERY, limit=8, offset=0)
-
-    assert page.next_page_offset == 8
-    assert len(SearchService(storage).search(QUERY, limit=8, offset=8).results) == 2
+    assert search(QUERY, limit=5, offset=MAX_REACH - 10).next_page_offset == MAX_REACH - 5
+    assert search(QUERY, limit=5, offset=MAX_REACH - 5).next_page_offset is None
 
 
 class Counting:

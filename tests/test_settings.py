@@ -96,7 +96,7 @@ def test_a_refusal_does_not_repeat_a_secret(monkeypatch):
 def test_weights_that_are_no_json_are_refused_with_a_sentence(monkeypatch):
     monkeypatch.setenv("EVENT_WEIGHTS", "click:1")
 
-    with pytest.raises(InvalidSettingError, match="event_weights.*is it valid JSON"):
+    with pytest.raises(InvalidSettingError, match=r"event_weights.*is it valid JSON"):
         load_settings()
 
 

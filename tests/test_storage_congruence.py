@@ -1,6 +1,7 @@
 """Random sequences of operations, put to the twin and to PostgreSQL; every answer must be the same."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 from hypothesis import settings
@@ -14,6 +15,7 @@ from embedding_studio.domain.sessions import (
     SearchResultItem,
     Session,
     SessionEvent,
+    SessionForImprovement,
     SessionForImprovementCreateSchema,
     SessionForImprovementStatus,
 )
@@ -21,8 +23,10 @@ from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import OrderOutcome
 
+Status = SessionForImprovementStatus
+
 # Vectors that no metric ties by accident: equal distances are those of equal parts.
-POOL = np.random.default_rng(5).normal(size=(6, 3)).astype(np.float32)
+POOL, QUERIES = np.random.default_rng(5).normal(size=(2, 6, 3)).astype(np.float32)
 INDEXES = {
     "films": SearchIndexInfo(dimensions=3),
     "books": SearchIndexInfo(
@@ -40,14 +44,21 @@ FILTERS = [
     PayloadFilter.parse({"query": {"must_not": [{"match": {"field": "title", "value": "red"}}]}}),
 ]
 
+EVERYTHING = ["a", "b", "c", "a_ann", "é"]
+EVERYBODY = ["ann", "bob", "5"]
+EVERY_SESSION = [f"s{number}" for number in range(6)]
+
 collections = st.sampled_from(sorted(INDEXES))
-names = st.sampled_from([*sorted(INDEXES), "best", "unknown"])
-object_ids = st.sampled_from(["a", "b", "c", "a_ann", "é"])
-users = st.sampled_from(["ann", "bob", "5"])
-session_ids = st.sampled_from([f"s{number}" for number in range(6)])
+names = st.sampled_from(["films", "books", "songs", "best", "films", "books", "best", "films", "unknown"])
+object_ids = st.sampled_from(EVERYTHING)
+users = st.sampled_from(EVERYBODY)
+session_ids = st.sampled_from(EVERY_SESSION)
 instants = st.integers(100, 103)
-parts = st.sets(st.integers(0, len(POOL) - 1), min_size=1, max_size=3).map(lambda rows: POOL[sorted(rows)])
-payloads = st.sampled_from([{}, {"price": 1}, {"price": True, "title": "Red"}, {"price": 1.0, "title": "a red shoe"}])
+rows = st.sets(st.integers(0, len(POOL) - 1), min_size=1, max_size=3).map(sorted)
+parts, queries_of_many_parts = rows.map(lambda chosen: POOL[chosen]), rows.map(lambda chosen: QUERIES[chosen])
+payloads = st.sampled_from(
+    [{}, {"price": 1}, {"price": True, "title": "Red"}, {"price": 1.0, "title": "a red shoe"}]
+)
 events = st.builds(
     SessionEvent,
     session_id=session_ids,
@@ -58,19 +69,293 @@ events = st.builds(
 )
 
 
-def told(answer):
-    """Return an answer without what may differ: clocks, tokens, and the last digits of distances."""
-    match answer:
-        case np.ndarray():
-            return np.round(answer.astype(float), 5).tolist()
-        case float():
-            return round(answer, 4)
-        case dict():
-            return {key: told(value) for key, value in answer.items()}
-        case list() | tuple():
-            return [told(item) for item in answer]
-        case _ if hasattr(answer, "model_dump"):
-            return told({k: v for k, v in answer if k not in {"updated_at", "not_before"} | CLOCKS(answer)})
-        case _ if hasattr(answer, "__slots__") and hasattr(answer, "__dataclass_fields__"):
-            return {name: told(getattr(answer, name)) for name in answer.__dataclass_fields__ if name != "token"}
+pages = st.lists(object_ids, max_size=4, unique=True).map(
+    lambda shown: [SearchResultItem(object_id=i, position=p) for p, i in enumerate(shown, start=2)]
+)
+
+
+def plain(answer):
+    """Return an answer without clocks and tokens."""
+    if isinstance(answer, SessionForImprovement):
+        return answer.model_dump(exclude={"created_at", "updated_at", "not_before"})
+    if isinstance(answer, list | tuple):
+        return [plain(item) for item in answer]
+    if isinstance(answer, dict):
+        return {key: plain(value) for key, value in answer.items()}
+    if dataclasses.is_dataclass(answer):
+        names = {field.name for field in dataclasses.fields(answer)} - {"token", "collection_id"}
+        return {name: plain(getattr(answer, name)) for name in names}
     return answer
+
+
+def alike(ours, theirs):
+    """Return whether two plain answers are the same, distances and vectors up to 1e-5."""
+    match ours, theirs:
+        case (np.ndarray(), np.ndarray()):
+            return ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=1e-5)
+        case (float(), float()):
+            return abs(ours - theirs) <= 1e-5
+        case (list(), list()):
+            return len(ours) == len(theirs) and all(map(alike, ours, theirs))
+        case (dict(), dict()):
+            return ours.keys() == theirs.keys() and all(alike(ours[key], theirs[key]) for key in ours)
+    return ours == theirs
+
+
+def in_order(claim):
+    """Return a claim with its orders by session, for two orders placed in one go have no order of age."""
+    by_session = sorted(claim.orders, key=lambda order: order.session_id) if claim else ()
+    return claim and dataclasses.replace(claim, orders=tuple(by_session))
+
+
+class UndoneError(EmbeddingStudioError):
+    """Rolls a learning block back."""
+
+
+class TwoStorages(RuleBasedStateMachine):
+    new_postgres_storage = None  # set by the test
+
+    def __init__(self):
+        super().__init__()
+        self.stack = contextlib.ExitStack()
+        self.memory = MemoryStorage()
+        self.postgres = self.stack.enter_context(self.new_postgres_storage())
+        self.now = 5_000_000_000.0  # far ahead, so that what is placed is due
+        self.claims = []  # (ours, theirs)
+
+    def both(self, operation):
+        """Put an operation to both storages; an error is an answer too."""
+        answers = []
+        for storage in (self.memory, self.postgres):
+            try:
+                answers.append(operation(storage))
+            except EmbeddingStudioError as error:
+                answers.append(type(error))
+        assert alike(*map(plain, answers)), answers
+        return answers
+
+    def held(self, storage, number):
+        """Return one of the claims made so far; None before the first."""
+        if not self.claims:
+            return None
+        ours, theirs = self.claims[number % len(self.claims)]
+        return ours if storage is self.memory else theirs
+
+    @initialize()
+    def begin(self):
+        """Fill a small world, so that most operations meet something."""
+        for name, index in INDEXES.items():
+            self.both(lambda s, name=name, index=index: s.collections.create(name, index))
+            self.upsert(
+                name=name, objects={i: (POOL[k : k + 2], {"price": k}) for k, i in enumerate(EVERYTHING)}
+            )
+        self.both(lambda s: s.collections.set_alias("best", "films"))
+        for number, (user_id, name) in enumerate(
+            [("ann", "films"), ("ann", "best"), ("bob", "books"), (None, "films")]
+        ):
+            session = Session(
+                session_id=f"s{number}",
+                user_id=user_id,
+                collection=name,
+                created_at=100,
+                search_results=tuple(SearchResultItem(object_id=i) for i in EVERYTHING),
+                events=(SessionEvent(session_id=f"s{number}", object_id=EVERYTHING[number], created_at=101),),
+            )
+            self.both(lambda s, session=session: s.clickstream.register_session(session, QUERIES[:1]))
+        self.learn(
+            name="films",
+            user_ids=EVERYBODY,
+            limit=9,
+            moved_ids=EVERYTHING[:3],
+            push=2,
+            number=0,
+            is_undone=False,
+        )
+
+    @rule(name=collections, alias=st.sampled_from(["best", "films"]))
+    def set_alias(self, name, alias):
+        self.both(lambda s: s.collections.set_alias(alias, name))
+
+    @rule(name=st.sampled_from(["songs", "best", "books"]))
+    def drop_and_create(self, name):
+        self.both(lambda s: s.collections.drop(name))
+        self.both(lambda s: s.collections.create(name, INDEXES.get(name, INDEXES["films"])))
+
+    @rule(name=names, objects=st.dictionaries(object_ids, st.tuples(parts, payloads), max_size=5))
+    def upsert(self, name, objects):
+        given = [CatalogueObject(i, rows, payload) for i, (rows, payload) in objects.items()]
+        self.both(lambda s: s.objects.upsert(s.collections.get(name), given))
+
+    @rule(name=names, objects=st.lists(object_ids, max_size=2))
+    def delete(self, name, objects):
+        self.both(lambda s: s.objects.delete(s.collections.get(name), objects))
+
+    @rule(
+        name=names,
+        queries=queries_of_many_parts,
+        limit=st.integers(0, 6),
+        wanted=st.sampled_from(FILTERS),
+        max_distance=st.sampled_from([None, 1.1, 2.3, 0.3, -0.5]),
+        user_id=users,
+        moved_ids=st.lists(object_ids, max_size=5),
+    )
+    def look(self, *, name, queries, limit, wanted, max_distance, user_id, moved_ids):
+        self.both(
+            lambda s: s.objects.nearest(
+                s.collections.get(name), queries, limit, filter=wanted, max_distance=max_distance
+            )
+        )
+
+        def candidates(s):
+            collection = s.collections.get(name)
+            near, moved = s.personal.candidates(collection, user_id, queries, limit, moved_ids, filter=wanted)
+            return near, sorted(moved, key=lambda item: item.object_id)
+
+        self.both(candidates)
+        self.both(
+            lambda s: sorted(
+                s.personal.active_memories(s.collections.get(name), user_id, queries[0], 0.3),
+                key=lambda memory: memory.session_id,
+            )
+        )
+
+    @rule(
+        session_id=session_ids,
+        who=st.sampled_from(
+            [("ann", "films"), ("bob", "best"), ("ann", "books"), (None, "films"), ("5", "unknown")]
+        ),
+        shown=pages,
+        created_at=instants,
+        query=st.one_of(st.none(), queries_of_many_parts),
+        done=st.lists(events, max_size=2),
+    )
+    def register(self, *, session_id, who, shown, created_at, query, done):
+        session = Session(
+            session_id=session_id,
+            user_id=who[0],
+            collection=who[1],
+            created_at=created_at,
+            search_results=tuple(shown),
+            events=tuple(done),
+        )
+        self.both(lambda s: s.clickstream.register_session(session, query))
+
+    @rule(session_id=session_ids, shown=pages)
+    def append(self, session_id, shown):
+        self.both(lambda s: s.clickstream.append_results(session_id, shown))
+
+    @rule(done=st.lists(events, max_size=5))
+    def push(self, done):
+        self.both(lambda s: s.clickstream.push_events(done))
+
+    @rule(session_id=session_ids)
+    def mark_irrelevant(self, session_id):
+        self.both(lambda s: s.clickstream.mark_irrelevant(session_id))
+
+    @rule(user_id=st.sampled_from(["5", "bob", "ann"]))
+    def forget(self, user_id):
+        self.both(lambda s: s.clickstream.forget_user(user_id))
+
+    @rule(session_id=session_ids)
+    def place(self, session_id):
+        schema = SessionForImprovementCreateSchema(session_id=session_id)
+        self.both(lambda s: s.orders.create(schema))
+
+    @rule(session_id=session_ids)
+    def cancel(self, session_id):
+        self.both(lambda s: s.orders.cancel(session_id))
+
+    @rule(seconds=st.sampled_from([0, 5, 11]))
+    def claim(self, seconds):
+        self.now += seconds
+        claims = self.both(lambda s: in_order(s.orders.claim(users=100, lease_seconds=10, now=self.now)))
+        if claims[0] is not None:
+            self.claims.append(claims)
+
+    @rule(
+        number=st.integers(0, 9),
+        outcomes=st.dictionaries(session_ids, st.sampled_from([Status.DONE, Status.REFUSED]), max_size=4),
+    )
+    def complete(self, *, number, outcomes):
+        ended = [OrderOutcome(session_id, status, str(status)) for session_id, status in outcomes.items()]
+        if self.claims:
+            self.both(lambda s: s.orders.complete(self.held(s, number).token, ended))
+
+    @rule(number=st.integers(0, 9), backoff_seconds=st.sampled_from([0.0, 1e12]))
+    def fail(self, *, number, backoff_seconds):
+        if self.claims:
+            self.both(
+                lambda s: s.orders.fail(
+                    self.held(s, number), "why", max_attempts=2, backoff_seconds=backoff_seconds
+                )
+            )
+
+    @rule(
+        name=names,
+        user_ids=st.sets(st.sampled_from(["ann", "bob", "5"]), min_size=1),
+        limit=st.integers(0, 3),
+        moved_ids=st.sets(object_ids),
+        push=st.integers(0, len(POOL) - 1),
+        number=st.integers(0, 9),
+        is_undone=st.sampled_from([False, False, True]),
+    )
+    def learn(self, *, name, user_ids, limit, moved_ids, push, number, is_undone):
+        def fold(s):
+            with s.personal.learning(s.collections.get(name), sorted(user_ids)) as transaction:
+                recent = transaction.recent_sessions(limit)
+                originals = transaction.originals(moved_ids)
+                moved = {object_id: vectors + POOL[push] for object_id, vectors in originals.items()}
+                states, outcomes, embedded = {}, [], {}
+                for user_id, sessions in recent.items():
+                    memories = [
+                        QueryMemory(
+                            session_id=recorded.session.session_id,
+                            search_query=recorded.session.search_query,
+                            created_at=recorded.session.created_at,
+                            query=QUERIES[push],
+                            clicked_mean=-POOL[push],
+                            clicked_ids=tuple(sorted(recorded.session.clicked())),
+                            moved_ids=tuple(sorted(moved)),
+                        )
+                        for recorded in sessions
+                    ]
+                    states[user_id] = PersonalState(tuple(memories), moved)
+                    outcomes += [OrderOutcome(memory.session_id, Status.DONE) for memory in memories]
+                    embedded |= {memory.session_id: QUERIES[push : push + 1] for memory in memories}
+                transaction.store_query_vectors(embedded)
+                transaction.replace_states(states)
+                if (claim := self.held(s, number)) is not None:
+                    transaction.complete(claim.token, outcomes)
+                if is_undone:
+                    raise UndoneError
+            return recent, originals
+
+        self.both(fold)
+
+    @invariant()
+    def orders_are_the_same(self):
+        self.both(lambda s: sorted(s.orders.list(), key=lambda order: order.session_id))
+        self.both(lambda s: s.orders.counts())
+
+    def teardown(self):
+        try:
+            self.both(lambda s: s.collections.aliases())
+            for session_id in EVERY_SESSION:
+                self.both(lambda s, session_id=session_id: s.clickstream.get_session(session_id))
+            for name in INDEXES:
+                self.both(lambda s, name=name: s.objects.get(s.collections.get(name), EVERYTHING))
+                for user_id in EVERYBODY:
+                    self.both(lambda s, of=(name, user_id): s.personal.state(s.collections.get(of[0]), of[1]))
+        finally:
+            self.stack.close()
+
+
+def test_random_sequences_have_the_same_answers_from_memory_and_from_postgres(new_postgres_storage):
+    class Machine(TwoStorages):
+        pass
+
+    Machine.new_postgres_storage = staticmethod(new_postgres_storage)
+
+    run_state_machine_as_test(
+        Machine, settings=settings(max_examples=25, stateful_step_count=40, deadline=None, derandomize=True)
+    )

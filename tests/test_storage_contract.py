@@ -576,6 +576,16 @@ def test_the_largest_distance_is_inclusive(storage, metric_type, aggregation):
     assert storage.objects.nearest(shoes, query, 31, max_distance=everything[0].distance - 1e-3) == []
 
 
+@pytest.mark.parametrize("bad", [[[1, 0]], [[1, 0, np.nan]], [[1, 0, 0], [0, 0, 0]], np.empty((0, 3))])
+def test_a_query_that_cannot_be_compared_is_refused(storage, films, bad):
+    query = np.array(bad, dtype=np.float32)
+
+    with pytest.raises(InvalidVectorsError, match="query"):
+        storage.objects.nearest(films, query, 3)
+    with pytest.raises(InvalidVectorsError, match="query"):
+        storage.personal.candidates(films, "ann", query, 3, [])
+
+
 def test_an_empty_collection_has_nothing_near(storage):
     shoes = storage.collections.create("shoes", index())
 
@@ -1099,6 +1109,15 @@ def test_users_are_claimed_by_priority_and_then_by_age(storage, films):
     claims = [claimed(storage, users=1) for _ in range(4)]
 
     assert claims == [["s3"], ["s1", "s4"], ["s2"], []]
+
+
+def test_an_order_placed_anew_keeps_its_age(storage, films):
+    clicked(storage, "s1", "bob")
+    clicked(storage, "s2", "ann")
+
+    place(storage, "s1")
+
+    assert claimed(storage, users=1) == ["s1"]
 
 
 def test_no_more_users_are_claimed_than_asked_for(storage, films):

@@ -1,11 +1,14 @@
 """Where settings meet implementations: a ``Context`` holds one process's parts, each made on first use."""
 
 import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import Self
 
+from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import Collection
+from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.embedders import Embedder, embedder_by_name
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
@@ -14,6 +17,7 @@ from embedding_studio.errors import CollectionNotFoundError, EmbeddingError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.feedback.selection import SessionSelection
 from embedding_studio.feedback.worker import Worker
+from embedding_studio.indexing import IndexingReport, index_texts
 from embedding_studio.plugins import Plugin, PluginDefaults, load_plugin
 from embedding_studio.search import SearchService
 from embedding_studio.settings import Settings, load_settings
@@ -173,6 +177,38 @@ class Context:
         return self.storage.collections.create(
             name, wanted, embedder=self.embedder.name if self.embedder else None
         )
+
+    def index_objects(
+        self,
+        name: str,
+        objects: Iterable[CatalogueText | CatalogueObject],
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> IndexingReport:
+        """Store texts, which are embedded where they are new, and objects that bring their vectors.
+
+        Args:
+            name: of the collection; made for this process's embedder if there is none.
+            progress: called with the number of objects newly done.
+
+        Raises:
+            EmbeddingError: there is a text and no embedder, or it failed.
+        """
+        collection = self.collection(name)
+        given = list(objects)
+        brought = [each for each in given if isinstance(each, CatalogueObject)]
+        texts = [each for each in given if isinstance(each, CatalogueText)]
+        report = IndexingReport(len(brought), updated=0, unchanged=0, empty=0, seconds=0.0)
+        if brought:
+            self.storage.objects.upsert(collection, brought)
+            if progress is not None:
+                progress(len(brought))
+        if not texts:
+            return report
+        if self.embedder is None:
+            raise EmbeddingError("there is no embedder for texts; bring vectors, or set EMBEDDER")
+        indexed = index_texts(self.storage, collection, texts, self.embedder, progress=progress)
+        return replace(indexed, indexed=indexed.indexed + report.indexed)
 
     def close(self) -> None:
         """Close what this context opened; the embedded server stops with its last user."""

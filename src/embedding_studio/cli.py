@@ -7,30 +7,34 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from enum import StrEnum
+from dataclasses import asdict, is_dataclass
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from embedding_studio.bootstrap import Context
+from embedding_studio.catalogue import CatalogueText, read_catalogue, read_python_documentation
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, InvalidSettingError
+from embedding_studio.indexing import IndexingReport
 from embedding_studio.settings import Settings, load_settings, settings_markdown
+
+if TYPE_CHECKING:
+    import uvicorn
 
 app = typer.Typer(
     name="embedding-studio",
-    help="Search that learns from clicks. Settings are environment variables: see `embedding-studio settings`.",
+    help="Search that learns from clicks. Settings are environment variables: `embedding-studio settings`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,6 +49,7 @@ InCollection = Annotated[str, typer.Option("--collection", "-c", help="Name or a
 @app.command()
 def index(
     file: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet, also .gz; `-` reads JSONL from stdin.")],
+    *,
     collection: InCollection = DEFAULT_COLLECTION,
     id_column: Annotated[str, typer.Option(help="Column that names each object.")] = "id",
     text_column: Annotated[
@@ -52,11 +57,9 @@ def index(
     ] = None,
     metric: Annotated[MetricType | None, typer.Option(help="For a new collection.")] = None,
     aggregation: Annotated[MetricAggregationType | None, typer.Option(help="For a new collection.")] = None,
-    as_json: AsJson = False,  # noqa: FBT002, typer's way of declaring a flag
+    as_json: AsJson = False,
 ) -> None:
     """Embed a catalogue and store it; unchanged texts are not embedded again."""
-    from embedding_studio.catalogue import read_catalogue
-
     with _context() as context:
         own = context.plugin.get_search_index_info()
         wanted = own.model_copy(
@@ -65,22 +68,24 @@ def index(
                 "metric_aggregation_type": aggregation or own.metric_aggregation_type,
             }
         )
+        context.collection(collection, index=wanted if metric or aggregation else None)
         texts = read_catalogue(file, id_column=id_column, text_columns=text_column or ["text"])
-        report = _index(context, collection, texts, wanted if metric or aggregation else None)
+        report = _index(context, collection, texts)
     _print(report, as_json=as_json)
 
 
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="A text, or a vector as a JSON list.")],
+    *,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Personalise for this user.")] = None,
     collection: InCollection = DEFAULT_COLLECTION,
     limit: Annotated[int, typer.Option(min=1)] = 10,
     offset: Annotated[int, typer.Option(min=0)] = 0,
     max_distance: Annotated[float | None, typer.Option()] = None,
     where: Annotated[str | None, typer.Option("--filter", help="A payload filter as JSON.")] = None,
-    explain: Annotated[bool, typer.Option(help="Say what moved each result.")] = False,  # noqa: FBT002
-    as_json: AsJson = False,  # noqa: FBT002
+    explain: Annotated[bool, typer.Option(help="Say what moved each result.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search a collection, personalised where a user is given."""
     with _context() as context:
@@ -114,13 +119,16 @@ def search(
 
 @app.command()
 def serve(
+    *,
     host: Annotated[str | None, typer.Option(help="Default: HOST.")] = None,
     port: Annotated[int | None, typer.Option(help="Default: PORT; 0 takes a free one.")] = None,
-    worker: Annotated[bool, typer.Option(help="Learn inside this process too.")] = True,  # noqa: FBT002
+    worker: Annotated[bool, typer.Option(help="Learn inside this process too.")] = True,
 ) -> None:
     """Serve the HTTP API, by default with a worker inside."""
     with _context() as context, _bound(context.settings, host, port) as listening:
         server = _server(context, worker=worker)
+        # uvicorn ends by raising the signal again, for the handler that stood before its own.
+        _on_stop(lambda: setattr(server, "should_exit", True))
         err.print(f"Embedding Studio serves on {_url(listening)} (documentation: {_url(listening)}/docs)")
         server.run(sockets=[listening])
 
@@ -129,18 +137,19 @@ def serve(
 def worker() -> None:
     """Learn from orders until SIGTERM or Ctrl-C; any number of workers may run."""
     stop = threading.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: stop.set())
     with _context() as context:
+        _on_stop(stop.set)
         learning = context.worker()
         err.print("The worker is ready.")
         learning.run(stop)
 
 
 @app.command()
-def improve(as_json: AsJson = False) -> None:  # noqa: FBT002
+def improve(*, as_json: AsJson = False) -> None:
     """Learn from all orders that are due, once."""
-    learnt, refused, failed = 0, {}, {}
+    learnt = 0
+    refused: dict[str, str] = {}
+    failed: dict[str, str] = {}
     with _context() as context:
         improver = context.improver()
         while (report := improver.improve_once(users=context.settings.users_per_batch)).orders:
@@ -152,19 +161,19 @@ def improve(as_json: AsJson = False) -> None:  # noqa: FBT002
 
 @app.command()
 def demo(
+    *,
     objects: Annotated[int, typer.Option(min=100, help="How much of the documentation to index.")] = 10_000,
     keep_serving: Annotated[
         bool | None, typer.Option(help="Default: only in a terminal, and not where CI is set.")
     ] = None,
 ) -> None:
     """Index the documentation of Python and of the installed packages, and show the loop on it."""
-    from embedding_studio.catalogue import read_python_documentation
     from embedding_studio.demo import COLLECTION, Demo
 
     if keep_serving is None:
         keep_serving = sys.stdout.isatty() and not os.environ.get("CI")
     with _context() as context, _bound(context.settings, None, None) as listening:
-        _index(context, COLLECTION, read_python_documentation(limit=objects), None)
+        _index(context, COLLECTION, read_python_documentation(limit=objects))
         server = _server(context, worker=True)
         serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         serving.start()
@@ -191,8 +200,9 @@ def migrate() -> None:
 
 @app.command("settings")
 def show_settings(
-    as_json: AsJson = False,  # noqa: FBT002
-    markdown: Annotated[bool, typer.Option(help="Print the table of docs/settings.md.")] = False,  # noqa: FBT002
+    *,
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option(help="Print the table of docs/settings.md.")] = False,
 ) -> None:
     """List all settings with their present values."""
     if markdown:
@@ -211,17 +221,18 @@ def show_settings(
 
 
 @app.command()
-def collections(as_json: AsJson = False) -> None:  # noqa: FBT002
+def collections(*, as_json: AsJson = False) -> None:
     """List collections with their size."""
     with _context() as context:
         storage = context.storage
+        aliases = storage.collections.aliases()
         rows = [
             {
                 "name": each.name,
                 "objects": storage.objects.count(each),
                 **each.index.model_dump(mode="json", exclude={"hnsw"}),
                 "embedder": each.embedder,
-                "aliases": [alias for alias, name in storage.collections.aliases().items() if name == each.name],
+                "aliases": [alias for alias, name in aliases.items() if name == each.name],
             }
             for each in storage.collections.list()
         ]
@@ -252,11 +263,17 @@ def _sentences() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
+def _on_stop(work: Callable[[], object]) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: work())
+
+
 @contextmanager
 def _context() -> Iterator[Context]:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all is closed
     with _sentences(), Context() as context:
         yield context
 
@@ -309,23 +326,13 @@ def _authorization(settings: Settings) -> dict[str, str]:
     return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
 
-def _index(
-    context: Context, name: str, texts: Iterable[CatalogueText], index_info: SearchIndexInfo | None
-) -> IndexingReport:
-    if context.embedder is None:
-        raise EmbeddingError("EMBEDDER is none, so texts cannot be indexed; name an embedder")
-    collection = context.collection(name, index=index_info)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err
-    ) as progress:
-        task = progress.add_task(f"Indexing into {name}", total=None)
-        return index_texts(
-            context.storage,
-            collection,
-            texts,
-            context.embedder,
-            progress=lambda done: progress.advance(task, done),
-        )
+def _index(context: Context, name: str, texts: Iterable[CatalogueText]) -> IndexingReport:
+    """Index with a bar that moves; the length of a stream is not known before its end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as progress:
+        known = list(progress.track(texts, description="Reading"))
+        task = progress.add_task("Embedding and storing", total=len(known))
+        return context.index_objects(name, known, progress=lambda done: progress.advance(task, done))
 
 
 def _vector_or_text(query: str) -> Any:

@@ -194,12 +194,11 @@ class SearchService:
         ranked = lists.sorted_by(sort_by) if sort_by else lists.ranked(reach)
         explored = lists.plain(reach) if bend and ratio > 0 and not sort_by else []
         draws = (rng or _rng_of(session_id)).random(reach) if explored else np.ones(reach)
-        slots = list(_slots(ranked, explored, shown, draws[len(shown) :], ratio))[
-            max(0, offset - len(shown)) :
-        ]
+        slots = list(_slots(ranked, explored, shown, draws[len(shown) :], ratio))
+        slots = slots[max(0, offset - len(shown)) :]
 
         page = slots[:limit]
-        explanations = lists.explanations([found for found, _, _ in page]) if explain else {}
+        explained = lists.explanations([found for found, own, _ in page if own]) if explain else {}
         results = tuple(
             SearchResult(
                 object_id=found.object_id,
@@ -208,9 +207,7 @@ class SearchService:
                 position=position,
                 personalised=bend is not None and own,
                 propensity=propensity,
-                explanation=(explanations[found.object_id] if own else _as_for_anybody(found))
-                if explain
-                else None,
+                explanation=explained.get(found.object_id, _as_for_anybody(found)) if explain else None,
             )
             for position, (found, own, propensity) in enumerate(page, start=offset + 1)
         )
@@ -373,9 +370,9 @@ class _Lists:
         return [each for _, each in present] + [each for key, each in valued if key is None]
 
     def explanations(self, results: Sequence[Neighbour]) -> dict[str, Explanation]:
-        """Return object_id -> why it stands where it does, for results of ``ranked``."""
+        """Return object_id -> why it stands where it does, for results of ``ranked`` that are bent."""
         if self.bend is None:
-            return {each.object_id: _as_for_anybody(each) for each in results}
+            return {}
         index = self.collection.index
         originals = {each.object_id: each.original for each in self.moved.values()}
         missing = [each.object_id for each in results if each.object_id not in originals]
@@ -383,6 +380,8 @@ class _Lists:
             each.object_id: each.parts for each in self.storage.objects.get(self.collection, missing)
         }
         there = [each for each in results if each.object_id in originals]  # the others are gone by now
+        if not there:
+            return {}
         original = [originals[each.object_id] for each in there]
         personal = [
             self.moved[each.object_id].personal if each.object_id in self.moved else originals[each.object_id]
@@ -404,7 +403,7 @@ class _Lists:
         changes = [distances_by(self.bend.alone(j)) - base for j in range(len(self.bend.memories))]
         widest_first = np.argsort(-self.bend.gates, kind="stable").tolist()
         gate_of = self.bend.object_gates()
-        explained = {
+        return {
             each.object_id: Explanation(
                 base_distance=float(base[r]),
                 shifted_distance=float(shifted[r]),
@@ -417,7 +416,6 @@ class _Lists:
             )
             for r, each in enumerate(there)
         }
-        return {each.object_id: explained.get(each.object_id) or _as_for_anybody(each) for each in results}
 
 
 def _slots(

@@ -35,6 +35,13 @@ STATUSES: Mapping[type[errors.EmbeddingStudioError], int] = {
 }
 """An error has the status of the nearest class above it."""
 
+OUR_FAULT = {
+    500: "the service failed",
+    502: "texts cannot be embedded just now",
+    503: "storage cannot be reached; try again in a moment",
+}
+"""What a caller is told instead of an error that may name hosts, models or rows."""
+
 TAGS = [
     {"name": "embeddings", "description": "Search, and the objects that are searched for."},
     {"name": "clickstream", "description": "Searches that were shown, and what users did with them."},
@@ -134,16 +141,15 @@ def status_of(error: errors.EmbeddingStudioError) -> int:
 def _answer_our_error(request: Request, error: errors.EmbeddingStudioError) -> Response:
     status = status_of(error)
     kind = kind_of(type(error))
+    if status < 500:
+        return problem_response(request.scope, status, str(error), kind=kind)
     request_id = request.scope["state"]["request_id"]
-    if status == 503:
-        logger.error("request %s: %s", request_id, error)
-        detail = "storage cannot be reached; try again in a moment"
-        return problem_response(request.scope, status, detail, kind=kind, headers={"Retry-After": "1"})
-    if status == 500:
-        logger.error("request %s failed", request_id, exc_info=error)
-        detail = f"the service failed; its log says why under request id {request_id}"
-        return problem_response(request.scope, status, detail)
-    return problem_response(request.scope, status, str(error), kind=kind)
+    logger.error("request %s failed", request_id, exc_info=error)
+    detail = f"{OUR_FAULT[status]}; the service's log says why under request id {request_id}"
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return problem_response(
+        request.scope, status, detail, kind=kind if status != 500 else None, headers=headers
+    )
 
 
 def _answer_invalid_request(request: Request, error: RequestValidationError) -> Response:

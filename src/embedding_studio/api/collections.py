@@ -102,20 +102,20 @@ def create_collection(body: CollectionBody, context: InContext) -> CollectionInf
     return _info(collection, context.storage)
 
 
-@router.put("/aliases/{alias:path}", operation_id="set_alias")
+@router.put("/aliases/{alias:id}", operation_id="set_alias")
 def set_alias(alias: Name, body: AliasBody, context: InContext) -> AliasInfo:
     """Let an alias stand for a collection from now on; what was learnt under it is learnt anew there."""
     context.storage.collections.set_alias(alias, body.collection)
     return AliasInfo(alias=alias, collection=body.collection)
 
 
-@router.get("/{name:path}", operation_id="get_collection")
+@router.get("/{name:id}", operation_id="get_collection")
 def get_collection(name: Name, context: InContext) -> CollectionInfo:
     """Return the collection that a name or alias stands for."""
     return _info(context.storage.collections.get(name), context.storage)
 
 
-@router.delete("/{name:path}", status_code=204, operation_id="drop_collection")
+@router.delete("/{name:id}", status_code=204, operation_id="drop_collection")
 def drop_collection(name: Name, context: InContext) -> None:
     """Remove a collection with its objects and all that was learnt in it; sessions stay."""
     context.storage.collections.drop(name)

@@ -124,8 +124,13 @@ class FoundPage(BaseModel):
 
 
 class Indexed(BaseModel):
-    indexed: int = Field(description="how many were stored")
-    unchanged: int = Field(description="how many of them kept their vectors, for their text is the same")
+    """What became of the items; their number is the sum."""
+
+    indexed: int = Field(description="stored with new vectors")
+    updated: int = Field(
+        description="stored with a new payload; the text is the same, and so are its vectors"
+    )
+    unchanged: int = Field(description="there already, text and payload")
 
 
 class Deleted(BaseModel):
@@ -187,7 +192,7 @@ def similarity_search(request: Request, body: SearchBody, context: InContext, is
 
 @router.post("/upsert", operation_id="upsert_objects", dependencies=[ADMIN])
 def upsert_objects(body: UpsertBody, context: InContext) -> Indexed:
-    """Store objects, replacing those of equal id; all or none."""
+    """Store objects, replacing those of equal id. If an item is wrong, nothing is stored."""
     if body.collection == DEFAULT_COLLECTION and context.embedder is not None:
         collection = context.collection()  # made on first use, so that nothing must be set up to begin
     else:
@@ -204,14 +209,16 @@ def upsert_objects(body: UpsertBody, context: InContext) -> Indexed:
             )
         if item.text is not None and item.vectors is None:
             _check_embedder(context, "items", place, "text")
+            if not item.text.strip():
+                raise wrong_body("the text is empty, so there is nothing to embed", "items", place, "text")
             objects.append(CatalogueText(item.object_id, item.text, item.payload))
         elif item.vectors is not None and item.text is None:
             check_fit(collection, item.vectors, "items", place, "vectors")
             objects.append(CatalogueObject(item.object_id, item.vectors, item.payload))
         else:
             raise wrong_body("give either text or vectors", "items", place)
-    outcome = context.index_objects(body.collection, objects)
-    return Indexed(indexed=outcome.indexed, unchanged=outcome.unchanged)
+    report = context.index_objects(body.collection, objects)
+    return Indexed(indexed=report.indexed, updated=report.updated, unchanged=report.unchanged)
 
 
 @router.post("/delete", operation_id="delete_objects", dependencies=[ADMIN])

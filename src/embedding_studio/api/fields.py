@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+from starlette.convertors import Convertor, register_url_convertor
 
 from embedding_studio.api.problems import wrong_body
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
@@ -24,6 +25,21 @@ MAX_SECONDS = 100_000_000_000
 
 ANY_INDEX = SearchIndexInfo(metric_type=MetricType.EUCLID)
 """Of any size, where every finite vector has a place: which collection is meant is known only later."""
+
+
+class AnyId(Convertor[str]):
+    """Lets ``{user_id:id}`` in a path be any id; Starlette's ``path`` stops at a line's end."""
+
+    regex = r"(?s:.+)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("id", AnyId())
 
 
 class Body(BaseModel):
@@ -118,7 +134,10 @@ Text = Annotated[str, AfterValidator(check_text)]
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_text)]
 Json = Annotated[dict[str, Any], AfterValidator(check_json)]
 UtcSeconds = Annotated[int, Field(ge=0, description="UTC seconds since 1970"), AfterValidator(check_seconds)]
-Vectors = Annotated[NDArray[np.float32], PlainValidator(to_vectors, json_schema_input_type=list[list[float]])]
+Vectors = Annotated[
+    NDArray[np.float32],
+    PlainValidator(to_vectors, json_schema_input_type=list[list[float]] | list[float]),
+]
 Query = Annotated[
     str | NDArray[np.float32],
     PlainValidator(to_query, json_schema_input_type=str | list[float] | list[list[float]]),

@@ -51,13 +51,13 @@ def list_orders(
     return OrdersPage(orders=found[:limit], next_page_offset=offset + limit if len(found) > limit else None)
 
 
-@router.get("/orders/{session_id:path}", operation_id="get_order")
+@router.get("/orders/{session_id:id}", operation_id="get_order")
 def get_order(session_id: SessionId, context: InContext) -> SessionForImprovement:
     """Return the order of a session, with its attempts and why it was refused or failed."""
     return context.sessions_for_improvement.get(session_id)
 
 
-@router.post("/orders/{session_id:path}/retry", operation_id="retry_order")
+@router.post("/orders/{session_id:id}/retry", operation_id="retry_order")
 def retry_order(session_id: SessionId, context: InContext) -> SessionForImprovement:
     """Place an order anew, whatever became of it: it is pending and has no attempts behind it."""
     context.sessions_for_improvement.get(session_id)
@@ -66,7 +66,7 @@ def retry_order(session_id: SessionId, context: InContext) -> SessionForImprovem
     )
 
 
-@router.delete("/orders/{session_id:path}", status_code=204, operation_id="cancel_order")
+@router.delete("/orders/{session_id:id}", status_code=204, operation_id="cancel_order")
 def cancel_order(session_id: SessionId, context: InContext) -> None:
     """Remove an order that is pending, failed or refused; its session counts no longer."""
     context.sessions_for_improvement.cancel(session_id)

@@ -16,7 +16,7 @@ class Forgotten(BaseModel):
     sessions: int = Field(description="how many sessions of the user there were", examples=[12])
 
 
-@router.delete("/{user_id:path}", operation_id="forget_user")
+@router.delete("/{user_id:id}", operation_id="forget_user")
 def forget_user(user_id: Annotated[Id, Path()], context: InContext) -> Forgotten:
     """Remove all that is known of a user in every collection: sessions, events, orders, what was learnt."""
     return Forgotten(sessions=context.clickstream_dao.forget_user(user_id))

@@ -112,28 +112,30 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _csv_rows(file: IO[bytes], path: str | Path, delimiter: str) -> Iterator[Row]:
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    place = "line 1"
-    try:
-        header = next(reader, [])
-        if not header or len(set(header)) < len(header):
-            raise InvalidDataError(f"{path}, line 1: column names, each once, are needed; there are {header}")
-        while True:
-            place = f"line {reader.line_num + 1}"
-            values = next(reader, None)
-            if values is None:
-                return
-            if not values:  # an empty line is no row
-                continue
-            if len(values) != len(header):
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        place = "line 1"
+        try:
+            header = next(reader, [])
+            if not header or len(set(header)) < len(header):
                 raise InvalidDataError(
-                    f"{path}, {place}: {len(values)} values for the {len(header)} columns {_listed(header)}"
+                    f"{path}, line 1: column names, each once, are needed; there are {_listed(header)}"
                 )
-            row = dict(zip(header, values, strict=True))
-            yield place, row, {column: _from_csv(value) for column, value in row.items()}
-    except csv.Error as error:
-        raise InvalidDataError(f"{path}, {place}: not CSV as it should be: {error}") from error
+            while True:
+                place = f"line {reader.line_num + 1}"
+                values = next(reader, None)
+                if values is None:
+                    return
+                if not values:  # an empty line is no row
+                    continue
+                if len(values) != len(header):
+                    raise InvalidDataError(
+                        f"{path}, {place}: {len(values)} values for {len(header)} columns, {_listed(header)}"
+                    )
+                row = dict(zip(header, values, strict=True))
+                yield place, row, {column: _from_csv(value) for column, value in row.items()}
+        except csv.Error as error:
+            raise InvalidDataError(f"{path}, {place}: not CSV as it should be: {error}") from error
 
 
 def _from_csv(value: str) -> str | float | None:

@@ -8,6 +8,7 @@ import email.utils
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import httpx
 import numpy as np
@@ -53,6 +54,16 @@ class OpenAICompatibleEmbedder:
         self._splitter = TextSplitter(PART_CHARACTERS)
         self._dimensions: int | None = None
         self._first_answer = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back; whoever keeps the embedder for the life of a process need not."""
+        self._client.close()
 
     @property
     def name(self) -> str:

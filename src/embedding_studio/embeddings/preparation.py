@@ -46,7 +46,7 @@ def check_vectors(index: SearchIndexInfo, vectors: ArrayLike, what: str) -> Vect
             f"the vectors of {what} have {D} dimensions, the collection has {index.dimensions}; "
             "embed with the collection's model, or make a new collection"
         )
-    squares = np.vecdot(checked, checked)
+    squares = squared_lengths(checked)
     if not np.isfinite(squares).all():
         part = int(np.flatnonzero(~np.isfinite(squares))[0])
         raise InvalidVectorsError(
@@ -59,6 +59,12 @@ def check_vectors(index: SearchIndexInfo, vectors: ArrayLike, what: str) -> Vect
             "or leave it out"
         )
     return checked
+
+
+def squared_lengths(vectors: Vectors) -> Vectors:
+    """Return [N] of [N, D]; infinite or NaN, without a warning, where a vector is no good."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(np.vecdot(vectors, vectors), dtype=np.float32)
 
 
 def prepare_vectors(vectors: Vectors, metric_type: MetricType) -> Vectors:

@@ -11,6 +11,9 @@ ROUNDING = 1e-6
 """Radians, and share of the norm: what is outside by less counts as inside, so that vectors once brought
 in stay as they are. It is some ten units in the last place of a float32."""
 
+FLOAT32_ERROR = 2e-7
+"""Of a cosine or a norm from float32 products, relative."""
+
 
 def into_trust_region(
     index: SearchIndexInfo, originals: Vectors, moved: Vectors, max_angle_degrees: float
@@ -41,14 +44,13 @@ def into_trust_region(
 
 def _into_caps(originals: Vectors, moved: Vectors, max_angle: float) -> Vectors:
     """Bring directions within the angle, and norms to those of the originals."""
-    norms = np.sqrt(np.vecdot(originals, originals))
-    moved_norms = np.sqrt(np.vecdot(moved, moved))
-    cosines_times_norms = np.vecdot(originals, moved)
-    # A float32 cosine tells what is well inside; the few others are looked at closely.
-    well_inside = (np.abs(moved_norms - norms) <= ROUNDING / 2 * norms) & (
-        cosines_times_norms >= (np.cos(max_angle) + 2 * ROUNDING) * norms * moved_norms
+    norms, moved_norms = (np.sqrt(np.vecdot(vectors, vectors)) for vectors in (originals, moved))
+    # Products in float32 settle most rows; the others, and the doubtful, are looked at closely.
+    limit = np.cos(min(max_angle + ROUNDING, np.pi)) + FLOAT32_ERROR
+    is_settled = (np.abs(moved_norms - norms) <= (ROUNDING - FLOAT32_ERROR) * norms) & (
+        np.vecdot(originals, moved) >= limit * norms * moved_norms
     )
-    rows = np.flatnonzero(~well_inside)
+    rows = np.flatnonzero(~is_settled)
     brought = _into_caps_closely(originals[rows], moved[rows], max_angle)
     if np.array_equal(brought, moved[rows]):
         return moved

@@ -77,17 +77,9 @@ def load_tastes(
     folder = Path(folder)
     genres_of = _read_genres(folder)
     liked, rated = _read_ratings(folder)
-    rows = [row for row, item_id in enumerate(genres_of) if rated[item_id] >= min_ratings]
-    path = find_file(folder, "items.f16.npy", "items.npy")
-    if path is None:
-        raise InvalidDataError(f"{folder} has no items.f16.npy (or items.npy); embed the films first")
-    parts = load_vectors(path, rows=len(genres_of))[rows][:, None, :]
-    item_ids = [item_id for row, item_id in enumerate(genres_of) if row in set(rows)]
-    genres_of = {item_id: genres_of[item_id] for item_id in item_ids}
-    asked = _embedded(
-        sorted({genre for genres in genres_of.values() for genre in genres}), embedder, progress
-    )
-    by_genre = {user: _by_genre(films, genres_of) for user, films in liked.items()}
+    rows = {item_id: row for row, item_id in enumerate(genres_of) if rated[item_id] >= min_ratings}
+    genres = {item_id: genres_of[item_id] for item_id in rows}
+    by_genre = {user: _by_genre(films, genres) for user, films in liked.items()}
     eligible = sorted(
         user for user, films in by_genre.items() if max(map(len, films.values()), default=0) >= MIN_LIKED
     )
@@ -95,9 +87,14 @@ def load_tastes(
         raise InvalidDataError(
             f"nobody in {folder} likes {MIN_LIKED} films of one genre; tastes cannot be measured"
         )
+    path = find_file(folder, "items.f16.npy", "items.npy")
+    if path is None:
+        raise InvalidDataError(f"{folder} has no items.f16.npy (or items.npy); embed the films first")
+    parts = load_vectors(path, rows=len(genres_of))[list(rows.values())][:, None, :]
+    asked = _embedded(sorted({genre for some in genres.values() for genre in some}), embedder, progress)
     chosen = np.random.default_rng(seed).permutation(eligible)[:users]
     simulated = [_user(number, by_genre[user], asked, sessions, seed) for number, user in enumerate(chosen)]
-    return JudgedCollection(folder.resolve().name, tuple(item_ids), tuple(parts), ()), simulated
+    return JudgedCollection(folder.resolve().name, tuple(rows), tuple(parts), ()), simulated
 
 
 def _user(

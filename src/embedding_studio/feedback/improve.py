@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from embedding_studio.embeddings.personal import clicked_mean, query_mean
 from embedding_studio.embeddings.trust_region import into_trust_region
 from embedding_studio.errors import (
     CollectionNotFoundError,
+    EmbeddingError,
     EmbeddingStudioError,
     InvalidInputError,
     SessionNotFoundError,
@@ -200,7 +202,7 @@ class Improver:
                 )
         return ImprovementReport(
             orders=len(claim.orders),
-            users=len({order.user_id for order in claim.orders}),
+            users=len({order.user_id for order in claim.orders} - {None}),
             learnt=sum(outcome.status is DONE for outcome in outcomes.values()),
             refused={key: each.detail or "" for key, each in outcomes.items() if each.status is REFUSED},
             failed={key: each.detail or "" for key, each in outcomes.items() if each.status is FAILED},
@@ -224,6 +226,7 @@ class Improver:
         if isinstance(learnt, CollectionNotFoundError):
             return outcomes | self._refuse(orders, token, str(learnt))
         of_user = _grouped(orders, lambda order: order.user_id)
+        logger.error("%d users could not be learnt for together", len(of_user), exc_info=learnt)
         if len(of_user) > 1:
             for of_one in of_user.values():
                 outcomes |= self._learn_or_explain(name, of_one, token)
@@ -255,10 +258,9 @@ class Improver:
                     transaction.complete(token, _ended(orders, outcomes))
                     break
             assert self._embedder is not None  # noqa: S101, else no text would be missing
-            newly, newly_refused = embed_queries(
-                self._embedder, missing
-            )  # here a slow embedder locks nobody out
-            embedded |= newly
+            # Between two transactions, where a slow embedder locks nobody out.
+            newly_embedded, newly_refused = embed_queries(self._embedder, missing)
+            embedded |= newly_embedded
             reasons |= newly_refused
         for order in orders:
             if order.session_id not in outcomes:
@@ -307,8 +309,8 @@ class Improver:
             if recorded.query_vectors is not None:
                 ready.append(recorded)
             elif session.search_query in reasons:
-                detail = f"the query could not be embedded: {reasons[session.search_query]}"
-                outcomes[session.session_id] = OrderOutcome(session.session_id, FAILED, _cut(detail))
+                error = EmbeddingError(f"the query could not be embedded: {reasons[session.search_query]}")
+                outcomes[session.session_id] = _outcome_of(session.session_id, error)
             else:
                 vectors = embedded.get(session.search_query)
                 ready.append(replace(recorded, query_vectors=vectors))
@@ -360,6 +362,7 @@ def _adjust(
     together = _attempt(partial(_adjusted, adjuster, inputs))
     if not isinstance(together, Exception):
         return {after.session_id: after for after in together}
+    logger.error("%d sessions could not be adjusted together", len(inputs), exc_info=together)
     if len(of_user) > 1:
         return {key: after for of_one in of_user for key, after in _adjust(adjuster, [of_one]).items()}
     alone = {given.session_id: _attempt(partial(_adjusted, adjuster, [given])) for given in inputs}
@@ -404,7 +407,7 @@ def _moved(
         was = before.get(element.id)
         if was is None:
             was = originals[element.id]
-        if element.vector is not was and not np.array_equal(element.vector, was):
+        if element.vector is not was and (element.vector != was).any():
             moved[element.id] = element.vector
     return moved
 
@@ -449,19 +452,19 @@ def _bounded(
         (user_id, object_id, personal)
         for user_id, of_user in vectors.items()
         for object_id, personal in of_user.items()
-        if not np.array_equal(personal, originals[object_id])
     ]
     bounded: dict[str, dict[str, Vectors]] = {}
     if not flat:
         return bounded
-    stacked = np.concatenate([personal for _, _, personal in flat])
+    moved = np.concatenate([personal for _, _, personal in flat])
+    before = np.concatenate([originals[object_id] for _, object_id, _ in flat])
     if max_angle_degrees is not None:
-        before = np.concatenate([originals[object_id] for _, object_id, _ in flat])
-        stacked = into_trust_region(index, before, stacked, max_angle_degrees)
-    end = 0
-    for user_id, object_id, personal in flat:
-        start, end = end, end + len(personal)
-        bounded.setdefault(user_id, {})[object_id] = stacked[start:end]
+        moved = into_trust_region(index, before, moved, max_angle_degrees)
+    ends = list(accumulate(len(personal) for _, _, personal in flat))
+    differs = np.logical_or.reduceat((moved != before).any(axis=1), [0, *ends[:-1]]).tolist()
+    for (user_id, object_id, personal), end, is_personal in zip(flat, ends, differs, strict=True):
+        if is_personal:
+            bounded.setdefault(user_id, {})[object_id] = moved[end - len(personal) : end]
     return bounded
 
 
@@ -476,8 +479,8 @@ def _outcome_of(session_id: str, error: Exception) -> OrderOutcome:
     """Return what becomes of a session on an error: refused if it lies in the session, else failed."""
     if isinstance(error, SessionRefusedError | InvalidInputError):
         return OrderOutcome(session_id, REFUSED, _cut(str(error)))
-    logger.error("session %s could not be learnt from", session_id, exc_info=error)
     detail = str(error) if isinstance(error, EmbeddingStudioError) else f"{type(error).__name__}: {error}"
+    logger.error("session %s could not be learnt from: %s", session_id, detail)
     return OrderOutcome(session_id, FAILED, _cut(detail))
 
 

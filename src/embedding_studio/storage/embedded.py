@@ -237,7 +237,7 @@ class _Cluster:
             process_id = int((self.folder / "postmaster.pid").read_text().split("\n")[0])
         except (FileNotFoundError, ValueError):
             return False
-        return f"cluster_name={self.name}" in _command_line(process_id)
+        return f"cluster_name={self.name}" in _command_line(process_id).split()
 
     def stop(self) -> None:
         # pg_ctl signals the process that postmaster.pid names, whoever that is.

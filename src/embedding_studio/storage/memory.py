@@ -206,7 +206,7 @@ class MemoryClickstream:
             if visit is not None:
                 visit.check_same(session)
                 return
-            vectors = None if query_vectors is None else np.array(query_vectors, dtype=np.float32)
+            vectors = None if query_vectors is None else np.atleast_2d(np.array(query_vectors, np.float32))
             bare = session.model_copy(update={"search_results": (), "events": ()})
             self._state.visits[session.session_id] = visit = Visit(bare, vectors)
             visit.show(session.search_results)
@@ -433,7 +433,7 @@ class MemoryLearning:
             return {i: objects[i].parts.copy() for i in object_ids if i in objects}
 
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
-        self._query_vectors.update({i: np.array(parts, dtype=np.float32) for i, parts in vectors.items()})
+        self._query_vectors.update({i: np.atleast_2d(np.array(v, np.float32)) for i, v in vectors.items()})
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
         self._states.update({user_id: copied_state(state) for user_id, state in states.items()})

@@ -167,6 +167,7 @@ class Shelf:
         max_distance: float | None = None,
         without: Container[str] = (),
     ) -> list[Neighbour]:
+        queries = check_vectors(self.collection.index, queries, "the query")
         if self.stack is None:
             self.stack = Stack.of(self.collection.index, self.objects)
         number = limit if payload_filter is None else len(self.objects)
@@ -258,7 +259,7 @@ class Visit:
         return EventDisposition.ACCEPTED
 
     def whole(self) -> Session:
-        results = sorted(self.results.values(), key=lambda result: result.position or 0)
+        results = sorted(self.results.values(), key=lambda result: (result.position or 0, result.object_id))
         events = sorted(self.events.values(), key=lambda event: (event.created_at, event.event_id))
         return self.session.model_copy(update={"search_results": tuple(results), "events": tuple(events)})
 

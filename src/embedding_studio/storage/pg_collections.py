@@ -97,6 +97,20 @@ def find_collection(connection: Connection, name: str) -> Collection:
     return collection
 
 
+def names_of(connection: Connection, collection: Collection) -> list[str]:
+    """Return every name that stands for the collection.
+
+    Raises:
+        CollectionNotFoundError: it has been dropped.
+    """
+    names = connection.execute(_SQL["names"], {"collection_id": collection.collection_id}).fetchall()
+    if not names:
+        raise CollectionNotFoundError(
+            f"the collection {collection.name!r} has been dropped; look it up again by its name"
+        )
+    return [name for (name,) in names]
+
+
 def list_collections(connection: Connection) -> list[Collection]:
     return [_loaded(row) for row in connection.execute(_SQL["list"])]
 

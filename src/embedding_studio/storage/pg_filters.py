@@ -27,9 +27,9 @@ from embedding_studio.domain.filters import (
 )
 
 _CONTAINS = "o.payload @> {}"
-_TEXT = "embedding_studio.text_at(o.payload, {}::jsonpath)"
-_MATCHES = f"coalesce(embedding_studio.words({_TEXT}) @> embedding_studio.words({{}}), false)"
-_HAS_PHRASE = f"coalesce(strpos(embedding_studio.phrase({_TEXT}), embedding_studio.phrase({{}})) > 0, false)"
+_TEXT = "(jsonb_path_query_first(o.payload, {}::jsonpath, '{{}}', true) #>> '{{}}')"
+_MATCHES = f"embedding_studio.holds({_TEXT}, embedding_studio.each_word({{}}))"
+_HAS_PHRASE = f"embedding_studio.holds({_TEXT}, embedding_studio.phrase({{}}))"
 _IS_LIKE = f"coalesce({_TEXT} LIKE {{}}, false)"
 _EXISTS = "coalesce(jsonb_path_exists(o.payload, {}::jsonpath, {}, true), false)"
 
@@ -60,11 +60,11 @@ def _compile(query: Query, parameters: dict[str, Any]) -> sql.Composable:
         case ListHasAllQuery(all=wanted):
             return test(_CONTAINS, _nested(wanted.field, list(wanted.values)))
         case MatchQuery(match=text):
-            return test(_MATCHES, _path(text.field), text.value)
+            return test(_MATCHES, _text_path(text.field), text.value)
         case MatchPhraseQuery(match_phrase=text):
-            return test(_HAS_PHRASE, _path(text.field), text.value)
+            return test(_HAS_PHRASE, _text_path(text.field), text.value)
         case WildcardQuery(wildcard=text):
-            return test(_IS_LIKE, _path(text.field), text.value.translate(_LIKE))
+            return test(_IS_LIKE, _text_path(text.field), text.value.translate(_LIKE))
         case RangeQuery(field=field, range=bounds):
             given = bounds.model_dump(exclude_none=True)
             within = " && ".join(f"@ {_BOUNDS[bound]} ${bound}" for bound in given)
@@ -104,3 +104,7 @@ def _nested(field: str, value: Any) -> Jsonb:
 def _path(field: str) -> str:
     """Return the field as a JSON path; in strict mode it steps into objects alone, not through lists."""
     return "strict $" + "".join(f".{json.dumps(key)}" for key in field.split("."))
+
+
+def _text_path(field: str) -> str:
+    return f'{_path(field)} ? (@.type() == "string")'

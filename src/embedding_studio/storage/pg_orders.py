@@ -7,6 +7,7 @@ a random token keeps the late worker from ending what is no longer its own.
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -50,7 +51,9 @@ class PostgresOrders:
         return self._database.read(lambda connection: _order(connection, session_id))
 
     def counts(self) -> dict[Status, int]:
-        counted = self._database.read(lambda connection: dict(connection.execute(_SQL["counts"]).fetchall()))
+        counted: dict[str, int] = dict(
+            self._database.read(lambda connection: connection.execute(_SQL["counts"]).fetchall())
+        )
         return {status: counted.get(status, 0) for status in Status}
 
     def cancel(self, session_id: str) -> None:
@@ -78,9 +81,7 @@ class PostgresOrders:
                 "passed_over": passed_over,
                 "lock_class": CLAIM_LOCK,
             }
-            rows = self._database.write(
-                lambda connection, given=given: connection.execute(_SQL["claim"], given).fetchall()
-            )
+            rows = self._database.write(partial(_claimed, given=given))
             n_due, held, *_ = rows[0]
             orders = tuple(_loaded(row[2:]) for row in rows if row[2] is not None)
             if orders:
@@ -173,6 +174,10 @@ def complete(connection: Connection, token: str, outcomes: Sequence[OrderOutcome
         "detail_length": MAX_DETAIL_LENGTH,
     }
     connection.execute(_SQL["complete"], given)
+
+
+def _claimed(connection: Connection, given: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return connection.execute(_SQL["claim"], given).fetchall()
 
 
 def _place_found(connection: Connection, statement: sql.SQL, given: dict[str, Any]) -> None:

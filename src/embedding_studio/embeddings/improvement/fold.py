@@ -4,18 +4,19 @@ Axes: S sessions · K query parts of all of them · I objects · N parts of all 
 are laid flat, object after object, with offsets. Nothing is padded, so nothing that is not there takes part.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.improvement import ImprovementElement, ImprovementInput
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
-from embedding_studio.embeddings.preparation import SMALLEST_SQUARE, check_vectors
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.embeddings.preparation import SMALLEST_SQUARE, check_vectors, squared_lengths
+from embedding_studio.errors import InvalidInputError, InvalidSettingError
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -23,6 +24,25 @@ Vectors = NDArray[np.float32]
 
 SESSIONS_AT_ONCE = 512
 """Sessions of ten results and 384 dimensions that fit a processor's last cache; more gain nothing."""
+
+
+def check_knobs(
+    adjustment_rate: float, num_iterations: int, softmin_temperature: float, max_angle_degrees: float | None
+) -> None:
+    """Raise ``InvalidSettingError`` for a knob that cannot work."""
+    for name, value, works, range_ in (
+        ("adjustment_rate", adjustment_rate, 0 <= adjustment_rate < math.inf, "0 or more"),
+        ("num_iterations", num_iterations, num_iterations >= 1, "1 or more"),
+        ("softmin_temperature", softmin_temperature, 0 < softmin_temperature < math.inf, "more than 0"),
+        (
+            "max_angle_degrees",
+            max_angle_degrees,
+            max_angle_degrees is None or 0 < max_angle_degrees <= 180,
+            "in (0, 180]",
+        ),
+    ):
+        if not works:
+            raise InvalidSettingError(f"{name} is {value}; it must be {range_}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +53,7 @@ class Wave:
         queries: [K, D].
         query_starts: [S + 1], where each session's query parts begin; the last is K.
         vectors: [N, D], as the users have them now.
+        squares: [N], their squared lengths.
         originals: I arrays [P, D].
         part_starts: [I + 1], where each object's parts begin; the last is N.
         object_starts: [S + 1], where each session's objects begin; the last is I.
@@ -43,6 +64,7 @@ class Wave:
     queries: Vectors
     query_starts: Rows
     vectors: Vectors
+    squares: Vectors
     originals: Sequence[Vectors]
     part_starts: Rows
     object_starts: Rows
@@ -56,6 +78,10 @@ class Wave:
     def object_of_parts(self) -> Rows:
         """Return [N]."""
         return np.repeat(np.arange(len(self.part_starts) - 1), np.diff(self.part_starts))
+
+    def parts_of(self, objects: Rows) -> Rows:
+        """Return the rows of the parts of some objects, one object after the other."""
+        return ranges(self.part_starts[objects], np.diff(self.part_starts)[objects])
 
     def originals_of(self, objects: Rows) -> Vectors:
         """Return the original parts of some objects (at least one), one object after the other."""
@@ -174,10 +200,12 @@ def _lay_flat(
     D = vectors[0].shape[-1]
     if index.dimensions not in (None, D) or any(len(shape) != 2 or shape[1] != D for shape in shapes):
         _refuse(index, sessions)
+    flat = _join(vectors)
     wave = Wave(
         queries=_join(queries),
         query_starts=_offsets([len(query) for query in queries]),
-        vectors=_join(vectors),
+        vectors=flat,
+        squares=squared_lengths(flat),
         originals=originals,
         part_starts=_offsets([len(parts) for parts in vectors]),
         object_starts=_offsets([sum(sides[k : k + 2]) for k in range(0, len(sides), 2)]),
@@ -203,13 +231,23 @@ def _each_once(
 
 def _join(arrays: Sequence[Vectors]) -> Vectors:
     """Return arrays [P, D] one after the other; three times as fast as ``np.concatenate`` where P is 1."""
-    return np.frombuffer(b"".join(arrays), dtype=np.float32).reshape(-1, arrays[0].shape[1])
+    buffers = cast("Sequence[bytes]", arrays)  # arrays are buffers, though numpy has no words for it in 3.11
+    return np.frombuffer(b"".join(buffers), dtype=np.float32).reshape(-1, arrays[0].shape[1])
 
 
 def _offsets(counts: Sequence[int]) -> Rows:
     offsets = np.zeros(len(counts) + 1, dtype=np.intp)
     np.cumsum(counts, out=offsets[1:])
     return offsets
+
+
+def ranges(starts: Rows, counts: Rows) -> Rows:
+    """Return the numbers from each start on, as many as counted, one range after the other.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3]))
+    array([5, 6, 0, 1, 2])
+    """
+    return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(np.sum(counts))
 
 
 def _is_sound(index: SearchIndexInfo, wave: Wave) -> bool:
@@ -219,7 +257,7 @@ def _is_sound(index: SearchIndexInfo, wave: Wave) -> bool:
         and (np.diff(wave.query_starts) > 0).all()
         and all(
             least <= squares.min() and squares.max() < np.inf  # false for NaN
-            for squares in (np.vecdot(wave.queries, wave.queries), np.vecdot(wave.vectors, wave.vectors))
+            for squares in (squared_lengths(wave.queries), wave.squares)
         )
         and wave.weights.min() > 0
         and wave.weights.max() < np.inf

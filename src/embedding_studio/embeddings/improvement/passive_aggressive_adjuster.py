@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.embeddings.improvement.fold import Wave, fold
+from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold
 from embedding_studio.embeddings.preparation import prepare_vectors
 from embedding_studio.embeddings.similarity import similarities
 from embedding_studio.embeddings.trust_region import into_trust_region
-from embedding_studio.errors import InvalidSettingError
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -100,16 +99,41 @@ class PassiveAggressiveAdjuster:
 
         See ``VectorsAdjuster``.
         """
-        sweeps = max(1, round(self.num_iterations / ITERATIONS_PER_SWEEP))
+        sweeps = max(1, (self.num_iterations + ITERATIONS_PER_SWEEP // 2) // ITERATIONS_PER_SWEEP)
         return fold(self.search_index_info, improvement_inputs, self._move, sweeps=sweeps)
 
     def _move(self, wave: Wave) -> tuple[Rows, Vectors]:
-        sight = _look(self.search_index_info, wave)
-        scores = _of_objects(self.search_index_info, sight.similarities, wave.part_starts)
-        changes = least_changes(
-            scores, wave.clicked, wave.weights, wave.object_starts, self.adjustment_rate * MARGIN_PER_RATE
+        index, margin = self.search_index_info, self.adjustment_rate * MARGIN_PER_RATE
+        sight = _look(index, wave)
+        wanted = (
+            self._wanted(wave, sight.similarities(), margin) if margin > 0 else np.zeros(len(wave.vectors))
         )
-        ...
+        wanted[(np.abs(wanted) < SMALLEST_CHANGE) | sight.is_stuck] = 0
+        objects = np.flatnonzero(np.logical_or.reduceat(wanted != 0, wave.part_starts[:-1]))
+        if len(objects) == 0:
+            return objects, wave.vectors[:0]
+        rows = wave.parts_of(objects)
+        moved = into_trust_region(
+            index,
+            wave.originals_of(objects),
+            _move_parts(index, wave, sight, rows, wanted[rows]),
+            self.max_angle_degrees,
+        )
+        return _without_setbacks(index, wave, objects, moved)
+
+    def _wanted(self, wave: Wave, of_parts: Floats, margin: float) -> Floats:
+        """Return [N], the change of each part's similarity that changes its object's as eq. 2 says."""
+        heads, owner = wave.part_starts[:-1], wave.object_of_parts()
+        if self.search_index_info.metric_aggregation_type is MetricAggregationType.AVG:
+            scores = np.add.reduceat(of_parts, heads) / np.diff(wave.part_starts)
+        else:
+            scores = np.maximum.reduceat(of_parts, heads)
+        changes = least_changes(scores, wave.clicked, wave.weights, wave.object_starts, margin)[owner]
+        if self.search_index_info.metric_aggregation_type is MetricAggregationType.AVG:
+            return changes
+        behind = of_parts - scores[owner]
+        raised = changes * np.exp(behind / (SHARING_PER_TEMPERATURE * self.softmin_temperature))
+        return np.where(changes > 0, raised, np.minimum(0, changes - behind))
 
 
 def least_changes(
@@ -153,15 +177,127 @@ def least_changes(
     return changes(t)
 
 
-def check_knobs(
-    adjustment_rate: float, num_iterations: int, softmin_temperature: float, max_angle_degrees: float | None
-) -> None:
-    """Raise ``InvalidSettingError`` for a knob that cannot work."""
-    for name, value, works, range_ in (
-        ("adjustment_rate", adjustment_rate, 0 <= adjustment_rate < math.inf, "0 or more"),
-        ("num_iterations", num_iterations, num_iterations >= 1, "1 or more"),
-        ("softmin_temperature", softmin_temperature, 0 < softmin_temperature < math.inf, "more than 0"),
-        ("max_angle_degrees", max_angle_degrees, 0 < (max_angle_degrees or 180) <= 180, "in (0, 180]"),
-    ):
-        if not works:
-            raise InvalidSettingError(f"{name} is {value}; it must be {range_}")
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sight:
+    """What the parts of a wave look like from the query vector that each is compared to.
+
+    Attributes:
+        queries: [., D].
+        query_of_parts: [N], rows of ``queries``.
+        raw: [N], the inner product with that query vector; for euclid minus the distance to it.
+        reach: [N], the product of the two lengths, the most that ``raw`` can be turned to; for euclid the
+            distance.
+        units: [N], by which ``raw`` is divided to be a similarity in the units of the margin.
+        is_stuck: [N], True where no way leads towards or away from the query vector.
+    """
+
+    queries: Vectors
+    query_of_parts: Rows
+    raw: Floats
+    reach: Floats
+    units: Floats
+    is_stuck: NDArray[np.bool_]
+
+    def similarities(self) -> Floats:
+        """Return [N]; 0 where there is nothing to measure by."""
+        return _divide(self.raw, self.units)
+
+
+def _look(index: SearchIndexInfo, wave: Wave) -> _Sight:
+    """Return how parts look: from the session's mean query (AVG), or each from its nearest part (MIN).
+
+    The mean inner product with several query parts is that with their mean. For euclid the mean distance
+    is not the distance to the mean; ``_without_setbacks`` sees to it that no harm comes of that.
+    """
+    metric = index.metric_type
+    session = wave.session_of_objects()[wave.object_of_parts()]
+    heads, counts = wave.query_starts[:-1], np.diff(wave.query_starts)
+    queries = prepare_vectors(wave.queries, metric)
+
+    def raw_of(rows: Rows | slice, query_of_rows: Rows) -> Floats:
+        vectors, seen_from = wave.vectors[rows], queries[query_of_rows]
+        if metric is MetricType.EUCLID:
+            seen_from -= vectors
+            distances: Floats = np.sqrt(np.vecdot(seen_from, seen_from), dtype=np.float64)
+            return -distances
+        return np.asarray(np.vecdot(vectors, seen_from), dtype=np.float64)
+
+    if index.metric_aggregation_type is MetricAggregationType.AVG and len(queries) > len(heads):
+        queries = (np.add.reduceat(queries, heads, axis=0) / counts[:, None]).astype(np.float32)
+        heads, counts = np.arange(len(heads)), np.ones_like(counts)
+    nearest = heads[session]
+    raw = raw_of(slice(None), nearest)
+    for k in range(1, counts.max()):
+        rows = np.flatnonzero(counts[session] > k)
+        other = raw_of(rows, heads[session[rows]] + k)
+        nearer = other > raw[rows]
+        raw[rows[nearer]] = other[nearer]
+        nearest[rows[nearer]] = heads[session[rows[nearer]]] + k
+
+    if metric is MetricType.EUCLID:
+        reach = -raw
+        is_stuck = reach == 0
+    else:
+        query_lengths = np.sqrt(np.vecdot(queries, queries), dtype=np.float64)
+        reach = np.sqrt(wave.squares, dtype=np.float64) * query_lengths[nearest]
+        is_stuck = np.abs(raw) >= math.sqrt(1 - SMALLEST_SINE**2) * reach
+    units = reach
+    if metric is not MetricType.COSINE:
+        first_parts = wave.part_starts[wave.object_starts]
+        units = (np.add.reduceat(reach, first_parts[:-1]) / np.diff(first_parts))[session]
+    return _Sight(queries, nearest, raw, reach, units, is_stuck)
+
+
+def _move_parts(index: SearchIndexInfo, wave: Wave, sight: _Sight, rows: Rows, wanted: Floats) -> Vectors:
+    """Return [M, D], the parts of some rows with their similarities changed as wanted, as far as possible."""
+    raw, reach = sight.raw[rows], sight.reach[rows]
+    target = raw + wanted * sight.units[rows]
+    queries = sight.queries[sight.query_of_parts[rows]]
+    if index.metric_type is MetricType.EUCLID:
+        keep = _divide(-np.minimum(target, 0), reach, otherwise=1)
+        pull = 1 - keep
+    else:
+        now, then = _divide(raw, reach), np.clip(_divide(target, reach), -1, 1)
+        # In the plane of part v and query q at angles a and a': v' = v sin a' / sin a + q (...).
+        keep = _divide(np.sqrt(1 - then**2), np.sqrt(1 - now**2), otherwise=1)
+        pull = (then - now * keep) * _divide(reach, np.vecdot(queries, queries).astype(np.float64))
+    keep, pull = np.where(wanted == 0, 1, keep), np.where(wanted == 0, 0, pull)
+    moved = wave.vectors[rows]
+    moved *= keep[:, None].astype(np.float32)
+    queries *= pull[:, None].astype(np.float32)
+    moved += queries
+    return moved
+
+
+def _without_setbacks(
+    index: SearchIndexInfo, wave: Wave, objects: Rows, moved: Vectors
+) -> tuple[Rows, Vectors]:
+    """Return the moves but for those that a query of several parts turns into their opposite.
+
+    What leads away from the nearest part of a query may lead to another; such an object stays.
+    """
+    if len(wave.queries) == len(wave.query_starts) - 1:
+        return objects, moved
+    counts = np.diff(wave.part_starts)[objects]
+    starts = np.cumsum(counts) - counts
+    session = wave.session_of_objects()[objects]
+    before = wave.vectors[wave.parts_of(objects)]
+    is_setback = np.zeros(len(objects), dtype=bool)
+    for s in np.flatnonzero(np.diff(wave.query_starts) > 1):
+        queries = wave.queries[wave.query_starts[s] : wave.query_starts[s + 1]]
+        for i in np.flatnonzero(session == s):
+            rows = slice(starts[i], starts[i] + counts[i])
+            was, now = (
+                similarities(index, queries, vectors[rows], np.zeros(1, dtype=np.intp))[0]
+                for vectors in (before, moved)
+            )
+            is_setback[i] = now < was if wave.clicked[objects[i]] else now > was
+    return objects[~is_setback], moved[np.repeat(~is_setback, counts)]
+
+
+def _divide(dividend: Floats, divisor: Floats, otherwise: float = 0) -> Floats:
+    """Return the quotient, or ``otherwise`` where the divisor is 0."""
+    quotient: Floats = np.divide(
+        dividend, divisor, out=np.full(len(dividend), float(otherwise)), where=divisor != 0
+    )
+    return quotient

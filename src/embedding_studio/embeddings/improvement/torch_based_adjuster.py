@@ -1,23 +1,64 @@
-"""The documented gradient adjuster.
+"""The documented gradient adjuster: AdamW on a cubic loss, held in the trust region.
 
-Source: passive-aggressive ranking, after Crammer et al. (2006), "Online Passive-Aggressive Algorithms"; our
-measurements of it stand in docs/how-it-learns.md.
+Axes: I objects · N parts of all of them · M pairs of a query part and an object part · D dimensions.
+
+For one session, with S_i the similarity of object i, w_i its weight and C clicked and n skipped objects:
+
+    loss = -1/C sum_{clicked} w_i S_i^3 + 1/n sum_{skipped} w_i S_i^3                                 eq. 1
+    S_i  = T log mean_p exp(s_p / T) over its pairs (MIN),   mean_p s_p (AVG)                         eq. 2
+
+The gradient of eq. 2 is softmax(s / T): towards T = 0 all weight is on the most similar pair, and unlike a
+softmax-weighted mean it grows with every pair. The gradient of s_p is in the plane of query and part, so the
+whole gradient is written down (``_gradient``); nothing is recorded and replayed at run time.
+
+AdamW divides each coordinate's step by that coordinate's own past gradients, so a factor on the loss of a
+vector that nothing else moves cancels: weights w_i and shares of parts would say nothing. Here they also
+scale the step, the part with the largest share taking the whole of it.
+
+Source: docs/tuning.md; [loshchilov2019], "Decoupled Weight Decay Regularization", algorithm 2.
 """
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.embeddings.improvement.fold import Wave, fold
+from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold, ranges
 from embedding_studio.embeddings.trust_region import into_trust_region
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Vectors = NDArray[np.float32]
 
+BETA_1, BETA_2, EPSILON, WEIGHT_DECAY = 0.9, 0.999, 1e-8, 0.01
+"""The defaults of ``torch.optim.AdamW``."""
+
+NUMBERS_AT_ONCE = 400_000
+"""Components that all iterations run on before the next are taken up, so that they stay in the cache."""
+
 
 class TorchBasedAdjuster:
+    """Moves vectors down the gradient of eq. 1, every session by its own loss.
+
+    After every step norms are restored (cosine, dot) and what left the trust region is brought back, and
+    an object that all steps together took the wrong way (they overshoot where a query is very near) stays
+    where it was. Steps are in units of the vectors' own lengths: of each vector for cosine, of the
+    session's mean for dot and euclid. There is no weight decay: the trust region does its work, and decay
+    towards zero means nothing for a direction.
+
+    Attributes:
+        adjustment_rate: the step of AdamW, about the change of every component per iteration.
+        num_iterations: steps per session.
+        softmin_temperature: T of eq. 2, in units of similarity.
+        max_angle_degrees: the trust region; None for the raw update, in the vectors' own units, unbounded
+            and with AdamW's weight decay of 0.01, which is for comparison only: it was measured to harm.
+    """
+
     def __init__(
         self,
         search_index_info: SearchIndexInfo,
@@ -27,6 +68,12 @@ class TorchBasedAdjuster:
         *,
         max_angle_degrees: float | None = 20.0,
     ) -> None:
+        """Keep the knobs.
+
+        Raises:
+            InvalidSettingError: a knob that cannot work.
+        """
+        check_knobs(adjustment_rate, num_iterations, softmin_temperature, max_angle_degrees)
         self.search_index_info = search_index_info
         self.adjustment_rate = adjustment_rate
         self.num_iterations = num_iterations
@@ -34,8 +81,247 @@ class TorchBasedAdjuster:
         self.max_angle_degrees = max_angle_degrees
 
     def adjust_vectors(self, improvement_inputs: list[ImprovementInput]) -> list[ImprovementInput]:
-        """Return the same sessions with the vectors that their objects have after each."""
+        """Return the same sessions with the vectors that their objects have after each.
+
+        See ``VectorsAdjuster``.
+        """
         return fold(self.search_index_info, improvement_inputs, self._move)
 
     def _move(self, wave: Wave) -> tuple[Rows, Vectors]:
-        raise NotImplementedError(wave, MetricAggregationType, MetricType, into_trust_region)
+        objects = np.flatnonzero(_pulls(wave))
+        if len(objects) == 0 or self.adjustment_rate == 0:
+            return objects[:0], wave.vectors[:0]
+        counts = np.diff(wave.part_starts)[objects]
+        numbers = np.cumsum(counts) * wave.vectors.shape[1]
+        cuts = np.flatnonzero(np.diff(numbers // NUMBERS_AT_ONCE)) + 1
+        moves = [self._descend(wave, block) for block in np.split(objects, cuts)]
+        moved = np.concatenate([vectors for vectors, _ in moves])
+        stays = np.concatenate([setbacks for _, setbacks in moves])
+        if self.max_angle_degrees is not None:
+            originals = wave.originals_of(objects)
+            moved = into_trust_region(self.search_index_info, originals, moved, self.max_angle_degrees)
+        return objects[~stays], moved[np.repeat(~stays, counts)]
+
+    def _descend(self, wave: Wave, objects: Rows) -> tuple[Vectors, NDArray[np.bool_]]:
+        """Return some objects' parts [N, D] after all iterations, and [I] which went the wrong way."""
+        bounded = self.max_angle_degrees is not None
+        index, rows = self.search_index_info, wave.parts_of(objects)
+        query_units, part_units = _units(index, wave, bounded=bounded)
+        units = part_units[rows, None].astype(np.float32)
+        loss = _loss_of(index, self.softmin_temperature, wave, objects, query_units)
+        vectors = torch.from_numpy(wave.vectors[rows] / units)
+        originals = torch.from_numpy(wave.originals_of(objects) / units)
+        region = _TrustRegion(index.metric_type, originals, self.max_angle_degrees or 180)
+        first, second, scratch = (torch.zeros_like(vectors) for _ in range(3))
+        before = loss.aggregated(loss.similarities(vectors))
+        for n in range(1, self.num_iterations + 1):
+            gradient, shares = loss.gradient(vectors)
+            # One operation at a time: fused ones (addcmul_, lerp_) round by a number's place in memory, and
+            # AdamW blows a last bit near 0 up to a whole step.
+            first.mul_(BETA_1).add_(torch.mul(gradient, 1 - BETA_1, out=scratch))
+            second.mul_(BETA_2).add_(torch.mul(gradient, gradient, out=scratch).mul_(1 - BETA_2))
+            unbias = math.sqrt(1 - BETA_2**n)
+            torch.sqrt(second, out=scratch).add_(EPSILON * unbias)
+            rates = self.adjustment_rate * unbias / (1 - BETA_1**n) * shares
+            torch.div(first, scratch, out=scratch).mul_(_column(rates, vectors))
+            if not bounded:
+                vectors.mul_(1 - self.adjustment_rate * WEIGHT_DECAY)
+            vectors.sub_(scratch)
+            if bounded:
+                region.bring_in(vectors)
+        after = loss.aggregated(loss.similarities(vectors))
+        went_wrong = (after - before) * loss.pulls > 0 if bounded else np.zeros(len(objects), dtype=bool)
+        return vectors.numpy() * units, went_wrong
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Loss:
+    """Eq. 1 of some objects.
+
+    Attributes:
+        pulls: [I], the factor of S_i^3: below 0 for clicked, above 0 for skipped.
+        weights: [I].
+        asked: [M, D], the query part of each pair; of length 1 for cosine.
+        part_of_pairs: [M], ascending.
+        pairs_of_parts: [N], where each part's pairs begin.
+        pairs_of_objects: [I], where each object's pairs begin.
+        parts_of_objects: [I], where each object's parts begin.
+    """
+
+    index: SearchIndexInfo
+    temperature: float
+    pulls: Floats
+    weights: Floats
+    asked: Tensor
+    part_of_pairs: Rows
+    pairs_of_parts: Rows
+    pairs_of_objects: Rows
+    parts_of_objects: Rows
+
+    def similarities(self, vectors: Tensor) -> Floats:
+        """Return [M], of each pair."""
+        paired = self._paired(vectors)
+        if self.index.metric_type is MetricType.EUCLID:
+            between = self.asked - paired
+            return -np.sqrt(_products(between, between))
+        products = _products(self.asked, paired)
+        if self.index.metric_type is MetricType.DOT:
+            return products
+        return products / self._lengths(vectors)[self.part_of_pairs]
+
+    def aggregated(self, similarities: Floats) -> Floats:
+        """Return [I], what search makes of the pairs: the best (MIN) or the mean (AVG)."""
+        if self.index.metric_aggregation_type is MetricAggregationType.MIN:
+            return np.maximum.reduceat(similarities, self.pairs_of_objects)
+        return np.add.reduceat(similarities, self.pairs_of_objects) / self._pair_counts()
+
+    def softened(self, similarities: Floats) -> tuple[Floats, Floats]:
+        """Return S [I] of eq. 2 and its derivative by each pair [M]."""
+        counts = self._pair_counts()
+        if self.index.metric_aggregation_type is MetricAggregationType.AVG:
+            return self.aggregated(similarities), np.repeat(1 / counts, counts)
+        best = np.maximum.reduceat(similarities, self.pairs_of_objects)
+        powers = np.exp((similarities - np.repeat(best, counts)) / self.temperature)
+        sums = np.add.reduceat(powers, self.pairs_of_objects)
+        return best + self.temperature * np.log(sums / counts), powers / np.repeat(sums, counts)
+
+    def gradient(self, vectors: Tensor) -> tuple[Tensor, Floats]:
+        """Return the gradient [N, D] of eq. 1, and the share of the step that each part takes [N]."""
+        similarities = self.similarities(vectors)
+        softened, derivatives = self.softened(similarities)
+        slopes = np.repeat(3 * self.pulls * self.weights * softened**2, self._pair_counts()) * derivatives
+        match self.index.metric_type:
+            case MetricType.COSINE:  # d cos(q, v) / dv = (q - cos(q, v) v/|v|) / |v| for q of length 1
+                lengths = self._lengths(vectors)[self.part_of_pairs]
+                along_query = slopes / lengths
+                along_part = -along_query * similarities / lengths
+            case MetricType.DOT:
+                along_query, along_part = slopes, np.zeros_like(slopes)
+            case MetricType.EUCLID:  # d -|q - v| / dv = (q - v) / |q - v|, and 0 where they meet
+                along_query = np.divide(
+                    slopes, -similarities, out=np.zeros_like(slopes), where=similarities < 0
+                )
+                along_part = -along_query
+        gradient = vectors * _column(np.add.reduceat(along_part, self.pairs_of_parts), vectors)
+        if len(self.asked) == len(vectors):
+            gradient.add_(self.asked * _column(along_query, vectors))
+        else:
+            gradient.index_add_(
+                0, torch.from_numpy(self.part_of_pairs), self.asked * _column(along_query, vectors)
+            )
+        of_parts = np.add.reduceat(derivatives, self.pairs_of_parts)
+        parts = np.diff(self.parts_of_objects, append=len(vectors))
+        largest = np.maximum.reduceat(of_parts, self.parts_of_objects)
+        return gradient, of_parts * np.repeat(self.weights / largest, parts)
+
+    def _paired(self, vectors: Tensor) -> Tensor:
+        return vectors if len(self.asked) == len(vectors) else vectors[torch.from_numpy(self.part_of_pairs)]
+
+    def _lengths(self, vectors: Tensor) -> Floats:
+        return np.sqrt(_products(vectors, vectors))
+
+    def _pair_counts(self) -> Rows:
+        return np.diff(self.pairs_of_objects, append=len(self.asked))
+
+
+class _TrustRegion:
+    """``into_trust_region`` on tensors, in place: the same formulas, at the accuracy of the tensors."""
+
+    def __init__(self, metric_type: MetricType, originals: Tensor, max_angle_degrees: float) -> None:
+        self.metric_type = metric_type
+        self.originals = originals
+        self.max_angle = math.radians(max_angle_degrees)
+        self.lengths = np.sqrt(_products(originals, originals))
+
+    def bring_in(self, vectors: Tensor) -> None:
+        """Replace each vector by the nearest in its region: keep x vector + pull x original."""
+        keep, pull = (
+            self._in_ball(vectors) if self.metric_type is MetricType.EUCLID else self._in_cap(vectors)
+        )
+        vectors.mul_(_column(keep, vectors)).add_(self.originals * _column(pull, vectors))
+
+    def _in_cap(self, vectors: Tensor) -> tuple[Floats, Floats]:
+        lengths = np.sqrt(_products(vectors, vectors))
+        products = _products(vectors, self.originals)
+        nothing = np.zeros_like(lengths)
+        scale = np.divide(self.lengths, lengths, out=nothing.copy(), where=lengths > 0)
+        cosine = np.divide(products, lengths * self.lengths, out=nothing.copy(), where=scale > 0).clip(-1, 1)
+        sine = np.sqrt(1 - cosine**2)
+        inside = (cosine >= math.cos(self.max_angle)) & (scale > 0)
+        aside = np.divide(math.sin(self.max_angle), sine, out=nothing.copy(), where=sine > 1e-3)
+        keep = np.where(inside, scale, scale * aside)
+        pull = np.where(inside, 0, math.cos(self.max_angle) - cosine * aside)
+        lost = ~inside & ((aside == 0) | (scale == 0))
+        return np.where(lost, 0, keep), np.where(lost, 1, pull)
+
+    def _in_ball(self, vectors: Tensor) -> tuple[Floats, Floats]:
+        radius = 2 * math.sin(self.max_angle / 2) * self.lengths
+        ways = vectors - self.originals
+        way = np.sqrt(_products(ways, ways))
+        keep = np.divide(radius, way, out=np.ones_like(way), where=way > radius)
+        return keep, 1 - keep
+
+
+def _pulls(wave: Wave) -> Floats:
+    """Return [I], the factor of S_i^3 in eq. 1 without its weight; 0 where the session has no contrast."""
+    heads, session = wave.object_starts[:-1], wave.session_of_objects()
+    clicked = np.add.reduceat(wave.clicked.astype(np.float64), heads)[session]
+    skipped = np.add.reduceat((~wave.clicked).astype(np.float64), heads)[session]
+    pulls = np.where(wave.clicked, -1 / np.maximum(clicked, 1), 1 / np.maximum(skipped, 1))
+    return np.where((clicked > 0) & (skipped > 0), pulls, 0)
+
+
+def _loss_of(
+    index: SearchIndexInfo, temperature: float, wave: Wave, objects: Rows, query_units: Floats
+) -> _Loss:
+    """Return eq. 1 of some objects, the queries divided by their units [K]."""
+    rows = wave.parts_of(objects)
+    part_counts = np.diff(wave.part_starts)[objects]
+    session = wave.session_of_objects()[wave.object_of_parts()[rows]]
+    pair_counts = np.diff(wave.query_starts)[session]
+    asked = ranges(wave.query_starts[session], pair_counts)
+    parts_of_objects = np.cumsum(part_counts) - part_counts
+    pairs_of_parts = np.cumsum(pair_counts) - pair_counts
+    return _Loss(
+        index=index,
+        temperature=temperature,
+        pulls=_pulls(wave)[objects],
+        weights=wave.weights[objects],
+        asked=torch.from_numpy(wave.queries[asked] / query_units[asked, None].astype(np.float32)),
+        part_of_pairs=np.repeat(np.arange(len(rows)), pair_counts),
+        pairs_of_parts=pairs_of_parts,
+        pairs_of_objects=pairs_of_parts[parts_of_objects],
+        parts_of_objects=parts_of_objects,
+    )
+
+
+def _units(index: SearchIndexInfo, wave: Wave, *, bounded: bool) -> tuple[Floats, Floats]:
+    """Return the lengths in which the queries [K] and the parts [N] of a wave are measured."""
+    queries = np.sqrt(np.vecdot(wave.queries, wave.queries), dtype=np.float64)
+    parts = np.sqrt(wave.squares, dtype=np.float64)
+    if index.metric_type is MetricType.COSINE:
+        return queries, parts if bounded else np.ones_like(parts)
+    if not bounded:
+        return np.ones_like(queries), np.ones_like(parts)
+
+    def mean_of_sessions(lengths: Floats, starts: Rows) -> Floats:
+        counts = np.diff(starts)
+        means = np.add.reduceat(lengths, starts[:-1]) / counts
+        return np.where(means > 0, means, 1)
+
+    of_parts = mean_of_sessions(parts, wave.part_starts[wave.object_starts])
+    of_queries = (
+        of_parts if index.metric_type is MetricType.EUCLID else mean_of_sessions(queries, wave.query_starts)
+    )
+    sessions = np.repeat(np.arange(len(of_parts)), np.diff(wave.part_starts[wave.object_starts]))
+    return np.repeat(of_queries, np.diff(wave.query_starts)), of_parts[sessions]
+
+
+def _column(numbers: Floats, like: Tensor) -> Tensor:
+    """Return numbers [N] as [N, 1], to multiply the rows of a tensor by."""
+    return torch.from_numpy(numbers).to(like.dtype)[:, None]
+
+
+def _products(one: Tensor, other: Tensor) -> Floats:
+    """Return the inner products of rows [N]; by numpy, whose sums depend on the row alone in every bit."""
+    return np.asarray(np.vecdot(one.numpy(), other.numpy()), dtype=np.float64)

@@ -21,6 +21,11 @@ SELECT collection_id, name, index_info, embedder, gate_threshold
 FROM embedding_studio.collection_aliases JOIN embedding_studio.collections USING (collection_id)
 WHERE alias = %(name)s
 
+-- name: names
+SELECT name FROM embedding_studio.collections WHERE collection_id = %(collection_id)s
+UNION ALL
+SELECT alias FROM embedding_studio.collection_aliases WHERE collection_id = %(collection_id)s
+
 -- name: list
 SELECT collection_id, name, index_info, embedder, gate_threshold
 FROM embedding_studio.collections
@@ -62,19 +67,21 @@ CREATE TABLE {schema}.parts (
     object_id text COLLATE "C" REFERENCES {schema}.objects ON DELETE CASCADE,
     part_no integer,
     is_average boolean NOT NULL,
-    embedding {vector} NOT NULL STORAGE {storage},
+    embedding {vector} NOT NULL,
     PRIMARY KEY (object_id, part_no),
     CHECK (is_average = (part_no < 0))
-)
+);
+ALTER TABLE {schema}.parts ALTER COLUMN embedding SET STORAGE {storage}
 
 -- name: create_personal_parts
 CREATE TABLE {schema}.personal_parts (
     user_id text COLLATE "C",
     object_id text COLLATE "C",
     part_no integer,
-    embedding {vector} NOT NULL STORAGE {storage},
+    embedding {vector} NOT NULL,
     PRIMARY KEY (user_id, object_id, part_no)
-)
+);
+ALTER TABLE {schema}.personal_parts ALTER COLUMN embedding SET STORAGE {storage}
 
 -- name: index_personal_parts
 CREATE INDEX personal_parts_of_object ON {schema}.personal_parts (object_id)
@@ -85,8 +92,8 @@ CREATE TABLE {schema}.query_memory (
     session_id text COLLATE "C",
     search_query text NOT NULL,
     created_at bigint NOT NULL,
-    query {vector} NOT NULL STORAGE {storage},
-    clicked_mean {vector} NOT NULL STORAGE {storage},
+    query {vector} NOT NULL,
+    clicked_mean {vector} NOT NULL,
     clicked_ids text[] COLLATE "C" NOT NULL,
     moved_ids text[] COLLATE "C" NOT NULL,
     PRIMARY KEY (user_id, session_id)

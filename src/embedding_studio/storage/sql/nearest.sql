@@ -7,23 +7,21 @@ SELECT
 -- name: is_indexed
 SELECT to_regclass(%(index)s) IS NOT NULL
 
--- name: number_matching
-SELECT count(*)
-FROM (SELECT FROM {schema}.objects AS o WHERE {condition} LIMIT %(many)s) AS matching
+-- name: matching
+SELECT object_id FROM {schema}.objects AS o WHERE {condition} LIMIT %(many)s
 
 -- name: of_all
-{condition}
+part.object_id IN (SELECT object_id FROM {schema}.objects AS o WHERE {condition})
 
 -- name: of_few
--- Looked up once, from the payloads' index where the filter allows it.
-{part}.object_id IN (SELECT object_id FROM {schema}.objects AS o WHERE {condition})
+part.object_id = ANY(%(matching)s::text[])
 
 -- name: of_many
 -- Asked of each part as the vector index brings it; as a join it could be planned the other way round.
-(SELECT {condition} FROM {schema}.objects AS o WHERE o.object_id = {part}.object_id)
+(SELECT {condition} FROM {schema}.objects AS o WHERE o.object_id = part.object_id)
 
 -- name: without_moved
-{part}.object_id NOT IN (
+part.object_id NOT IN (
     SELECT object_id
     FROM {schema}.personal_parts
     WHERE user_id = %(user_id)s AND object_id = ANY(%(moved_ids)s::text[])
@@ -33,7 +31,7 @@ FROM (SELECT FROM {schema}.objects AS o WHERE {condition} LIMIT %(many)s) AS mat
 SELECT near.object_id, near.distance, objects.payload
 FROM (
     SELECT part.object_id, {aggregate}(part.embedding {operator} query.vector) AS distance
-    FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)s::vector[]) AS query(vector)
+    FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
     WHERE part.is_average = {is_average} AND {among}
     GROUP BY part.object_id
     ORDER BY distance, part.object_id
@@ -46,7 +44,7 @@ ORDER BY near.distance, near.object_id
 -- wanted, no object that is missing can be among the nearest.
 WITH drawn AS MATERIALIZED (
     SELECT query.number, part.object_id, part.distance
-    FROM unnest(%(queries)s::vector[]) WITH ORDINALITY AS query(vector, number)
+    FROM unnest(%(queries)b::vector[]) WITH ORDINALITY AS query(vector, number)
         CROSS JOIN LATERAL (
             SELECT part.object_id, part.embedding {operator} query.vector AS distance
             FROM {schema}.parts AS part
@@ -74,16 +72,16 @@ ORDER BY near.distance, near.object_id
 -- The distance to the average vector is never more than the average distance, and near it: candidates come
 -- by the first and are ranked by the second.
 WITH drawn AS MATERIALIZED (
-    SELECT average.object_id
-    FROM {schema}.parts AS average
-    WHERE average.is_average AND {among_averages}
-    ORDER BY average.embedding{cast} <-> %(mean_query)s::vector{cast}
+    SELECT part.object_id
+    FROM {schema}.parts AS part
+    WHERE part.is_average = {is_average} AND {among}
+    ORDER BY part.embedding{cast} {operator} %(mean_query)b::vector{cast}
     LIMIT %(draws)s
 )
 SELECT near.object_id, near.distance, objects.payload
 FROM (
-    SELECT part.object_id, avg(part.embedding <-> query.vector) AS distance
-    FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)s::vector[]) AS query(vector)
+    SELECT part.object_id, avg(part.embedding {operator} query.vector) AS distance
+    FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
     WHERE NOT part.is_average AND part.object_id IN (SELECT object_id FROM drawn)
     GROUP BY part.object_id
     ORDER BY distance, part.object_id
@@ -102,12 +100,3 @@ FROM {schema}.personal_parts AS personal
     JOIN {schema}.objects AS o USING (object_id)
 WHERE personal.user_id = %(user_id)s AND personal.object_id = ANY(%(moved_ids)s::text[]) AND {condition}
 ORDER BY part.object_id, part.part_no
-
--- name: is_large
-SELECT pg_table_size(%(table)s::regclass) > %(bytes)s AND to_regclass(%(index)s) IS NULL
-
--- name: create_index
-CREATE INDEX parts_nearest ON {schema}.parts
-USING hnsw ((embedding{cast}) {operator_class})
-WITH (m = {m}, ef_construction = {ef_construction})
-WHERE is_average = {is_average}

@@ -78,32 +78,38 @@ CREATE FUNCTION embedding_studio.seconds() RETURNS double precision
     LANGUAGE sql VOLATILE PARALLEL SAFE
     RETURN extract(epoch FROM clock_timestamp())::double precision;
 
--- The words of a text without regard to case, in order. Before version 18 PostgreSQL has no Unicode case
--- folding of its own; lower() under the database's collation is the nearest.
+-- Words are compared without regard to case. Before version 18 PostgreSQL has no Unicode case folding of
+-- its own; lower() under the database's collation is the nearest.
+--   words(text)            its words, in order
+--   holds(text, patterns)  whether all of these regular expressions are found in it
 DO $$
 BEGIN
     IF current_setting('server_version_num')::int >= 180000 THEN
         CREATE FUNCTION embedding_studio.words(given text) RETURNS text[]
-            LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-            AS 'SELECT coalesce(array_agg(casefold(found[1] COLLATE pg_unicode_fast) COLLATE "C"), ''{}'')
+            LANGUAGE sql IMMUTABLE PARALLEL SAFE
+            AS 'SELECT coalesce(array_agg(casefold(found[1] COLLATE pg_unicode_fast)), ''{}'')
                 FROM regexp_matches(given COLLATE pg_unicode_fast, ''\w+'', ''g'') AS found';
+        CREATE FUNCTION embedding_studio.holds(given text, patterns text[]) RETURNS boolean
+            LANGUAGE sql IMMUTABLE PARALLEL SAFE
+            AS 'SELECT given IS NOT NULL AND casefold(given COLLATE pg_unicode_fast) ~ ALL (patterns)';
     ELSE
         CREATE FUNCTION embedding_studio.words(given text) RETURNS text[]
-            LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-            AS 'SELECT coalesce(array_agg(lower(found[1]) COLLATE "C"), ''{}'')
+            LANGUAGE sql IMMUTABLE PARALLEL SAFE
+            AS 'SELECT coalesce(array_agg(lower(found[1])), ''{}'')
                 FROM regexp_matches(given, ''\w+'', ''g'') AS found';
+        CREATE FUNCTION embedding_studio.holds(given text, patterns text[]) RETURNS boolean
+            LANGUAGE sql IMMUTABLE PARALLEL SAFE
+            AS 'SELECT given IS NOT NULL AND lower(given) ~ ALL (patterns)';
     END IF;
 END
 $$;
 
--- The words between spaces, so that a phrase of whole words is a part of this text.
-CREATE FUNCTION embedding_studio.phrase(given text) RETURNS text
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    RETURN ' ' || array_to_string(embedding_studio.words(given) || ''::text, ' ');
+-- Patterns of a text's words, each anywhere: \m and \M are where a word begins and ends.
+CREATE FUNCTION embedding_studio.each_word(given text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ARRAY(SELECT '\m' || word || '\M' FROM unnest(embedding_studio.words(given)) AS word);
 
--- What a path leads to if it is a text, else NULL.
-CREATE FUNCTION embedding_studio.text_at(payload jsonb, path jsonpath) RETURNS text
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    RETURN CASE jsonb_typeof(jsonb_path_query_first(payload, path, '{}', true))
-        WHEN 'string' THEN jsonb_path_query_first(payload, path, '{}', true) #>> '{}'
-    END;
+-- The pattern of a text's words, one after the other.
+CREATE FUNCTION embedding_studio.phrase(given text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ARRAY[coalesce('\m' || nullif(array_to_string(embedding_studio.words(given), '\W+'), '') || '\M', '')];

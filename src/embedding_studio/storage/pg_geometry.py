@@ -1,0 +1,71 @@
+"""How a collection's metric and aggregation are put to pgvector."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import Collection
+from embedding_studio.embeddings.preparation import prepare_vectors
+from embedding_studio.storage.pg_collections import schema_of
+from embedding_studio.storage.ports import Vectors
+
+LARGEST_INDEXED_DIMENSIONS = 2000
+"""pgvector indexes more at half precision only; originals and distances keep full precision all the same."""
+
+_OPERATORS = {MetricType.COSINE: "<=>", MetricType.DOT: "<#>", MetricType.EUCLID: "<->"}
+_OPERATOR_CLASSES = {"<=>": "cosine", "<#>": "ip", "<->": "l2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What is compared with what.
+
+    Under AVG the mean over all pairs is, for cosine and dot, one inner product of two means, so one vector
+    an object is compared. For euclid it is not, and the means only find candidates.
+    """
+
+    index: SearchIndexInfo
+
+    @property
+    def has_averages(self) -> bool:
+        return self.index.metric_aggregation_type is MetricAggregationType.AVG
+
+    @property
+    def averages_decide(self) -> bool:
+        return self.has_averages and self.index.metric_type is not MetricType.EUCLID
+
+    @property
+    def operator(self) -> str:
+        return "<#>" if self.averages_decide else _OPERATORS[self.index.metric_type]
+
+    @property
+    def offset(self) -> float:
+        """What makes the operator's result the distance."""
+        return 1.0 if self.averages_decide and self.index.metric_type is MetricType.COSINE else 0.0
+
+    def average(self, parts: Vectors) -> Vectors:
+        """Return [D], the mean of [P, D]; for cosine the mean of the directions."""
+        mean: NDArray[np.float64] = prepare_vectors(parts, self.index.metric_type).mean(axis=0, dtype=np.float64)
+        return mean.astype(np.float32)
+
+    def pieces(self, collection: Collection) -> dict[str, sql.Composable]:
+        """Return the pieces of SQL in which collections differ."""
+        D = self.index.dimensions or 0
+        kind = "vector" if D <= LARGEST_INDEXED_DIMENSIONS else "halfvec"
+        hnsw = self.index.hnsw
+        return {
+            "schema": schema_of(collection),
+            "operator": sql.SQL(self.operator),
+            "operator_class": sql.SQL(f"{kind}_{_OPERATOR_CLASSES[self.operator]}_ops"),
+            "cast": sql.SQL("" if kind == "vector" else f"::halfvec({D})"),
+            "aggregate": sql.SQL("avg" if self.has_averages and not self.averages_decide else "min"),
+            "m": sql.Literal(hnsw.m),
+            "ef_construction": sql.Literal(max(hnsw.ef_construction, 2 * hnsw.m)),  # pgvector wants that many
+        }
+
+
+def index_name(collection: Collection) -> str:
+    return f"collection_{collection.collection_id}.parts_nearest"

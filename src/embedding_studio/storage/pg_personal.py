@@ -1,0 +1,199 @@
+"""What is learnt about users, in PostgreSQL: written as a whole in one transaction, read for one user."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from pgvector import Vector
+from psycopg import sql
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.objects import (
+    Collection,
+    MovedObject,
+    Neighbour,
+    PersonalState,
+    QueryMemory,
+)
+from embedding_studio.domain.sessions import RecordedSession
+from embedding_studio.storage.pg_clickstream import (
+    built_session,
+    load_results_and_events,
+    lock_users,
+    packed,
+    unpacked,
+)
+from embedding_studio.storage.pg_collections import names_of, schema_of, share_collection
+from embedding_studio.storage.pg_database import Connection, Database
+from embedding_studio.storage.pg_nearest import Moved, NearestSearch
+from embedding_studio.storage.pg_objects import grouped_parts
+from embedding_studio.storage.pg_orders import complete
+from embedding_studio.storage.ports import OrderOutcome, Vectors
+from embedding_studio.storage.sql import statements
+
+_SQL = statements("personal.sql")
+
+Row = tuple[Any, ...]
+
+
+class PostgresPersonal:
+    def __init__(self, database: Database, search: NearestSearch) -> None:
+        self._database = database
+        self._search = search
+
+    def active_memories(
+        self, collection: Collection, user_id: str, query: Vectors, threshold: float
+    ) -> list[QueryMemory]:
+        given = {"user_id": user_id, "query": _vector(query), "threshold": threshold}
+        statement = _of(collection, "active_memories")
+        return self._database.read(
+            lambda connection: [_memory(row) for row in connection.execute(statement, given, binary=True)]
+        )
+
+    def candidates(
+        self,
+        collection: Collection,
+        user_id: str,
+        queries: Vectors,
+        limit: int,
+        moved_ids: Sequence[str],
+        *,
+        filter: PayloadFilter | None = None,  # noqa: A002, the port's name
+    ) -> tuple[list[Neighbour], list[MovedObject]]:
+        moved = Moved(user_id, moved_ids)
+        return self._database.read(
+            lambda connection: self._search(connection, collection, queries, limit, filter, moved)
+        )
+
+    def state(self, collection: Collection, user_id: str) -> PersonalState:
+        given = {"user_id": user_id}
+
+        def work(connection: Connection) -> PersonalState:
+            with connection.pipeline():
+                memories = connection.execute(_of(collection, "memories"), given, binary=True)
+                vectors = connection.execute(_of(collection, "vectors"), given, binary=True)
+            return PersonalState(tuple(map(_memory, memories)), grouped_parts(vectors))
+
+        return self._database.read(work)
+
+    @contextmanager
+    def learning(self, collection: Collection, user_ids: Sequence[str]) -> Iterator["PostgresLearning"]:
+        with self._database.transaction() as connection:
+            share_collection(connection, collection)
+            lock_users(connection, user_ids)
+            yield PostgresLearning(connection, collection, user_ids)
+
+
+class PostgresLearning:
+    """A ``LearningTransaction``. Everything is loaded and stored for all users at once."""
+
+    def __init__(self, connection: Connection, collection: Collection, user_ids: Sequence[str]) -> None:
+        self._connection = connection
+        self._collection = collection
+        self._user_ids = list(dict.fromkeys(user_ids))
+        self._names = names_of(connection, collection)
+
+    def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
+        given = {
+            "user_ids": self._user_ids,
+            "collections": self._names,
+            "limit_per_user": limit_per_user,
+        }
+        rows = self._connection.execute(_SQL["recent_sessions"], given, binary=True).fetchall()
+        results, events = load_results_and_events(self._connection, [row[0] for row in rows])
+        recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in self._user_ids}
+        for *fields, query_vectors, dimensions in rows:
+            session = built_session(tuple(fields), results.get(fields[0], ()), events.get(fields[0], ()))
+            fits = dimensions == self._collection.index.dimensions
+            vectors = unpacked(query_vectors, dimensions) if fits else None
+            recent[fields[2]].append(RecordedSession(session, vectors))
+        return recent
+
+    def originals(self, object_ids: Iterable[str]) -> dict[str, Vectors]:
+        given = {"object_ids": list(set(object_ids))}
+        return grouped_parts(
+            self._connection.execute(_of(self._collection, "originals"), given, binary=True)
+        )
+
+    def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
+        columns = [packed(parts) for parts in vectors.values()]
+        given = {
+            "session_ids": list(vectors),
+            "query_vectors": [column["query_vectors"] for column in columns],
+            "query_dimensions": [column["query_dimensions"] for column in columns],
+        }
+        self._connection.execute(_SQL["store_query_vectors"], given)
+
+    def replace_states(self, states: Mapping[str, PersonalState]) -> None:
+        assert states.keys() <= set(self._user_ids), "a user is not locked by this transaction"
+        given = {"user_ids": list(states)}
+        with self._connection.pipeline():
+            self._connection.execute(_of(self._collection, "delete_vectors"), given)
+            self._connection.execute(_of(self._collection, "delete_memories"), given)
+        self._copy("copy_vectors", ["text", "text", "int4", "vector"], _vector_rows(states))
+        self._copy(
+            "copy_memories",
+            ["text", "text", "text", "int8", "vector", "vector", "text[]", "text[]"],
+            _memory_rows(states),
+        )
+
+    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
+        complete(self._connection, token, outcomes)
+
+    def _copy(self, name: str, types: Sequence[str], rows: Iterator[Row]) -> None:
+        first = next(rows, None)
+        if first is None:
+            return
+        with (
+            self._connection.cursor() as cursor,
+            cursor.copy(_of(self._collection, name)) as copy,
+        ):
+            copy.set_types(types)
+            for row in chain([first], rows):
+                copy.write_row(row)
+
+
+def _of(collection: Collection, name: str) -> sql.Composed:
+    return _SQL[name].format(schema=schema_of(collection))
+
+
+def _vector(values: Vectors) -> Vector:
+    return Vector(np.asarray(values, dtype=np.float32))
+
+
+def _vector_rows(states: Mapping[str, PersonalState]) -> Iterator[Row]:
+    """Yield rows in the order of their key, so that what one search reads stands together."""
+    for user_id, state in sorted(states.items()):
+        for object_id, parts in sorted(state.vectors.items()):
+            for part_no, part in enumerate(parts):
+                yield user_id, object_id, part_no, _vector(part)
+
+
+def _memory_rows(states: Mapping[str, PersonalState]) -> Iterator[Row]:
+    for user_id, state in sorted(states.items()):
+        for memory in state.memories:
+            yield (
+                user_id,
+                memory.session_id,
+                memory.search_query,
+                memory.created_at,
+                _vector(memory.query),
+                _vector(memory.clicked_mean),
+                list(memory.clicked_ids),
+                list(memory.moved_ids),
+            )
+
+
+def _memory(row: Row) -> QueryMemory:
+    session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids = row
+    return QueryMemory(
+        session_id,
+        search_query,
+        created_at,
+        query.to_numpy(),
+        clicked_mean.to_numpy(),
+        tuple(clicked_ids),
+        tuple(moved_ids),
+    )

@@ -1,0 +1,57 @@
+"""Storage in PostgreSQL with pgvector: the product's. Many processes may use one database at once.
+
+    pg_database     connections, transactions, errors
+    pg_collections  a schema each: objects, parts, personal_parts, query_memory
+    pg_objects      originals                 pg_nearest, pg_filters, pg_geometry  search among them
+    pg_clickstream  sessions and events       pg_orders  the queue
+    pg_personal     what is learnt
+
+Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
+"""
+
+from collections.abc import Collection as Container
+
+from embedding_studio.storage.pg_clickstream import PostgresClickstream
+from embedding_studio.storage.pg_collections import PostgresCollections
+from embedding_studio.storage.pg_database import Database
+from embedding_studio.storage.pg_nearest import NearestSearch
+from embedding_studio.storage.pg_objects import PostgresObjects
+from embedding_studio.storage.pg_orders import PostgresOrders
+from embedding_studio.storage.pg_personal import PostgresPersonal
+
+
+class PostgresStorage:
+    """All of ``ports.Storage``, open from its creation until ``close``.
+
+    Args:
+        database_url: of a PostgreSQL 15 or later with pgvector 0.8 or later; its tables are brought up to
+            date.
+        order_on: event types that place an order.
+        pool_size: connections at the most; one more listens for orders while ``orders.wait`` is used.
+
+    Raises:
+        StorageUnavailableError: no server answers there.
+        UnsupportedDatabaseError: the server is too old, or has no pgvector.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"}),
+        pool_size: int = 10,
+    ) -> None:
+        self._database = Database(database_url, pool_size=pool_size)
+        search = NearestSearch()
+        self.collections = PostgresCollections(self._database)
+        self.objects = PostgresObjects(self._database, search)
+        self.clickstream = PostgresClickstream(self._database, order_on)
+        self.orders = PostgresOrders(self._database)
+        self.personal = PostgresPersonal(self._database, search)
+
+    def ping(self) -> None:
+        self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())
+
+    def close(self) -> None:
+        self.orders.close()
+        self._database.close()

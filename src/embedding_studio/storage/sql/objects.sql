@@ -1,0 +1,54 @@
+-- name: existing_parts
+SELECT object_id, embedding
+FROM {schema}.parts
+WHERE object_id = ANY(%(object_ids)s::text[]) AND NOT is_average
+ORDER BY object_id, part_no
+
+-- name: delete_parts
+DELETE FROM {schema}.parts WHERE object_id = ANY(%(object_ids)s::text[])
+
+-- name: upsert_objects
+INSERT INTO {schema}.objects (object_id, payload, content_hash)
+SELECT * FROM unnest(%(object_ids)s::text[], %(payloads)s::jsonb[], %(content_hashes)s::text[])
+ON CONFLICT (object_id) DO UPDATE SET payload = excluded.payload, content_hash = excluded.content_hash
+
+-- name: insert_parts
+INSERT INTO {schema}.parts (object_id, part_no, is_average, embedding)
+SELECT object_id, part_no, part_no < 0, embedding
+FROM unnest(%(object_ids)s::text[], %(part_nos)s::int[], %(embeddings)b::vector[])
+    AS part(object_id, part_no, embedding)
+
+-- name: drop_copies
+-- The users of whom something was learnt from these objects: a copy was moved, or a click remembered.
+WITH dropped AS (
+    DELETE FROM {schema}.personal_parts WHERE object_id = ANY(%(object_ids)s::text[]) RETURNING user_id
+)
+SELECT user_id FROM dropped
+UNION
+SELECT user_id FROM {schema}.query_memory WHERE clicked_ids && %(object_ids)s::text[]
+
+-- name: delete
+DELETE FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])
+
+-- name: get
+SELECT object_id, payload, content_hash
+FROM {schema}.objects
+WHERE object_id = ANY(%(object_ids)s::text[])
+
+-- name: content_hashes
+SELECT object_id, content_hash
+FROM {schema}.objects
+WHERE object_id = ANY(%(object_ids)s::text[]) AND content_hash IS NOT NULL
+
+-- name: count
+SELECT count(*) FROM {schema}.objects
+
+-- name: needs_index
+SELECT to_regclass(%(index)s) IS NULL
+    AND (SELECT count(*) FROM (SELECT FROM {schema}.parts LIMIT %(large)s) AS counted) = %(large)s
+
+-- name: create_index
+CREATE INDEX parts_nearest ON {schema}.parts
+USING hnsw ((embedding{cast}) {operator_class})
+WITH (m = {m}, ef_construction = {ef_construction})
+WHERE is_average = {is_average}

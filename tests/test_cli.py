@@ -1,0 +1,48 @@
+import json
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from embedding_studio.cli import app
+from embedding_studio.settings import Settings
+
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_the_verbs_are_those_that_people_know():
+    assert sorted(
+        [
+            "index",
+            "search",
+            "serve",
+            "worker",
+            "improve",
+            "demo",
+            "migrate",
+            "settings",
+            "collections",
+            "forget",
+        ]
+    ) == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_explains_itself(name):
+    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+
+    assert command.help
+    assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
+
+
+def test_settings_are_listed_with_secrets_hidden(monkeypatch):
+    monkeypatch.setenv("ADMIN_API_KEY", "very-secret")
+
+    listed = CliRunner().invoke(app, ["settings", "--json"])
+
+    assert set(json.loads(listed.stdout)) == set(Settings.model_fields)
+    assert "very-secret" not in listed.stdout
+
+
+def test_a_wrong_option_exits_with_2():
+    assert CliRunner().invoke(app, ["search", "x", "--limit", "0"]).exit_code == 2

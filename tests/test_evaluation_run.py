@@ -1,0 +1,379 @@
+"""An evaluation as a whole: simulated users, the product, the reference formula, and what is reported."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from embedding_studio.errors import InvalidDataError, InvalidInputError
+from embedding_studio.evaluation import Evaluation, evaluate, html_report, markdown, table
+from embedding_studio.evaluation.clicks import CLICK_MODELS, click_draws
+from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery, load_collection
+from embedding_studio.evaluation.methods import Catalogue, Product, Ranked, ServedSession, UngatedCopies
+from embedding_studio.evaluation.run import compare
+from embedding_studio.evaluation.taste import load_tastes
+from embedding_studio.evaluation.users import SimulatedUser, simulate_users
+from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.ports import Storage
+from evaluation_world import WordEmbedder, write_collection, write_ratings
+
+EMBEDDER = WordEmbedder()
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real collections are not at {REAL}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_collection(tmp_path_factory.mktemp("evaluation") / "small")
+
+
+@pytest.fixture(scope="module")
+def collection(folder: Path) -> JudgedCollection:
+    return load_collection(folder, embedder=EMBEDDER, seed=0)
+
+
+@pytest.fixture(scope="module")
+def users(collection: JudgedCollection) -> list[SimulatedUser]:
+    return simulate_users(collection, users=13, sessions=5, embedder=EMBEDDER, seed=0)
+
+
+class PlainSearch:
+    """A method that learns nothing, and notes what it was given."""
+
+    def __init__(self, storage: Storage, collection: JudgedCollection) -> None:
+        self._catalogue = Catalogue(Product(storage, collection)._collection.index, collection)
+        self.learnt: list[ServedSession] = []
+        self.is_closed = False
+
+    def serve(self, user_id: str, query: JudgedQuery, number: int) -> list[str]:  # noqa: ARG002, as methods are
+        return [object_id for object_id, _ in self.rank(user_id, query)]
+
+    def learn(self, sessions: Sequence[ServedSession]) -> None:
+        self.learnt += sessions
+
+    def rank(self, user_id: str | None, query: JudgedQuery) -> list[Ranked]:  # noqa: ARG002, as above
+        return self._catalogue.nearest(query, {})
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def without_times(evaluation: Evaluation) -> dict:
+    told = evaluation.to_json()
+    for method in told["methods"].values():
+        del method["milliseconds_per_session"]
+    return told
+
+
+def test_equal_runs_give_equal_numbers(folder: Path) -> None:
+    one, again, other = (
+        evaluate(folder, embedder=EMBEDDER, methods=["default", "copies"], users=7, sessions=4, seed=seed)
+        for seed in (1, 1, 2)
+    )
+
+    assert without_times(one) == without_times(again)
+    assert without_times(one) != without_times(other)
+
+
+def test_a_method_that_learns_nothing_differs_from_plain_search_in_nothing(
+    collection: JudgedCollection, users: list[SimulatedUser]
+) -> None:
+    found = compare(collection, users, {"plain": PlainSearch}).methods["plain"]
+
+    assert set(found.after) == {1, 3, 5}
+    for slices in found.after.values():
+        assert set(slices) == {"same", "para", "near", "far"}
+        for measured in slices.values():
+            assert measured.identical == 1
+            assert measured.ndcg == measured.plain
+            assert (measured.difference.low, measured.difference.mean, measured.difference.high) == (0, 0, 0)
+
+
+def test_methods_are_compared_on_the_same_queries_and_the_same_clicks(
+    collection: JudgedCollection, users: list[SimulatedUser]
+) -> None:
+    opened: list[PlainSearch] = []
+
+    def open_plain(storage: Storage, judged: JudgedCollection) -> PlainSearch:
+        opened.append(PlainSearch(storage, judged))
+        return opened[-1]
+
+    compare(collection, users, {"one": open_plain, "other": open_plain}, seed=3)
+
+    one, other = ([(s.user_id, s.number, s.shown, s.clicked) for s in method.learnt] for method in opened)
+    assert one == other
+    assert all(method.is_closed for method in opened)
+    expected = [
+        clicked
+        for number in range(5)
+        for user in users
+        if (
+            clicked := CLICK_MODELS["standard"].clicked(
+                opened[0].serve("", user.issued[number], number),
+                user.issued[number].grades,
+                highest_grade=2,
+                draws=click_draws(3, user.number, number, 10),
+            )
+        )
+    ]
+    assert [list(clicked) for _, _, _, clicked in one] == expected
+
+
+@pytest.mark.parametrize("clicks", CLICK_MODELS)
+def test_the_default_helps_where_users_ask_again_and_leaves_other_searches_alone(
+    folder: Path, clicks: str
+) -> None:
+    after = evaluate(folder, embedder=EMBEDDER, clicks=clicks, users=20, seed=0).methods["default"].after[10]
+
+    assert after["same"].difference.mean >= 0
+    assert after["para"].difference.mean >= 0
+    assert after["far"].identical == 1
+    if clicks == "perfect":
+        assert after["same"].difference.low > 0.1
+        assert after["para"].difference.low > 0
+
+
+def test_the_reference_formula_does_harm_even_to_the_query_that_was_clicked(folder: Path) -> None:
+    found = evaluate(folder, embedder=EMBEDDER, methods=["reference", "default"], users=11, seed=0).methods
+
+    assert found["reference"].after[10]["same"].difference.high < 0
+    assert found["default"].after[10]["same"].difference.mean > 0
+
+
+def live(method: Product, users: Sequence[SimulatedUser]) -> list[list[Ranked]]:
+    """Return what each user finds after three sessions in which they clicked all that is relevant."""
+    for number in range(3):
+        served = []
+        for user in users:
+            query = user.issued[number]
+            shown = method.serve(str(user.number), query, number)
+            clicked = tuple(object_id for object_id in shown if object_id in query.grades)
+            served.append(ServedSession(str(user.number), number, query, tuple(shown), clicked))
+        method.learn([session for session in served if session.clicked])
+    return [
+        method.rank(str(user.number), query)
+        for user in users
+        for queries in user.slices.values()
+        for query in queries
+    ]
+
+
+@pytest.mark.parametrize("kind", [Product, UngatedCopies])
+def test_postgresql_and_memory_give_the_same_ranking(
+    collection: JudgedCollection,
+    users: list[SimulatedUser],
+    new_postgres_storage: Callable[[], AbstractContextManager[Storage]],
+    kind: type[Product],
+) -> None:
+    in_memory = live(kind(MemoryStorage(), collection), users)
+    with new_postgres_storage() as storage:
+        in_postgres = live(kind(storage, collection), users)
+
+    assert [[object_id for object_id, _ in ranked] for ranked in in_postgres] == [
+        [object_id for object_id, _ in ranked] for ranked in in_memory
+    ]
+    np.testing.assert_allclose(
+        [[distance for _, distance in ranked] for ranked in in_postgres],
+        [[distance for _, distance in ranked] for ranked in in_memory],
+        atol=1e-5,
+    )
+
+
+def test_an_evaluation_in_a_database_gives_the_same_numbers_and_leaves_nothing_behind(
+    folder: Path, new_postgres_storage: Callable[[], AbstractContextManager[Storage]]
+) -> None:
+    in_memory = evaluate(folder, embedder=EMBEDDER, users=5, sessions=3)
+    with new_postgres_storage() as storage:
+        still_open = _Lent(storage)
+        in_postgres = evaluate(
+            folder, embedder=EMBEDDER, users=5, sessions=3, open_storage=lambda: still_open
+        )
+        left = storage.collections.list(), storage.orders.list()
+
+    assert without_times(in_postgres) == without_times(in_memory)
+    assert left == ([], [])
+
+
+class _Lent:
+    """A storage that stays open when whoever borrowed it closes it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.collections = storage.collections
+        self.objects = storage.objects
+        self.clickstream = storage.clickstream
+        self.orders = storage.orders
+        self.personal = storage.personal
+        self.ping = storage.ping
+
+    def close(self) -> None:
+        """Leave it open."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"methods": ["defualt"]},
+            "no method 'defualt' to evaluate; choose from reference, torch, copies, default",
+        ),
+        ({"methods": []}, "no method is named"),
+        ({"clicks": "wild"}, "no clicks called 'wild'; choose from standard, noisy, perfect"),
+        ({"users": 0}, "0 users with 10 sessions"),
+        ({"sessions": 0}, "200 users with 0 sessions"),
+    ],
+)
+def test_a_wish_that_means_nothing_is_refused_before_anything_is_read(arguments, sentence: str) -> None:
+    with pytest.raises(InvalidInputError, match=sentence):
+        evaluate("nowhere", embedder=EMBEDDER, **arguments)
+
+
+def test_progress_is_told_of_every_session(folder: Path) -> None:
+    told = []
+
+    evaluate(
+        folder,
+        embedder=EMBEDDER,
+        users=3,
+        sessions=2,
+        progress=lambda what, done, total: told.append((what, done, total)),
+    )
+
+    assert told[-2:] == [("default", 1, 2), ("default", 2, 2)]
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder: Path) -> Evaluation:
+    return evaluate(folder, embedder=EMBEDDER, methods=["reference", "default"], users=7, sessions=4, seed=1)
+
+
+def test_the_table_holds_every_method_checkpoint_and_slice(evaluation: Evaluation) -> None:
+    console = Console(width=160, file=io.StringIO(), record=True)
+
+    console.print(table(evaluation))
+
+    rows = re.findall(r"(reference|default) *│ *(\d+) │ (\w+)", console.export_text())
+    assert rows == [
+        (method, sessions, slice_name)
+        for method in ("reference", "default")
+        for sessions in ("1", "3", "4")
+        for slice_name in ("same", "para", "near", "far")
+    ]
+
+
+def test_the_markdown_page_begins_with_its_command_and_holds_every_number(evaluation: Evaluation) -> None:
+    page = markdown([evaluation, replace(evaluation, collection="another")], "embedding-studio evaluate here")
+
+    assert "$ embedding-studio evaluate here\n" in page
+    assert "## small: 120 items, 7 users with 4 sessions" in page
+    assert "## another: 120 items" in page
+    difference = evaluation.methods["default"].after[4]["same"].difference
+    row = next(line for line in page.splitlines() if line.startswith("| default | 4 |"))
+    assert f"{difference.mean:+.3f}".replace("0.", ".", 1) in row
+    assert f"({difference.better:.0%} / {difference.worse:.0%})" in row
+    assert "0, identical lists" in row
+
+
+def test_the_html_report_is_one_file_with_pictures_that_asks_for_nothing_else(evaluation: Evaluation) -> None:
+    page = html_report([evaluation])
+
+    assert page.count("<svg") == 1
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert "<script" not in page
+    assert page.count("<tr>") == 1 + 2 * 3 * 4
+    assert page == html_report([evaluation])
+
+
+def test_a_collection_name_cannot_break_the_report(evaluation: Evaluation) -> None:
+    page = html_report([replace(evaluation, collection="<b>&")])
+
+    assert "&lt;b&gt;&amp;: 120 items" in page
+    assert "<b>" not in page
+
+
+def test_tastes_are_measured_on_what_each_user_liked(tmp_path: Path) -> None:
+    folder = write_ratings(tmp_path / "films")
+
+    found = evaluate(folder, embedder=EMBEDDER, users=9, sessions=6, clicks="perfect", seed=0)
+
+    assert found.users == 9
+    after = found.methods["default"].after[6]
+    assert set(after) >= {"same", "para", "unseen"}
+    assert after["same"].difference.mean > 0
+
+
+def test_what_a_user_liked_later_is_never_clicked(tmp_path: Path) -> None:
+    collection, users = load_tastes(
+        write_ratings(tmp_path / "films"), users=9, sessions=6, embedder=EMBEDDER, seed=0
+    )
+
+    assert len(users) == 9
+    for user in users:
+        earlier, later = user.slices["same"][0].grades, user.slices["unseen"][0].grades
+        assert earlier
+        assert later
+        assert not earlier.keys() & later.keys()
+        assert user.issued[0].grades == earlier
+        assert later.keys() <= set(collection.item_ids)
+
+
+def test_ratings_that_cannot_be_read_get_one_clear_sentence(tmp_path: Path) -> None:
+    folder = write_ratings(tmp_path / "films")
+    (folder / "interactions.tsv").write_text("1\t2\tgreat\t3\n")
+
+    with pytest.raises(InvalidDataError, match="line 1 needs user, item, rating and seconds"):
+        evaluate(folder, embedder=EMBEDDER)
+
+
+def test_ratings_that_nobody_repeats_cannot_be_measured(tmp_path: Path) -> None:
+    folder = write_ratings(tmp_path / "films")
+    (folder / "interactions.tsv").write_text("1\tfilm-0\t5\t3\n")
+
+    with pytest.raises(InvalidDataError, match=r"nobody in .* likes 6 films of one genre"):
+        evaluate(folder, embedder=EMBEDDER)
+
+
+@real_data
+@pytest.mark.parametrize("name", ["cranfield", "nfcorpus"])
+def test_on_real_judgements_the_default_helps_and_the_reference_formula_harms(name: str) -> None:
+    from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
+
+    found = evaluate(
+        REAL / name,
+        embedder=SentenceTransformersEmbedder("all-MiniLM-L6-v2"),
+        methods=["default", "reference"],
+        users=60,
+        seed=1,
+    ).methods
+
+    default, reference = found["default"].after[10], found["reference"].after[10]
+    assert default["same"].difference.low > 0
+    assert default["para"].difference.low > 0
+    assert default["near"].difference.mean > -0.01
+    assert default["far"].identical == 1
+    assert reference["same"].difference.high < 0
+
+
+@real_data
+@pytest.mark.parametrize("name", ["cranfield", "nfcorpus"])
+def test_with_noisy_clicks_on_real_judgements_the_mean_stays_above_plain_search(name: str) -> None:
+    from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
+
+    found = evaluate(
+        REAL / name,
+        embedder=SentenceTransformersEmbedder("all-MiniLM-L6-v2"),
+        clicks="noisy",
+        users=60,
+        seed=1,
+    )
+
+    after = found.methods["default"].after[10]
+    assert after["same"].difference.mean >= 0
+    assert after["para"].difference.mean >= 0
+    assert after["far"].identical == 1

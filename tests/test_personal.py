@@ -1,0 +1,151 @@
+"""Axes: J remembered queries · Q parts of a query · P parts of an object · D dimensions."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.embeddings.personal import (
+    blend,
+    clicked_mean,
+    gates,
+    object_gates,
+    query_mean,
+    shift_query,
+)
+
+COSINE = SearchIndexInfo(metric_type=MetricType.COSINE)
+DOT = SearchIndexInfo(metric_type=MetricType.DOT)
+EUCLID = SearchIndexInfo(metric_type=MetricType.EUCLID)
+
+
+def f32(*rows):
+    return np.array(rows, dtype=np.float32)
+
+
+def at_angle(degrees, norm=1.0):
+    return (norm * np.cos(np.radians(degrees)), norm * np.sin(np.radians(degrees)))
+
+
+@pytest.mark.parametrize("index", [COSINE, DOT, EUCLID])
+def test_the_gate_is_closed_up_to_the_threshold_and_opens_linearly_in_the_cosine(index):
+    query = f32(1, 0)
+    remembered = f32(
+        (1, 0), at_angle(np.degrees(np.arccos(0.9))), (0.75, np.sqrt(1 - 0.75**2)), (0, 1), (-1, 0)
+    )
+
+    opened = gates(index, query, remembered, 0.75)
+
+    assert opened == pytest.approx([1.0, 0.6, 0.0, 0.0, 0.0], abs=1e-6)  # (0.9 - 0.75) / (1 - 0.75)
+
+
+@pytest.mark.parametrize(("index", "opened"), [(COSINE, 1.0), (DOT, 1.0), (EUCLID, 0.0)])
+def test_lengths_count_for_the_gate_under_euclid_alone(index, opened):
+    remembered = f32((2, 0))  # closeness under euclid: 1 - 1 / (2 * 1 * 2) = 0.75
+
+    assert gates(index, f32(1, 0), remembered, 0.75) == pytest.approx([opened])
+
+
+@pytest.mark.parametrize("index", [COSINE, DOT, EUCLID])
+def test_a_zero_query_is_near_nothing(index):
+    assert gates(index, f32(0, 0), f32((1, 0), (0, 0)), 0.0).tolist() == [0, 0]
+    assert gates(index, f32(1, 0), f32((0, 0)), 0.0).tolist() == [0]
+
+
+def test_no_memory_opens_no_gate():
+    assert gates(COSINE, f32(1, 0), np.zeros((0, 2), np.float32), 0.75).shape == (0,)
+
+
+def test_a_query_is_remembered_by_the_mean_of_its_parts():
+    parts = f32((3, 0), (0, 1))
+
+    np.testing.assert_allclose(query_mean(COSINE, parts), at_angle(45), rtol=1e-6)
+    np.testing.assert_allclose(query_mean(DOT, parts), (1.5, 0.5))
+    np.testing.assert_allclose(query_mean(EUCLID, parts), (1.5, 0.5))
+
+
+def test_a_query_whose_parts_cancel_out_is_remembered_as_zero():
+    assert query_mean(COSINE, f32((1, 0), (-1, 0))).tolist() == [0, 0]
+
+
+def test_an_object_of_several_parts_is_clicked_for_its_best_part_under_min():
+    clicked = [f32((0, 2), (2, 0), (-2, 0)), f32((0, 5))]
+
+    mean = clicked_mean(COSINE, f32((1, 0)), clicked, [1.0, 3.0])
+
+    np.testing.assert_allclose(mean, (0.25, 0.75))
+
+
+def test_an_object_of_several_parts_is_clicked_for_all_of_them_under_avg():
+    index = SearchIndexInfo(metric_type=MetricType.EUCLID, metric_aggregation_type=MetricAggregationType.AVG)
+
+    mean = clicked_mean(index, f32((1, 0)), [f32((0, 2), (2, 0), (-2, 1))], [2.0])
+
+    np.testing.assert_allclose(mean, (0, 1))
+
+
+@pytest.mark.parametrize("index", [COSINE, DOT, EUCLID])
+def test_a_query_with_all_gates_closed_is_the_very_same_array(index):
+    query = f32((1, 0, 0), (0, 1, 0))
+
+    assert shift_query(index, query, np.zeros(2), f32((0, 0, 1), (0, 1, 0)), 1.0) is query
+    assert shift_query(index, query, np.zeros(0), np.zeros((0, 3), np.float32), 1.0) is query
+    assert shift_query(index, query, np.ones(2), f32((0, 0, 1), (0, 1, 0)), 0.0) is query
+
+
+def test_an_open_gate_shifts_the_direction_by_half_the_clicked_mean():
+    shifted = shift_query(COSINE, f32((1, 0)), np.array([1.0]), f32((0, 1)), 1.0)
+
+    # q + mu k / (1 + k) = (1, 0.5), at length 1
+    np.testing.assert_allclose(shifted, [(1 / np.sqrt(1.25), 0.5 / np.sqrt(1.25))], rtol=1e-6)
+
+
+def test_the_norm_of_every_part_is_kept_for_dot():
+    queries = f32((3, 0), (0, 7), (0, 0))
+
+    shifted = shift_query(DOT, queries, np.array([0.5, 1.0]), f32((0.6, 0.8), (0, 1)), 1.0)
+
+    np.testing.assert_allclose(np.linalg.norm(shifted, axis=1), [3, 7, 0], rtol=1e-6)
+
+
+def test_the_shift_under_euclid_goes_along_the_line_to_the_clicked_mean():
+    shifted = shift_query(EUCLID, f32((3, 0), (0, 3)), np.array([1.0]), f32((0, 0)), 1.0)
+
+    np.testing.assert_allclose(shifted, [(2, 0), (0, 2)], rtol=1e-6)  # a = 1/2: a third of the way
+
+
+def test_a_pull_that_cancels_the_query_out_leaves_it():
+    query = f32((1, 0))
+
+    np.testing.assert_array_equal(shift_query(COSINE, query, np.array([1.0]), f32((-1, 0)), 2.0), query)
+
+
+@given(seed=st.integers(0, 2**32 - 1), index=st.sampled_from([COSINE, DOT, EUCLID]))
+def test_the_shifted_query_is_never_farther_from_the_clicked_mean(seed, index):
+    rng = np.random.default_rng(seed)
+    query, mean = rng.normal(size=(1, 5)).astype(np.float32), rng.normal(size=(1, 5)).astype(np.float32)
+
+    def distance(vectors):
+        if index is EUCLID:
+            return np.linalg.norm(vectors - mean)
+        return -(vectors @ mean.T).item()
+
+    shifted = shift_query(
+        index, query if index is not COSINE else query / np.linalg.norm(query), rng.random(1), mean, 1.0
+    )
+
+    start = query if index is not COSINE else query / np.linalg.norm(query)
+    assert distance(shifted) <= distance(start) + 1e-5
+
+
+def test_an_object_counts_by_twice_the_widest_gate_that_moved_it():
+    opened = object_gates(np.array([0.2, 0.3, 0.9, 0.0]), [["a", "b"], ["b"], ["c"], ["d"]])
+
+    assert opened == {"a": 0.4, "b": 0.6, "c": 1.0}
+
+
+def test_a_closed_gate_leaves_the_original_similarity_in_every_bit():
+    assert blend(0.1, 0.7, 0.0) == 0.1
+    assert blend(0.1, 0.7, 1.0) == 0.7
+    assert blend(np.array([0.0, 1.0]), np.array([1.0, 0.0]), np.array([0.25, 0.25])).tolist() == [0.25, 0.75]
