@@ -249,7 +249,8 @@ def test_a_start_that_is_repeated_needs_one_stop(data_dir):
     assert postmasters(data_dir) == []
 
 
-def test_processes_that_start_together_share_one_server(data_dir, client):
+def test_processes_that_start_together_share_one_server(folder, client):
+    data_dir = folder / "new"
     processes = [client(CLIENT, data_dir) for _ in range(3)]
 
     urls = {process.stdout.readline().strip() for process in processes}
@@ -454,6 +455,8 @@ def test_a_socket_folder_that_others_can_enter_is_refused(folder, template):
     with EmbeddedServer(long) as url, psycopg.connect(url) as connection:
         socket_folder = Path(connection.info.host)
     socket_folder.mkdir(mode=0o755)
+    owner = (long / "postgres").stat()
+    os.chown(socket_folder, owner.st_uid, owner.st_gid)
 
     with pytest.raises(StorageUnavailableError, match="somebody else's"):
         EmbeddedServer(long).start()

@@ -409,6 +409,13 @@ def test_a_zero_vector_is_a_point_where_direction_does_not_count(storage, metric
     assert storage.objects.nearest(shoes, vectors([0, 0, 0]), 5) == [Neighbour("a", 0.0, {})]
 
 
+def test_a_payload_that_is_not_json_is_refused_and_nothing_is_stored(storage, films):
+    with pytest.raises(InvalidInputError):
+        storage.objects.upsert(films, [thing("d", [1, 0, 0]), thing("e", [1, 0, 0], price=float("nan"))])
+
+    assert storage.objects.count(films) == 3
+
+
 def test_content_hashes_are_told_of_those_that_exist_and_have_one(storage):
     shoes = storage.collections.create("shoes", index())
     storage.objects.upsert(shoes, [thing("a", [1, 0, 0], content_hash="h"), thing("b", [1, 0, 0])])

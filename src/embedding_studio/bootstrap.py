@@ -157,7 +157,7 @@ class Context:
             index: metric and aggregation of a new one; the plugin's if absent.
 
         Raises:
-            EmbeddingError: it would have to be made, and neither ``index`` nor an embedder says its size.
+            CollectionNotFoundError: there is none, and neither ``index`` nor an embedder says its size.
             ConflictError: it exists and is of another kind than ``index`` asks for.
         """
         try:
@@ -169,8 +169,8 @@ class Context:
         wanted = index or self.plugin.get_search_index_info()
         if wanted.dimensions is None:
             if self.embedder is None:
-                raise EmbeddingError(
-                    f"the collection {name!r} is not there and its size is unknown: "
+                raise CollectionNotFoundError(
+                    f"there is no collection {name!r}, and without an embedder its size is unknown: "
                     "create it with its dimensions, or set EMBEDDER"
                 )
             wanted = wanted.model_copy(update={"dimensions": self.embedder.dimensions})

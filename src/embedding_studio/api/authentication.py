@@ -22,7 +22,7 @@ BEARER = HTTPBearer(
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 
 
-def may_write(context: InContext, credentials: Credentials) -> bool:
+async def may_write(context: InContext, credentials: Credentials) -> bool:
     """Return whether the caller may also administer.
 
     Raises:
@@ -48,12 +48,16 @@ def may_write(context: InContext, credentials: Credentials) -> bool:
 IsAdmin = Annotated[bool, Depends(may_write)]
 
 
-def may_administer(is_admin: IsAdmin) -> None:
+async def may_administer(is_admin: IsAdmin) -> None:
     """Return if the caller may do everything.
 
     Raises:
         HTTPException: 401, or 403: the key is the write key.
     """
+    check_admin(is_admin=is_admin)
+
+
+def check_admin(*, is_admin: bool) -> None:
     if not is_admin:
         raise HTTPException(
             403,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from embedding_studio.api.authentication import ADMIN, IsAdmin, may_administer
+from embedding_studio.api.authentication import ADMIN, IsAdmin, check_admin
 from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.fields import Body, Id, Json, Query, Text, Vectors, check_fit
 from embedding_studio.api.problems import session_taken, wrong_body
@@ -141,7 +141,7 @@ class Deleted(BaseModel):
 def similarity_search(request: Request, body: SearchBody, context: InContext, is_admin: IsAdmin) -> FoundPage:
     """Return what is nearest to a query, for this user."""
     if body.explain:
-        may_administer(is_admin)
+        check_admin(is_admin=is_admin)
     collection = context.storage.collections.get(body.collection)
     if isinstance(body.search_query, str):
         _check_embedder(context, "search_query")

@@ -43,19 +43,10 @@ COMPILED = frozenset(
 LEFT_OUT = frozenset(
     {
         *("antigravity", "this", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data"),
-        *(
-            "ntpath",
-            "nturl2path",
-            "turtledemo",
-            "test",
-            "tests",
-            "testing",
-            "conftest",
-            "externals",
-            "vendor",
-        ),
+        *("ntpath", "nturl2path", "turtledemo", "test", "tests", "testing", "conftest", "vendor"),
     }
 )
+"""Modules, wherever they stand, that are tests, another platform's, deprecated or jokes."""
 
 PUBLIC_PLACES = {"posixpath": "os.path", "genericpath": "os.path", "builtins": ""}
 """Modules that nobody imports by their name, and what stands before their contents instead."""
@@ -304,7 +295,7 @@ def _from_running_module(name: str) -> Iterator[CatalogueText]:
         return
     prefix = PUBLIC_PLACES.get(name, name)
     exported = getattr(module, "__all__", None)
-    if name in sys.builtin_module_names or getattr(module, "__file__", "").endswith((".so", ".pyd")):
+    if not str(getattr(module, "__file__", "")).endswith(".py"):  # else its source has said it
         yield _running_entry(name, "module", name, module)
     for public_name in sorted(exported or vars(module)):
         value = getattr(module, public_name, None)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from embedding_studio.errors import InvalidInputError
 
-
 HIGHEST_GRADE = 3
 
 

@@ -36,7 +36,7 @@ from embedding_studio.evaluation.users import MAX_HELD_OUT, UNRELATED_COSINE, Si
 
 TASTE_SLICES = ("same", "para", "near", "far", "unseen")
 WORDINGS = ("{} movies", "{} films", "a good {} movie to watch")
-MIN_RATINGS = 20
+MIN_RATINGS = 100
 MIN_LIKED = 6
 OTHER_GENRES = 2
 SHARE_OF_FAVOURITE = 0.6

@@ -30,6 +30,7 @@ from embedding_studio.embeddings.similarity import distances, similarities
 from embedding_studio.errors import (
     CollectionNotFoundError,
     ConflictError,
+    InvalidInputError,
     OrderNotFoundError,
     SessionNotFoundError,
 )
@@ -294,7 +295,11 @@ class Ticket:
 def stored_object(collection: Collection, given: CatalogueObject) -> CatalogueObject:
     """Return an object as storage keeps it: vectors checked, payload as JSON gives it back."""
     parts = check_vectors(collection.index, given.parts, f"object {given.object_id!r}")
-    return replace(given, parts=parts.copy(), payload=json.loads(json.dumps(given.payload)))
+    try:
+        payload = json.loads(json.dumps(given.payload, allow_nan=False))
+    except ValueError as error:
+        raise InvalidInputError(f"the payload of object {given.object_id!r} is not JSON: {error}") from error
+    return replace(given, parts=parts.copy(), payload=payload)
 
 
 def copied_object(item: CatalogueObject) -> CatalogueObject:
