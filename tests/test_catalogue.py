@@ -241,7 +241,7 @@ def test_every_entry_has_words_beside_its_name_and_no_more_than_embed_quickly(do
     lengths = [len(entry.text.partition("\n")[2].split()) for entry in documentation.values()]
 
     assert min(lengths) >= 1
-    assert max(lengths) == 120
+    assert max(lengths) == 60
 
 
 def test_the_documentation_is_about_ten_thousand_objects_library_first(documentation):

@@ -166,7 +166,7 @@ def test_the_table_holds_both_answers_for_every_kind_of_query():
         {},
         {"query": {}},
         {"query": {"trem": RED}},
-        {"query": {"term": {"feild": "colour", "value": "red"}}},
+        {"query": {"term": {"fields": "colour", "value": "red"}}},
         {"query": {"term": RED}, "limit": 3},
         {"query": {"term": RED, "field": "price"}},
         {"query": {"term": {"field": "", "value": "red"}}},

@@ -51,7 +51,7 @@ LEFT_OUT = frozenset(
 PUBLIC_PLACES = {"posixpath": "os.path", "genericpath": "os.path", "builtins": ""}
 """Modules that nobody imports by their name, and what stands before their contents instead."""
 
-MAX_WORDS = 120
+MAX_WORDS = 60
 MAX_ARGUMENTS = 8
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -379,8 +379,14 @@ def _argument_words(signature: str | None) -> str:
 
 
 def _prose(docstring: str) -> str:
-    """Return the words at the beginning of a docstring, without markup."""
+    """Return the first paragraphs of a docstring, as many as ``MAX_WORDS`` hold, without markup."""
     prose = inspect.cleandoc(docstring)
     if end := _END_OF_PROSE.search(prose):
         prose = prose[: end.start()]
-    return " ".join(_ROLE.sub(r"\1", prose).replace("`", "").split()[:MAX_WORDS])
+    words: list[str] = []
+    for paragraph in _ROLE.sub(r"\1", prose).replace("`", "").strip().split("\n\n"):
+        further = paragraph.split()
+        if words and len(words) + len(further) > MAX_WORDS:
+            break
+        words += further
+    return " ".join(words[:MAX_WORDS])

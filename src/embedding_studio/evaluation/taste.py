@@ -36,7 +36,7 @@ from embedding_studio.evaluation.users import MAX_HELD_OUT, UNRELATED_COSINE, Si
 
 TASTE_SLICES = ("same", "para", "near", "far", "unseen")
 WORDINGS = ("{} movies", "{} films", "a good {} movie to watch")
-MIN_RATINGS = 100
+MIN_RATINGS = 50
 MIN_LIKED = 6
 OTHER_GENRES = 2
 SHARE_OF_FAVOURITE = 0.6
@@ -69,7 +69,7 @@ def load_tastes(
 
     Args:
         min_ratings: films that fewer people rated are left out, since ten results a page say nothing of
-            ten thousand films.
+            ten thousand films; with 50, MovieLens small leaves 450.
 
     Raises:
         InvalidDataError: a file is missing or does not say what it should, or no user likes enough.

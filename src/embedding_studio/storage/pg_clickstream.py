@@ -19,13 +19,12 @@ from embedding_studio.storage.pg_collections import (
     find_collection,
     list_collections,
     lock_names,
-    schema_of,
 )
 from embedding_studio.storage.pg_database import Connection, Database
 from embedding_studio.storage.pg_orders import place
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.schema import USER_LOCK
-from embedding_studio.storage.sql import statements
+from embedding_studio.storage.sql import in_schema, statements
 
 Row = tuple[Any, ...]
 
@@ -100,7 +99,9 @@ class PostgresClickstream:
             lock_names(connection)
             lock_users(connection, [user_id])
             for collection in list_collections(connection):
-                connection.execute(_SQL["forget_state"].format(schema=schema_of(collection)), given)
+                connection.execute(
+                    in_schema("clickstream.sql", "forget_state", collection.collection_id), given
+                )
             return connection.execute(_SQL["forget_sessions"], given).rowcount
 
         return self._database.write(work)

@@ -8,10 +8,10 @@ from psycopg.types.json import Jsonb
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
-from embedding_studio.storage.pg_database import Connection, Database
+from embedding_studio.storage.pg_database import Connection, Database, only_row
 from embedding_studio.storage.pg_orders import place_for_all_users
 from embedding_studio.storage.schema import COLLECTION_LOCK, NAMES_LOCK
-from embedding_studio.storage.sql import statements
+from embedding_studio.storage.sql import in_schema, schema_of, statements
 
 LARGEST_INLINE_DIMENSIONS = 2000
 """A row with more does not fit a page of 8 kB: its vector stands outside the table."""
@@ -32,7 +32,9 @@ class PostgresCollections:
         gate_threshold: float | None = None,
     ) -> Collection:
         if index.dimensions is None:
-            raise InvalidInputError(f"collection {name!r} needs to know its dimensions; give index.dimensions")
+            raise InvalidInputError(
+                f"collection {name!r} needs to know its dimensions; give index.dimensions"
+            )
 
         def work(connection: Connection) -> Collection:
             lock_names(connection)
@@ -64,9 +66,11 @@ class PostgresCollections:
             lock_names(connection)
             collection = _find(connection, name)
             if collection is None or collection.name != name:
-                raise CollectionNotFoundError(f"there is no collection {name!r} to drop (an alias is not one)")
+                raise CollectionNotFoundError(
+                    f"there is no collection {name!r} to drop (an alias is not one)"
+                )
             lock_collection(connection, collection)
-            connection.execute(_SQL["drop_schema"].format(schema=schema_of(collection)))
+            connection.execute(in_schema("collections.sql", "drop_schema", collection.collection_id))
             connection.execute(_SQL["delete"], {"collection_id": collection.collection_id})
 
         self._database.write(work)
@@ -93,7 +97,9 @@ def find_collection(connection: Connection, name: str) -> Collection:
     """
     collection = _find(connection, name)
     if collection is None:
-        raise CollectionNotFoundError(f"there is no collection or alias {name!r}; create it, or list what there is")
+        raise CollectionNotFoundError(
+            f"there is no collection or alias {name!r}; create it, or list what there is"
+        )
     return collection
 
 
@@ -113,10 +119,6 @@ def names_of(connection: Connection, collection: Collection) -> list[str]:
 
 def list_collections(connection: Connection) -> list[Collection]:
     return [_loaded(row) for row in connection.execute(_SQL["list"])]
-
-
-def schema_of(collection: Collection) -> sql.Identifier:
-    return sql.Identifier(f"collection_{collection.collection_id}")
 
 
 def lock_names(connection: Connection) -> None:
@@ -164,18 +166,16 @@ def _create(
         "embedder": embedder,
         "gate_threshold": gate_threshold,
     }
-    row = connection.execute(_SQL["insert"], given).fetchone()
-    assert row is not None
-    assert index.dimensions is not None
-    collection = Collection(row[0], name, index, embedder, gate_threshold)
-    inline = index.dimensions <= LARGEST_INLINE_DIMENSIONS
+    (collection_id,) = only_row(connection.execute(_SQL["insert"], given))
+    collection = Collection(collection_id, name, index, embedder, gate_threshold)
+    D = index.dimensions or 0
     for statement, text in _SQL.items():
         if statement.startswith(("create_", "index_")):
             connection.execute(
                 text.format(
-                    schema=schema_of(collection),
-                    vector=sql.SQL("vector({})").format(sql.Literal(index.dimensions)),
-                    storage=sql.SQL("PLAIN" if inline else "EXTERNAL"),
+                    schema=schema_of(collection.collection_id),
+                    vector=sql.SQL("vector({})").format(sql.Literal(D)),
+                    storage=sql.SQL("PLAIN" if D <= LARGEST_INLINE_DIMENSIONS else "EXTERNAL"),
                 )
             )
     return collection

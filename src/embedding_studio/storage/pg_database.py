@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from pgvector.psycopg import register_vector
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from embedding_studio.errors import (
@@ -14,6 +13,7 @@ from embedding_studio.errors import (
     StorageError,
     StorageUnavailableError,
 )
+from embedding_studio.storage.pg_vectors import register
 from embedding_studio.storage.schema import migrate, without_password
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -98,7 +98,9 @@ class Database:
                 "the collection was dropped meanwhile; create it anew, or look it up again by its name"
             ) from error
         except (psycopg.DataError, UnicodeEncodeError) as error:
-            raise InvalidInputError(f"the database cannot store this value: {error}; mend or drop it") from error
+            raise InvalidInputError(
+                f"the database cannot store this value: {error}; mend or drop it"
+            ) from error
         except PoolTimeout as error:
             raise StorageUnavailableError(
                 f"no connection to {without_password(self.url)} became free within "
@@ -114,8 +116,14 @@ class Database:
         self._pool.close()
 
 
+def only_row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return the row of a statement that has exactly one."""
+    [row] = cursor.fetchall()
+    return row
+
+
 def _configure(connection: Connection) -> None:
-    register_vector(connection)
+    register(connection)
     # A generic plan of a filtered search silently lost nearly all results. Strict order keeps pages stable.
     connection.execute(
         "SELECT set_config('plan_cache_mode', 'force_custom_plan', false), set_config('jit', 'off', false),"

@@ -43,7 +43,9 @@ def condition(payload_filter: PayloadFilter) -> tuple[sql.Composable, dict[str, 
     return _compile(payload_filter.query, parameters), parameters
 
 
-def _compile(query: Query, parameters: dict[str, Any]) -> sql.Composable:
+def _compile(  # noqa: C901, PLR0911, one case a kind of query
+    query: Query, parameters: dict[str, Any]
+) -> sql.Composable:
     def test(template: str, *values: Any) -> sql.Composable:
         """Return the template with each value as a parameter: filter_0, filter_1, ..."""
         names = [f"filter_{len(parameters) + k}" for k in range(len(values))]

@@ -7,9 +7,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.domain.objects import Collection
 from embedding_studio.embeddings.preparation import prepare_vectors
-from embedding_studio.storage.pg_collections import schema_of
 from embedding_studio.storage.ports import Vectors
 
 LARGEST_INDEXED_DIMENSIONS = 2000
@@ -38,6 +36,10 @@ class Geometry:
         return self.has_averages and self.index.metric_type is not MetricType.EUCLID
 
     @property
+    def averages_draw(self) -> bool:
+        return self.has_averages and self.index.metric_type is MetricType.EUCLID
+
+    @property
     def operator(self) -> str:
         return "<#>" if self.averages_decide else _OPERATORS[self.index.metric_type]
 
@@ -47,25 +49,25 @@ class Geometry:
         return 1.0 if self.averages_decide and self.index.metric_type is MetricType.COSINE else 0.0
 
     def average(self, parts: Vectors) -> Vectors:
-        """Return [D], the mean of [P, D]; for cosine the mean of the directions."""
-        mean: NDArray[np.float64] = prepare_vectors(parts, self.index.metric_type).mean(axis=0, dtype=np.float64)
+        """Return [1, D], the mean of [P, D]; for cosine the mean of the directions."""
+        directions = prepare_vectors(parts, self.index.metric_type)
+        mean: NDArray[np.float64] = directions.mean(axis=0, dtype=np.float64, keepdims=True)
         return mean.astype(np.float32)
 
-    def pieces(self, collection: Collection) -> dict[str, sql.Composable]:
-        """Return the pieces of SQL in which collections differ."""
+    def pieces(self) -> dict[str, sql.Composable]:
+        """Return the pieces of SQL in which collections differ, beside their schema."""
         D = self.index.dimensions or 0
         kind = "vector" if D <= LARGEST_INDEXED_DIMENSIONS else "halfvec"
         hnsw = self.index.hnsw
         return {
-            "schema": schema_of(collection),
             "operator": sql.SQL(self.operator),
             "operator_class": sql.SQL(f"{kind}_{_OPERATOR_CLASSES[self.operator]}_ops"),
             "cast": sql.SQL("" if kind == "vector" else f"::halfvec({D})"),
-            "aggregate": sql.SQL("avg" if self.has_averages and not self.averages_decide else "min"),
+            "aggregate": sql.SQL("avg" if self.averages_draw else "min"),
             "m": sql.Literal(hnsw.m),
             "ef_construction": sql.Literal(max(hnsw.ef_construction, 2 * hnsw.m)),  # pgvector wants that many
         }
 
 
-def index_name(collection: Collection) -> str:
-    return f"collection_{collection.collection_id}.parts_nearest"
+def index_name(collection_id: int) -> str:
+    return f"collection_{collection_id}.parts_nearest"

@@ -8,22 +8,22 @@ if no more objects match.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
-from pgvector import Vector
-from psycopg import sql
+from psycopg import Cursor, sql
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, MovedObject, Neighbour
 from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.storage.pg_database import Connection
+from embedding_studio.storage.pg_database import Connection, only_row
 from embedding_studio.storage.pg_filters import condition
 from embedding_studio.storage.pg_geometry import Geometry, index_name
+from embedding_studio.storage.pg_vectors import pack, unpack
 from embedding_studio.storage.ports import Vectors
-from embedding_studio.storage.sql import statements
+from embedding_studio.storage.sql import schema_of, statements
 
 MANY = 3001
 """So many matches are too many to be compared one by one."""
@@ -56,51 +56,55 @@ class NearestSearch:
         collection: Collection,
         queries: Vectors,
         limit: int,
+        *,
         payload_filter: PayloadFilter | None,
         moved: Moved | None = None,
     ) -> tuple[list[Neighbour], list[MovedObject]]:
-        """Return neighbours and moved objects; one round trip, two more at the most (see the plans)."""
+        """Return neighbours and moved objects; one round trip, one more where there is a filter."""
         question = _Question(collection, queries, limit, payload_filter, moved)
         near: list[Row] = []
         found: list[MovedObject] | None = None
         for plan in self._plans(connection, question):
+            given = question.parameters | plan.parameters
             with connection.pipeline():
-                settings = connection.execute(_SQL["settings"], question.parameters | plan.parameters)
-                nearest = connection.execute(plan.statement, question.parameters | plan.parameters, binary=True)
-                if found is None:
-                    moved_parts = question.ask_moved(connection)
-            self._is_indexed[collection.collection_id] = settings.fetchall()[0][-1]
+                settings = connection.execute(_SQL["settings"], given)
+                nearest = connection.execute(plan.statement, given, binary=True)
+                asked = question.ask_moved(connection) if found is None else None
+            *_, self._is_indexed[collection.collection_id] = only_row(settings)
             near = nearest.fetchall()
-            if found is None:
-                found = [] if moved_parts is None else _moved_objects(moved_parts.fetchall())
+            found = found or _moved_objects([] if asked is None else asked.fetchall())
             if plan.is_exact or len(near) == limit:
                 break
         offset = question.geometry.offset
-        neighbours = [Neighbour(object_id, distance + offset, payload) for object_id, distance, payload in near]
+        neighbours = [
+            Neighbour(object_id, distance + offset, payload) for object_id, distance, payload in near
+        ]
         return neighbours, found or []
 
     def _plans(self, connection: Connection, question: "_Question") -> Iterator["_Plan"]:
         """Yield plans until one brings enough; the last is exact."""
         number = question.collection.collection_id
         if number not in self._is_indexed:
-            row = connection.execute(_SQL["is_indexed"], question.parameters).fetchone()
-            self._is_indexed[number] = row is not None and row[0]
+            (self._is_indexed[number],) = only_row(
+                connection.execute(_SQL["is_indexed"], question.parameters)
+            )
         if self._is_indexed[number]:
             if question.condition is None:
-                yield question.indexed(None, at_least=question.collection.index.hnsw.ef_search, scanned=SCANNED)
-                yield question.indexed(None, at_least=8 * question.limit, scanned=8 * SCANNED)
-            elif len(matching := question.first_matching(connection)) < MANY:
-                yield question.exact("of_few", matching)
+                ef_search = question.collection.index.hnsw.ef_search
+                yield question.indexed("all", at_least=ef_search, scanned=SCANNED)
+                yield question.indexed("all", at_least=8 * question.limit, scanned=8 * SCANNED)
+            elif (matching := question.matching_if_few(connection)) is not None:
+                yield question.exact("few", matching)
             else:
-                yield question.indexed("of_many", at_least=0, scanned=SCANNED_FILTERED)
-        yield question.exact("of_all")
+                yield question.indexed("many", at_least=0, scanned=SCANNED_FILTERED)
+        yield question.exact("all" if question.condition is None else "matching")
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """A statement; only an exact one may bring fewer objects than wanted."""
 
-    statement: sql.Composed
+    statement: bytes
     parameters: dict[str, Any]
     is_exact: bool
 
@@ -116,24 +120,21 @@ class _Question:
         payload_filter: PayloadFilter | None,
         moved: Moved | None,
     ) -> None:
-        index = collection.index
-        parts = check_vectors(index, queries, "the query")
+        parts = check_vectors(collection.index, queries, "the query")
         self.collection = collection
         self.limit = limit
-        self.geometry = Geometry(index)
-        self.moved = moved
-        self.pieces = self.geometry.pieces(collection)
+        self.geometry = Geometry(collection.index)
         self.condition: sql.Composable | None = None
-        mean = self.geometry.average(parts)
-        compared = mean[np.newaxis] if self.geometry.averages_decide else parts
+        self.has_moved = moved is not None and bool(moved.object_ids)
+        average = self.geometry.average(parts) if self.geometry.has_averages else parts[:1]
         self.parameters: dict[str, Any] = {
-            "queries": [Vector(part) for part in compared],
-            "mean_query": Vector(mean),
+            "queries": pack(average if self.geometry.averages_decide else parts),
+            "average_query": pack(average)[0],
             "limit": limit,
             "many": MANY,
-            "index": index_name(collection),
-            "ef_search": index.hnsw.ef_search,
-            "max_scan_tuples": SCANNED,
+            "index": index_name(collection.collection_id),
+            "ef_search": collection.index.hnsw.ef_search,
+            "scanned": SCANNED,
         }
         if payload_filter is not None:
             self.condition, values = condition(payload_filter)
@@ -141,59 +142,77 @@ class _Question:
         if moved is not None:
             self.parameters |= {"user_id": moved.user_id, "moved_ids": list(moved.object_ids)}
 
-    def exact(self, which: str, matching: Sequence[str] = ()) -> _Plan:
-        statement = self._composed("exact", which, averages=self.geometry.averages_decide)
-        return _Plan(statement, {"matching": list(matching)}, is_exact=True)
+    def exact(self, among: str, matching: Sequence[str] = ()) -> _Plan:
+        return _Plan(self._statement("exact", among), {"matching": list(matching)}, is_exact=True)
 
-    def indexed(self, which: str | None, *, at_least: int, scanned: int) -> _Plan:
-        """Return the plan that draws from the index.
+    def indexed(self, among: str, *, at_least: int, scanned: int) -> _Plan:
+        """Return a plan that draws from the index.
 
-        The number drawn depends on the limit in coarse steps where it can change what is found, so that a
-        longer list begins with the shorter one.
+        How many it draws makes a longer list find what the shorter one found, and more; only where averages
+        draw and the parts decide, a further draw can also come in between, so it grows in coarse steps.
         """
         draws = max(at_least, 2 * self.limit)
-        name = "indexed"
-        if self.geometry.has_averages and not self.geometry.averages_decide:
-            name = "indexed_average_euclid"
+        if self.geometry.averages_draw:
             draws = max(at_least, 1 << (5 * self.limit).bit_length())
-        statement = self._composed(name, which, averages=self.geometry.has_averages)
+        name = "drawn_by_average" if self.geometry.averages_draw else "drawn"
         return _Plan(
-            statement, {"draws": draws, "max_scan_tuples": max(scanned, 4 * draws)}, is_exact=False
+            self._statement(name, among),
+            {"draws": draws, "scanned": max(scanned, 4 * draws)},
+            is_exact=False,
         )
 
-    def first_matching(self, connection: Connection) -> list[str]:
-        """Return the ids of objects that match, ``MANY`` at the most."""
-        assert self.condition is not None
-        statement = _SQL["matching"].format(condition=self.condition, schema=self.pieces["schema"])
-        return [object_id for (object_id,) in connection.execute(statement, self.parameters, binary=True)]
+    def matching_if_few(self, connection: Connection) -> list[str] | None:
+        """Return the ids of all objects that match, None where these are many."""
+        statement = self._statement("matching_if_few", "all")
+        matching: list[str] | None
+        (matching,) = only_row(connection.execute(statement, self.parameters, binary=True))
+        return matching
 
-    def ask_moved(self, connection: Connection) -> Any:
-        if self.moved is None or not self.moved.object_ids:
+    def ask_moved(self, connection: Connection) -> Cursor[Row] | None:
+        if not self.has_moved:
             return None
-        matching = sql.SQL("true") if self.condition is None else self.condition
-        statement = _SQL["moved"].format(condition=matching, schema=self.pieces["schema"])
-        return connection.execute(statement, self.parameters, binary=True)
+        return connection.execute(self._statement("moved", "all"), self.parameters, binary=True)
 
-    def _composed(self, name: str, which: str | None, *, averages: bool) -> sql.Composed:
-        conditions: list[sql.Composable] = [sql.SQL("true")]
-        if self.condition is not None and which is not None:
-            piece = _SQL[which].format(condition=self.condition, schema=self.pieces["schema"])
-            conditions.append(piece)
-        if self.moved is not None and self.moved.object_ids:
-            conditions.append(_SQL["without_moved"].format(schema=self.pieces["schema"]))
-        among = sql.SQL(" AND ").join(conditions)
-        return _SQL[name].format(**self.pieces, among=among, is_average=sql.Literal(averages))
+    def _statement(self, name: str, among: str) -> bytes:
+        if self.condition is None:
+            return _unfiltered(self.collection, name, has_moved=self.has_moved)
+        return _composed(self.collection, name, among, self.condition, has_moved=self.has_moved)
+
+
+@lru_cache(maxsize=1024)
+def _unfiltered(collection: Collection, name: str, *, has_moved: bool) -> bytes:
+    return _composed(collection, name, "all", sql.SQL("true"), has_moved=has_moved)
+
+
+def _composed(
+    collection: Collection, name: str, among: str, condition: sql.Composable, *, has_moved: bool
+) -> bytes:
+    geometry = Geometry(collection.index)
+    schema = schema_of(collection.collection_id)
+    conditions = [_SQL[f"among_{among}"].format(schema=schema, condition=condition)]
+    if has_moved:
+        conditions.append(_SQL["among_not_moved"].format(schema=schema))
+    is_average = geometry.averages_decide or name == "drawn_by_average"
+    return (
+        _SQL[name]
+        .format(
+            **geometry.pieces(),
+            schema=schema,
+            condition=condition,
+            among=sql.SQL(" AND ").join(conditions),
+            is_average=sql.Literal(is_average),
+        )
+        .as_bytes()
+    )
 
 
 def _moved_objects(rows: Sequence[Row]) -> list[MovedObject]:
     """Return the objects of rows (object_id, payload with the first part, original part, personal part)."""
-    moved = []
+    originals, personals = unpack([row[2] for row in rows]), unpack([row[3] for row in rows])
+    moved, start = [], 0
     for object_id, parts in groupby(rows, itemgetter(0)):
-        _, payloads, originals, personals = zip(*parts, strict=True)
-        moved.append(MovedObject(object_id, payloads[0], stacked(originals), stacked(personals)))
+        payloads = [payload for _, payload, *_ in parts]
+        end = start + len(payloads)
+        moved.append(MovedObject(object_id, payloads[0], originals[start:end], personals[start:end]))
+        start = end
     return moved
-
-
-def stacked(parts: Sequence[Vector]) -> Vectors:
-    """Return [P, D] float32."""
-    return np.stack([part.to_numpy() for part in parts])

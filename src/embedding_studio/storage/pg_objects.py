@@ -1,33 +1,32 @@
 """Objects and their originals in PostgreSQL."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
-from pgvector import Vector
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import CatalogueObject, Collection, Neighbour
 from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.storage.pg_collections import lock_collection, names_of, schema_of
-from embedding_studio.storage.pg_database import Connection, Database
+from embedding_studio.storage.pg_collections import lock_collection, names_of
+from embedding_studio.storage.pg_database import Connection, Database, only_row
 from embedding_studio.storage.pg_geometry import Geometry, index_name
-from embedding_studio.storage.pg_nearest import NearestSearch, stacked
+from embedding_studio.storage.pg_nearest import NearestSearch
 from embedding_studio.storage.pg_orders import place_for_users
+from embedding_studio.storage.pg_vectors import pack, unpack
 from embedding_studio.storage.ports import Vectors
-from embedding_studio.storage.sql import statements
+from embedding_studio.storage.sql import in_schema, schema_of, statements
 
 BATCH = 500
 """Objects a statement."""
 LARGE = 3000
 """From so many parts on a collection has a vector index: below, comparing all is as fast, and exact."""
-
-_SQL = statements("objects.sql")
+AVERAGE = -1
+"""The part_no of an average."""
 
 
 class PostgresObjects:
@@ -69,7 +68,7 @@ class PostgresObjects:
                 objects = connection.execute(_of(collection, "get"), given, binary=True)
                 parts = connection.execute(_of(collection, "existing_parts"), given, binary=True)
             found = {object_id: (payload, content_hash) for object_id, payload, content_hash in objects}
-            vectors = grouped_parts(parts)
+            vectors = grouped_parts(parts.fetchall())
             return [
                 CatalogueObject(object_id, vectors[object_id], *found[object_id])
                 for object_id in object_ids
@@ -85,8 +84,11 @@ class PostgresObjects:
         )
 
     def count(self, collection: Collection) -> int:
-        row = self._database.read(lambda connection: connection.execute(_of(collection, "count")).fetchone())
-        return 0 if row is None else int(row[0])
+        number: int
+        (number,) = self._database.read(
+            lambda connection: only_row(connection.execute(_of(collection, "count")))
+        )
+        return number
 
     def nearest(
         self,
@@ -98,40 +100,45 @@ class PostgresObjects:
         max_distance: float | None = None,
     ) -> list[Neighbour]:
         neighbours, _ = self._database.read(
-            lambda connection: self._search(connection, collection, queries, limit, filter)
+            lambda connection: self._search(connection, collection, queries, limit, payload_filter=filter)
         )
         return [
-            neighbour for neighbour in neighbours if max_distance is None or neighbour.distance <= max_distance
+            neighbour
+            for neighbour in neighbours
+            if max_distance is None or neighbour.distance <= max_distance
         ]
 
 
-def grouped_parts(rows: Iterable[tuple[Any, ...]]) -> dict[str, Vectors]:
+def grouped_parts(rows: Sequence[tuple[str, bytes]]) -> dict[str, Vectors]:
     """Return object_id -> [P, D] of rows (object_id, part), those of one object in a row and in order."""
-    return {
-        object_id: stacked([part for _, part in parts]) for object_id, parts in groupby(rows, itemgetter(0))
-    }
+    parts = unpack([part for _, part in rows])
+    counts = [(object_id, len(list(group))) for object_id, group in groupby(rows, itemgetter(0))]
+    ends = accumulate(count for _, count in counts)
+    return {object_id: parts[end - count : end] for (object_id, count), end in zip(counts, ends, strict=True)}
 
 
-def _of(collection: Collection, name: str) -> sql.Composed:
-    return _SQL[name].format(schema=schema_of(collection))
+def _of(collection: Collection, name: str) -> bytes:
+    return in_schema("objects.sql", name, collection.collection_id)
 
 
 def _upsert(connection: Connection, collection: Collection, objects: Mapping[str, CatalogueObject]) -> None:
     """Store a batch; parts that are the same stay, and so does what users moved from them."""
     geometry = Geometry(collection.index)
     ids = {"object_ids": list(objects)}
-    existing = grouped_parts(connection.execute(_of(collection, "existing_parts"), ids, binary=True))
+    existing = grouped_parts(
+        connection.execute(_of(collection, "existing_parts"), ids, binary=True).fetchall()
+    )
     changed = [
         item
         for item in objects.values()
         if item.object_id not in existing or not np.array_equal(item.parts, existing[item.object_id])
     ]
     replaced = [item.object_id for item in changed if item.object_id in existing]
-    rows: list[tuple[str, int, Vector]] = []
-    for item in changed:
-        rows += [(item.object_id, part_no, Vector(part)) for part_no, part in enumerate(item.parts)]
-        if geometry.has_averages:
-            rows.append((item.object_id, -1, Vector(geometry.average(item.parts))))
+    rows = [(item.object_id, part_no) for item in changed for part_no in range(len(item.parts))]
+    parts = [item.parts for item in changed]
+    if geometry.has_averages:
+        rows += [(item.object_id, AVERAGE) for item in changed]
+        parts += [geometry.average(item.parts) for item in changed]
     connection.execute(
         _of(collection, "upsert_objects"),
         ids
@@ -144,8 +151,12 @@ def _upsert(connection: Connection, collection: Collection, objects: Mapping[str
         connection.execute(_of(collection, "delete_parts"), {"object_ids": replaced})
         _drop_copies(connection, collection, replaced)
     if rows:
-        columns = zip(("object_ids", "part_nos", "embeddings"), map(list, zip(*rows, strict=True)), strict=True)
-        connection.execute(_of(collection, "insert_parts"), dict(columns))
+        given = {
+            "object_ids": [object_id for object_id, _ in rows],
+            "part_nos": [part_no for _, part_no in rows],
+            "embeddings": pack(np.concatenate(parts)),
+        }
+        connection.execute(_of(collection, "insert_parts"), given)
 
 
 def _drop_copies(connection: Connection, collection: Collection, object_ids: Sequence[str]) -> None:
@@ -158,11 +169,13 @@ def _drop_copies(connection: Connection, collection: Collection, object_ids: Seq
 
 def _ensure_index(connection: Connection, collection: Collection) -> None:
     """Build the vector index once it pays; to load first and index after is many times faster."""
-    given = {"index": index_name(collection), "large": LARGE}
-    row = connection.execute(_of(collection, "needs_index"), given).fetchone()
-    if row is not None and row[0]:
+    given = {"index": index_name(collection.collection_id), "large": LARGE}
+    (is_needed,) = only_row(connection.execute(_of(collection, "needs_index"), given))
+    if is_needed:
         geometry = Geometry(collection.index)
-        pieces = geometry.pieces(collection)
-        connection.execute(
-            _SQL["create_index"].format(**pieces, is_average=sql.Literal(geometry.has_averages))
+        statement = statements("objects.sql")["create_index"].format(
+            **geometry.pieces(),
+            schema=schema_of(collection.collection_id),
+            is_average=sql.Literal(geometry.has_averages),
         )
+        connection.execute(statement)

@@ -20,7 +20,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.errors import ConflictError, OrderNotFoundError, SessionNotFoundError
-from embedding_studio.storage.pg_database import Connection, Database
+from embedding_studio.storage.pg_database import Connection, Database, only_row
 from embedding_studio.storage.ports import Claim, OrderOutcome
 from embedding_studio.storage.schema import CLAIM_LOCK
 from embedding_studio.storage.sql import statements
@@ -132,9 +132,8 @@ class PostgresOrders:
         return listener, True
 
     def _wait_on(self, listener: Connection, timeout_seconds: float) -> bool:
-        row = listener.execute(_SQL["something_is_due"]).fetchone()
-        assert row is not None
-        is_placed = row[0] or any(True for _ in listener.notifies(timeout=timeout_seconds, stop_after=1))
+        (is_due,) = only_row(listener.execute(_SQL["something_is_due"]))
+        is_placed = is_due or any(True for _ in listener.notifies(timeout=timeout_seconds, stop_after=1))
         self._idle_listeners.append(listener)
         return is_placed
 

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from pgvector import Vector
-from psycopg import sql
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import (
@@ -25,13 +24,14 @@ from embedding_studio.storage.pg_clickstream import (
     packed,
     unpacked,
 )
-from embedding_studio.storage.pg_collections import names_of, schema_of, share_collection
+from embedding_studio.storage.pg_collections import names_of, share_collection
 from embedding_studio.storage.pg_database import Connection, Database
 from embedding_studio.storage.pg_nearest import Moved, NearestSearch
 from embedding_studio.storage.pg_objects import grouped_parts
 from embedding_studio.storage.pg_orders import complete
+from embedding_studio.storage.pg_vectors import PackedVector, pack, unpack
 from embedding_studio.storage.ports import OrderOutcome, Vectors
-from embedding_studio.storage.sql import statements
+from embedding_studio.storage.sql import in_schema, statements
 
 _SQL = statements("personal.sql")
 
@@ -46,10 +46,10 @@ class PostgresPersonal:
     def active_memories(
         self, collection: Collection, user_id: str, query: Vectors, threshold: float
     ) -> list[QueryMemory]:
-        given = {"user_id": user_id, "query": _vector(query), "threshold": threshold}
+        given = {"user_id": user_id, "query": _packed_one(query), "threshold": threshold}
         statement = _of(collection, "active_memories")
         return self._database.read(
-            lambda connection: [_memory(row) for row in connection.execute(statement, given, binary=True)]
+            lambda connection: _memories(connection.execute(statement, given, binary=True).fetchall())
         )
 
     def candidates(
@@ -64,7 +64,9 @@ class PostgresPersonal:
     ) -> tuple[list[Neighbour], list[MovedObject]]:
         moved = Moved(user_id, moved_ids)
         return self._database.read(
-            lambda connection: self._search(connection, collection, queries, limit, filter, moved)
+            lambda connection: self._search(
+                connection, collection, queries, limit, payload_filter=filter, moved=moved
+            )
         )
 
     def state(self, collection: Collection, user_id: str) -> PersonalState:
@@ -74,7 +76,7 @@ class PostgresPersonal:
             with connection.pipeline():
                 memories = connection.execute(_of(collection, "memories"), given, binary=True)
                 vectors = connection.execute(_of(collection, "vectors"), given, binary=True)
-            return PersonalState(tuple(map(_memory, memories)), grouped_parts(vectors))
+            return PersonalState(tuple(_memories(memories.fetchall())), grouped_parts(vectors.fetchall()))
 
         return self._database.read(work)
 
@@ -113,9 +115,8 @@ class PostgresLearning:
 
     def originals(self, object_ids: Iterable[str]) -> dict[str, Vectors]:
         given = {"object_ids": list(set(object_ids))}
-        return grouped_parts(
-            self._connection.execute(_of(self._collection, "originals"), given, binary=True)
-        )
+        rows = self._connection.execute(_of(self._collection, "originals"), given, binary=True)
+        return grouped_parts(rows.fetchall())
 
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
         columns = [packed(parts) for parts in vectors.values()]
@@ -127,7 +128,6 @@ class PostgresLearning:
         self._connection.execute(_SQL["store_query_vectors"], given)
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
-        assert states.keys() <= set(self._user_ids), "a user is not locked by this transaction"
         given = {"user_ids": list(states)}
         with self._connection.pipeline():
             self._connection.execute(_of(self._collection, "delete_vectors"), given)
@@ -155,45 +155,47 @@ class PostgresLearning:
                 copy.write_row(row)
 
 
-def _of(collection: Collection, name: str) -> sql.Composed:
-    return _SQL[name].format(schema=schema_of(collection))
+def _of(collection: Collection, name: str) -> bytes:
+    return in_schema("personal.sql", name, collection.collection_id)
 
 
-def _vector(values: Vectors) -> Vector:
-    return Vector(np.asarray(values, dtype=np.float32))
+def _packed_one(vector: Vectors) -> PackedVector:
+    return pack(np.asarray(vector, dtype=np.float32).reshape(1, -1))[0]
 
 
 def _vector_rows(states: Mapping[str, PersonalState]) -> Iterator[Row]:
     """Yield rows in the order of their key, so that what one search reads stands together."""
-    for user_id, state in sorted(states.items()):
-        for object_id, parts in sorted(state.vectors.items()):
-            for part_no, part in enumerate(parts):
-                yield user_id, object_id, part_no, _vector(part)
+    keys: list[tuple[str, str, int]] = []
+    vectors: list[Vectors] = []
+    for user_id, state in sorted(states.items(), key=itemgetter(0)):
+        for object_id, parts in sorted(state.vectors.items(), key=itemgetter(0)):
+            keys += [(user_id, object_id, part_no) for part_no in range(len(parts))]
+            vectors.append(parts)
+    if keys:
+        for key, packed_vector in zip(keys, pack(np.concatenate(vectors)), strict=True):
+            yield *key, packed_vector
 
 
 def _memory_rows(states: Mapping[str, PersonalState]) -> Iterator[Row]:
-    for user_id, state in sorted(states.items()):
+    for user_id, state in sorted(states.items(), key=itemgetter(0)):
         for memory in state.memories:
             yield (
                 user_id,
                 memory.session_id,
                 memory.search_query,
                 memory.created_at,
-                _vector(memory.query),
-                _vector(memory.clicked_mean),
+                _packed_one(memory.query),
+                _packed_one(memory.clicked_mean),
                 list(memory.clicked_ids),
                 list(memory.moved_ids),
             )
 
 
-def _memory(row: Row) -> QueryMemory:
-    session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids = row
-    return QueryMemory(
-        session_id,
-        search_query,
-        created_at,
-        query.to_numpy(),
-        clicked_mean.to_numpy(),
-        tuple(clicked_ids),
-        tuple(moved_ids),
-    )
+def _memories(rows: Sequence[Row]) -> list[QueryMemory]:
+    queries, clicked_means = unpack([row[3] for row in rows]), unpack([row[4] for row in rows])
+    return [
+        QueryMemory(session_id, search_query, created_at, query, mean, tuple(clicked_ids), tuple(moved_ids))
+        for (session_id, search_query, created_at, _, _, clicked_ids, moved_ids), query, mean in zip(
+            rows, queries, clicked_means, strict=True
+        )
+    ]

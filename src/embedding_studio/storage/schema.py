@@ -77,7 +77,8 @@ def without_password(database_url: str) -> str:
 
 def _pending(connection: psycopg.Connection) -> list[int] | None:
     """Return the migrations that are not applied; None where none ever was."""
-    if not _only(connection.execute(_SQL["has_migrations"])):
+    [(has_migrations,)] = connection.execute(_SQL["has_migrations"])
+    if not has_migrations:
         return None
     applied = {number for (number,) in connection.execute(_SQL["applied_migrations"])}
     known = [number for number, _ in migrations()]
@@ -90,7 +91,7 @@ def _pending(connection: psycopg.Connection) -> list[int] | None:
 
 
 def _check_versions(connection: psycopg.Connection) -> None:
-    server, server_version, installed, available = connection.execute(_SQL["versions"]).fetchone() or ()
+    [(server, server_version, installed, available)] = connection.execute(_SQL["versions"])
     if server < MINIMUM_SERVER:
         raise UnsupportedDatabaseError(
             f"{where(connection)} is PostgreSQL {server_version}; {MINIMUM_SERVER} or later is needed"
@@ -113,12 +114,6 @@ def _check_versions(connection: psycopg.Connection) -> None:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", text))
-
-
-def _only(cursor: psycopg.Cursor[tuple[object, ...]]) -> object:
-    row = cursor.fetchone()
-    assert row is not None
-    return row[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ parameters.
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,9 +21,18 @@ _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 def statements(file: str) -> Mapping[str, sql.SQL]:
     """Return name -> statement, in the order of the file."""
     _, *blocks = _NAME.split((FOLDER / file).read_text(encoding="utf-8"))
-    named = dict(zip(blocks[::2], (sql.SQL(text.strip()) for text in blocks[1::2]), strict=True))
-    assert len(named) * 2 == len(blocks), f"a name stands twice in {file}"
-    return MappingProxyType(named)
+    texts = (sql.SQL(text.strip()) for text in blocks[1::2])
+    return MappingProxyType(dict(zip(blocks[::2], texts, strict=True)))
+
+
+def schema_of(collection_id: int) -> sql.Identifier:
+    return sql.Identifier(f"collection_{collection_id}")
+
+
+@lru_cache(maxsize=4096)
+def in_schema(file: str, name: str, collection_id: int) -> bytes:
+    """Return a statement about the tables of one collection."""
+    return statements(file)[name].format(schema=schema_of(collection_id)).as_bytes()
 
 
 @cache

@@ -84,7 +84,7 @@ CREATE TABLE {schema}.personal_parts (
 ALTER TABLE {schema}.personal_parts ALTER COLUMN embedding SET STORAGE {storage}
 
 -- name: index_personal_parts
-CREATE INDEX personal_parts_of_object ON {schema}.personal_parts (object_id)
+CREATE INDEX personal_parts_of_object ON {schema}.personal_parts (object_id, user_id)
 
 -- name: create_query_memory
 CREATE TABLE {schema}.query_memory (

@@ -1,26 +1,30 @@
 -- name: settings
 SELECT
     set_config('hnsw.ef_search', %(ef_search)s::text, true),
-    set_config('hnsw.max_scan_tuples', %(max_scan_tuples)s::text, true),
+    set_config('hnsw.max_scan_tuples', %(scanned)s::text, true),
     to_regclass(%(index)s) IS NOT NULL
 
 -- name: is_indexed
 SELECT to_regclass(%(index)s) IS NOT NULL
 
--- name: matching
-SELECT object_id FROM {schema}.objects AS o WHERE {condition} LIMIT %(many)s
+-- name: matching_if_few
+SELECT CASE WHEN count(*) < %(many)s THEN coalesce(array_agg(object_id), '{{}}') END
+FROM (SELECT object_id FROM {schema}.objects AS o WHERE {condition} LIMIT %(many)s) AS matching
 
--- name: of_all
+-- name: among_all
+true
+
+-- name: among_matching
 part.object_id IN (SELECT object_id FROM {schema}.objects AS o WHERE {condition})
 
--- name: of_few
+-- name: among_few
 part.object_id = ANY(%(matching)s::text[])
 
--- name: of_many
+-- name: among_many
 -- Asked of each part as the vector index brings it; as a join it could be planned the other way round.
 (SELECT {condition} FROM {schema}.objects AS o WHERE o.object_id = part.object_id)
 
--- name: without_moved
+-- name: among_not_moved
 part.object_id NOT IN (
     SELECT object_id
     FROM {schema}.personal_parts
@@ -39,7 +43,7 @@ FROM (
 ) AS near JOIN {schema}.objects AS objects USING (object_id)
 ORDER BY near.distance, near.object_id
 
--- name: indexed
+-- name: drawn
 -- Each part of the query draws parts in order of distance. Once each has drawn as many objects as are
 -- wanted, no object that is missing can be among the nearest.
 WITH drawn AS MATERIALIZED (
@@ -68,14 +72,14 @@ FROM (
 ) AS near JOIN {schema}.objects AS objects USING (object_id)
 ORDER BY near.distance, near.object_id
 
--- name: indexed_average_euclid
+-- name: drawn_by_average
 -- The distance to the average vector is never more than the average distance, and near it: candidates come
 -- by the first and are ranked by the second.
 WITH drawn AS MATERIALIZED (
     SELECT part.object_id
     FROM {schema}.parts AS part
     WHERE part.is_average = {is_average} AND {among}
-    ORDER BY part.embedding{cast} {operator} %(mean_query)b::vector{cast}
+    ORDER BY part.embedding{cast} {operator} %(average_query)b::vector{cast}
     LIMIT %(draws)s
 )
 SELECT near.object_id, near.distance, objects.payload

@@ -1,0 +1,61 @@
+"""Vectors on the wire, many at a time: pgvector's binary format is two 16-bit numbers (D and 0), then floats.
+
+Packing and unpacking row by row took most of the time of loading and storing what is learnt.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from psycopg import Connection
+from psycopg.adapt import Dumper
+from psycopg.errors import UndefinedObject
+from psycopg.pq import Format
+from psycopg.types import TypeInfo
+from psycopg.types.string import ByteaBinaryLoader
+
+from embedding_studio.storage.ports import Vectors
+
+
+class PackedVector(bytes):
+    """One vector as pgvector receives it."""
+
+    __slots__ = ()
+
+
+class _Dumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: PackedVector) -> PackedVector:
+        return obj
+
+
+def register(connection: Connection[Any]) -> None:
+    """Let a connection send ``PackedVector`` and, where results are binary, bring vectors as bytes."""
+    info = TypeInfo.fetch(connection, "vector")
+    if info is None:
+        raise UndefinedObject("the type vector is not in the search path of this user")
+    info.register(connection)
+    dumper = type("_VectorDumper", (_Dumper,), {"oid": info.oid})
+    connection.adapters.register_dumper(PackedVector, dumper)
+    connection.adapters.register_loader(info.oid, ByteaBinaryLoader)
+
+
+def pack(vectors: Vectors) -> list[PackedVector]:
+    """Return the rows of [N, D] as pgvector receives them."""
+    N, D = vectors.shape
+    rows = np.zeros(N, dtype=[("dimensions", ">u2"), ("unused", ">u2"), ("values", ">f4", (D,))])
+    rows["dimensions"] = D
+    rows["values"] = vectors
+    size = rows.dtype.itemsize
+    data = rows.tobytes()
+    return [PackedVector(data[start : start + size]) for start in range(0, N * size, size)]
+
+
+def unpack(rows: Sequence[bytes]) -> Vectors:
+    """Return [N, D] float32."""
+    if not rows:
+        return np.empty((0, 0), dtype=np.float32)
+    size = len(rows[0])
+    data = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), size)
+    return data[:, 4:].copy().view(">f4").astype(np.float32)

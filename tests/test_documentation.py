@@ -1,0 +1,80 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedding_studio.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+
+
+EXAMPLE = re.compile(r"```python\n(.*?)```(?:\n\nprints)?(?:\n\n```text\n(.*?)```)?", re.DOTALL)
+
+
+def examples() -> list[tuple[str, str, str | None]]:
+    """Return (page, Python block, the output that the page gives for it)."""
+    return [(page.name, *match.groups()) for page in PAGES for match in EXAMPLE.finditer(page.read_text())]
+
+
+@pytest.mark.parametrize(
+    ("page", "code", "output"),
+    [pytest.param(*each, id=f"{each[0]}-{n}") for n, each in enumerate(examples())],
+)
+def test_the_pages_code_runs_and_prints_what_the_page_says(page, code, output, postgres_url, tmp_path):
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"DATABASE_URL": postgres_url},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    if output is not None:
+        assert ran.stdout == output
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+
+    missing = [each for each in targets if "://" not in each and not (page.parent / each).exists()]
+
+    assert missing == []
+
+
+def test_what_is_generated_in_the_pages_is_up_to_date():
+    generated = [str(page) for page in PAGES if "[[[cog" in page.read_text()]
+
+    checked = subprocess.run(
+        [Path(sys.executable).with_name("cog"), "--check", *generated],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert len(generated) >= 3
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_every_setting_that_the_pages_name_exists():
+    named = {
+        name for page in PAGES for name in re.findall(r"`([A-Z]+(?:_[A-Z]+)+)(?:=[^`]*)?`", page.read_text())
+    }
+
+    assert named - {name.upper() for name in Settings.model_fields} == set()
+
+
+def test_the_two_commands_of_the_readme_are_those_that_ci_runs():
+    readme = (ROOT / "README.md").read_text()
+
+    assert re.findall(r"^make \w+$", readme, re.MULTILINE) == ["make demo", "make test"]
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
