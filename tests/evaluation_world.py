@@ -85,7 +85,7 @@ def write_ratings(folder: Path) -> Path:
         for number in range(45)
     ]
     ratings = []
-    for user in range(23):
+    for user in range(53):
         favourites = [number for number in range(45) if number % 3 == user % 3]
         others = [number for number in range(45) if number % 3 != user % 3]
         liked = [*rng.choice(favourites, size=9, replace=False), *rng.choice(others, size=7, replace=False)]

@@ -646,6 +646,51 @@ def test_filter_and_largest_distance_hold_together(storage):
     ]
 
 
+@pytest.mark.parametrize(
+    ("metric_type", "aggregation"),
+    [
+        (MetricType.COSINE, MetricAggregationType.MIN),
+        (MetricType.DOT, MetricAggregationType.AVG),
+        (MetricType.EUCLID, MetricAggregationType.AVG),
+    ],
+)
+def test_a_collection_large_enough_for_a_vector_index_keeps_the_promises(storage, metric_type, aggregation):
+    rng = np.random.default_rng(23)
+    middles = rng.normal(size=(3301, 1, 5))
+    objects = (middles + 0.3 * rng.normal(size=(3301, 2, 5))).astype(
+        np.float32
+    )  # parts of one thing are alike
+    query = rng.normal(size=(1, 5)).astype(np.float32)
+    true = np.array([distance_by_definition(metric_type, aggregation, query, parts) for parts in objects])
+    order = [f"o{k}" for k in np.argsort(true)]
+    rank = {object_id: place for place, object_id in enumerate(order)}
+    shoes = storage.collections.create("shoes", index(metric_type, aggregation, dimensions=5))
+    storage.objects.upsert(
+        shoes, [CatalogueObject(f"o{k}", parts, {"rank": rank[f"o{k}"]}) for k, parts in enumerate(objects)]
+    )
+    learn(storage, shoes, moved={object_id: [[9] * 5, [9] * 5] for object_id in order[:40]})
+    rare = PayloadFilter.parse({"query": {"field": "rank", "range": {"gte": 3280}}})
+    common = PayloadFilter.parse({"query": {"field": "rank", "range": {"gte": 1500}}})
+
+    near = storage.objects.nearest(shoes, query, 200)
+    unmoved, moved = storage.personal.candidates(shoes, "ann", query, 30, order[:40])
+
+    assert len(set(ids(near))) == 200
+    assert near == sorted(near, key=lambda n: (n.distance, n.object_id))
+    assert [n.distance for n in near] == pytest.approx([true[int(n.object_id[1:])] for n in near], abs=1e-5)
+    assert len(set(ids(near)) & set(order[:200])) >= 170  # an index may miss some
+    for limit in (1, 10, 50):
+        assert storage.objects.nearest(shoes, query, limit) == near[:limit]
+    assert storage.objects.nearest(shoes, query, 200, max_distance=near[19].distance) == near[:20]
+    assert ids(storage.objects.nearest(shoes, query, 30, filter=rare)) == order[3280:]
+    found = ids(storage.objects.nearest(shoes, query, 30, filter=common))
+    assert len(set(found) & set(order[1500:1530])) >= 24
+    assert len(found) == len(set(found)) == 30
+    assert sorted(ids(moved)) == sorted(order[:40])
+    assert len(set(ids(unmoved)) & set(order[40:70])) >= 24
+    assert len(set(ids(unmoved)) - set(order[:40])) == 30
+
+
 # Originals and copies
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -35,7 +36,15 @@ class Scene:
     reworded: str
 
 
-SCENES: Sequence[Scene] = ()
+SCENES = (
+    Scene("run a command and get its output", "subprocess.run", "execute a command and capture its output"),
+    Scene("remember the results of a function", "functools.cache", "remember what a function returned"),
+    Scene("sort a list of dictionaries by a key", "sorted", "order a list of dictionaries by a key"),
+    Scene("make an http request", "httpx.get", "send an http request"),
+    Scene("generate a unique id", "uuid.uuid4", "create a unique identifier"),
+    Scene("find all files that match a pattern", "pathlib.Path.rglob", "list all files matching a pattern"),
+)
+"""What is wished stands between the third and the ninth place at the start (Python 3.11, MiniLM)."""
 
 UNRELATED_QUERY = "draw a progress bar in the terminal"
 
@@ -122,8 +131,7 @@ class Demo:
 
     def _show_scene(self, outcome: Outcome, before: Results, after: Results) -> None:
         scene = outcome.scene
-        table = Table("", "before", f"after, {USER}", f"after, {OTHER_USER}", title_justify="left")
-        table.title = f"\n“{scene.query}”"
+        table = _table(f"“{scene.query}”", "", "before", f"after, {USER}", OTHER_USER)
         for place, (was, now) in enumerate(zip(before, after, strict=False), start=1):
             table.add_row(
                 str(place),
@@ -132,31 +140,24 @@ class Demo:
                 "same",
             )
         self._console.print(table)
-        self._console.print(f"Click to effect: {1000 * outcome.seconds:.0f} ms.")
+        self._console.print(f"  Click to effect: {1000 * outcome.seconds:.0f} ms.")
 
     def _show_unrelated(self, before: Results) -> None:
         after = self._search(UNRELATED_QUERY, USER)
         _claim(after == before, f"what {USER} clicked changes nothing for {UNRELATED_QUERY!r}")
-        table = Table("", "before", f"after, {USER}", title_justify="left")
-        table.title = f"\n“{UNRELATED_QUERY}”, which has nothing to do with these clicks"
-        for place, (was, _) in enumerate(zip(before, after, strict=True), start=1):
+        table = _table(f"“{UNRELATED_QUERY}”, which is about something else", "", "before", f"after, {USER}")
+        for place, was in enumerate(before, start=1):
             table.add_row(str(place), _named(was), "same")
         self._console.print(table)
 
     def _sum_up(self, outcomes: Sequence[Outcome]) -> None:
-        table = Table(
-            "query", "clicked", "place", "in other words", "place", "effect after", title_justify="left"
-        )
-        table.title = f"\nWhat {len(outcomes)} clicks did for {USER}, and for nobody else"
+        title = f"What {len(outcomes)} clicks did for {USER}, also where the wish is put in other words"
+        table = _table(title, "query", "clicked", "place", "effect after")
         for each in outcomes:
-            table.add_row(
-                each.scene.query,
-                each.scene.wished_id,
-                f"{each.before} → {each.after}",
-                each.scene.reworded,
-                f"{each.reworded_before or 'below'} → {each.reworded_after or 'below'}",
-                f"{1000 * each.seconds:.0f} ms",
-            )
+            moved = f"{each.before} → {each.after}"
+            table.add_row(each.scene.query, each.scene.wished_id, moved, f"{1000 * each.seconds:.0f} ms")
+            moved = f"{each.reworded_before or 'none'} → {each.reworded_after or 'none'}"
+            table.add_row(f"[dim]{each.scene.reworded}[/]", "", moved, "")
         self._console.print(table)
 
     def _search(self, query: str, user_id: str | None = None) -> Results:
@@ -216,6 +217,13 @@ def _search_body(query: str, user_id: str | None, *, session: bool = False) -> d
 def _place(results: Results, object_id: str) -> int:
     """Return where an object stands, 1 for the top; 0 if it is not shown."""
     return next((place for place, each in enumerate(results, 1) if each["object_id"] == object_id), 0)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"\n{title}", title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _named(result: dict[str, Any], marked_id: str | None = None, mark: str = "") -> str:

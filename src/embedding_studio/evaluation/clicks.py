@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from embedding_studio.errors import InvalidInputError
 
 HIGHEST_GRADE = 3
+"""A choice that matters, made with the results in view. With gmax = 4, Cranfield's most frequent grade, 2,
+is clicked at 28 % where an irrelevant result is at 10 %, and less is learnt. Capped, the numbers come near
+those of SCIENCE.md, whose data are said to be graded 1 to 3. ``uncapped`` is the formula to the letter.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +28,17 @@ class ClickModel:
         mistake: eps, the probability of clicking an irrelevant result that was looked at.
         attraction: factor on the relevance, in (0, 1].
         sees_everything: every result is looked at.
+        top_grade: grades above it count as it, in gmax too; None: they count as they are.
     """
 
     mistake: float
     attraction: float = 1.0
     sees_everything: bool = False
+    top_grade: int | None = HIGHEST_GRADE
 
     def probability(self, grade: int, highest_grade: int) -> float:
-        """Return P(click | looked at, grade).
-
-        Args:
-            highest_grade: gmax; above 3 it counts as 3, and so does the grade. Else one rare top grade
-                would leave the others hardly clicked: of Cranfield's four grades the most frequent, 2,
-                would be clicked in 28 % of the cases where an irrelevant result is in 10 %.
-        """
-        top = min(highest_grade, HIGHEST_GRADE)
+        """Return P(click | looked at, grade); ``highest_grade`` is gmax."""
+        top = highest_grade if self.top_grade is None else min(highest_grade, self.top_grade)
         relevance = self.attraction * float(2 ** min(grade, top) - 1) / float(2**top - 1)
         return self.mistake + (1 - self.mistake) * relevance
 
@@ -67,6 +67,7 @@ class ClickModel:
 
 CLICK_MODELS: Mapping[str, ClickModel] = {
     "standard": ClickModel(mistake=0.1),
+    "uncapped": ClickModel(mistake=0.1, top_grade=None),
     "noisy": ClickModel(mistake=0.3, attraction=0.7),
     "perfect": ClickModel(mistake=0.0, sees_everything=True),
 }

@@ -1,5 +1,6 @@
 """One PostgreSQL database: its connections, and its errors as ours."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ T = TypeVar("T")
 CONNECT_SECONDS = 10
 WAIT_FOR_CONNECTION_SECONDS = 30.0
 RETRIED_CONFLICTS = 3
+PAUSE_SECONDS = 0.05
 
 
 class Database:
@@ -78,7 +80,7 @@ class Database:
                     with self._pool.connection() as connection, connection.transaction():
                         return work(connection)
                 except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
-                    continue
+                    time.sleep(PAUSE_SECONDS)  # lets the other finish first
             with self._pool.connection() as connection, connection.transaction():
                 return work(connection)
 
@@ -133,7 +135,8 @@ def _configure(connection: Connection) -> None:
 
 def _require_open(connection: Connection) -> None:
     """Raise if the server has hung up; costs a system call, not a round trip."""
-    connection.pgconn.consume_input()
+    connection.pgconn.consume_input()  # its farewell, if there is one
+    connection.pgconn.consume_input()  # and then the end
     if connection.closed:
         raise psycopg.OperationalError("the server has closed the connection")
 

@@ -105,7 +105,13 @@ class PostgresOrders:
             "max_attempts": max_attempts,
             "backoff_seconds": backoff_seconds,
         }
-        self._database.write(lambda connection: connection.execute(_SQL["fail"], given))
+
+        def work(connection: Connection) -> None:
+            with connection.pipeline():
+                connection.execute(_SQL["hold"], given)
+                connection.execute(_SQL["fail"], given)
+
+        self._database.write(work)
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait on a connection that stays open, so what is placed between two calls is not missed."""
@@ -172,7 +178,9 @@ def complete(connection: Connection, token: str, outcomes: Sequence[OrderOutcome
         "details": [None if outcome.detail is None else _storable(outcome.detail) for outcome in outcomes],
         "detail_length": MAX_DETAIL_LENGTH,
     }
-    connection.execute(_SQL["complete"], given)
+    with connection.pipeline():
+        connection.execute(_SQL["hold"], given)
+        connection.execute(_SQL["complete"], given)
 
 
 def _claimed(connection: Connection, given: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from embedding_studio.errors import StorageError, UnsupportedDatabaseError
 from embedding_studio.storage.sql import migrations, statements
 
-MINIMUM_SERVER = 15
+MINIMUM_SERVER = (15,)
 MINIMUM_PGVECTOR = (0, 8)
 
 # First keys of two-key advisory locks; chosen so that other programs in the same database are unlikely
@@ -35,7 +35,8 @@ def migrate(connection: psycopg.Connection) -> list[int]:
         StorageError: what is needed may not be created.
     """
     with connection.transaction():
-        _check_versions(connection)
+        [(server, installed, available)] = connection.execute(_SQL["versions"])
+        require_supported(where(connection), server=server, installed=installed, available=available)
         if _pending(connection) == []:
             return []
         connection.execute(_SQL["lock_migrations"], {"lock_class": MIGRATIONS_LOCK})
@@ -50,10 +51,40 @@ def migrate(connection: psycopg.Connection) -> list[int]:
         except psycopg.errors.InsufficientPrivilege as error:
             raise StorageError(
                 f"the user {connection.info.user!r} may not create what is needed in {where(connection)} "
-                f"({_first_line(error)}); let an administrator run CREATE EXTENSION vector there and "
+                f"({str(error).splitlines()[0]}); let an administrator run CREATE EXTENSION vector there and "
                 "GRANT CREATE ON DATABASE to this user"
             ) from error
         return applied
+
+
+def require_supported(
+    place: str, *, server: str, installed: str | None = None, available: str | None = None
+) -> None:
+    """Return if a server will do.
+
+    Args:
+        server: the version of PostgreSQL.
+        installed: the version of pgvector in this database.
+        available: the one that CREATE EXTENSION would install.
+
+    Raises:
+        UnsupportedDatabaseError: it is too old, or lacks pgvector; the message says what to do.
+    """
+    if _version(server) < MINIMUM_SERVER:
+        raise UnsupportedDatabaseError(
+            f"{place} is PostgreSQL {server}; upgrade it to {MINIMUM_SERVER[0]} or later, or unset "
+            "DATABASE_URL to use the embedded database"
+        )
+    found = installed or available
+    if found is None:
+        raise UnsupportedDatabaseError(
+            f"{place} has no pgvector; install its package for PostgreSQL {_version(server)[0]} there, or "
+            "unset DATABASE_URL to use the embedded database"
+        )
+    if _version(found) < MINIMUM_PGVECTOR:
+        is_there = available is not None and _version(available) >= MINIMUM_PGVECTOR
+        remedy = "run ALTER EXTENSION vector UPDATE there" if is_there else "upgrade its package there"
+        raise UnsupportedDatabaseError(f"{place} has pgvector {found}, and 0.8 or later is needed: {remedy}")
 
 
 def where(connection: psycopg.Connection) -> str:
@@ -90,31 +121,5 @@ def _pending(connection: psycopg.Connection) -> list[int] | None:
     return [number for number in known if number not in applied]
 
 
-def _check_versions(connection: psycopg.Connection) -> None:
-    [(server, server_version, installed, available)] = connection.execute(_SQL["versions"])
-    if server < MINIMUM_SERVER:
-        raise UnsupportedDatabaseError(
-            f"{where(connection)} is PostgreSQL {server_version}; {MINIMUM_SERVER} or later is needed"
-        )
-    if installed is None and available is None:
-        raise UnsupportedDatabaseError(
-            f"{where(connection)} has no pgvector; install its package for PostgreSQL {server} there, or "
-            "unset DATABASE_URL to use the embedded database"
-        )
-    if _version(installed or available) < MINIMUM_PGVECTOR:
-        remedy = (
-            "run ALTER EXTENSION vector UPDATE there"
-            if installed and available and _version(available) >= MINIMUM_PGVECTOR
-            else "upgrade its package"
-        )
-        raise UnsupportedDatabaseError(
-            f"{where(connection)} has pgvector {installed or available}; 0.8 or later is needed: {remedy}"
-        )
-
-
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", text))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -38,7 +38,7 @@ Vectors = NDArray[np.float32]
 BETA_1, BETA_2, EPSILON, WEIGHT_DECAY = 0.9, 0.999, 1e-8, 0.01
 """The defaults of ``torch.optim.AdamW``."""
 
-NUMBERS_AT_ONCE = 400_000
+NUMBERS_AT_ONCE = 250_000
 """Components that all iterations run on before the next are taken up, so that they stay in the cache."""
 
 
@@ -116,17 +116,15 @@ class TorchBasedAdjuster:
         before = loss.aggregated(loss.similarities(vectors))
         for n in range(1, self.num_iterations + 1):
             gradient, shares = loss.gradient(vectors)
-            # One operation at a time: fused ones (addcmul_, lerp_) round by a number's place in memory, and
-            # AdamW blows a last bit near 0 up to a whole step.
-            first.mul_(BETA_1).add_(torch.mul(gradient, 1 - BETA_1, out=scratch))
-            second.mul_(BETA_2).add_(torch.mul(gradient, gradient, out=scratch).mul_(1 - BETA_2))
+            first.lerp_(gradient, 1 - BETA_1)
+            second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
             unbias = math.sqrt(1 - BETA_2**n)
             torch.sqrt(second, out=scratch).add_(EPSILON * unbias)
-            rates = self.adjustment_rate * unbias / (1 - BETA_1**n) * shares
-            torch.div(first, scratch, out=scratch).mul_(_column(rates, vectors))
+            torch.div(first, scratch, out=scratch)
             if not bounded:
                 vectors.mul_(1 - self.adjustment_rate * WEIGHT_DECAY)
-            vectors.sub_(scratch)
+            rates = self.adjustment_rate * unbias / (1 - BETA_1**n) * shares
+            vectors.addcmul_(scratch, _column(-rates, vectors))
             if bounded:
                 region.bring_in(vectors)
         after = loss.aggregated(loss.similarities(vectors))
@@ -158,16 +156,17 @@ class _Loss:
     pairs_of_objects: Rows
     parts_of_objects: Rows
 
-    def similarities(self, vectors: Tensor) -> Floats:
-        """Return [M], of each pair."""
-        paired = self._paired(vectors)
+    def similarities(self, vectors: Tensor, lengths: Floats | None = None) -> Floats:
+        """Return [M], of each pair; ``lengths`` [N] of the vectors spares counting them again."""
+        paired = vectors
+        if len(self.asked) > len(vectors):
+            paired = vectors[torch.from_numpy(self.part_of_pairs)]
         if self.index.metric_type is MetricType.EUCLID:
-            between = self.asked - paired
-            return -np.sqrt(_products(between, between))
+            return -_lengths(self.asked - paired)
         products = _products(self.asked, paired)
         if self.index.metric_type is MetricType.DOT:
             return products
-        return products / self._lengths(vectors)[self.part_of_pairs]
+        return products / (_lengths(vectors) if lengths is None else lengths)[self.part_of_pairs]
 
     def aggregated(self, similarities: Floats) -> Floats:
         """Return [I], what search makes of the pairs: the best (MIN) or the mean (AVG)."""
@@ -187,14 +186,14 @@ class _Loss:
 
     def gradient(self, vectors: Tensor) -> tuple[Tensor, Floats]:
         """Return the gradient [N, D] of eq. 1, and the share of the step that each part takes [N]."""
-        similarities = self.similarities(vectors)
+        lengths = _lengths(vectors)
+        similarities = self.similarities(vectors, lengths)
         softened, derivatives = self.softened(similarities)
         slopes = np.repeat(3 * self.pulls * self.weights * softened**2, self._pair_counts()) * derivatives
         match self.index.metric_type:
             case MetricType.COSINE:  # d cos(q, v) / dv = (q - cos(q, v) v/|v|) / |v| for q of length 1
-                lengths = self._lengths(vectors)[self.part_of_pairs]
-                along_query = slopes / lengths
-                along_part = -along_query * similarities / lengths
+                along_query = slopes / lengths[self.part_of_pairs]
+                along_part = -along_query * similarities / lengths[self.part_of_pairs]
             case MetricType.DOT:
                 along_query, along_part = slopes, np.zeros_like(slopes)
             case MetricType.EUCLID:  # d -|q - v| / dv = (q - v) / |q - v|, and 0 where they meet
@@ -203,22 +202,15 @@ class _Loss:
                 )
                 along_part = -along_query
         gradient = vectors * _column(np.add.reduceat(along_part, self.pairs_of_parts), vectors)
-        if len(self.asked) == len(vectors):
-            gradient.add_(self.asked * _column(along_query, vectors))
+        asked = self.asked * _column(along_query, vectors)
+        if len(asked) == len(vectors):
+            gradient.add_(asked)  # not addcmul_, which rounds less often than the other way does
         else:
-            gradient.index_add_(
-                0, torch.from_numpy(self.part_of_pairs), self.asked * _column(along_query, vectors)
-            )
+            gradient.index_add_(0, torch.from_numpy(self.part_of_pairs), asked)
         of_parts = np.add.reduceat(derivatives, self.pairs_of_parts)
         parts = np.diff(self.parts_of_objects, append=len(vectors))
         largest = np.maximum.reduceat(of_parts, self.parts_of_objects)
         return gradient, of_parts * np.repeat(self.weights / largest, parts)
-
-    def _paired(self, vectors: Tensor) -> Tensor:
-        return vectors if len(self.asked) == len(vectors) else vectors[torch.from_numpy(self.part_of_pairs)]
-
-    def _lengths(self, vectors: Tensor) -> Floats:
-        return np.sqrt(_products(vectors, vectors))
 
     def _pair_counts(self) -> Rows:
         return np.diff(self.pairs_of_objects, append=len(self.asked))
@@ -231,17 +223,17 @@ class _TrustRegion:
         self.metric_type = metric_type
         self.originals = originals
         self.max_angle = math.radians(max_angle_degrees)
-        self.lengths = np.sqrt(_products(originals, originals))
+        self.lengths = _lengths(originals)
 
     def bring_in(self, vectors: Tensor) -> None:
         """Replace each vector by the nearest in its region: keep x vector + pull x original."""
         keep, pull = (
             self._in_ball(vectors) if self.metric_type is MetricType.EUCLID else self._in_cap(vectors)
         )
-        vectors.mul_(_column(keep, vectors)).add_(self.originals * _column(pull, vectors))
+        vectors.mul_(_column(keep, vectors)).addcmul_(self.originals, _column(pull, vectors))
 
     def _in_cap(self, vectors: Tensor) -> tuple[Floats, Floats]:
-        lengths = np.sqrt(_products(vectors, vectors))
+        lengths = _lengths(vectors)
         products = _products(vectors, self.originals)
         nothing = np.zeros_like(lengths)
         scale = np.divide(self.lengths, lengths, out=nothing.copy(), where=lengths > 0)
@@ -256,8 +248,7 @@ class _TrustRegion:
 
     def _in_ball(self, vectors: Tensor) -> tuple[Floats, Floats]:
         radius = 2 * math.sin(self.max_angle / 2) * self.lengths
-        ways = vectors - self.originals
-        way = np.sqrt(_products(ways, ways))
+        way = _lengths(vectors - self.originals)
         keep = np.divide(radius, way, out=np.ones_like(way), where=way > radius)
         return keep, 1 - keep
 
@@ -325,3 +316,8 @@ def _column(numbers: Floats, like: Tensor) -> Tensor:
 def _products(one: Tensor, other: Tensor) -> Floats:
     """Return the inner products of rows [N]; by numpy, whose sums depend on the row alone in every bit."""
     return np.asarray(np.vecdot(one.numpy(), other.numpy()), dtype=np.float64)
+
+
+def _lengths(vectors: Tensor) -> Floats:
+    """Return [N]."""
+    return np.sqrt(_products(vectors, vectors))

@@ -113,6 +113,14 @@ SELECT (SELECT count(*) FROM due), (SELECT array_agg(unit) FROM held), claimed.*
 FROM (SELECT) AS always LEFT JOIN claimed ON true
 ORDER BY priority DESC, created_at, session_id
 
+-- name: hold
+-- Rows are locked in one order everywhere, so that two who want the same do not wait in a circle.
+SELECT session_id
+FROM embedding_studio.sessions_for_improvement
+WHERE session_id = ANY(%(session_ids)s::text[]) AND token = %(token)s
+ORDER BY session_id
+FOR UPDATE
+
 -- name: complete
 UPDATE embedding_studio.sessions_for_improvement AS completed
 SET status = outcome.status,

@@ -3,7 +3,6 @@ SELECT pg_advisory_xact_lock(%(lock_class)s, 0)
 
 -- name: versions
 SELECT
-    current_setting('server_version_num')::int / 10000,
     current_setting('server_version'),
     (SELECT extversion FROM pg_extension WHERE extname = 'vector'),
     (SELECT default_version FROM pg_available_extensions WHERE name = 'vector')

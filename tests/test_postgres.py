@@ -1,0 +1,486 @@
+"""What only PostgreSQL can show: vector indexes, lost connections, several processes, its errors as ours."""
+
+import itertools
+import subprocess
+import sys
+import threading
+from contextlib import closing
+
+import numpy as np
+import psycopg
+import pytest
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import HnswParameters, MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
+from embedding_studio.domain.sessions import (
+    SearchResultItem,
+    Session,
+    SessionEvent,
+    SessionForImprovementCreateSchema,
+)
+from embedding_studio.errors import (
+    CollectionNotFoundError,
+    InvalidInputError,
+    SessionNotFoundError,
+    StorageError,
+    StorageUnavailableError,
+)
+from embedding_studio.storage import pg_nearest, pg_objects
+from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.postgres import PostgresStorage
+
+EXHAUSTIVE = {"m": 48, "ef_construction": 400, "ef_search": 1000}
+GEOMETRIES = list(itertools.product(MetricType, MetricAggregationType))
+I, D = 211, 5
+
+
+@pytest.fixture
+def postgres(postgres_url):
+    with closing(PostgresStorage(postgres_url)) as storage:
+        yield storage
+
+
+@pytest.fixture
+def connection(postgres_url):
+    with psycopg.connect(postgres_url, autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def indexing(postgres_url, monkeypatch):
+    """Return a storage that indexes from 40 parts on, and must use the index."""
+    monkeypatch.setattr(pg_objects, "LARGE", 40)
+    monkeypatch.setattr(pg_nearest, "MANY", 30)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET enable_seqscan = off")
+    with closing(PostgresStorage(postgres_url)) as storage:
+        yield storage
+
+
+def catalogue(seed=3):
+    """Return objects of 1 to 4 parts; a third are red, every 20th is rare."""
+    rng = np.random.default_rng(seed)
+    return [
+        CatalogueObject(
+            f"o{number}",
+            rng.normal(size=(1 + number % 4, D)).astype(np.float32),
+            {"colour": "red" if number % 3 == 0 else "blue", "rare": number % 20 == 0, "number": number},
+        )
+        for number in range(I)
+    ]
+
+
+def info(metric_type=MetricType.COSINE, aggregation=MetricAggregationType.MIN, **hnsw):
+    return SearchIndexInfo(
+        dimensions=D,
+        metric_type=metric_type,
+        metric_aggregation_type=aggregation,
+        hnsw=HnswParameters(**{"m": 5, "ef_construction": 200, "ef_search": 40} | hnsw),
+    )
+
+
+def filled(storage, index):
+    collection = storage.collections.create("things", index)
+    storage.objects.upsert(collection, catalogue())
+    return collection
+
+
+def a_query(Q=2, seed=5):
+    return np.random.default_rng(seed).normal(size=(Q, D)).astype(np.float32)
+
+
+def ids(neighbours):
+    return [neighbour.object_id for neighbour in neighbours]
+
+
+def a_filter(**query):
+    return PayloadFilter.parse({"query": query})
+
+
+FILTERS = {
+    "none": None,
+    "few": a_filter(term={"field": "rare", "value": True}),
+    "many": a_filter(term={"field": "colour", "value": "red"}),
+    "no index": a_filter(field="number", range={"gte": 100}),
+    "nothing": a_filter(term={"field": "colour", "value": "green"}),
+}
+
+
+def index_scans(connection):
+    """Return how often the vector index was used."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    [(scans,)] = connection.execute(
+        "SELECT coalesce(sum(idx_scan), 0) FROM pg_stat_user_indexes WHERE indexrelname = 'parts_nearest'"
+    )
+    return scans
+
+
+def place_anything(storage, session_id="s1"):
+    storage.collections.create("things", info())
+    storage.clickstream.register_session(Session(session_id=session_id, user_id="ann", collection="things"))
+    storage.orders.create(SessionForImprovementCreateSchema(session_id=session_id))
+
+
+# The vector index
+
+
+@pytest.mark.parametrize(("metric_type", "aggregation"), GEOMETRIES)
+def test_a_large_collection_is_searched_like_a_small_one(indexing, metric_type, aggregation):
+    index = info(metric_type, aggregation, **EXHAUSTIVE)
+    twin = MemoryStorage()
+    theirs, ours = filled(twin, index), filled(indexing, index)
+
+    for limit, wanted in itertools.product([1, 9, 60, I, 3 * I], FILTERS.values()):
+        expected = twin.objects.nearest(theirs, a_query(), limit, filter=wanted)
+        found = indexing.objects.nearest(ours, a_query(), limit, filter=wanted)
+
+        assert ids(found) == ids(expected)
+        assert [n.payload for n in found] == [n.payload for n in expected]
+        np.testing.assert_allclose([n.distance for n in found], [n.distance for n in expected], atol=1e-5)
+
+
+@pytest.mark.parametrize(("metric_type", "aggregation"), GEOMETRIES)
+def test_candidates_come_from_the_index_without_what_the_user_moved(indexing, metric_type, aggregation):
+    index = info(metric_type, aggregation, **EXHAUSTIVE)
+    copies = {item.object_id: item.parts + 1 for item in catalogue()[:50]}
+    moved_ids = [f"o{number}" for number in range(20, 80)]
+    answers = []
+    for storage in (MemoryStorage(), indexing):
+        things = filled(storage, index)
+        with storage.personal.learning(things, ["ann"]) as transaction:
+            transaction.replace_states({"ann": PersonalState((), copies)})
+        for wanted in FILTERS.values():
+            near, moved = storage.personal.candidates(things, "ann", a_query(), 15, moved_ids, filter=wanted)
+            parts = {item.object_id: (item.original.tolist(), item.personal.tolist()) for item in moved}
+            answers.append((ids(near), parts))
+
+    assert answers[: len(FILTERS)] == answers[len(FILTERS) :]
+
+
+def test_a_search_of_a_large_collection_uses_its_index(indexing, connection):
+    things = filled(indexing, info())
+    before = index_scans(connection)
+
+    indexing.objects.nearest(things, a_query(Q=1), 5)
+    indexing.close()  # what it counted is flushed at the end of a connection
+
+    assert index_scans(connection) > before
+
+
+def test_a_longer_list_begins_with_the_shorter_one(indexing):
+    things = filled(indexing, info(ef_search=10))
+
+    longest = ids(indexing.objects.nearest(things, a_query(), 150))
+
+    for limit in range(1, 150, 13):
+        assert ids(indexing.objects.nearest(things, a_query(), limit)) == longest[:limit]
+
+
+def test_a_small_collection_has_no_index_and_gets_one_as_it_grows(indexing, connection):
+    things = indexing.collections.create("things", info())
+    indexed = "SELECT count(*) FROM pg_indexes WHERE indexname = 'parts_nearest'"
+    few = [item for item in catalogue() if len(item.parts) == 1]
+
+    indexing.objects.upsert(things, few[:39])
+    while_small = connection.execute(indexed).fetchone()
+    indexing.objects.upsert(things, few)
+
+    assert while_small == (0,)
+    assert connection.execute(indexed).fetchone() == (1,)
+    assert len(indexing.objects.nearest(things, a_query(Q=1), 50)) == 50
+
+
+def test_another_process_that_knew_the_collection_as_small_finds_what_was_added(indexing, postgres_url):
+    things = indexing.collections.create("things", info())
+    with closing(PostgresStorage(postgres_url)) as other:
+        assert other.objects.nearest(things, a_query(), 3) == []
+        indexing.objects.upsert(things, catalogue())
+
+        found = [ids(other.objects.nearest(things, a_query(), I)) for _ in range(2)]
+
+    assert [len(objects) for objects in found] == [I, I]
+
+
+def test_more_dimensions_than_the_index_takes_are_stored_as_given_and_found(indexing):
+    rng = np.random.default_rng(7)
+    vectors = rng.normal(size=(45, 2001)).astype(np.float32)
+    wide = indexing.collections.create("wide", SearchIndexInfo(dimensions=2001))
+    indexing.objects.upsert(wide, [CatalogueObject(f"o{k}", vectors[k : k + 1]) for k in range(45)])
+
+    found = indexing.objects.nearest(wide, vectors[8:9], 45)
+    [stored] = indexing.objects.get(wide, ["o8"])
+
+    cosines = vectors @ vectors[8] / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vectors[8])
+    assert ids(found) == [f"o{k}" for k in np.argsort(-cosines)]
+    np.testing.assert_allclose([n.distance for n in found], np.sort(1 - cosines), atol=1e-5)
+    np.testing.assert_array_equal(stored.parts, vectors[8:9])
+
+
+def test_parts_that_do_not_change_are_not_written_again(postgres, connection):
+    things = filled(postgres, info(aggregation=MetricAggregationType.AVG))
+    rows = "SELECT object_id, part_no, ctid::text FROM collection_1.parts ORDER BY 1, 2"
+    before = connection.execute(rows).fetchall()
+
+    postgres.objects.upsert(things, [CatalogueObject(o.object_id, o.parts, {"new": 1}) for o in catalogue()])
+
+    assert connection.execute(rows).fetchall() == before
+    assert postgres.objects.get(things, ["o7"])[0].payload == {"new": 1}
+
+
+def test_a_click_that_is_remembered_makes_its_user_affected_by_a_new_original(postgres):
+    things = filled(postgres, info())
+    for user_id in ("ann", "bob"):
+        shown = (SearchResultItem(object_id="o1"), SearchResultItem(object_id="o2"))
+        session = Session(session_id=user_id, user_id=user_id, collection="things", search_results=shown)
+        postgres.clickstream.register_session(session, a_query(Q=1))
+    clicks = {"ann": "o1", "bob": "o2"}
+    events = [
+        SessionEvent(session_id=session_id, object_id=clicked) for session_id, clicked in clicks.items()
+    ]
+    postgres.clickstream.push_events(events)
+    claim = postgres.orders.claim(users=2, lease_seconds=1e9)
+    with postgres.personal.learning(things, ["ann", "bob"]) as transaction:
+        query = a_query(Q=1)[0]
+        transaction.replace_states(
+            {
+                user_id: PersonalState((QueryMemory(user_id, "", 1, query, query, (clicked,), ()),))
+                for user_id, clicked in clicks.items()
+            }
+        )
+
+    postgres.objects.upsert(things, [CatalogueObject("o2", a_query(Q=1))])
+
+    assert len(claim.orders) == 2
+    due = postgres.orders.claim(users=2, lease_seconds=60)
+    assert [order.session_id for order in due.orders] == ["bob"]
+
+
+# Lost connections
+
+
+def lose_connections(connection):
+    """End all other connections to this database, and wait until they are gone."""
+    connection.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+def test_reading_and_writing_go_on_after_all_connections_were_lost(postgres, connection):
+    things = filled(postgres, info())
+
+    lose_connections(connection)
+    number = postgres.objects.count(things)
+    lose_connections(connection)
+    postgres.objects.delete(things, ["o1"])
+
+    assert (number, postgres.objects.count(things)) == (I, I - 1)
+
+
+def test_a_read_whose_connection_is_lost_on_the_way_is_done_again(postgres, connection):
+    tries = []
+
+    def work(theirs):
+        tries.append(theirs.info.backend_pid)
+        if len(tries) == 1:
+            lose_connections(connection)
+        return theirs.execute("SELECT 7").fetchone()
+
+    assert postgres._database.read(work) == (7,)
+    assert len(set(tries)) == 2
+
+
+def test_a_write_whose_connection_is_lost_on_the_way_is_not_done_again(postgres, connection):
+    tries = []
+
+    def work(theirs):
+        tries.append(theirs.info.backend_pid)
+        lose_connections(connection)
+        theirs.execute("SELECT 7")
+
+    with pytest.raises(StorageUnavailableError):
+        postgres._database.write(work)
+    assert len(tries) == 1
+
+
+def test_a_write_that_met_a_deadlock_is_done_again(postgres, connection):
+    connection.execute("CREATE TABLE pair (side text PRIMARY KEY, number integer)")
+    connection.execute("INSERT INTO pair VALUES ('left', 0), ('right', 0)")
+    both_hold_one = threading.Barrier(2)
+    tries = []
+
+    def count(sides):
+        def work(theirs):
+            is_first_try = not tries.count(sides)
+            tries.append(sides)
+            theirs.execute("UPDATE pair SET number = number + 1 WHERE side = %s", sides[:1])
+            if is_first_try:
+                both_hold_one.wait(timeout=30)
+            theirs.execute("UPDATE pair SET number = number + 1 WHERE side = %s", sides[1:])
+
+        postgres._database.write(work)
+
+    threads = [threading.Thread(target=count, args=(s,)) for s in (("left", "right"), ("right", "left"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+
+    assert connection.execute("SELECT number FROM pair").fetchall() == [(2,), (2,)]
+    assert len(tries) >= 3
+
+
+def test_waiting_goes_on_after_its_connection_was_lost(postgres, connection):
+    assert not postgres.orders.wait(0)
+    lose_connections(connection)
+
+    place_anything(postgres)
+
+    assert postgres.orders.wait(30)
+
+
+def test_an_order_placed_between_two_waits_ends_the_second_at_once(postgres):
+    assert not postgres.orders.wait(0)
+    place_anything(postgres)
+    claim = postgres.orders.claim(users=1, lease_seconds=1e9)
+
+    assert len(claim.orders) == 1
+    assert postgres.orders.wait(30)
+    assert not postgres.orders.wait(0)
+
+
+def test_a_closed_storage_says_so(postgres):
+    postgres.close()
+
+    with pytest.raises(StorageError):
+        postgres.ping()
+
+
+# Several processes
+
+CLAIM = """
+import sys
+from embedding_studio.storage.postgres import PostgresStorage
+
+storage = PostgresStorage(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+while claim := storage.orders.claim(users=3, lease_seconds=600):
+    for order in claim.orders:
+        print(claim.token, order.user_id, order.session_id)
+storage.close()
+"""
+
+
+def test_processes_claim_every_order_once_and_no_user_twice(postgres, postgres_url):
+    postgres.collections.create("things", info())
+    sessions = [f"s{number}" for number in range(90)]
+    for number, session_id in enumerate(sessions):
+        user_id = None if number % 9 == 0 else f"user {number % 23}"
+        postgres.clickstream.register_session(
+            Session(session_id=session_id, user_id=user_id, collection="things")
+        )
+    postgres.clickstream.push_events([SessionEvent(session_id=s, object_id="o1") for s in sessions])
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLAIM, postgres_url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    claimed = [
+        line.split(" ", 1) for worker in workers for line in worker.communicate(timeout=60)[0].splitlines()
+    ]
+
+    assert sorted(rest.rsplit(" ", 1)[1] for _, rest in claimed) == sorted(sessions)
+    tokens_of = {}
+    for token, rest in claimed:
+        user_id, session_id = rest.rsplit(" ", 1)
+        unit = session_id if user_id == "None" else user_id
+        tokens_of.setdefault(unit, set()).add(token)
+    assert all(len(tokens) == 1 for tokens in tokens_of.values())
+
+
+def test_threads_that_create_one_collection_get_the_same(postgres):
+    made = []
+    threads = [
+        threading.Thread(target=lambda: made.append(postgres.collections.create("things", info())))
+        for _ in range(5)
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+
+    assert made == [postgres.collections.get("things")] * 5
+
+
+def test_a_session_forgotten_while_an_event_arrives_leaves_no_event(postgres, connection):
+    place_anything(postgres)
+    with connection.transaction():
+        connection.execute("DELETE FROM embedding_studio.sessions WHERE session_id = 's1'")
+        told = []
+        event = SessionEvent(session_id="s1", object_id="o1")
+        pushing = threading.Thread(target=lambda: told.extend(postgres.clickstream.push_events([event])))
+        pushing.start()
+        pushing.join(timeout=0.3)
+        waited = pushing.is_alive()
+    pushing.join(timeout=30)
+
+    assert waited
+    assert told == ["unknown_session"]
+    with pytest.raises(SessionNotFoundError):
+        postgres.clickstream.get_session("s1")
+
+
+# Errors
+
+
+@pytest.mark.parametrize("text", ["a\0b", "lone \ud800 surrogate"])
+def test_a_text_that_the_database_cannot_hold_is_refused_as_input(postgres, text):
+    things = postgres.collections.create("things", info())
+
+    with pytest.raises(InvalidInputError):
+        postgres.objects.upsert(things, [CatalogueObject(text, a_query(Q=1))])
+    with pytest.raises(InvalidInputError):
+        postgres.objects.upsert(things, [CatalogueObject("o1", a_query(Q=1), {"title": text})])
+
+    assert postgres.objects.count(things) == 0
+
+
+def test_a_number_that_json_lacks_is_refused_as_input(postgres):
+    things = postgres.collections.create("things", info())
+
+    with pytest.raises(InvalidInputError, match="NaN"):
+        postgres.objects.upsert(things, [CatalogueObject("o1", a_query(Q=1), {"price": float("nan")})])
+
+
+def test_any_text_may_be_the_reason_of_a_failure(postgres):
+    place_anything(postgres)
+    claim = postgres.orders.claim(users=1, lease_seconds=60)
+
+    postgres.orders.fail(claim, "\0 \ud800 " + "x" * 5000, max_attempts=1, backoff_seconds=1)
+
+    detail = postgres.orders.get("s1").detail
+    assert len(detail) == 2000
+    assert detail.endswith("xx")
+
+
+def test_a_collection_that_was_dropped_meanwhile_is_not_found(postgres):
+    things = filled(postgres, info())
+    postgres.collections.drop("things")
+
+    with pytest.raises(CollectionNotFoundError) as caught:
+        postgres.objects.nearest(things, a_query(), 5)
+
+    assert isinstance(caught.value.__cause__, psycopg.errors.UndefinedTable)

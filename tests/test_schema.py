@@ -1,0 +1,157 @@
+"""Migrations, and what a database must be before any is applied."""
+
+import re
+import subprocess
+import sys
+from contextlib import closing
+
+import psycopg
+import pytest
+
+from embedding_studio.errors import StorageError, StorageUnavailableError, UnsupportedDatabaseError
+from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.storage.schema import migrate, require_supported, without_password
+from embedding_studio.storage.sql import FOLDER, migrations
+
+OPEN = (
+    "import sys; from embedding_studio.storage.postgres import PostgresStorage as S; S(sys.argv[1]).close()"
+)
+
+
+@pytest.fixture
+def connection(postgres_url):
+    with psycopg.connect(postgres_url, autocommit=True) as opened:
+        yield opened
+
+
+def tables(connection):
+    """Return (schema, table, column, type) of all that is ours."""
+    return connection.execute(
+        "SELECT table_schema, table_name, column_name, data_type FROM information_schema.columns"
+        " WHERE table_schema = 'embedding_studio' ORDER BY 1, 2, 3"
+    ).fetchall()
+
+
+def test_migrations_are_numbered_from_1_without_a_gap():
+    numbers = [number for number, _ in migrations()]
+
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_each_migration_is_applied_once(connection):
+    first = migrate(connection)
+    made = tables(connection)
+    second = migrate(connection)
+
+    assert first == [number for number, _ in migrations()]
+    assert second == []
+    assert len(made) > 30
+    assert tables(connection) == made
+
+
+def test_a_migration_that_failed_left_nothing(connection):
+    connection.execute("CREATE SCHEMA embedding_studio")
+    connection.execute("CREATE TABLE embedding_studio.session_events (somebody_elses integer)")
+
+    with pytest.raises(psycopg.errors.DuplicateTable):
+        migrate(connection)
+
+    assert tables(connection) == [("embedding_studio", "session_events", "somebody_elses", "integer")]
+
+
+def test_processes_that_start_together_apply_them_once(postgres_url):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", OPEN, postgres_url], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+
+    assert [(process.returncode, error) for process, error in zip(processes, errors, strict=True)] == [
+        (0, "")
+    ] * 4
+    with psycopg.connect(postgres_url) as connection:
+        applied = connection.execute(
+            "SELECT number FROM embedding_studio.schema_migrations ORDER BY 1"
+        ).fetchall()
+    assert applied == [(number,) for number, _ in migrations()]
+
+
+def test_tables_of_a_newer_version_are_left_alone(connection, postgres_url):
+    migrate(connection)
+    connection.execute("INSERT INTO embedding_studio.schema_migrations (number) VALUES (907)")
+
+    with pytest.raises(UnsupportedDatabaseError, match=r"newer version.*migration 907.*upgrade"):
+        PostgresStorage(postgres_url)
+
+
+def test_a_user_who_may_not_create_is_told_what_an_administrator_can_do(connection, postgres_url):
+    connection.execute("CREATE ROLE guest LOGIN")
+    try:
+        with psycopg.connect(postgres_url, autocommit=True) as theirs:
+            theirs.execute("SET SESSION AUTHORIZATION guest")
+            with pytest.raises(StorageError, match=r"may not create.*CREATE EXTENSION vector.*GRANT CREATE"):
+                migrate(theirs)
+    finally:
+        connection.execute("DROP ROLE guest")
+
+
+def test_what_the_embedded_database_brings_is_supported():
+    require_supported("here", server="18.4", available="0.8.5")
+    require_supported("here", server="15.0 (Debian 15.0-1)", installed="0.8.0", available="0.8.1")
+
+
+@pytest.mark.parametrize(
+    ("versions", "remedy"),
+    [
+        ({"server": "14.12", "installed": "0.8.0"}, "PostgreSQL 14.12; upgrade it to 15"),
+        ({"server": "17.2"}, "no pgvector; install its package for PostgreSQL 17"),
+        ({"server": "17.2", "available": "0.7.4"}, "pgvector 0.7.4, and 0.8 or later is needed: upgrade"),
+        ({"server": "17.2", "installed": "0.5.1", "available": "0.8.1"}, "ALTER EXTENSION vector UPDATE"),
+    ],
+)
+def test_a_server_that_will_not_do_is_refused_in_one_sentence(versions, remedy):
+    with pytest.raises(UnsupportedDatabaseError, match=re.escape(remedy)) as caught:
+        require_supported("database 'shop' at db.example:5432", **versions)
+
+    assert str(caught.value).startswith("database 'shop' at db.example:5432 ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://ann:secret@127.0.0.1:1/shop", "postgresql://ann:secret@/shop?host=/no"]
+)
+def test_a_server_that_is_not_there_is_named_without_its_password(url):
+    with pytest.raises(StorageUnavailableError, match="database 'shop' at") as caught:
+        PostgresStorage(url)
+
+    assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+    assert "secret" not in str(caught.value)
+    assert without_password(url).startswith("database 'shop' at ")
+
+
+def test_a_storage_that_was_opened_before_is_opened_without_waiting_for_the_migrations_lock(postgres_url):
+    PostgresStorage(postgres_url).close()
+
+    with psycopg.connect(postgres_url) as somebody_elses:
+        somebody_elses.execute("SELECT pg_advisory_xact_lock(1163284301, 0)")
+        with closing(PostgresStorage(postgres_url)) as storage:
+            storage.ping()
+
+
+def test_every_statement_has_one_name_and_is_used():
+    names = [
+        (file.name, name)
+        for file in FOLDER.glob("*.sql")
+        for name in re.findall(r"^-- name: (\w+)$", file.read_text(), re.MULTILINE)
+    ]
+    code = "".join(file.read_text() for file in FOLDER.parent.glob("*.py"))
+    built = {"among_all", "among_matching", "among_few", "among_many"}  # f"among_{...}"
+
+    assert len(names) == len(set(names)) > 60
+    unused = {
+        (file, name)
+        for file, name in names
+        if f'"{name}"' not in code and name not in built and not name.startswith(("create_", "index_"))
+    }
+    assert unused == set()
