@@ -58,7 +58,8 @@ CREATE TABLE {schema}.objects (
 )
 
 -- name: index_payloads
-CREATE INDEX objects_payload ON {schema}.objects USING gin (payload jsonb_path_ops)
+-- Without fastupdate, whose list of what is not yet in the index made every filter a scan after a large load.
+CREATE INDEX objects_payload ON {schema}.objects USING gin (payload jsonb_path_ops) WITH (fastupdate = off)
 
 -- name: create_parts
 -- Originals as they were given, and under AVG one part more, the average of the others, numbered -1: of the
