@@ -4,27 +4,32 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from embedding_studio.cli import app
+from embedding_studio.cli import Clicks, Method, app
+from embedding_studio.evaluation import CLICK_MODELS, METHODS
 from embedding_studio.settings import Settings
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def test_the_verbs_are_those_that_people_know():
-    assert sorted(
-        [
-            "index",
-            "search",
-            "serve",
-            "worker",
-            "improve",
-            "demo",
-            "migrate",
-            "settings",
-            "collections",
-            "forget",
-        ]
-    ) == COMMANDS
+    assert (
+        sorted(
+            [
+                "evaluate",
+                "index",
+                "search",
+                "serve",
+                "worker",
+                "improve",
+                "demo",
+                "migrate",
+                "settings",
+                "collections",
+                "forget",
+            ]
+        )
+        == COMMANDS
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -42,6 +47,11 @@ def test_settings_are_listed_with_secrets_hidden(monkeypatch):
 
     assert set(json.loads(listed.stdout)) == set(Settings.model_fields)
     assert "very-secret" not in listed.stdout
+
+
+def test_what_evaluate_offers_is_what_there_is_to_evaluate():
+    assert {each.value for each in Method} == set(METHODS)
+    assert {each.value for each in Clicks} == set(CLICK_MODELS)
 
 
 def test_a_wrong_option_exits_with_2():

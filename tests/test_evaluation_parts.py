@@ -239,10 +239,12 @@ def test_the_click_probability_follows_its_formula(name: str, grade: int, expect
     assert CLICK_MODELS[name].probability(grade, 3) == pytest.approx(expected)
 
 
-def test_grades_above_three_count_as_three_unless_clicks_are_uncapped() -> None:
-    assert CLICK_MODELS["standard"].probability(2, 4) == pytest.approx(0.1 + 0.9 * 3 / 7)
-    assert CLICK_MODELS["standard"].probability(4, 4) == pytest.approx(1.0)
-    assert CLICK_MODELS["uncapped"].probability(2, 4) == pytest.approx(0.1 + 0.9 * 3 / 15)
+def test_grades_above_three_count_as_three_only_where_clicks_are_capped() -> None:
+    standard, capped = CLICK_MODELS["standard"], CLICK_MODELS["capped"]
+
+    assert standard.probability(2, 4) == pytest.approx(0.1 + 0.9 * 3 / 15)
+    assert capped.probability(2, 4) == pytest.approx(0.1 + 0.9 * 3 / 7)
+    assert capped.probability(4, 4) == capped.probability(3, 4) == pytest.approx(1.0)
 
 
 def test_draws_depend_on_seed_user_and_session_and_on_nothing_else() -> None:

@@ -224,7 +224,7 @@ class _Lent:
             "no method 'defualt' to evaluate; choose from reference, torch, copies, default",
         ),
         ({"methods": []}, "no method is named"),
-        ({"clicks": "wild"}, "no clicks called 'wild'; choose from standard, uncapped, noisy, perfect"),
+        ({"clicks": "wild"}, "no clicks called 'wild'; choose from standard, capped, noisy, perfect"),
         ({"users": 0}, "0 users with 10 sessions"),
         ({"sessions": 0}, "200 users with 0 sessions"),
     ],

@@ -484,3 +484,27 @@ def test_a_collection_that_was_dropped_meanwhile_is_not_found(postgres):
         postgres.objects.nearest(things, a_query(), 5)
 
     assert isinstance(caught.value.__cause__, psycopg.errors.UndefinedTable)
+
+
+def test_an_object_is_neighbour_or_moved_never_both_or_neither_while_it_is_being_learnt(postgres):
+    things = filled(postgres, info())
+    copies = {item.object_id: item.parts + 1 for item in catalogue()[:40]}
+    is_over = threading.Event()
+
+    def learn():
+        for state in itertools.cycle([PersonalState((), copies), PersonalState()]):
+            with postgres.personal.learning(things, ["ann"]) as transaction:
+                transaction.replace_states({"ann": state})
+            if is_over.is_set():
+                break
+
+    learning = threading.Thread(target=learn)
+    learning.start()
+    try:
+        for _ in range(150):
+            near, moved = postgres.personal.candidates(things, "ann", a_query(), I, list(copies))
+
+            assert sorted(ids(near) + ids(moved)) == sorted(item.object_id for item in catalogue())
+    finally:
+        is_over.set()
+        learning.join(timeout=60)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from embedding_studio.indexing import index_texts
 
 from embedding_studio import (
     Context,
@@ -28,6 +27,7 @@ from embedding_studio import (
 from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.objects import personal_id
 from embedding_studio.domain.sessions import SessionForImprovementStatus
+from embedding_studio.indexing import index_texts
 
 PAGE = Path(__file__).parents[2] / "shared" / "TUNING.md"
 

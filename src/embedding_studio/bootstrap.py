@@ -78,14 +78,7 @@ class Context:
                 return opened
             if self._given_storage is not None:
                 return self._given_storage
-            if self.settings.database_url is None:
-                self._server = EmbeddedServer(self.settings.data_dir)
-                url = self._server.start()
-            else:
-                url = self.settings.database_url.get_secret_value()
-            return PostgresStorage(
-                url, order_on=self._ordering_event_types(), pool_size=self.settings.pool_size
-            )
+            return self.open_storage()
 
     @cached_property
     def embedder(self) -> Embedder | None:
@@ -210,12 +203,21 @@ class Context:
         indexed = index_texts(self.storage, collection, texts, self.embedder, progress=progress)
         return replace(indexed, indexed=indexed.indexed + report.indexed)
 
+    def open_storage(self) -> Storage:
+        """Open the database of the settings once more; for the caller to close."""
+        with self._once:
+            if self.settings.database_url is not None:
+                url = self.settings.database_url.get_secret_value()
+            else:
+                self._server = self._server or EmbeddedServer(self.settings.data_dir)
+                url = self._server.start()
+        return PostgresStorage(url, order_on=self._ordering_event_types(), pool_size=self.settings.pool_size)
+
     def close(self) -> None:
         """Close what this context opened; the embedded server stops with its last user."""
         opened = self.__dict__.pop("storage", None)
-        if opened is None or self._given_storage is not None:
-            return
-        opened.close()
+        if opened is not None and opened is not self._given_storage:
+            opened.close()
         if self._server is not None:
             self._server.stop()
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -10,14 +11,23 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
+from enum import StrEnum
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from embedding_studio.bootstrap import Context
@@ -25,7 +35,12 @@ from embedding_studio.catalogue import CatalogueText, read_catalogue, read_pytho
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
-from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, InvalidSettingError
+from embedding_studio.errors import (
+    EmbeddingError,
+    EmbeddingStudioError,
+    InvalidFilterError,
+    InvalidSettingError,
+)
 from embedding_studio.indexing import IndexingReport
 from embedding_studio.settings import Settings, load_settings, settings_markdown
 
@@ -39,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -188,6 +203,88 @@ def demo(
         finally:
             server.should_exit = True
             serving.join()
+
+
+class Method(StrEnum):
+    """What ``evaluate --method`` takes."""
+
+    DEFAULT = "default"
+    TORCH = "torch"
+    COPIES = "copies"
+    REFERENCE = "reference"
+
+
+class Clicks(StrEnum):
+    """What ``evaluate --clicks`` takes."""
+
+    STANDARD = "standard"
+    CAPPED = "capped"
+    NOISY = "noisy"
+    PERFECT = "perfect"
+
+
+class Place(StrEnum):
+    """Where ``evaluate`` keeps what it learns."""
+
+    MEMORY = "memory"
+    POSTGRES = "postgres"
+
+
+@app.command()
+def evaluate(
+    folders: Annotated[list[Path], typer.Argument(help="Collection folders: items, queries, judgements.")],
+    *,
+    method: Annotated[
+        list[Method] | None, typer.Option(help="What learns; may be repeated. Default: default.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="All methods, side by side.")] = False,
+    clicks: Annotated[Clicks, typer.Option(help="How simulated users click.")] = Clicks.STANDARD,
+    users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 200,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions of each user.")] = 10,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal numbers.")] = 0,
+    storage: Annotated[Place, typer.Option(help="Where to learn; the rankings are the same.")] = Place.MEMORY,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report with learning curves here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write docs/does-it-help.md here.")] = None,
+) -> None:
+    """Measure whether learning helps, with simulated users on real judgements."""
+    from embedding_studio import evaluation
+
+    chosen = list(Method) if compare else (method or [Method.DEFAULT])
+    with _context() as context:
+        if context.embedder is None:
+            raise EmbeddingError("EMBEDDER is none, and an evaluation embeds rewordings; name an embedder")
+        evaluations = []
+        for folder in folders:
+            with Progress(console=err) as bars:
+                tasks: dict[str, TaskID] = {}
+
+                def show(what: str, done: int, total: int) -> None:
+                    if what not in tasks:  # noqa: B023, called within this turn of the loop
+                        tasks[what] = bars.add_task(what, total=total)  # noqa: B023
+                    bars.update(tasks[what], completed=done, total=total)  # noqa: B023
+
+                measured = evaluation.evaluate(
+                    folder,
+                    embedder=context.embedder,
+                    methods=[each.value for each in chosen],
+                    clicks=clicks.value,
+                    users=users,
+                    sessions=sessions,
+                    seed=seed,
+                    open_storage=context.open_storage if storage is Place.POSTGRES else None,
+                    progress=show,
+                )
+            out.print(evaluation.table(measured))
+            evaluations.append(measured)
+    if json_file is not None:
+        told = [each.to_json() for each in evaluations]
+        json_file.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    if html is not None:
+        html.write_text(evaluation.html_report(evaluations))
+    if markdown is not None:
+        command = shlex.join(["embedding-studio", *sys.argv[1:]])
+        markdown.write_text(evaluation.markdown(evaluations, command))
 
 
 @app.command()

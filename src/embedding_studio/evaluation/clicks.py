@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 
 from embedding_studio.errors import InvalidInputError
 
-HIGHEST_GRADE = 3
-"""A choice that matters, made with the results in view. With gmax = 4, Cranfield's most frequent grade, 2,
-is clicked at 28 % where an irrelevant result is at 10 %, and less is learnt. Capped, the numbers come near
-those of SCIENCE.md, whose data are said to be graded 1 to 3. ``uncapped`` is the formula to the letter.
-"""
+CAP = 3
+"""Cranfield has grades up to 4; there ``capped`` comes nearer to numbers published with three grades."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class ClickModel:
     mistake: float
     attraction: float = 1.0
     sees_everything: bool = False
-    top_grade: int | None = HIGHEST_GRADE
+    top_grade: int | None = None
 
     def probability(self, grade: int, highest_grade: int) -> float:
         """Return P(click | looked at, grade); ``highest_grade`` is gmax."""
@@ -67,7 +64,7 @@ class ClickModel:
 
 CLICK_MODELS: Mapping[str, ClickModel] = {
     "standard": ClickModel(mistake=0.1),
-    "uncapped": ClickModel(mistake=0.1, top_grade=None),
+    "capped": ClickModel(mistake=0.1, top_grade=CAP),
     "noisy": ClickModel(mistake=0.3, attraction=0.7),
     "perfect": ClickModel(mistake=0.0, sees_everything=True),
 }

@@ -65,9 +65,6 @@ def markdown(evaluations: Sequence[Evaluation], command: str) -> str:
         "compared with plain search. A cell is the mean difference in nDCG@10 with its 95 % bootstrap",
         "interval over users; in brackets the share of users better / worse by more than .01.",
         "",
-        "Simulated clicks count grades above 3 as 3. That was chosen with results in view and favours",
-        "learning on collections with more grades (Cranfield has 4); `--clicks uncapped` does without it.",
-        "",
         *(
             f"- **{name}**: {meaning}"
             for name, meaning in SLICE_MEANINGS.items()

@@ -63,23 +63,27 @@ class NearestSearch:
         """Return neighbours and moved objects; one round trip, one more where there is a filter."""
         question = _Question(collection, queries, limit, payload_filter, moved)
         near: list[Row] = []
-        found: list[MovedObject] | None = None
+        found: list[MovedObject] = []
         for plan in self._plans(connection, question):
             given = question.parameters | plan.parameters
             with connection.pipeline():
+                if question.has_moved:
+                    connection.execute(_SQL["begin"])
                 settings = connection.execute(_SQL["settings"], given)
                 nearest = connection.execute(plan.statement, given, binary=True)
-                asked = question.ask_moved(connection) if found is None else None
+                asked = question.ask_moved(connection)
+                if question.has_moved:
+                    connection.execute(_SQL["commit"])
             *_, self._is_indexed[collection.collection_id] = only_row(settings)
             near = nearest.fetchall()
-            found = found or _moved_objects([] if asked is None else asked.fetchall())
+            found = [] if asked is None else _moved_objects(asked.fetchall())
             if plan.is_exact or len(near) == limit:
                 break
         offset = question.geometry.offset
         neighbours = [
             Neighbour(object_id, distance + offset, payload) for object_id, distance, payload in near
         ]
-        return neighbours, found or []
+        return neighbours, found
 
     def _plans(self, connection: Connection, question: "_Question") -> Iterator["_Plan"]:
         """Yield plans until one brings enough; the last is exact."""

@@ -1,3 +1,10 @@
+-- name: begin
+-- What is left out of the neighbours and what is returned as moved must be the same: one snapshot for both.
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
+
+-- name: commit
+COMMIT
+
 -- name: settings
 SELECT
     set_config('hnsw.ef_search', %(ef_search)s::text, true),
