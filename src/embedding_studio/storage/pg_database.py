@@ -126,10 +126,9 @@ def only_row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 def _configure(connection: Connection) -> None:
     register(connection)
-    # A generic plan of a filtered search silently lost nearly all results. Strict order keeps pages stable.
+    # To compile takes longer than our statements. Strict order keeps pages of a search stable.
     connection.execute(
-        "SELECT set_config('plan_cache_mode', 'force_custom_plan', false), set_config('jit', 'off', false),"
-        " set_config('hnsw.iterative_scan', 'strict_order', false)"
+        "SELECT set_config('jit', 'off', false), set_config('hnsw.iterative_scan', 'strict_order', false)"
     )
 
 

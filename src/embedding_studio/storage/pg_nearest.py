@@ -69,9 +69,9 @@ class NearestSearch:
             with connection.pipeline():
                 if question.has_moved:
                     connection.execute(_SQL["begin"])
+                asked = question.ask_moved(connection)
                 settings = connection.execute(_SQL["settings"], given)
                 nearest = connection.execute(plan.statement, given, binary=True)
-                asked = question.ask_moved(connection)
                 if question.has_moved:
                     connection.execute(_SQL["commit"])
             *_, self._is_indexed[collection.collection_id] = only_row(settings)
@@ -169,7 +169,8 @@ class _Question:
         """Return the ids of all objects that match, None where these are many."""
         statement = self._statement("matching_if_few", "all")
         matching: list[str] | None
-        (matching,) = only_row(connection.execute(statement, self.parameters, binary=True))
+        # Never prepared: whether the index on payloads is used depends on the value asked for.
+        (matching,) = only_row(connection.execute(statement, self.parameters, prepare=False, binary=True))
         return matching
 
     def ask_moved(self, connection: Connection) -> Cursor[Row] | None:

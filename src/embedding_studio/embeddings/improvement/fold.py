@@ -148,6 +148,8 @@ def _move(index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]],
 
 def _as_it_stands(given: ImprovementInput, book: Book) -> ImprovementInput:
     """Return a session with its user's present vectors; itself where none of its objects has moved."""
+    if not book:
+        return given
 
     def present(elements: tuple[ImprovementElement, ...]) -> tuple[ImprovementElement, ...]:
         found = [(element, book.get(element.id)) for element in elements]

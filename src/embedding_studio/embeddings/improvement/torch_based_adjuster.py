@@ -20,6 +20,7 @@ Source: docs/tuning.md; [loshchilov2019], "Decoupled Weight Decay Regularization
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold, ranges
+from embedding_studio.embeddings.preparation import squared_lengths
 from embedding_studio.embeddings.trust_region import into_trust_region
 
 Floats = NDArray[np.float64]
@@ -88,34 +90,30 @@ class TorchBasedAdjuster:
         return fold(self.search_index_info, improvement_inputs, self._move)
 
     def _move(self, wave: Wave) -> tuple[Rows, Vectors]:
-        objects = np.flatnonzero(_pulls(wave))
+        task = _Task.of(self.search_index_info, wave, bounded=self.max_angle_degrees is not None)
+        objects = np.flatnonzero(task.pulls)
         if len(objects) == 0 or self.adjustment_rate == 0:
             return objects[:0], wave.vectors[:0]
-        counts = np.diff(wave.part_starts)[objects]
-        numbers = np.cumsum(counts) * wave.vectors.shape[1]
+        numbers = np.cumsum(np.diff(wave.part_starts)[objects]) * wave.vectors.shape[1]
         cuts = np.flatnonzero(np.diff(numbers // NUMBERS_AT_ONCE)) + 1
-        moves = [self._descend(wave, block) for block in np.split(objects, cuts)]
-        moved = np.concatenate([vectors for vectors, _ in moves])
-        stays = np.concatenate([setbacks for _, setbacks in moves])
-        if self.max_angle_degrees is not None:
-            originals = wave.originals_of(objects)
-            moved = into_trust_region(self.search_index_info, originals, moved, self.max_angle_degrees)
-        return objects[~stays], moved[np.repeat(~stays, counts)]
+        moves = [self._descend(task, block) for block in np.split(objects, cuts)]
+        return np.concatenate([moved for moved, _ in moves]), np.concatenate([new for _, new in moves])
 
-    def _descend(self, wave: Wave, objects: Rows) -> tuple[Vectors, NDArray[np.bool_]]:
-        """Return some objects' parts [N, D] after all iterations, and [I] which went the wrong way."""
-        bounded = self.max_angle_degrees is not None
-        index, rows = self.search_index_info, wave.parts_of(objects)
-        query_units, part_units = _units(index, wave, bounded=bounded)
-        units = part_units[rows, None].astype(np.float32)
-        loss = _loss_of(index, self.softmin_temperature, wave, objects, query_units)
-        vectors = torch.from_numpy(wave.vectors[rows] / units)
-        originals = torch.from_numpy(wave.originals_of(objects) / units)
-        region = _TrustRegion(index.metric_type, originals, self.max_angle_degrees or 180)
-        first, second, scratch = (torch.zeros_like(vectors) for _ in range(3))
+    def _descend(self, task: "_Task", objects: Rows) -> tuple[Rows, Vectors]:
+        """Return which of some objects move, and their parts after all iterations."""
+        index, max_angle_degrees = self.search_index_info, self.max_angle_degrees
+        bounded = max_angle_degrees is not None
+        rows = task.wave.parts_of(objects)
+        units = task.part_units[rows, None].astype(np.float32)
+        original_parts = task.wave.originals_of(objects)
+        loss = task.loss(index, self.softmin_temperature, objects)
+        vectors = torch.from_numpy(task.wave.vectors[rows] / units)
+        originals = torch.from_numpy(original_parts / units)
+        region = _TrustRegion(index.metric_type, originals, max_angle_degrees or 180)
+        first, second, gradient, scratch = (torch.zeros_like(vectors) for _ in range(4))
         before = loss.aggregated(loss.similarities(vectors))
         for n in range(1, self.num_iterations + 1):
-            gradient, shares = loss.gradient(vectors)
+            shares = loss.gradient(vectors, gradient, scratch)
             first.lerp_(gradient, 1 - BETA_1)
             second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
             unbias = math.sqrt(1 - BETA_2**n)
@@ -127,9 +125,14 @@ class TorchBasedAdjuster:
             vectors.addcmul_(scratch, _column(-rates, vectors))
             if bounded:
                 region.bring_in(vectors)
+        moved = vectors.numpy() * units
+        if max_angle_degrees is None:
+            return objects, moved
         after = loss.aggregated(loss.similarities(vectors))
-        went_wrong = (after - before) * loss.pulls > 0 if bounded else np.zeros(len(objects), dtype=bool)
-        return vectors.numpy() * units, went_wrong
+        goes = (after - before) * loss.pulls <= 0  # what steps took the wrong way stays
+        rows_that_go = np.repeat(goes, np.diff(task.wave.part_starts)[objects])
+        moved = into_trust_region(index, original_parts, moved, max_angle_degrees)
+        return objects[goes], moved if goes.all() else moved[rows_that_go]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,6 +179,8 @@ class _Loss:
 
     def softened(self, similarities: Floats) -> tuple[Floats, Floats]:
         """Return S [I] of eq. 2 and its derivative by each pair [M]."""
+        if len(similarities) == len(self.pulls):
+            return similarities, np.ones_like(similarities)
         counts = self._pair_counts()
         if self.index.metric_aggregation_type is MetricAggregationType.AVG:
             return self.aggregated(similarities), np.repeat(1 / counts, counts)
@@ -184,8 +189,12 @@ class _Loss:
         sums = np.add.reduceat(powers, self.pairs_of_objects)
         return best + self.temperature * np.log(sums / counts), powers / np.repeat(sums, counts)
 
-    def gradient(self, vectors: Tensor) -> tuple[Tensor, Floats]:
-        """Return the gradient [N, D] of eq. 1, and the share of the step that each part takes [N]."""
+    def gradient(self, vectors: Tensor, into: Tensor, scratch: Tensor) -> Floats:
+        """Write the gradient [N, D] of eq. 1 ``into`` a tensor, and return each part's share of the step [N].
+
+        Args:
+            scratch: [N, D], overwritten.
+        """
         lengths = _lengths(vectors)
         similarities = self.similarities(vectors, lengths)
         softened, derivatives = self.softened(similarities)
@@ -201,16 +210,18 @@ class _Loss:
                     slopes, -similarities, out=np.zeros_like(slopes), where=similarities < 0
                 )
                 along_part = -along_query
-        gradient = vectors * _column(np.add.reduceat(along_part, self.pairs_of_parts), vectors)
-        asked = self.asked * _column(along_query, vectors)
-        if len(asked) == len(vectors):
-            gradient.add_(asked)  # not addcmul_, which rounds less often than the other way does
+        torch.mul(vectors, _column(np.add.reduceat(along_part, self.pairs_of_parts), vectors), out=into)
+        if len(self.asked) == len(vectors):
+            # Not addcmul_: it rounds less often than the other branch, and which of them a session
+            # goes through would depend on who else is there.
+            into.add_(torch.mul(self.asked, _column(along_query, vectors), out=scratch))
         else:
-            gradient.index_add_(0, torch.from_numpy(self.part_of_pairs), asked)
+            asked = self.asked * _column(along_query, vectors)
+            into.index_add_(0, torch.from_numpy(self.part_of_pairs), asked)
         of_parts = np.add.reduceat(derivatives, self.pairs_of_parts)
         parts = np.diff(self.parts_of_objects, append=len(vectors))
         largest = np.maximum.reduceat(of_parts, self.parts_of_objects)
-        return gradient, of_parts * np.repeat(self.weights / largest, parts)
+        return of_parts * np.repeat(self.weights / largest, parts)
 
     def _pair_counts(self) -> Rows:
         return np.diff(self.pairs_of_objects, append=len(self.asked))
@@ -253,59 +264,71 @@ class _TrustRegion:
         return keep, 1 - keep
 
 
-def _pulls(wave: Wave) -> Floats:
-    """Return [I], the factor of S_i^3 in eq. 1 without its weight; 0 where the session has no contrast."""
-    heads, session = wave.object_starts[:-1], wave.session_of_objects()
-    clicked = np.add.reduceat(wave.clicked.astype(np.float64), heads)[session]
-    skipped = np.add.reduceat((~wave.clicked).astype(np.float64), heads)[session]
-    pulls = np.where(wave.clicked, -1 / np.maximum(clicked, 1), 1 / np.maximum(skipped, 1))
-    return np.where((clicked > 0) & (skipped > 0), pulls, 0)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """A wave, and what is counted once for all of it.
+
+    Attributes:
+        session_of_parts: [N].
+        pulls: [I], the factor of S_i^3 in eq. 1 without its weight; 0 where a session has no contrast.
+        query_units: [K], the lengths in which queries are measured; 1 in the raw update but for cosine.
+        part_units: [N], the lengths in which parts are measured; 1 in the raw update.
+    """
+
+    wave: Wave
+    session_of_parts: Rows
+    pulls: Floats
+    query_units: Floats
+    part_units: Floats
+
+    @classmethod
+    def of(cls, index: SearchIndexInfo, wave: Wave, *, bounded: bool) -> Self:
+        heads, session = wave.object_starts[:-1], wave.session_of_objects()
+        clicked = np.add.reduceat(wave.clicked.astype(np.float64), heads)[session]
+        skipped = np.add.reduceat((~wave.clicked).astype(np.float64), heads)[session]
+        pulls = np.where(wave.clicked, -1 / np.maximum(clicked, 1), 1 / np.maximum(skipped, 1))
+        pulls[(clicked == 0) | (skipped == 0)] = 0
+        session_of_parts = session[wave.object_of_parts()]
+        queries = np.sqrt(squared_lengths(wave.queries), dtype=np.float64)
+        parts = np.sqrt(wave.squares, dtype=np.float64)
+        if index.metric_type is not MetricType.COSINE:
+            parts = _mean_of_sessions(parts, wave.part_starts[wave.object_starts])
+            queries = _mean_of_sessions(queries, wave.query_starts)
+            if index.metric_type is MetricType.EUCLID:  # distances need one measure
+                of_sessions = parts[wave.part_starts[wave.object_starts[:-1]]]
+                queries = np.repeat(of_sessions, np.diff(wave.query_starts))
+        if not bounded:
+            parts = np.ones_like(parts)
+            queries = queries if index.metric_type is MetricType.COSINE else np.ones_like(queries)
+        return cls(wave, session_of_parts, pulls, queries, parts)
+
+    def loss(self, index: SearchIndexInfo, temperature: float, objects: Rows) -> _Loss:
+        """Return eq. 1 of some objects."""
+        wave, rows = self.wave, self.wave.parts_of(objects)
+        part_counts = np.diff(wave.part_starts)[objects]
+        session = self.session_of_parts[rows]
+        pair_counts = np.diff(wave.query_starts)[session]
+        asked = ranges(wave.query_starts[session], pair_counts)
+        parts_of_objects = np.cumsum(part_counts) - part_counts
+        pairs_of_parts = np.cumsum(pair_counts) - pair_counts
+        return _Loss(
+            index=index,
+            temperature=temperature,
+            pulls=self.pulls[objects],
+            weights=wave.weights[objects],
+            asked=torch.from_numpy(wave.queries[asked] / self.query_units[asked, None].astype(np.float32)),
+            part_of_pairs=np.repeat(np.arange(len(rows)), pair_counts),
+            pairs_of_parts=pairs_of_parts,
+            pairs_of_objects=pairs_of_parts[parts_of_objects],
+            parts_of_objects=parts_of_objects,
+        )
 
 
-def _loss_of(
-    index: SearchIndexInfo, temperature: float, wave: Wave, objects: Rows, query_units: Floats
-) -> _Loss:
-    """Return eq. 1 of some objects, the queries divided by their units [K]."""
-    rows = wave.parts_of(objects)
-    part_counts = np.diff(wave.part_starts)[objects]
-    session = wave.session_of_objects()[wave.object_of_parts()[rows]]
-    pair_counts = np.diff(wave.query_starts)[session]
-    asked = ranges(wave.query_starts[session], pair_counts)
-    parts_of_objects = np.cumsum(part_counts) - part_counts
-    pairs_of_parts = np.cumsum(pair_counts) - pair_counts
-    return _Loss(
-        index=index,
-        temperature=temperature,
-        pulls=_pulls(wave)[objects],
-        weights=wave.weights[objects],
-        asked=torch.from_numpy(wave.queries[asked] / query_units[asked, None].astype(np.float32)),
-        part_of_pairs=np.repeat(np.arange(len(rows)), pair_counts),
-        pairs_of_parts=pairs_of_parts,
-        pairs_of_objects=pairs_of_parts[parts_of_objects],
-        parts_of_objects=parts_of_objects,
-    )
-
-
-def _units(index: SearchIndexInfo, wave: Wave, *, bounded: bool) -> tuple[Floats, Floats]:
-    """Return the lengths in which the queries [K] and the parts [N] of a wave are measured."""
-    queries = np.sqrt(np.vecdot(wave.queries, wave.queries), dtype=np.float64)
-    parts = np.sqrt(wave.squares, dtype=np.float64)
-    if index.metric_type is MetricType.COSINE:
-        return queries, parts if bounded else np.ones_like(parts)
-    if not bounded:
-        return np.ones_like(queries), np.ones_like(parts)
-
-    def mean_of_sessions(lengths: Floats, starts: Rows) -> Floats:
-        counts = np.diff(starts)
-        means = np.add.reduceat(lengths, starts[:-1]) / counts
-        return np.where(means > 0, means, 1)
-
-    of_parts = mean_of_sessions(parts, wave.part_starts[wave.object_starts])
-    of_queries = (
-        of_parts if index.metric_type is MetricType.EUCLID else mean_of_sessions(queries, wave.query_starts)
-    )
-    sessions = np.repeat(np.arange(len(of_parts)), np.diff(wave.part_starts[wave.object_starts]))
-    return np.repeat(of_queries, np.diff(wave.query_starts)), of_parts[sessions]
+def _mean_of_sessions(lengths: Floats, starts: Rows) -> Floats:
+    """Return for each length the mean of its session's, or 1 where all are 0."""
+    counts = np.diff(starts)
+    means = np.add.reduceat(lengths, starts[:-1]) / counts
+    return np.repeat(np.where(means > 0, means, 1), counts)
 
 
 def _column(numbers: Floats, like: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
 COMMIT
 
 -- name: settings
+-- For the statement after it. A plan that did not know the parameters has silently lost nearly all results.
 SELECT
+    set_config('plan_cache_mode', 'force_custom_plan', true),
     set_config('hnsw.ef_search', %(ef_search)s::text, true),
     set_config('hnsw.max_scan_tuples', %(scanned)s::text, true),
     to_regclass(%(index)s) IS NOT NULL
