@@ -317,6 +317,20 @@ def test_a_bad_vector_is_refused_with_its_session_and_object(adjuster, wrong, co
 
 
 @each_adjuster
+def test_an_object_whose_parts_change_from_session_to_session_is_refused(adjuster):
+    query, a, b = element("q", [1, 0, 0]), element("a", [0.5, 0.8, 0.1]), element("b", [0.6, 0.7, 0.2])
+    longer = element("a", [0.5, 0.8, 0.1], [0.1, 0.2, 0.3])
+
+    with pytest.raises(InvalidVectorsError, match=r"object 'a' has vectors of shape \(2, 3\) here"):
+        adjuster(SearchIndexInfo()).adjust_vectors(
+            [
+                ImprovementInput("1", query, (a,), (b,), "u"),
+                ImprovementInput("2", query, (longer,), (b,), "u"),
+            ]
+        )
+
+
+@each_adjuster
 def test_a_bad_query_is_refused_with_its_session(adjuster):
     a, b = element("a", [0.5, 0.8, 0.1]), element("b", [0.6, 0.7, 0.2])
 

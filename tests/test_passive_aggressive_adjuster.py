@@ -215,6 +215,18 @@ def test_a_vector_on_the_line_of_the_query_has_no_side_to_turn_to_and_stays(cosi
     assert adjusted.clicked_elements[0].vector is not session.clicked_elements[0].vector
 
 
+def test_a_part_on_the_line_of_the_query_stays_while_the_others_of_its_object_move():
+    parts = [(3, 1, 2), (1, 0.5, -1), (-3, -1, -2)]
+    session = session_of((3, 1, 2), [(0.1, 0.2, -1)], [parts])
+    adjuster = PassiveAggressiveAdjuster(COSINE_AVG)
+
+    (adjusted,) = adjuster.adjust_vectors([session])
+
+    before, after = session.non_clicked_elements[0].vector, adjusted.non_clicked_elements[0].vector
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+    assert not np.allclose(after[1], before[1])
+
+
 def test_a_vector_at_the_query_has_no_way_to_go_under_euclid_and_stays():
     session = session_of((2, 1), [(0.5, 0.8)], [(2, 1)])
 

@@ -179,3 +179,4 @@ def _ensure_index(connection: Connection, collection: Collection) -> None:
             is_average=sql.Literal(geometry.has_averages),
         )
         connection.execute(statement)
+        connection.execute(_of(collection, "analyze"))

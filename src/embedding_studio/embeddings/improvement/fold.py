@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedding_studio.domain.improvement import ImprovementElement, ImprovementInput
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.embeddings.preparation import SMALLEST_SQUARE, check_vectors, squared_lengths
-from embedding_studio.errors import InvalidInputError, InvalidSettingError
+from embedding_studio.errors import InvalidInputError, InvalidSettingError, InvalidVectorsError
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -193,6 +193,12 @@ def _lay_flat(
             for element, book in zip(elements, books, strict=True)
         ]
         originals, vectors = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        for element, known in zip(elements, originals, strict=True):
+            if element.vector.shape != known.shape:
+                raise InvalidVectorsError(
+                    f"object {element.id!r} has vectors of shape {element.vector.shape} here and of "
+                    f"{known.shape} in an earlier session of the same user; load both from one place"
+                )
     shapes = [parts.shape for parts in vectors]
     D = shapes[0][-1]
     if index.dimensions not in (None, D) or any(

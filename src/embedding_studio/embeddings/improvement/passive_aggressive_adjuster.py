@@ -257,8 +257,8 @@ def _move_parts(index: SearchIndexInfo, wave: Wave, sight: _Sight, rows: Rows, w
         keep = _divide(-np.minimum(target, 0), reach, otherwise=1)
         pull = 1 - keep
     else:
-        now, then = _divide(raw, reach), np.clip(_divide(target, reach), -1, 1)
-        # In the plane of part v and query q at angles a and a': v' = v sin a' / sin a + q (...).
+        now, then = (np.clip(_divide(product, reach), -1, 1) for product in (raw, target))
+        # In the plane of part v and query q, from angle a to a': v' = v sin a' / sin a + q (...), norm kept.
         keep = _divide(np.sqrt(1 - then**2), np.sqrt(1 - now**2), otherwise=1)
         pull = (then - now * keep) * _divide(reach, np.vecdot(queries, queries).astype(np.float64))
     keep, pull = np.where(wanted == 0, 1, keep), np.where(wanted == 0, 0, pull)

@@ -47,6 +47,10 @@ SELECT count(*) FROM {schema}.objects
 SELECT to_regclass(%(index)s) IS NULL
     AND (SELECT count(*) FROM (SELECT FROM {schema}.parts LIMIT %(large)s) AS counted) = %(large)s
 
+-- name: analyze
+-- Without statistics a few objects are looked for by reading all parts, until the server comes to analyse.
+ANALYZE {schema}.objects, {schema}.parts
+
 -- name: create_index
 CREATE INDEX parts_nearest ON {schema}.parts
 USING hnsw ((embedding{cast}) {operator_class})
