@@ -36,11 +36,12 @@ def postgres_server() -> Iterator[str]:
 
 
 @contextmanager
-def new_database(server_url: str) -> Iterator[str]:
-    """Return the URL of a database that is there as long as the block runs."""
+def new_database(server_url: str, template: str = "template1") -> Iterator[str]:
+    """Return the URL of a database that is there as long as the block runs, a copy of ``template``."""
     name = f"test_{next(database_numbers)}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        connection.execute(create)
         try:
             yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
         finally:

@@ -218,22 +218,3 @@ def test_what_cannot_be_done_is_told_in_one_sentence_and_exits_with_1(environmen
     assert ended.returncode == 1
     assert told in ended.stderr.replace("\n", " ")
     assert "Traceback" not in ended.stderr
-
-
-def test_every_command_explains_itself():
-    listed = command(dict(os.environ), "--help")
-
-    assert listed.returncode == 0
-    for name in (
-        "index",
-        "search",
-        "serve",
-        "worker",
-        "improve",
-        "demo",
-        "migrate",
-        "settings",
-        "collections",
-    ):
-        assert name in listed.stdout
-        assert command(dict(os.environ), name, "--help").returncode == 0
