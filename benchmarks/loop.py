@@ -258,18 +258,21 @@ def page(results: dict[str, object]) -> str:
     rows = "\n".join(f"| {name} | {figure} |" for name, figure in _flat(results))
     return f"""# How fast?
 
-This page is the output of one command; absolute numbers are those of the machine that ran it last ({os.cpu_count()}
-cores, shared with other work), and ratios travel better:
+This page is the output of one command. Absolute numbers are those of the machine that ran it last
+({os.cpu_count()} cores, shared with other work); ratios travel better.
 
 ```console
 $ python {shlex.join(sys.argv)}
 ```
 
-10,000 objects, {D} dimensions, {SHOWN} results a session, the embedded PostgreSQL. *Adjusters* learn from 1,000 sessions at
-once; `reference_autograd` is the documented gradient formula. *Worker* is the whole of it: claim, load, adjust, store and
-commit. *Search* is with vectors, without the time to embed a text; *no memory near* is a user whose past queries are all
-about something else. *Click to effect* goes through a service and a worker in processes of their own, over HTTP, from
-sending the click to a search that shows it.
+10,000 objects, {D} dimensions, {SHOWN} results a session, the embedded PostgreSQL.
+
+- **adjusters** learn from 1,000 sessions at once; `reference_autograd` is the documented gradient formula.
+- **worker** is the whole of it: claim, load, adjust, store and commit.
+- **search** is with vectors, without the time to embed a text; *no memory near* is a user whose past queries
+  are all about something else.
+- **click_to_effect** goes through a service and a worker in processes of their own, over HTTP, from sending
+  the click to a search that shows it.
 
 | what | figure |
 |---|---|
