@@ -188,6 +188,7 @@ def demo(
     if keep_serving is None:
         keep_serving = sys.stdout.isatty() and not os.environ.get("CI")
     with _context() as context, _bound(context.settings, None, None) as listening:
+        logging.getLogger("embedding_studio").setLevel(logging.WARNING)  # the worker's lines cut the tables
         _index(context, COLLECTION, read_python_documentation(limit=objects))
         server = _server(context, worker=True)
         serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

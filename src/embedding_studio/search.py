@@ -341,12 +341,9 @@ class _Lists:
         self.moved.update((each.object_id, each) for each in moved)
         found = unmoved
         if moved:
-            object_gates = np.array([gate_of[each.object_id] for each in moved])
-            blended = blend(
-                _similarities(index, shifted, [each.original for each in moved]),
-                _similarities(index, shifted, [each.personal for each in moved]),
-                object_gates,
-            )
+            both = [each.original for each in moved] + [each.personal for each in moved]
+            original, personal = np.split(_similarities(index, shifted, both), 2)
+            blended = blend(original, personal, np.array([gate_of[each.object_id] for each in moved]))
             found = unmoved + [
                 Neighbour(each.object_id, distance, each.payload)
                 for each, distance in zip(moved, distances(index, blended).tolist(), strict=True)

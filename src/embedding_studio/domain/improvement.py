@@ -1,6 +1,7 @@
 """What an adjuster receives and returns."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,25 @@ class ImprovementElement:
 
     def __post_init__(self) -> None:
         vector = np.ascontiguousarray(self.vector, dtype=np.float32)
-        object.__setattr__(self, "vector", vector.reshape(1, -1) if vector.ndim == 1 else vector)
+        if vector is not self.vector or vector.ndim == 1:
+            object.__setattr__(self, "vector", vector.reshape(1, -1) if vector.ndim == 1 else vector)
+
+    def moved_to(self, vector: NDArray[np.float32]) -> Self:
+        """Return the element with another vector, [P, D] float32 and contiguous, which is not looked at.
+
+        It fills the slots itself, because the constructor of a frozen dataclass takes three times as long,
+        and half of the time of the default adjuster would go into it.
+        """
+        moved = object.__new__(type(self))
+        _set_id(moved, self.id)
+        _set_vector(moved, vector)
+        _set_weight(moved, self.weight)
+        return moved
+
+
+_set_id, _set_vector, _set_weight = (
+    vars(ImprovementElement)[name].__set__ for name in ("id", "vector", "weight")
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

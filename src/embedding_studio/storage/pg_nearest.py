@@ -67,23 +67,22 @@ class NearestSearch:
         for plan in self._plans(connection, question):
             given = question.parameters | plan.parameters
             with connection.pipeline():
-                if question.has_moved:
-                    connection.execute(_SQL["begin"])
                 asked = question.ask_moved(connection)
                 settings = connection.execute(_SQL["settings"], given)
                 nearest = connection.execute(plan.statement, given, binary=True)
-                if question.has_moved:
-                    connection.execute(_SQL["commit"])
             *_, self._is_indexed[collection.collection_id] = only_row(settings)
             near = nearest.fetchall()
             found = [] if asked is None else _moved_objects(asked.fetchall())
-            if plan.is_exact or len(near) == limit:
+            if plan.is_exact or len(near) == question.limit:
                 break
         offset = question.geometry.offset
+        moved_ids = {each.object_id for each in found}
         neighbours = [
-            Neighbour(object_id, distance + offset, payload) for object_id, distance, payload in near
+            Neighbour(object_id, distance + offset, payload)
+            for object_id, distance, payload in near
+            if object_id not in moved_ids
         ]
-        return neighbours, found
+        return neighbours[:limit], found
 
     def _plans(self, connection: Connection, question: "_Question") -> Iterator["_Plan"]:
         """Yield plans until one brings enough; the last is exact."""
@@ -126,7 +125,8 @@ class _Question:
     ) -> None:
         parts = check_vectors(collection.index, queries, "the query")
         self.collection = collection
-        self.limit = limit
+        self.spare = 0 if moved is None else len(moved.object_ids)
+        self.limit = limit + self.spare
         self.geometry = Geometry(collection.index)
         self.condition: sql.Composable | None = None
         self.has_moved = moved is not None and bool(moved.object_ids)
@@ -134,7 +134,7 @@ class _Question:
         self.parameters: dict[str, Any] = {
             "queries": pack(average if self.geometry.averages_decide else parts),
             "average_query": pack(average)[0],
-            "limit": limit,
+            "limit": self.limit,
             "many": MANY,
             "index": index_name(collection.collection_id),
             "ef_search": collection.index.hnsw.ef_search,
@@ -155,7 +155,7 @@ class _Question:
         How many it draws makes a longer list find what the shorter one found, and more; only where averages
         draw and the parts decide, a further draw can also come in between, so it grows in coarse steps.
         """
-        draws = max(at_least, 2 * self.limit)
+        draws = max(at_least, 2 * self.limit - self.spare)
         if self.geometry.averages_draw:
             draws = max(at_least, 1 << (5 * self.limit).bit_length())
         name = "drawn_by_average" if self.geometry.averages_draw else "drawn"
@@ -180,23 +180,18 @@ class _Question:
 
     def _statement(self, name: str, among: str) -> bytes:
         if self.condition is None:
-            return _unfiltered(self.collection, name, has_moved=self.has_moved)
-        return _composed(self.collection, name, among, self.condition, has_moved=self.has_moved)
+            return _unfiltered(self.collection, name)
+        return _composed(self.collection, name, among, self.condition)
 
 
 @lru_cache(maxsize=1024)
-def _unfiltered(collection: Collection, name: str, *, has_moved: bool) -> bytes:
-    return _composed(collection, name, "all", sql.SQL("true"), has_moved=has_moved)
+def _unfiltered(collection: Collection, name: str) -> bytes:
+    return _composed(collection, name, "all", sql.SQL("true"))
 
 
-def _composed(
-    collection: Collection, name: str, among: str, condition: sql.Composable, *, has_moved: bool
-) -> bytes:
+def _composed(collection: Collection, name: str, among: str, condition: sql.Composable) -> bytes:
     geometry = Geometry(collection.index)
     schema = schema_of(collection.collection_id)
-    conditions = [_SQL[f"among_{among}"].format(schema=schema, condition=condition)]
-    if has_moved:
-        conditions.append(_SQL["among_not_moved"].format(schema=schema))
     is_average = geometry.averages_decide or name == "drawn_by_average"
     return (
         _SQL[name]
@@ -204,7 +199,7 @@ def _composed(
             **geometry.pieces(),
             schema=schema,
             condition=condition,
-            among=sql.SQL(" AND ").join(conditions),
+            among=_SQL[f"among_{among}"].format(schema=schema, condition=condition),
             is_average=sql.Literal(is_average),
         )
         .as_bytes()

@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, cast
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ class Wave:
 
     def originals_of(self, objects: Rows) -> Vectors:
         """Return the original parts of some objects (at least one), one object after the other."""
-        return _join([self.originals[i] for i in objects.tolist()])
+        return np.concatenate([self.originals[i] for i in objects.tolist()])
 
 
 Move = Callable[[Wave], tuple[Rows, Vectors]]
@@ -152,11 +152,10 @@ def _as_it_stands(given: ImprovementInput, book: Book) -> ImprovementInput:
         return given
 
     def present(elements: tuple[ImprovementElement, ...]) -> tuple[ImprovementElement, ...]:
-        found = [(element, book.get(element.id)) for element in elements]
         return tuple(
             [
-                element if moved is None else ImprovementElement(element.id, moved[1], element.weight)
-                for element, moved in found
+                element.moved_to(known[1]) if (known := book.get(element.id)) else element
+                for element in elements
             ]
         )
 
@@ -199,20 +198,20 @@ def _lay_flat(
                     f"object {element.id!r} has vectors of shape {element.vector.shape} here and of "
                     f"{known.shape} in an earlier session of the same user; load both from one place"
                 )
-    shapes = [parts.shape for parts in vectors]
-    D = shapes[0][-1]
-    if index.dimensions not in (None, D) or any(
-        len(shape) != 2 or shape[1] != D for shape in {*shapes, *(query.shape for query in queries)}
-    ):
+    try:
+        flat, asked = np.concatenate(vectors), np.concatenate(queries)
+    except ValueError:
         _refuse(index, sessions)
-    flat = _join(vectors)
+    D = flat.shape[-1]
+    if flat.ndim != 2 or asked.shape[1:] != (D,) or index.dimensions not in (None, D):
+        _refuse(index, sessions)
     wave = Wave(
-        queries=_join(queries),
-        query_starts=_offsets([len(query) for query in queries]),
+        queries=asked,
+        query_starts=_offsets(list(map(len, queries))),
         vectors=flat,
         squares=squared_lengths(flat),
         originals=originals,
-        part_starts=_offsets([shape[0] for shape in shapes]),
+        part_starts=_offsets(list(map(len, vectors))),
         object_starts=_offsets(np.add.reduceat(sides, np.arange(0, len(sides), 2))),
         clicked=np.repeat(np.arange(len(sides)) % 2 == 0, sides),
         weights=np.array([element.weight for element in elements], dtype=np.float64),
@@ -227,12 +226,6 @@ def _each_once(given: ImprovementInput) -> tuple[tuple[ImprovementElement, ...],
     clicked = {element.id: element for element in reversed(given.clicked_elements)}
     skipped = {element.id: element for element in reversed(given.non_clicked_elements)}
     return tuple((clicked | {i: e for i, e in skipped.items() if i not in clicked}).values()), len(clicked)
-
-
-def _join(arrays: Sequence[Vectors]) -> Vectors:
-    """Return arrays [P, D] one after the other; three times as fast as ``np.concatenate`` where P is 1."""
-    buffers = cast("Sequence[bytes]", arrays)  # arrays are buffers, though numpy has no words for it in 3.11
-    return np.frombuffer(b"".join(buffers), dtype=np.float32).reshape(-1, arrays[0].shape[1])
 
 
 def _offsets(counts: Sequence[int] | Rows) -> Rows:
