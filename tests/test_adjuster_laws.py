@@ -78,6 +78,24 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+def test_an_element_moved_to_another_vector_is_otherwise_the_same():
+    before, there = element("a", [0.5, 0.8, 0.1], weight=0.25), np.ones((2, 3), dtype=np.float32)
+
+    after = before.moved_to(there)
+
+    assert (type(after), after.id, after.weight) == (ImprovementElement, "a", 0.25)
+    assert after.vector is there
+    assert before.vector.tolist() == np.float32([[0.5, 0.8, 0.1]]).tolist()
+
+
+def test_an_element_keeps_the_very_array_that_it_was_given_if_it_needs_no_change():
+    vector = np.ones((2, 3), dtype=np.float32)
+
+    assert ImprovementElement("a", vector).vector is vector
+    assert ImprovementElement("a", vector[0]).vector.shape == (1, 3)
+    assert ImprovementElement("a", vector.astype(np.float64)).vector.dtype == np.float32
+
+
 @each_adjuster
 def test_it_is_a_vectors_adjuster(adjuster):
     assert isinstance(adjuster(SearchIndexInfo()), VectorsAdjuster)

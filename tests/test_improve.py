@@ -707,6 +707,18 @@ def test_orders_of_a_worker_that_died_are_learnt_when_its_lease_ends(storage, ar
     assert outcome_of(storage, "s")[0] is DONE
 
 
+def test_a_user_whose_orders_end_every_worker_is_given_up_and_the_others_are_learnt(storage, arc):
+    register(storage, *(recorded(f"s-{user}", user_id=user) for user in ("ann", "eve", "tom")))
+    for attempt in range(3):  # workers that ended without a word
+        storage.orders.claim(users=10, lease_seconds=1.0, now=1e9 * (attempt + 1))
+
+    report = improver_of(storage, max_attempts=2).improve_once(now=9e9)
+
+    assert report.failed == {"s-ann": "the worker ended while it learnt from this user, in every attempt"}
+    assert outcome_of(storage, "s-ann")[0] is SessionForImprovementStatus.FAILED
+    assert improver_of(storage, max_attempts=2).improve_once(now=9e9).learnt == 2
+
+
 def test_learning_twice_from_the_same_sessions_applies_nothing_twice(storage, arc):
     register(storage, recorded("s1"), recorded("s2", ["at50"], created_at=200))
     improver_of(storage).improve_once()

@@ -722,9 +722,12 @@ def test_copies_of_many_users_leave_the_plain_search_as_it_is(storage, films):
     assert storage.personal.candidates(films, "u1", query, 3, []) == (before, [])
 
 
-def test_changed_parts_drop_the_copies_and_place_an_order_for_each_of_their_users(storage, films):
-    for session_id, user_id in [("s1", "ann"), ("s2", "bob"), ("s3", "cat")]:
-        clicked(storage, session_id, user_id)
+def test_changed_parts_drop_the_copies_and_fold_whoever_met_the_object(storage, films):
+    clicked(storage, "s1", "ann", shown=["a"])
+    clicked(storage, "s2", "bob", shown=["b", "a"])
+    search(storage, "s3", "cat", shown=["b"])
+    click(storage, "s3", "b")
+    search(storage, "s4", "dan", shown=["a"])  # nothing is learnt from this one
     settle(storage)
     learn(storage, films, "ann", memories=[memory_of("s1")], moved={"a": [[1, 0.1, 0]], "b": [[0, 1, 0.1]]})
     learn(storage, films, "bob", moved={"a": [[1, 0, 0.1]]})
@@ -769,8 +772,9 @@ def test_a_refused_upsert_keeps_the_copies(storage, films):
 
 
 def test_a_deleted_object_takes_its_copies_along_and_places_orders(storage, films):
-    clicked(storage, "s1", "ann")
-    clicked(storage, "s2", "bob")
+    clicked(storage, "s1", "ann", shown=["b", "a"])
+    search(storage, "s2", "bob", shown=["b"])
+    click(storage, "s2", "b")
     settle(storage)
     learn(storage, films, "ann", moved={"a": [[1, 0.5, 0]], "b": [[0, 1, 0.5]]})
     learn(storage, films, "bob", moved={"b": [[0, 1, 0.5]]})
@@ -779,6 +783,16 @@ def test_a_deleted_object_takes_its_copies_along_and_places_orders(storage, film
 
     assert told(storage.personal.state(films, "ann")) == ([], {"b": [[0, 1, 0.5]]})
     assert told(storage.personal.state(films, "bob")) == ([], {"b": [[0, 1, 0.5]]})
+    assert claimed(storage) == ["s1"]
+
+
+def test_an_object_that_comes_back_is_learnt_from_again(storage, films):
+    clicked(storage, "s1", "ann", shown=["a"])
+    storage.objects.delete(films, ["a"])
+    settle(storage)
+
+    storage.objects.upsert(films, [thing("a", [1, 0, 0])])
+
     assert claimed(storage) == ["s1"]
 
 

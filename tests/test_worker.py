@@ -179,9 +179,9 @@ def test_a_worker_outlives_a_storage_that_is_away(caplog):
     with running(Worker(improver, storage)):
         assert improver.next_report().learnt == 1
 
-    assert [message for message in caplog.messages if "storage failed" in message] == [
-        "storage failed, trying again in 0.5 s: restarting",
-        "storage failed, trying again in 1.0 s: still restarting",
+    assert [message for message in caplog.messages if "learning failed" in message] == [
+        "learning failed, trying again in 0.5 s: restarting",
+        "learning failed, trying again in 1.0 s: still restarting",
     ]
 
 

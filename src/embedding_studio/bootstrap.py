@@ -192,17 +192,16 @@ class Context:
         given = list(objects)
         brought = [each for each in given if isinstance(each, CatalogueObject)]
         texts = [each for each in given if isinstance(each, CatalogueText)]
-        report = IndexingReport(len(brought), updated=0, unchanged=0, empty=0, seconds=0.0)
+        report = IndexingReport(indexed=0, updated=0, unchanged=0, empty=0, seconds=0.0)
+        if texts:
+            if self.embedder is None:
+                raise EmbeddingError("there is no embedder for texts; bring vectors, or set EMBEDDER")
+            report = index_texts(self.storage, collection, texts, self.embedder, progress=progress)
         if brought:
             self.storage.objects.upsert(collection, brought)
             if progress is not None:
                 progress(len(brought))
-        if not texts:
-            return report
-        if self.embedder is None:
-            raise EmbeddingError("there is no embedder for texts; bring vectors, or set EMBEDDER")
-        indexed = index_texts(self.storage, collection, texts, self.embedder, progress=progress)
-        return replace(indexed, indexed=indexed.indexed + report.indexed)
+        return replace(report, indexed=report.indexed + len(brought))
 
     def open_storage(self) -> Storage:
         """Open the database of the settings once more; for the caller to close."""
@@ -217,6 +216,7 @@ class Context:
     def close(self) -> None:
         """Close what this context opened; the embedded server stops with its last user."""
         opened = self.__dict__.pop("storage", None)
+        self.__dict__.pop("search", None)
         if opened is not None and opened is not self._given_storage:
             opened.close()
         if self._server is not None:

@@ -1,4 +1,4 @@
-"""Search, bent for each user by what they clicked for near queries (DESIGN.md, "Serving").
+"""Search, bent for each user by what they clicked for near queries (docs/how-it-learns.md).
 
 Axes: Q parts of a query · D dimensions · J remembered queries · R results.
 """
@@ -8,6 +8,7 @@ import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -342,8 +343,9 @@ class _Lists:
         found = unmoved
         if moved:
             both = [each.original for each in moved] + [each.personal for each in moved]
-            original, personal = np.split(_similarities(index, shifted, both), 2)
-            blended = blend(original, personal, np.array([gate_of[each.object_id] for each in moved]))
+            alike = _similarities(index, shifted, both)
+            object_gates = np.array([gate_of[each.object_id] for each in moved])
+            blended = blend(alike[: len(moved)], alike[len(moved) :], object_gates)
             found = unmoved + [
                 Neighbour(each.object_id, distance, each.payload)
                 for each, distance in zip(moved, distances(index, blended).tolist(), strict=True)
@@ -452,7 +454,7 @@ def _similarities(
     index: SearchIndexInfo, queries: Vectors, objects: Sequence[Vectors]
 ) -> NDArray[np.float64]:
     """Return how alike each object, R arrays [P, D], is to the query: [R]."""
-    starts = np.cumsum([0, *(len(parts) for parts in objects[:-1])])
+    starts = np.array([0, *accumulate(len(parts) for parts in objects[:-1])])
     return similarities(index, queries, np.concatenate(objects), starts)
 
 

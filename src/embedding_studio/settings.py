@@ -100,7 +100,9 @@ class Settings(BaseSettings):
         default=True, description="A click places an order and wakes the worker at once."
     )
     improvement_seconds_interval: int = Field(
-        default=1800, ge=1, description="Seconds after which the worker looks for orders in any case."
+        default=1800,
+        ge=1,
+        description="Seconds between a worker's looks for orders where a click does not wake it.",
     )
     exploration_ratio: float = Field(
         default=0.0,

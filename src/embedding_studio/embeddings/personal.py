@@ -41,13 +41,13 @@ def gates(index: SearchIndexInfo, query: Vectors, remembered: Vectors, threshold
     """
     q = query.astype(np.float64)
     past = remembered.astype(np.float64)
-    lengths = np.sqrt(np.vecdot(q, q)) * np.sqrt(np.vecdot(past, past))
+    lengths = np.sqrt(np.vecdot(q, q) * np.vecdot(past, past))
     if index.metric_type is MetricType.EUCLID:
         alike = lengths - np.square(past - q).sum(axis=1) / 2
     else:
         alike = past @ q
-    closeness = np.divide(alike, lengths, out=np.full(len(past), -np.inf), where=lengths > 0)
-    opened: Floats = np.clip((closeness - threshold) / (1 - threshold), 0, 1)
+    closeness = np.where(lengths > 0, alike / np.where(lengths > 0, lengths, 1.0), -np.inf)
+    opened: Floats = np.minimum(np.maximum((closeness - threshold) / (1 - threshold), 0.0), 1.0)
     return opened
 
 
@@ -113,17 +113,18 @@ def shift_query(
         [Q, D]; for cosine and dot with the norms of the given ones. The very same array when all gates
         are 0 or the strength is.
     """
-    opened = float(np.sum(gates))
+    opened = float(gates.sum())
     if opened == 0 or strength == 0:
         return queries
     pull = strength * (gates @ clicked_means.astype(np.float64)) / (1 + opened)
     if index.metric_type is MetricType.EUCLID:
         shifted = (queries + pull) / (1 + strength * opened / (1 + opened))
     else:
-        norms = _lengths(queries.astype(np.float64))
-        directions = _directions(_directions(queries) + pull)
+        bent = _directions(queries) + pull
+        lengths = _lengths(bent)
+        scale = _lengths(queries.astype(np.float64)) / np.where(lengths > 0, lengths, 1.0)
         # A pull that cancels the query out leaves no direction; then the query stays as it is.
-        shifted = np.where(directions.any(axis=1, keepdims=True), norms * directions, queries)
+        shifted = np.where(lengths > 0, scale * bent, queries)
     return shifted.astype(np.float32)
 
 
@@ -159,6 +160,6 @@ def _directions(vectors: NDArray[np.floating]) -> Floats:
 
 
 def _lengths(vectors: Floats) -> Floats:
-    """Return [..., 1] of [..., D]; ``np.linalg.norm`` takes several times as long for one query."""
+    """Return [..., 1] of [..., D]; for one query ``np.linalg.norm`` takes twice as long."""
     lengths: Floats = np.sqrt(np.vecdot(vectors, vectors))[..., None]
     return lengths

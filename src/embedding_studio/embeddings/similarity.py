@@ -49,12 +49,12 @@ def pair_similarities(metric_type: MetricType, queries: Vectors, parts: Vectors)
                 assert_never(metric_type)
     if metric_type is MetricType.COSINE:
         lengths = _lengths(queries).astype(np.float64)[:, None] * _lengths(parts)
-        pairs = np.clip(np.divide(pairs, lengths, out=np.zeros((Q, N)), where=lengths > 0), -1, 1)
+        pairs = np.minimum(np.maximum(pairs / np.where(lengths > 0, lengths, 1.0), -1.0), 1.0)
     return pairs
 
 
 def _lengths(vectors: Vectors) -> Vectors:
-    """Return [N] of [N, D]; ``np.linalg.norm`` takes several times as long for a few."""
+    """Return [N] of [N, D]; for a few ``np.linalg.norm`` takes twice as long."""
     lengths: Vectors = np.sqrt(np.vecdot(vectors, vectors))
     return lengths
 

@@ -1,8 +1,7 @@
 """Whether learning helps, measured on real relevance judgements with simulated users.
 
 It is the product that is measured: the search, the adjusters and the improver that serve users, on
-the in-memory storage unless another is given. Protocol: SCIENCE.md, section 4; docs/does-it-help.md
-holds the numbers.
+the in-memory storage unless another is given. docs/does-it-help.md holds the numbers.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ look for and click, the later half nobody ever clicked.
     para     the same in two other wordings
     near     other genres, never searched for
     far      genres with a cosine below 0.25 to everything searched for, where there are any
-    unseen   the favourite genre, the later half; nothing tried so far helps here (SCIENCE.md, 1.8)
+    unseen   the favourite genre, the later half; nothing tried so far helps here
 """
 
 import json

@@ -17,6 +17,7 @@ from embedding_studio.domain.sessions import (
     DEFAULT_EVENT_WEIGHTS,
     RecordedSession,
     SessionForImprovement,
+    SessionForImprovementCreateSchema,
 )
 from embedding_studio.embedders import Embedder
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
@@ -105,10 +106,13 @@ class Improver:
         claim = self._storage.orders.claim(users=users, lease_seconds=self._lease_seconds, now=now)
         if claim is None:
             return ImprovementReport()
-        outcomes: dict[str, OrderOutcome] = {}
-        for name, orders in _grouped(claim.orders, lambda order: order.collection).items():
-            outcomes.update(self._learn_or_explain(name, orders, claim.token))
-        for order in claim.orders:  # after all others ended, since what is given back may be claimed at once
+        outcomes, orders = self._without_those_that_end_workers(claim)
+        # What was tried before may have ended its worker: then one by one, so that the others are learnt.
+        alone = any(order.attempts > 1 for order in orders)
+        groups = _grouped(orders, lambda order: (order.collection, order.user_id if alone else None))
+        for (name, _), together in groups.items():
+            outcomes |= self._learn_or_explain(name, together, claim.token)
+        for order in orders:  # after all others ended, since what is given back may be claimed at once
             outcome = outcomes[order.session_id]
             if outcome.status is FAILED:
                 self._storage.orders.fail(
@@ -125,6 +129,33 @@ class Improver:
             failed={key: each.detail or "" for key, each in outcomes.items() if each.status is FAILED},
             seconds=time.monotonic() - started,
         )
+
+    def _without_those_that_end_workers(
+        self, claim: Claim
+    ) -> tuple[dict[str, OrderOutcome], list[SessionForImprovement]]:
+        """Give up on the user whose orders no worker survived, and return the orders that are left to learn.
+
+        Claims that were tried before are learnt user by user in their order, so the first that is left
+        of those whose attempts are used up is the one; those behind it start anew.
+        """
+        spent = [order for order in claim.orders if order.attempts > self._max_attempts]
+        left = [order for order in claim.orders if order.attempts <= self._max_attempts]
+        given_up = [order for order in spent if order.user_id == spent[0].user_id]
+        outcomes = {}
+        if given_up:
+            detail = "the worker ended while it learnt from this user, in every attempt"
+            outcomes = {each.session_id: OrderOutcome(each.session_id, FAILED, detail) for each in given_up}
+            self._storage.orders.fail(
+                Claim(claim.token, tuple(given_up)),
+                detail,
+                max_attempts=self._max_attempts,
+                backoff_seconds=self._backoff_seconds,
+            )
+        for order in spent:
+            if order not in given_up:
+                schema = SessionForImprovementCreateSchema(session_id=order.session_id)
+                self._storage.orders.create(schema)
+        return outcomes, left
 
     def _learn_or_explain(
         self, name: str, orders: Sequence[SessionForImprovement], token: str

@@ -25,7 +25,8 @@ def improvement_input(
 
     Clicked is what an event of positive weight speaks for, among the results shown; in a session
     that recorded no results, among all objects. Passed over are the other results, each weighing
-    1 / position: the further down, the less likely it was seen (SCIENCE.md, 1.5).
+    1 / position: the further down, the less likely it was seen
+    (docs/how-it-learns.md, "Personal vectors").
 
     Args:
         originals: object_id -> [P, D]; what is missing there has been deleted, and is left out.

@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from embedding_studio.errors import StorageError
+from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.storage.ports import Storage
 
@@ -48,8 +48,8 @@ class Worker:
                 self._drain(stop)
                 retry_seconds = _FIRST_RETRY_SECONDS
                 self._wait(stop)
-            except StorageError as error:
-                logger.warning("storage failed, trying again in %.1f s: %s", retry_seconds, error)
+            except EmbeddingStudioError as error:
+                logger.warning("learning failed, trying again in %.1f s: %s", retry_seconds, error)
                 stop.wait(retry_seconds)
                 retry_seconds = min(2 * retry_seconds, _LAST_RETRY_SECONDS)
 

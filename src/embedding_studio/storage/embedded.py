@@ -120,7 +120,7 @@ class EmbeddedServer:
                 f"The embedded database in {self.data_dir} cannot be opened: {error}. Run as the user that "
                 "it belongs to, or set DATA_DIR to another folder."
             ) from error
-        if self._process_id != os.getpid():
+        if self._cluster is None or self._process_id != os.getpid():
             atexit.register(self.stop)
         self._cluster, self._users_lock, self._process_id = cluster, users_lock, os.getpid()
         return cluster.url(NAME)

@@ -147,12 +147,12 @@ class MemoryObjects:
             changed = {
                 object_id
                 for object_id, item in given.items()
-                if object_id in shelf.objects
-                and not np.array_equal(item.parts, shelf.objects[object_id].parts)
+                if object_id not in shelf.objects
+                or not np.array_equal(item.parts, shelf.objects[object_id].parts)
             }
             shelf.objects.update(given)
             shelf.stack = None
-            self._state.drop_copies(shelf, changed)
+            self._state.fold_anew(shelf, changed)
 
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
         with self._state.lock:
@@ -162,7 +162,7 @@ class MemoryObjects:
             for object_id in there:
                 del shelf.objects[object_id]
             shelf.stack = None
-            self._state.drop_copies(shelf, there)
+            self._state.fold_anew(shelf, set(object_ids))
             return len(there)
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:

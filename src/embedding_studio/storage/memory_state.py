@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Collection as Container
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -140,14 +141,23 @@ class State:
                 detail = None if outcome.detail is None else outcome.detail[:MAX_DETAIL_LENGTH]
                 self.change(ticket, None, status=outcome.status, detail=detail)
 
-    def drop_copies(self, shelf: "Shelf", object_ids: Container[str]) -> None:
-        """Drop all users' copies of objects whose originals are gone, and have those users folded anew."""
-        users = [user_id for user_id, state in shelf.states.items() if state.vectors.keys() & set(object_ids)]
-        for user_id in users:
-            state = shelf.states[user_id]
+    def fold_anew(self, shelf: "Shelf", object_ids: AbstractSet[str]) -> None:
+        """Drop copies of objects whose originals came, changed or went; have users who met them folded anew.
+
+        They met them if they were shown them, or clicked them, in a session that has an order.
+        """
+        for user_id, state in shelf.states.items():
             kept = {i: vectors for i, vectors in state.vectors.items() if i not in object_ids}
             shelf.states[user_id] = replace(state, vectors=kept)
-        self.place_for_users(users, self.names(shelf.collection))
+        names = self.names(shelf.collection)
+        users = set()
+        for session_id in self.tickets:
+            session = self.visits[session_id].whole()
+            met = {result.object_id for result in session.search_results}
+            met |= {event.object_id for event in session.events}
+            if session.collection in names and met & object_ids:
+                users.add(session.user_id)
+        self.place_for_users(users - {None}, names)
 
 
 @dataclass(slots=True)

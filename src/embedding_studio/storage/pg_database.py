@@ -47,7 +47,8 @@ class Database:
             timeout=WAIT_FOR_CONNECTION_SECONDS,
             name="embedding-studio",
         )
-        self._pool.open()
+        with self.errors():
+            self._pool.open(wait=True)  # a search before would make it open one more, and use both in turns
 
     def connect(self) -> Connection:
         """Return a connection of its own, outside the pool; for the caller to close."""

@@ -38,7 +38,11 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Objects that are left out of the neighbours, and returned apart, where the user has copies."""
+    """Objects that are left out of the neighbours, and returned apart, where the user has copies.
+
+    So many neighbours more are asked for, and those that are moved left out here: a condition on each object
+    drawn would make the vector index, which finds ``ef_search`` at a time, search a second time for the rest.
+    """
 
     user_id: str
     object_ids: Sequence[str]
@@ -67,9 +71,13 @@ class NearestSearch:
         for plan in self._plans(connection, question):
             given = question.parameters | plan.parameters
             with connection.pipeline():
+                if question.needs_snapshot:
+                    connection.execute(_SQL["begin"])
                 asked = question.ask_moved(connection)
                 settings = connection.execute(_SQL["settings"], given)
                 nearest = connection.execute(plan.statement, given, binary=True)
+                if question.needs_snapshot:
+                    connection.execute(_SQL["commit"])
             *_, self._is_indexed[collection.collection_id] = only_row(settings)
             near = nearest.fetchall()
             found = [] if asked is None else _moved_objects(asked.fetchall())
@@ -143,6 +151,7 @@ class _Question:
         if payload_filter is not None:
             self.condition, values = condition(payload_filter)
             self.parameters |= values
+        self.needs_snapshot = self.has_moved and self.condition is not None
         if moved is not None:
             self.parameters |= {"user_id": moved.user_id, "moved_ids": list(moved.object_ids)}
 

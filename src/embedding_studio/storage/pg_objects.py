@@ -55,7 +55,7 @@ class PostgresObjects:
         def work(connection: Connection) -> int:
             lock_collection(connection, collection)
             deleted = connection.execute(_of(collection, "delete"), {"object_ids": list(object_ids)}).rowcount
-            _drop_copies(connection, collection, object_ids)
+            _fold_anew(connection, collection, object_ids)
             return deleted
 
         return self._database.write(work)
@@ -149,7 +149,6 @@ def _upsert(connection: Connection, collection: Collection, objects: Mapping[str
     )
     if replaced:
         connection.execute(_of(collection, "delete_parts"), {"object_ids": replaced})
-        _drop_copies(connection, collection, replaced)
     if rows:
         given = {
             "object_ids": [object_id for object_id, _ in rows],
@@ -157,14 +156,17 @@ def _upsert(connection: Connection, collection: Collection, objects: Mapping[str
             "embeddings": pack(np.concatenate(parts)),
         }
         connection.execute(_of(collection, "insert_parts"), given)
+        _fold_anew(connection, collection, [item.object_id for item in changed])
 
 
-def _drop_copies(connection: Connection, collection: Collection, object_ids: Sequence[str]) -> None:
-    """Drop users' copies of objects whose originals are gone, and have these users folded anew."""
-    given = {"object_ids": list(object_ids)}
-    users = [user_id for (user_id,) in connection.execute(_of(collection, "drop_copies"), given)]
+def _fold_anew(connection: Connection, collection: Collection, object_ids: Sequence[str]) -> None:
+    """Drop copies of objects whose originals came, changed or went; have users who met them folded anew."""
+    names = names_of(connection, collection)
+    given = {"object_ids": list(object_ids), "collections": names}
+    connection.execute(_of(collection, "drop_copies"), given)
+    users = [user_id for (user_id,) in connection.execute(_of(collection, "users_of"), given)]
     if users:
-        place_for_users(connection, users, names_of(connection, collection))
+        place_for_users(connection, users, names)
 
 
 def _ensure_index(connection: Connection, collection: Collection) -> None:

@@ -93,7 +93,8 @@ class Objects(Protocol):
         """Store objects and their originals, replacing those of equal id; all or none.
 
         Users' copies of an object whose parts change are dropped with the old originals, and an order
-        is placed for each such user, so that their state is folded anew.
+        is placed for each user who was shown or clicked an object that is new or whose parts change, in
+        a session that has an order: their state is folded anew.
 
         Raises:
             InvalidVectorsError: wrong dimensions, not finite, no part, or zero under cosine; the

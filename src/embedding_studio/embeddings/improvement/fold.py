@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Wave:
         query_starts: [S + 1], where each session's query parts begin; the last is K.
         vectors: [N, D], as the users have them now.
         squares: [N], their squared lengths.
-        originals: I arrays [P, D].
+        originals: [N, D]; the very same array as ``vectors`` where nothing has moved before.
         part_starts: [I + 1], where each object's parts begin; the last is N.
         object_starts: [S + 1], where each session's objects begin; the last is I.
         clicked: [I], False where skipped; a session may lack the one or the other.
@@ -65,7 +65,7 @@ class Wave:
     query_starts: Rows
     vectors: Vectors
     squares: Vectors
-    originals: Sequence[Vectors]
+    originals: Vectors
     part_starts: Rows
     object_starts: Rows
     clicked: NDArray[np.bool_]
@@ -83,16 +83,12 @@ class Wave:
         """Return the rows of the parts of some objects, one object after the other."""
         return ranges(self.part_starts[objects], np.diff(self.part_starts)[objects])
 
-    def originals_of(self, objects: Rows) -> Vectors:
-        """Return the original parts of some objects (at least one), one object after the other."""
-        return np.concatenate([self.originals[i] for i in objects.tolist()])
-
 
 Move = Callable[[Wave], tuple[Rows, Vectors]]
 """Returns the objects that move, ascending, and the new vectors of all of their parts, laid flat."""
 
-Book = dict[str, tuple[Vectors, Vectors]]
-"""object_id -> original and personal vectors, of the objects of one user that have moved."""
+Book = dict[str, Vectors]
+"""object_id -> personal vectors, of the objects of one user that have moved."""
 
 
 def fold(
@@ -140,10 +136,9 @@ def _move(index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]],
         return
     wave, elements, books = laid
     objects, vectors = move(wave)
-    stops = np.cumsum(np.diff(wave.part_starts)[objects])
-    starts = [0, *stops.tolist()]
-    for i, start, stop in zip(objects.tolist(), starts, stops.tolist(), strict=False):
-        books[i][elements[i].id] = (wave.originals[i], vectors[start:stop])
+    stops = np.cumsum(np.diff(wave.part_starts)[objects]).tolist()
+    for i, start, stop in zip(objects.tolist(), [0, *stops], stops, strict=False):
+        books[i][elements[i].id] = vectors[start:stop]
 
 
 def _as_it_stands(given: ImprovementInput, book: Book) -> ImprovementInput:
@@ -154,7 +149,7 @@ def _as_it_stands(given: ImprovementInput, book: Book) -> ImprovementInput:
     def present(elements: tuple[ImprovementElement, ...]) -> tuple[ImprovementElement, ...]:
         return tuple(
             [
-                element.moved_to(known[1]) if (known := book.get(element.id)) else element
+                element if (moved := book.get(element.id)) is None else element.moved_to(moved)
                 for element in elements
             ]
         )
@@ -187,31 +182,27 @@ def _lay_flat(
         return None
     originals = vectors = [element.vector for element in elements]
     if any(book for _, book in sessions):
-        pairs = [
-            book.get(element.id, (element.vector, element.vector))
-            for element, book in zip(elements, books, strict=True)
+        vectors = [
+            book.get(element.id, element.vector) for element, book in zip(elements, books, strict=True)
         ]
-        originals, vectors = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        for element, known in zip(elements, originals, strict=True):
+        for element, known in zip(elements, vectors, strict=True):
             if element.vector.shape != known.shape:
                 raise InvalidVectorsError(
                     f"object {element.id!r} has vectors of shape {element.vector.shape} here and of "
                     f"{known.shape} in an earlier session of the same user; load both from one place"
                 )
-    try:
-        flat, asked = np.concatenate(vectors), np.concatenate(queries)
-    except ValueError:
+    D = vectors[0].shape[-1]
+    shapes = {parts.shape for parts in [*vectors, *queries]}
+    if index.dimensions not in (None, D) or any(len(shape) != 2 or shape[1] != D for shape in shapes):
         _refuse(index, sessions)
-    D = flat.shape[-1]
-    if flat.ndim != 2 or asked.shape[1:] != (D,) or index.dimensions not in (None, D):
-        _refuse(index, sessions)
+    flat = _join(vectors)
     wave = Wave(
-        queries=asked,
-        query_starts=_offsets(list(map(len, queries))),
+        queries=_join(queries),
+        query_starts=_offsets(_counts(queries)),
         vectors=flat,
         squares=squared_lengths(flat),
-        originals=originals,
-        part_starts=_offsets(list(map(len, vectors))),
+        originals=flat if vectors is originals else _join(originals),
+        part_starts=_offsets(_counts(vectors)),
         object_starts=_offsets(np.add.reduceat(sides, np.arange(0, len(sides), 2))),
         clicked=np.repeat(np.arange(len(sides)) % 2 == 0, sides),
         weights=np.array([element.weight for element in elements], dtype=np.float64),
@@ -228,7 +219,17 @@ def _each_once(given: ImprovementInput) -> tuple[tuple[ImprovementElement, ...],
     return tuple((clicked | {i: e for i, e in skipped.items() if i not in clicked}).values()), len(clicked)
 
 
-def _offsets(counts: Sequence[int] | Rows) -> Rows:
+def _join(arrays: Sequence[Vectors]) -> Vectors:
+    """Return arrays [P, D] one after the other; three times as fast as ``np.concatenate`` where P is 1."""
+    buffers = cast("Sequence[bytes]", arrays)  # arrays are buffers, though numpy has no words for it in 3.11
+    return np.frombuffer(b"".join(buffers), dtype=np.float32).reshape(-1, arrays[0].shape[1])
+
+
+def _counts(arrays: Sequence[Vectors]) -> Rows:
+    return np.fromiter(map(len, arrays), dtype=np.intp, count=len(arrays))
+
+
+def _offsets(counts: Rows) -> Rows:
     offsets = np.zeros(len(counts) + 1, dtype=np.intp)
     np.cumsum(counts, out=offsets[1:])
     return offsets

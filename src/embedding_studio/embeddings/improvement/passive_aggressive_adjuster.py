@@ -115,7 +115,7 @@ class PassiveAggressiveAdjuster:
         rows = wave.parts_of(objects)
         moved = into_trust_region(
             index,
-            wave.originals_of(objects),
+            wave.originals.take(rows, axis=0),
             _move_parts(index, wave, sight, rows, wanted[rows]),
             self.max_angle_degrees,
         )
@@ -163,7 +163,8 @@ def least_changes(
         return np.where(clicked, np.maximum(gaps, 0), np.minimum(gaps, 0))
 
     # The lowest edge at which the sum of eq. 2 is not negative: the root lies between it and the edge before.
-    ascending = edges[np.lexsort((edges, session))]
+    # Complex numbers are sorted by their real parts, then by their imaginary; three times as fast as lexsort.
+    ascending = np.sort(session + 1j * edges).imag
     low, high = np.zeros_like(sizes), sizes - 1
     while (low < high).any():
         middle = (low + high) // 2
@@ -214,8 +215,8 @@ def _look(index: SearchIndexInfo, wave: Wave) -> _Sight:
     heads, counts = wave.query_starts[:-1], np.diff(wave.query_starts)
     queries = prepare_vectors(wave.queries, metric)
 
-    def raw_of(rows: Rows | slice, query_of_rows: Rows) -> Floats:
-        vectors, seen_from = wave.vectors[rows], queries[query_of_rows]
+    def raw_of(vectors: Vectors, query_of_vectors: Rows) -> Floats:
+        seen_from = queries.take(query_of_vectors, axis=0)
         if metric is MetricType.EUCLID:
             seen_from -= vectors
             distances: Floats = np.sqrt(np.vecdot(seen_from, seen_from), dtype=np.float64)
@@ -226,10 +227,10 @@ def _look(index: SearchIndexInfo, wave: Wave) -> _Sight:
         queries = (np.add.reduceat(queries, heads, axis=0) / counts[:, None]).astype(np.float32)
         heads, counts = np.arange(len(heads)), np.ones_like(counts)
     nearest = heads[session]
-    raw = raw_of(slice(None), nearest)
+    raw = raw_of(wave.vectors, nearest)
     for k in range(1, counts.max()):
         rows = np.flatnonzero(counts[session] > k)
-        other = raw_of(rows, heads[session[rows]] + k)
+        other = raw_of(wave.vectors[rows], heads[session[rows]] + k)
         nearer = other > raw[rows]
         raw[rows[nearer]] = other[nearer]
         nearest[rows[nearer]] = heads[session[rows[nearer]]] + k
@@ -252,7 +253,7 @@ def _move_parts(index: SearchIndexInfo, wave: Wave, sight: _Sight, rows: Rows, w
     """Return [M, D], the parts of some rows with their similarities changed as wanted, as far as possible."""
     raw, reach = sight.raw[rows], sight.reach[rows]
     target = raw + wanted * sight.units[rows]
-    queries = sight.queries[sight.query_of_parts[rows]]
+    queries = sight.queries.take(sight.query_of_parts[rows], axis=0)
     if index.metric_type is MetricType.EUCLID:
         keep = _divide(-np.minimum(target, 0), reach, otherwise=1)
         pull = 1 - keep
@@ -262,7 +263,7 @@ def _move_parts(index: SearchIndexInfo, wave: Wave, sight: _Sight, rows: Rows, w
         keep = _divide(np.sqrt(1 - then**2), np.sqrt(1 - now**2), otherwise=1)
         pull = (then - now * keep) * _divide(reach, np.vecdot(queries, queries).astype(np.float64))
     keep, pull = np.where(wanted == 0, 1, keep), np.where(wanted == 0, 0, pull)
-    moved = wave.vectors[rows]
+    moved = wave.vectors.take(rows, axis=0)
     moved *= keep[:, None].astype(np.float32)
     queries *= pull[:, None].astype(np.float32)
     moved += queries

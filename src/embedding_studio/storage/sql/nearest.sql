@@ -1,5 +1,5 @@
 -- name: begin
--- What is left out of the neighbours and what is returned as moved must be the same: one snapshot for both.
+-- A payload that changes meanwhile matches for the neighbours and for what is moved, or for neither.
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
 
 -- name: commit
@@ -32,13 +32,6 @@ part.object_id = ANY(%(matching)s::text[])
 -- name: among_many
 -- Asked of each part as the vector index brings it; as a join it could be planned the other way round.
 (SELECT {condition} FROM {schema}.objects AS o WHERE o.object_id = part.object_id)
-
--- name: among_not_moved
-part.object_id NOT IN (
-    SELECT object_id
-    FROM {schema}.personal_parts
-    WHERE user_id = %(user_id)s AND object_id = ANY(%(moved_ids)s::text[])
-)
 
 -- name: exact
 SELECT near.object_id, near.distance, objects.payload
@@ -82,24 +75,26 @@ FROM (
 ORDER BY near.distance, near.object_id
 
 -- name: drawn_by_average
--- The distance to the average vector is never more than the average distance, and near it: candidates come
--- by the first and are ranked by the second.
+-- The distance to the average vector is never more than the average distance: candidates come by the first
+-- and are ranked by the second. Once the first passes the last of those wanted, none that is missing is nearer.
 WITH drawn AS MATERIALIZED (
-    SELECT part.object_id
+    SELECT part.object_id, part.embedding {operator} %(average_query)b::vector AS distance
     FROM {schema}.parts AS part
     WHERE part.is_average = {is_average} AND {among}
     ORDER BY part.embedding{cast} {operator} %(average_query)b::vector{cast}
     LIMIT %(draws)s
-)
-SELECT near.object_id, near.distance, objects.payload
-FROM (
+),
+near AS MATERIALIZED (
     SELECT part.object_id, avg(part.embedding {operator} query.vector) AS distance
     FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
     WHERE NOT part.is_average AND part.object_id IN (SELECT object_id FROM drawn)
     GROUP BY part.object_id
     ORDER BY distance, part.object_id
     LIMIT %(limit)s
-) AS near JOIN {schema}.objects AS objects USING (object_id)
+)
+SELECT near.object_id, near.distance, objects.payload
+FROM near JOIN {schema}.objects AS objects USING (object_id)
+WHERE (SELECT max(distance) FROM drawn) > (SELECT max(distance) FROM near)
 ORDER BY near.distance, near.object_id
 
 -- name: moved

@@ -19,13 +19,17 @@ FROM unnest(%(object_ids)s::text[], %(part_nos)s::int[], %(embeddings)b::vector[
     AS part(object_id, part_no, embedding)
 
 -- name: drop_copies
--- The users of whom something was learnt from these objects: a copy was moved, or a click remembered.
-WITH dropped AS (
-    DELETE FROM {schema}.personal_parts WHERE object_id = ANY(%(object_ids)s::text[]) RETURNING user_id
+DELETE FROM {schema}.personal_parts WHERE object_id = ANY(%(object_ids)s::text[])
+
+-- name: users_of
+-- The users who were shown these objects, or clicked them, in a session that is learnt from.
+SELECT DISTINCT user_id
+FROM embedding_studio.sessions_for_improvement
+WHERE user_id IS NOT NULL AND collection = ANY(%(collections)s::text[]) AND session_id IN (
+    SELECT session_id FROM embedding_studio.session_results WHERE object_id = ANY(%(object_ids)s::text[])
+    UNION ALL
+    SELECT session_id FROM embedding_studio.session_events WHERE object_id = ANY(%(object_ids)s::text[])
 )
-SELECT user_id FROM dropped
-UNION
-SELECT user_id FROM {schema}.query_memory WHERE clicked_ids && %(object_ids)s::text[]
 
 -- name: delete
 DELETE FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])

@@ -50,6 +50,9 @@ CREATE TABLE embedding_studio.session_events (
     PRIMARY KEY (session_id, event_id)
 );
 
+CREATE INDEX results_of_object ON embedding_studio.session_results (object_id);
+CREATE INDEX events_of_object ON embedding_studio.session_events (object_id);
+
 -- One order a session. user_id and collection repeat the session's, for the claim, whose unit is the user;
 -- a session of nobody is a unit of its own.
 -- not_before: of a pending order, when its backoff ends; of a processing one, when its lease ends.
