@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,3 +219,32 @@ def test_what_cannot_be_done_is_told_in_one_sentence_and_exits_with_1(environmen
     assert ended.returncode == 1
     assert told in ended.stderr.replace("\n", " ")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_service_survives_the_death_of_its_embedded_server_and_loses_nothing():
+    with tempfile.TemporaryDirectory(prefix="embedding-studio-killed-") as folder:
+        Path(folder).chmod(0o755)  # as root the server runs as somebody else, who must get in
+        environment = environment_of("") | {"DATA_DIR": f"{folder}/data", "EMBEDDER": "none"}
+        with (
+            running(environment, "serve", ready="serves on") as (_, line),
+            httpx.Client(base_url=f"{url_in(line)}/api/v1", timeout=120) as client,
+        ):
+            client.post(
+                "/collections", json={"name": "default", "index": {"dimensions": 2}}
+            ).raise_for_status()
+            item = {"object_id": "kept", "vectors": [[1.0, 0.0]]}
+            client.post("/embeddings/upsert", json={"items": [item]}).raise_for_status()
+            assert ids(client, [1.0, 0.5]) == ["kept"]
+
+            postmaster = int(Path(f"{folder}/data/postgres/postmaster.pid").read_text().split()[0])
+            os.kill(postmaster, signal.SIGKILL)
+
+            found = eventually(60, lambda: answered(client, [1.0, 0.5]))
+            assert found == ["kept"]
+
+
+def answered(client, query):
+    """Return what is found, or None while the service cannot answer."""
+    body = {"search_query": query, "limit": 1}
+    answer = client.post("/embeddings/similarity-search", json=body)
+    return [each["object_id"] for each in answer.json()["search_results"]] if answer.is_success else None

@@ -205,13 +205,18 @@ class Context:
 
     def open_storage(self) -> Storage:
         """Open the database of the settings once more; for the caller to close."""
+        given = self.settings.database_url
+        return PostgresStorage(
+            given.get_secret_value() if given is not None else self._start_server,
+            order_on=self._ordering_event_types(),
+            pool_size=self.settings.pool_size,
+        )
+
+    def _start_server(self) -> str:
+        """Return the URL of the embedded server, which runs now even if somebody killed it."""
         with self._once:
-            if self.settings.database_url is not None:
-                url = self.settings.database_url.get_secret_value()
-            else:
-                self._server = self._server or EmbeddedServer(self.settings.data_dir)
-                url = self._server.start()
-        return PostgresStorage(url, order_on=self._ordering_event_types(), pool_size=self.settings.pool_size)
+            self._server = self._server or EmbeddedServer(self.settings.data_dir)
+            return self._server.start()
 
     def close(self) -> None:
         """Close what this context opened; the embedded server stops with its last user."""

@@ -183,8 +183,9 @@ class SearchService:
         known = self._storage.collections.get(collection)
         text, queries = self._parts_of(known, query)
         shown: set[str] = set()
-        continues = session_id is not None and offset > 0
-        if session_id is not None and continues:
+        named = session_id is not None
+        continues = named and offset > 0
+        if session_id is not None and offset > 0:
             shown = self._shown_before(session_id, offset, user_id, text, collection)
         elif create_session:
             session_id = session_id or str(uuid.uuid4())
@@ -225,7 +226,9 @@ class SearchService:
                 search_results=_served(results),
             )
             self._storage.clickstream.register_session(session, queries)
-        more = len(slots) > limit and offset + limit < MAX_REACH
+            if named:  # a session recorded before stays as it is, and may have shown less
+                self._storage.clickstream.append_results(recorded_in, session.search_results)
+        more = len(slots) > limit and offset + 2 * limit <= MAX_REACH
         return SearchPage(results, recorded_in, offset + limit if more else None, bend is not None)
 
     def _parts_of(self, collection: Collection, query: str | ArrayLike) -> tuple[str, Vectors]:
@@ -239,7 +242,7 @@ class SearchService:
                 "there is no embedder for the text of the query; search with vectors, or set EMBEDDER"
             )
         if collection.embedder not in (None, self._embedder.name):
-            raise EmbeddingError(
+            raise InvalidInputError(
                 f"the collection {collection.name!r} was embedded by {collection.embedder!r}, this service "
                 f"embeds by {self._embedder.name!r}; set EMBEDDER to the first, or index the collection anew"
             )
@@ -359,8 +362,8 @@ class _Lists:
         """Return all within ``max_distance``, or the nearest ``SORT_WINDOW``, by a payload field."""
         count = SORT_WINDOW
         found = self.ranked(count)
-        while self.max_distance is not None and len(found) == count:
-            count *= 4
+        while self.max_distance is not None and len(found) == count < MAX_REACH:
+            count = min(4 * count, MAX_REACH)
             found = self.ranked(count)
         name, direction = sort_by
         valued = [(_sort_key(each.payload, name), each) for each in found]

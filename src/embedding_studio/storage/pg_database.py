@@ -32,12 +32,13 @@ class Database:
     Connections commit by themselves; a batch sent in pipeline mode is one transaction and one round trip.
     """
 
-    def __init__(self, database_url: str, *, pool_size: int) -> None:
-        self.url = database_url
+    def __init__(self, database_url: str | Callable[[], str], *, pool_size: int) -> None:
+        self._locate = database_url if callable(database_url) else lambda: database_url
+        self.url = self._locate()
         with self.errors(), self.connect() as connection:
             migrate(connection)
         self._pool = ConnectionPool(
-            database_url,
+            self._locate,
             min_size=1,
             max_size=pool_size,
             open=False,
@@ -52,7 +53,7 @@ class Database:
 
     def connect(self) -> Connection:
         """Return a connection of its own, outside the pool; for the caller to close."""
-        return psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+        return psycopg.connect(self._locate(), autocommit=True, connect_timeout=CONNECT_SECONDS)
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Return what ``work`` reads, tried once more where the connection is lost meanwhile.
@@ -63,6 +64,8 @@ class Database:
             try:
                 with self._pool.connection() as connection:
                     return work(connection)
+            except PoolTimeout:
+                raise  # waited long enough
             except psycopg.OperationalError as error:
                 if not _is_lost(error):
                     raise

@@ -9,6 +9,7 @@
 Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
 """
 
+from collections.abc import Callable
 from collections.abc import Collection as Container
 
 from embedding_studio.storage.pg_clickstream import PostgresClickstream
@@ -25,7 +26,7 @@ class PostgresStorage:
 
     Args:
         database_url: of a PostgreSQL 15 or later with pgvector 0.8 or later; its tables are brought up to
-            date.
+            date. A callable is asked for each connection: so a server of our own is brought back.
         order_on: event types that place an order.
         pool_size: connections at the most; one more listens for orders while ``orders.wait`` is used.
 
@@ -36,7 +37,7 @@ class PostgresStorage:
 
     def __init__(
         self,
-        database_url: str,
+        database_url: str | Callable[[], str],
         *,
         order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"}),
         pool_size: int = 10,
