@@ -173,6 +173,22 @@ def test_a_session_moved_only_what_it_changed_itself():
     assert memories[1].moved_ids == ()  # at50 stands 40 degrees from this query, at40 more: nothing to mend
 
 
+@pytest.mark.parametrize("num_iterations", [10, 15, 50])
+def test_however_often_sessions_are_swept_each_moved_what_it_moved_itself(num_iterations):
+    q_a, q_b = at(0), np.array([[0, 0, 1]], dtype=np.float32)
+    tilted = {name: np.array([[x, 0.3, z]], dtype=np.float32) for name, (x, z) in
+              {"X": (0.3, 0.5), "Y": (0.2, 0.9), "Z": (0.9, 0.2)}.items()}  # fmt: skip
+    sessions = [
+        recorded("a", ["Z"], query=q_a, shown=["Z", "X"]),
+        recorded("b", ["X"], query=q_b, shown=["Y", "X"], created_at=200),
+    ]
+
+    result = fold(sessions, tilted, PassiveAggressiveAdjuster(INDEX, num_iterations=num_iterations), INDEX)
+
+    first, second = result.states["ann"].memories
+    assert (first.moved_ids, second.moved_ids) == ((), ("X", "Y"))
+
+
 def test_a_session_without_contrast_is_remembered_and_says_that_nothing_moved():
     sessions = [
         recorded("all clicked", ["at10", "at20"], shown=["at10", "at20"]),

@@ -38,6 +38,7 @@ class Context:
         self._given_settings = settings
         self._given_storage = storage
         self._once = threading.RLock()
+        self._starting = threading.Lock()  # not the same: the pool's threads wait for it
         self._server: EmbeddedServer | None = None
 
     def __enter__(self) -> Self:
@@ -214,7 +215,7 @@ class Context:
 
     def _start_server(self) -> str:
         """Return the URL of the embedded server, which runs now even if somebody killed it."""
-        with self._once:
+        with self._starting:
             self._server = self._server or EmbeddedServer(self.settings.data_dir)
             return self._server.start()
 

@@ -51,6 +51,8 @@ class ImprovementInput:
     Attributes:
         query: its vectors are the query's parts and are never moved.
         user_id: sessions of one user are folded in the order of the list; None stands alone.
+        moved_ids: of an adjusted session, the objects that it moved in any sweep; None where the adjuster
+            does not say: then those whose vectors it changed.
     """
 
     session_id: str
@@ -58,3 +60,4 @@ class ImprovementInput:
     clicked_elements: tuple[ImprovementElement, ...] = field(default=())
     non_clicked_elements: tuple[ImprovementElement, ...] = field(default=())
     user_id: str | None = None
+    moved_ids: frozenset[str] | None = None

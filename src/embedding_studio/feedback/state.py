@@ -105,7 +105,9 @@ def fold(
                 continue
             moved = _moved(after, vectors[user_id], originals)
             vectors[user_id].update(moved)
-            memories.append(_memory(each, given, moved, index))
+            memories.append(
+                _memory(each, given, moved if after.moved_ids is None else after.moved_ids, index)
+            )
             outcomes[given.session_id] = OrderOutcome(given.session_id, DONE, _remark(given, moved))
         states[user_id] = PersonalState(tuple(memories))
     for user_id, bounded in _bounded(vectors, originals, index, max_angle_degrees).items():

@@ -118,30 +118,43 @@ def fold(
             turns.append([])
         turns[sessions_of[owner]].append(s)
         sessions_of[owner] += 1
+    moved_ids: list[set[str]] = [set() for _ in folded]
     for sweep in range(sweeps):
         for turn in turns:
             for first in range(0, len(turn), SESSIONS_AT_ONCE):
                 at_once = turn[first : first + SESSIONS_AT_ONCE]
-                _move(index, [(folded[s], books[owners[s]]) for s in at_once], move)
+                for k, object_id in _move(index, [(folded[s], books[owners[s]]) for s in at_once], move):
+                    moved_ids[at_once[k]].add(object_id)
                 if sweep == sweeps - 1:
                     for s in at_once:
-                        folded[s] = _as_it_stands(folded[s], books[owners[s]])
+                        folded[s] = _as_it_stands(folded[s], books[owners[s]], frozenset(moved_ids[s]))
     return folded
 
 
-def _move(index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]], move: Move) -> None:
-    """Let sessions of different users move what they move, and write it into the users' books."""
+def _move(
+    index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]], move: Move
+) -> list[tuple[int, str]]:
+    """Let sessions of different users move what they move, and write it into the users' books.
+
+    Returns:
+        The place of the session and the object's id, for each object moved.
+    """
     laid = _lay_flat(index, sessions)
     if laid is None:
-        return
+        return []
     wave, elements, books = laid
     objects, vectors = move(wave)
     stops = np.cumsum(np.diff(wave.part_starts)[objects]).tolist()
     for i, start, stop in zip(objects.tolist(), [0, *stops], stops, strict=False):
         books[i][elements[i].id] = vectors[start:stop]
+    shown = [
+        k for k, (given, _) in enumerate(sessions) if given.clicked_elements or given.non_clicked_elements
+    ]
+    session_of = wave.session_of_objects()
+    return [(shown[session_of[i]], elements[i].id) for i in objects.tolist()]
 
 
-def _as_it_stands(given: ImprovementInput, book: Book) -> ImprovementInput:
+def _as_it_stands(given: ImprovementInput, book: Book, moved_ids: frozenset[str]) -> ImprovementInput:
     """Return a session with its user's present vectors; itself where none of its objects has moved."""
     if not book:
         return given
@@ -157,7 +170,7 @@ def _as_it_stands(given: ImprovementInput, book: Book) -> ImprovementInput:
     clicked, skipped = present(given.clicked_elements), present(given.non_clicked_elements)
     if clicked == given.clicked_elements and skipped == given.non_clicked_elements:
         return given
-    return ImprovementInput(given.session_id, given.query, clicked, skipped, given.user_id)
+    return ImprovementInput(given.session_id, given.query, clicked, skipped, given.user_id, moved_ids)
 
 
 def _lay_flat(
