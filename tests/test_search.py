@@ -366,7 +366,7 @@ def test_a_page_is_what_scoring_every_object_by_the_formula_gives(metric_type, a
 
 
 def slow_search(metric_type, aggregation, queries, *, mean, objects, memories, moved):
-    """Return object_id -> distance as SCIENCE.md, section 2 says, one number at a time."""
+    """Return object_id -> distance as docs/how-it-learns.md says, one number at a time."""
     length = np.linalg.norm
 
     def gate(memory):

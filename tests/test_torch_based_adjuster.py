@@ -293,7 +293,7 @@ def test_a_skip_that_was_hardly_seen_moves_less():
 
 
 def test_one_session_at_the_default_rate_makes_no_skipped_result_the_antipode():
-    """The raw update does: the defect that the trust region is there for (PITFALLS, Learning)."""
+    """The raw update does: the defect that the trust region is there for."""
     rng = np.random.default_rng(11)
     q = unit(rng, 384)
     near = [v / np.linalg.norm(v) for v in q + 0.7 * unit(rng, 3, 384)]

@@ -192,7 +192,7 @@ def similarity_search(request: Request, body: SearchBody, context: InContext, is
 
 @router.post("/upsert", operation_id="upsert_objects", dependencies=[ADMIN])
 def upsert_objects(body: UpsertBody, context: InContext) -> Indexed:
-    """Store objects, replacing those of equal id. If an item is wrong, nothing is stored."""
+    """Store objects, replacing those of equal id. If an item is refused, nothing is stored."""
     if body.collection == DEFAULT_COLLECTION and context.embedder is not None:
         collection = context.collection()  # made on first use, so that nothing must be set up to begin
     else:

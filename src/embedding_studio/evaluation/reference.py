@@ -4,7 +4,7 @@ AdamW on ``-mean(clicked^3) + mean(skipped^3)``, every skip a full negative, no 
 scored for whatever the user asks. It is measured, never served.
 
 Axes: S sessions · I items of a session · P parts of an item · D dimensions.
-Source: docs/tuning.md; what it does to rankings stands in docs/does-it-help.md.
+Source: docs/how-it-learns.md, eq. 7; what it does to rankings stands in docs/does-it-help.md.
 """
 
 from collections.abc import Sequence

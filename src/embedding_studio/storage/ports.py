@@ -236,7 +236,8 @@ class Orders(Protocol):
         ...
 
     def cancel(self, session_id: str) -> None:
-        """Remove an order that is pending, failed or refused; the session counts no longer.
+        """Remove an order that is pending, failed or refused; its session counts no longer
+        from the next fold of its user on.
 
         Raises:
             OrderNotFoundError: none was placed.

@@ -15,7 +15,7 @@ AdamW divides each coordinate's step by that coordinate's own past gradients, so
 vector that nothing else moves cancels: weights w_i and shares of parts would say nothing. Here they also
 scale the step, the part with the largest share taking the whole of it.
 
-Source: docs/tuning.md; [loshchilov2019], "Decoupled Weight Decay Regularization", algorithm 2.
+Source: docs/how-it-learns.md, eq. 7; [loshchilov2019], "Decoupled Weight Decay Regularization", algorithm 2.
 """
 
 import math
