@@ -70,7 +70,7 @@ def retry_order(session_id: SessionId, context: InContext) -> SessionForImprovem
 def cancel_order(session_id: SessionId, context: InContext) -> None:
     """Remove an order that is pending, failed or refused; its session counts no longer.
 
-    What was learnt from the session before is unlearnt when its user is next learnt from; to unlearn it at once,
-    mark the session irrelevant.
+    What was learnt from the session before is unlearnt when its user is next learnt from; to unlearn it at
+    once, mark the session irrelevant.
     """
     context.sessions_for_improvement.cancel(session_id)

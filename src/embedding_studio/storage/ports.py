@@ -236,8 +236,9 @@ class Orders(Protocol):
         ...
 
     def cancel(self, session_id: str) -> None:
-        """Remove an order that is pending, failed or refused; its session counts no longer
-        from the next fold of its user on.
+        """Remove an order that is pending, failed or refused.
+
+        Its session counts no longer from the next fold of its user on.
 
         Raises:
             OrderNotFoundError: none was placed.
