@@ -12,9 +12,8 @@ import pytest
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import HnswParameters, MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
+from embedding_studio.domain.objects import CatalogueObject, PersonalState
 from embedding_studio.domain.sessions import (
-    SearchResultItem,
     Session,
     SessionEvent,
     SessionForImprovementCreateSchema,
@@ -241,34 +240,6 @@ def test_parts_that_do_not_change_are_not_written_again(postgres, connection):
 
     assert connection.execute(rows).fetchall() == before
     assert postgres.objects.get(things, ["o7"])[0].payload == {"new": 1}
-
-
-def test_a_click_that_is_remembered_makes_its_user_affected_by_a_new_original(postgres):
-    things = filled(postgres, info())
-    for user_id in ("ann", "bob"):
-        shown = (SearchResultItem(object_id="o1"), SearchResultItem(object_id="o2"))
-        session = Session(session_id=user_id, user_id=user_id, collection="things", search_results=shown)
-        postgres.clickstream.register_session(session, a_query(Q=1))
-    clicks = {"ann": "o1", "bob": "o2"}
-    events = [
-        SessionEvent(session_id=session_id, object_id=clicked) for session_id, clicked in clicks.items()
-    ]
-    postgres.clickstream.push_events(events)
-    claim = postgres.orders.claim(users=2, lease_seconds=1e9)
-    with postgres.personal.learning(things, ["ann", "bob"]) as transaction:
-        query = a_query(Q=1)[0]
-        transaction.replace_states(
-            {
-                user_id: PersonalState((QueryMemory(user_id, "", 1, query, query, (clicked,), ()),))
-                for user_id, clicked in clicks.items()
-            }
-        )
-
-    postgres.objects.upsert(things, [CatalogueObject("o2", a_query(Q=1))])
-
-    assert len(claim.orders) == 2
-    due = postgres.orders.claim(users=2, lease_seconds=60)
-    assert [order.session_id for order in due.orders] == ["bob"]
 
 
 # Lost connections

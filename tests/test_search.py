@@ -671,7 +671,7 @@ def test_a_text_that_cannot_be_embedded_as_the_collection_was_is_refused(storage
 
     with pytest.raises(EmbeddingError, match="set EMBEDDER"):
         SearchService(storage).search("a text")
-    with pytest.raises(EmbeddingError, match="embedded by 'another model'"):
+    with pytest.raises(InvalidInputError, match="embedded by 'another model'"):
         SearchService(storage, embedder=SyllableEmbedder()).search("a text", collection="other")
 
 

@@ -135,7 +135,8 @@ def register_session(body: SessionBody, context: InContext) -> Session:
         context.clickstream_dao.register_session(session, body.query_vectors)
     except ConflictError as error:
         raise session_taken(body.session_id) from error
-    return session
+    stored = context.clickstream_dao.get_session(body.session_id)
+    return stored.model_copy(update={"events": ()})  # the key may write, and reads nothing back about a user
 
 
 @router.get("/session", operation_id="get_session", dependencies=[ADMIN])
