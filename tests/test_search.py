@@ -760,3 +760,15 @@ def test_searching_makes_no_classes(memory):
         return sum(issubclass(type(each), type) for each in gc.get_objects())
 
     assert classes_after_a_search() == classes_after_a_search()
+
+
+def test_a_session_recorded_before_also_holds_what_its_repeated_search_shows(storage, arc):
+    service = SearchService(storage)
+    service.search(QUERY, limit=2, create_session=True, session_id="again")
+
+    service.search(QUERY, limit=4, create_session=True, session_id="again")
+
+    shown = storage.clickstream.get_session("again").search_results
+    assert [result.object_id for result in shown] == [
+        result.object_id for result in service.search(QUERY, limit=4).results
+    ]

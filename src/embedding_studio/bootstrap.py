@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.index import SearchIndexInfo
@@ -26,6 +26,17 @@ from embedding_studio.storage.embedded import EmbeddedServer
 from embedding_studio.storage.ports import Clickstream, Orders, Storage
 from embedding_studio.storage.postgres import PostgresStorage
 
+if TYPE_CHECKING:
+    made_once = cached_property
+else:
+
+    class made_once(cached_property):  # noqa: N801, it stands where cached_property would
+        """Made on first use, by one thread while others wait; since Python 3.12 the library does not wait."""
+
+        def __get__(self, context: "Context", owner: "type[Context] | None" = None) -> object:
+            with context.making:
+                return super().__get__(context, owner)
+
 
 class Context:
     """The parts of one process.
@@ -37,7 +48,7 @@ class Context:
     def __init__(self, settings: Settings | None = None, *, storage: Storage | None = None) -> None:
         self._given_settings = settings
         self._given_storage = storage
-        self._once = threading.RLock()
+        self.making = threading.RLock()
         self._starting = threading.Lock()  # not the same: the pool's threads wait for it
         self._server: EmbeddedServer | None = None
 
@@ -47,11 +58,11 @@ class Context:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @cached_property
+    @made_once
     def settings(self) -> Settings:
         return self._given_settings or load_settings()
 
-    @cached_property
+    @made_once
     def plugin(self) -> Plugin:
         settings = self.settings
         key = settings.embedder_api_key
@@ -71,23 +82,16 @@ class Context:
             settings.plugins_path,
         )
 
-    @cached_property
+    @made_once
     def storage(self) -> Storage:
         """The database, started where it is embedded, with its schema up to date."""
-        with self._once:
-            if "storage" in self.__dict__:
-                opened: Storage = self.__dict__["storage"]
-                return opened
-            if self._given_storage is not None:
-                return self._given_storage
-            return self.open_storage()
+        return self._given_storage or self.open_storage()
 
-    @cached_property
+    @made_once
     def embedder(self) -> Embedder | None:
-        with self._once:
-            return self.__dict__.get("embedder") or self.plugin.get_embedder()
+        return self.plugin.get_embedder()
 
-    @cached_property
+    @made_once
     def search(self) -> SearchService:
         settings = self.settings
         return SearchService(

@@ -5,8 +5,8 @@ threshold of the gate, alpha the strength of the shift:
 
     k_j  = clip((closeness(q, q_j) - c0) / (1 - c0), 0, 1)                                      eq. 1
     q'   = |q| normalise(q/|q| + alpha sum_j k_j mu_j / (1 + sum_j k_j))                        eq. 2
-    g_d  = min(1, 2 max {k_j : session j moved d})                                              eq. 3
-    s(d) = (1 - g_d) s(q', original_d) + g_d s(q', personal_d)                                  eq. 4
+    g_d  = min(1, 2 max {k_j : session j moved d})                                              eq. 5
+    s(d) = (1 - g_d) s(q', original_d) + g_d s(q', personal_d)                                  eq. 6
 
 When every gate is closed nothing of this remains, and the search is the plain one in every bit.
 """
@@ -129,7 +129,7 @@ def shift_query(
 
 
 def object_gates(gates: Floats, moved: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return object_id -> how much its personal vectors count (eq. 3), for those that count at all.
+    """Return object_id -> how much its personal vectors count (eq. 5), for those that count at all.
 
     Args:
         gates: [J].
@@ -147,7 +147,7 @@ def object_gates(gates: Floats, moved: Sequence[Sequence[str]]) -> dict[str, flo
 
 
 def blend(original_similarity: Number, personal_similarity: Number, gate: Number) -> Number:
-    """Return eq. 4; the original's similarity in every bit where the gate is 0."""
+    """Return eq. 6; the original's similarity in every bit where the gate is 0."""
     return (1 - gate) * original_similarity + gate * personal_similarity
 
 

@@ -34,7 +34,6 @@ from embedding_studio.evaluation.collection_folder import (
 )
 from embedding_studio.evaluation.users import MAX_HELD_OUT, UNRELATED_COSINE, SimulatedUser
 
-TASTE_SLICES = ("same", "para", "near", "far", "unseen")
 WORDINGS = ("{} movies", "{} films", "a good {} movie to watch")
 MIN_RATINGS = 50
 MIN_LIKED = 6

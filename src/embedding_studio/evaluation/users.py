@@ -17,8 +17,6 @@ from embedding_studio.evaluation.collection_folder import (
 )
 from embedding_studio.evaluation.paraphrases import carrier, shortened, shuffled
 
-SLICES = ("same", "para", "near", "far")
-
 NEIGHBOUR_COSINE = 0.45
 RELATED_COSINE = 0.30
 RELATED_SHARE = 0.10  # of the items relevant to either query, those relevant to both

@@ -40,8 +40,6 @@ DONE = SessionForImprovementStatus.DONE
 REFUSED = SessionForImprovementStatus.REFUSED
 FAILED = SessionForImprovementStatus.FAILED
 
-_MAX_DETAIL_LENGTH = 2000
-
 T = TypeVar("T")
 
 
@@ -118,14 +116,10 @@ def fold(
 def outcome_of(session_id: str, error: Exception) -> OrderOutcome:
     """Return what becomes of a session on an error: refused if it lies in the session, else failed."""
     if isinstance(error, SessionRefusedError | InvalidInputError):
-        return OrderOutcome(session_id, REFUSED, cut(str(error)))
+        return OrderOutcome(session_id, REFUSED, str(error))
     detail = str(error) if isinstance(error, EmbeddingStudioError) else f"{type(error).__name__}: {error}"
     logger.error("session %s could not be learnt from: %s", session_id, detail)
-    return OrderOutcome(session_id, FAILED, cut(detail))
-
-
-def cut(detail: str) -> str:
-    return detail[:_MAX_DETAIL_LENGTH]
+    return OrderOutcome(session_id, FAILED, detail)
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:

@@ -35,7 +35,6 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.memory_state import (
-    MAX_DETAIL_LENGTH,
     Shelf,
     State,
     Status,
@@ -45,7 +44,7 @@ from embedding_studio.storage.memory_state import (
     copied_state,
     stored_object,
 )
-from embedding_studio.storage.ports import Claim, OrderOutcome, Vectors
+from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, OrderOutcome, Vectors
 
 
 class MemoryStorage:

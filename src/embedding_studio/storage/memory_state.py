@@ -35,9 +35,7 @@ from embedding_studio.errors import (
     OrderNotFoundError,
     SessionNotFoundError,
 )
-from embedding_studio.storage.ports import OrderOutcome, Vectors
-
-MAX_DETAIL_LENGTH = 2000
+from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, OrderOutcome, Vectors
 
 Status = SessionForImprovementStatus
 

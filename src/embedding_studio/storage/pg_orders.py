@@ -21,11 +21,10 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import ConflictError, OrderNotFoundError, SessionNotFoundError
 from embedding_studio.storage.pg_database import Connection, Database, only_row
-from embedding_studio.storage.ports import Claim, OrderOutcome
+from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, OrderOutcome
 from embedding_studio.storage.schema import CLAIM_LOCK
 from embedding_studio.storage.sql import statements
 
-MAX_DETAIL_LENGTH = 2000
 CHANNEL = "embedding_studio_orders"
 CLICKS = [event_type for event_type, weight in DEFAULT_EVENT_WEIGHTS.items() if weight > 0]
 

@@ -39,6 +39,9 @@ from embedding_studio.domain.sessions import (
 
 Vectors = NDArray[np.float32]
 
+MAX_DETAIL_LENGTH = 2000
+"""Characters to which storage cuts the detail of an order."""
+
 
 class Collections(Protocol):
     def create(

@@ -5,15 +5,15 @@ Axes: S sessions · K query parts of all of them · I objects · N parts of all 
 For one session let s_i be the similarity of object i to the query, w_i its weight and m the margin. Of all
 changes b that satisfy
 
-    (s_c + b_c) - (s_n + b_n) >= m        for every clicked c and skipped n                           eq. 1
+    (s_c + b_c) - (s_n + b_n) >= m        for every clicked c and skipped n                           eq. 3
 
 those of least sum_i b_i^2 / w_i are
 
-    b_c = max(0, t + m/2 - s_c),   b_n = -max(0, s_n - t + m/2),   t the root of sum_i b_i / w_i = 0  eq. 2
+    b_c = max(0, t + m/2 - s_c),   b_n = -max(0, s_n - t + m/2),   t the root of sum_i b_i / w_i = 0  eq. 4
 
 (the conditions of Karush, Kuhn and Tucker: the multipliers of the pairs sum to b_c / w_c over the pairs of c
 and to -b_n / w_n over those of n). The sum grows with t and is linear between the edges s_c - m/2 and
-s_n + m/2, so t is found exactly, by sorting them. Where eq. 1 holds already nothing moves.
+s_n + m/2, so t is found exactly, by sorting them. Where eq. 3 holds already nothing moves.
 
 Source: passive-aggressive ranking, after [crammer2006], "Online Passive-Aggressive Algorithms", section 3.
 """
@@ -29,7 +29,7 @@ from embedding_studio.domain.index import MetricAggregationType, MetricType, Sea
 from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold
 from embedding_studio.embeddings.preparation import prepare_vectors
 from embedding_studio.embeddings.similarity import similarities
-from embedding_studio.embeddings.trust_region import into_trust_region
+from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES, into_trust_region
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -80,7 +80,7 @@ class PassiveAggressiveAdjuster:
         num_iterations: int = 10,
         softmin_temperature: float = 1.0,
         *,
-        max_angle_degrees: float = 20.0,
+        max_angle_degrees: float = MAX_ANGLE_DEGREES,
     ) -> None:
         """Keep the knobs.
 
@@ -122,7 +122,7 @@ class PassiveAggressiveAdjuster:
         return _without_setbacks(index, wave, objects, moved)
 
     def _wanted(self, wave: Wave, of_parts: Floats, margin: float) -> Floats:
-        """Return [N], the change of each part's similarity that changes its object's as eq. 2 says."""
+        """Return [N], the change of each part's similarity that changes its object's as eq. 4 says."""
         heads, owner = wave.part_starts[:-1], wave.object_of_parts()
         if self.search_index_info.metric_aggregation_type is MetricAggregationType.AVG:
             scores = np.add.reduceat(of_parts, heads) / np.diff(wave.part_starts)
@@ -139,7 +139,7 @@ class PassiveAggressiveAdjuster:
 def least_changes(
     scores: Floats, clicked: NDArray[np.bool_], weights: Floats, starts: Rows, margin: float
 ) -> Floats:
-    """Return the least changes of similarity that satisfy eq. 1 in each session (eq. 2).
+    """Return the least changes of similarity that satisfy eq. 3 in each session (eq. 4).
 
     Args:
         scores: [I], the similarities.
@@ -162,7 +162,7 @@ def least_changes(
         gaps = t[session] - edges
         return np.where(clicked, np.maximum(gaps, 0), np.minimum(gaps, 0))
 
-    # The lowest edge at which the sum of eq. 2 is not negative: the root lies between it and the edge before.
+    # The lowest edge at which the sum of eq. 4 is not negative: the root lies between it and the edge before.
     # Complex numbers are sorted by their real parts, then by their imaginary; three times as fast as lexsort.
     ascending = np.sort(session + 1j * edges).imag
     low, high = np.zeros_like(sizes), sizes - 1

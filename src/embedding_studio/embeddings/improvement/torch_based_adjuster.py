@@ -4,10 +4,10 @@ Axes: I objects · N parts of all of them · M pairs of a query part and an obje
 
 For one session, with S_i the similarity of object i, w_i its weight and C clicked and n skipped objects:
 
-    loss = -1/C sum_{clicked} w_i S_i^3 + 1/n sum_{skipped} w_i S_i^3                                 eq. 1
-    S_i  = T log mean_p exp(s_p / T) over its pairs (MIN),   mean_p s_p (AVG)                         eq. 2
+    loss = -1/C sum_{clicked} w_i S_i^3 + 1/n sum_{skipped} w_i S_i^3                                 eq. 7
+    S_i  = T log mean_p exp(s_p / T) over its pairs (MIN),   mean_p s_p (AVG)                         eq. 8
 
-The gradient of eq. 2 is softmax(s / T): towards T = 0 all weight is on the most similar pair, and unlike a
+The gradient of eq. 8 is softmax(s / T): towards T = 0 all weight is on the most similar pair, and unlike a
 softmax-weighted mean it grows with every pair. The gradient of s_p is in the plane of query and part, so the
 whole gradient is written down (``_gradient``); nothing is recorded and replayed at run time.
 
@@ -15,7 +15,7 @@ AdamW divides each coordinate's step by that coordinate's own past gradients, so
 vector that nothing else moves cancels: weights w_i and shares of parts would say nothing. Here they also
 scale the step, the part with the largest share taking the whole of it.
 
-Source: docs/how-it-learns.md, eq. 7; [loshchilov2019], "Decoupled Weight Decay Regularization", algorithm 2.
+Source: docs/how-it-learns.md; [loshchilov2019], "Decoupled Weight Decay Regularization", algorithm 2.
 """
 
 import math
@@ -45,7 +45,7 @@ NUMBERS_AT_ONCE = 250_000
 
 
 class TorchBasedAdjuster:
-    """Moves vectors down the gradient of eq. 1, every session by its own loss.
+    """Moves vectors down the gradient of eq. 7, every session by its own loss.
 
     After every step norms are restored (cosine, dot) and what left the trust region is brought back, and
     an object that all steps together took the wrong way (they overshoot where a query is very near) stays
@@ -56,7 +56,7 @@ class TorchBasedAdjuster:
     Attributes:
         adjustment_rate: the step of AdamW, about the change of every component per iteration.
         num_iterations: steps per session.
-        softmin_temperature: T of eq. 2, in units of similarity.
+        softmin_temperature: T of eq. 8, in units of similarity.
         max_angle_degrees: the trust region; 5, since at 20 degrees the nDCG@10 of the same queries after ten
             sessions of each of 80 users fell, by .062 on cranfield and .078 on nfcorpus, and at 5 it rose,
             by .108 and .062. None is for comparison only and was measured to harm: the raw update, in the
@@ -180,7 +180,7 @@ class _Loss:
         return np.add.reduceat(similarities, self.pairs_of_objects) / self._pair_counts()
 
     def softened(self, similarities: Floats) -> tuple[Floats, Floats]:
-        """Return S [I] of eq. 2 and its derivative by each pair [M]."""
+        """Return S [I] of eq. 8 and its derivative by each pair [M]."""
         if len(similarities) == len(self.pulls):
             return similarities, np.ones_like(similarities)
         counts = self._pair_counts()
@@ -192,7 +192,7 @@ class _Loss:
         return best + self.temperature * np.log(sums / counts), powers / np.repeat(sums, counts)
 
     def gradient(self, vectors: Tensor, into: Tensor, scratch: Tensor) -> Floats:
-        """Write the gradient [N, D] of eq. 1 ``into`` a tensor, and return each part's share of the step [N].
+        """Write the gradient [N, D] of eq. 7 ``into`` a tensor, and return each part's share of the step [N].
 
         Args:
             scratch: [N, D], overwritten.
@@ -272,7 +272,7 @@ class _Task:
 
     Attributes:
         session_of_parts: [N].
-        pulls: [I], the factor of S_i^3 in eq. 1 without its weight; 0 where a session has no contrast.
+        pulls: [I], the factor of S_i^3 in eq. 7 without its weight; 0 where a session has no contrast.
         query_units: [K], the lengths in which queries are measured; 1 in the raw update but for cosine.
         part_units: [N], the lengths in which parts are measured; 1 in the raw update.
     """
@@ -305,7 +305,7 @@ class _Task:
         return cls(wave, session_of_parts, pulls, queries, parts)
 
     def loss(self, index: SearchIndexInfo, temperature: float, objects: Rows) -> _Loss:
-        """Return eq. 1 of some objects."""
+        """Return eq. 7 of some objects."""
         wave, rows = self.wave, self.wave.parts_of(objects)
         part_counts = np.diff(wave.part_starts)[objects]
         session = self.session_of_parts[rows]

@@ -1,0 +1,106 @@
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+
+from embedding_studio import CatalogueText, Context, SearchIndexInfo, load_settings
+from embedding_studio.domain.objects import CatalogueObject
+from embedding_studio.errors import ConflictError, EmbeddingError
+from embedding_studio.storage.memory import MemoryStorage
+
+HERE = CatalogueObject("brought", np.array([[1, 0]], dtype=np.float32))
+
+
+@pytest.fixture
+def context(memory):
+    with Context(load_settings(embedder="none"), storage=memory) as context:
+        yield context
+
+
+def test_a_context_that_was_closed_opens_again(postgres_url):
+    context = Context(load_settings(embedder="none", database_url=postgres_url))
+    context.collection(index=SearchIndexInfo(dimensions=2))
+    context.index_objects("default", [HERE])
+    context.search.search([1, 0])
+    context.close()
+
+    with context:
+        found = context.search.search([1, 0]).results
+
+    assert [each.object_id for each in found] == ["brought"]
+
+
+def test_a_storage_that_was_given_stays_open(memory):
+    with Context(load_settings(embedder="none"), storage=memory) as context:
+        assert context.storage is memory
+
+    assert memory.collections.list() == []
+
+
+def test_threads_that_come_at_once_share_one_of_each_part(monkeypatch):
+    opened = []
+    together = threading.Barrier(5)
+    seen = []
+
+    def open_storage(self):
+        opened.append(MemoryStorage())
+        return opened[-1]
+
+    def look():
+        together.wait()
+        seen.append(context.storage)
+
+    monkeypatch.setattr(Context, "open_storage", open_storage)
+    context = Context(load_settings(embedder="none"))
+    threads = [threading.Thread(target=look) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(opened) == 1
+    assert seen == opened * 5
+
+
+def test_nothing_is_stored_where_a_text_cannot_be_embedded(context):
+    context.collection(index=SearchIndexInfo(dimensions=2))
+
+    with pytest.raises(EmbeddingError, match="no embedder for texts"):
+        context.index_objects("default", [HERE, CatalogueText("text", "words")])
+
+    assert context.storage.objects.count(context.collection()) == 0
+
+
+def test_nothing_is_stored_in_a_collection_of_another_embedder(memory):
+    memory.collections.create("other", SearchIndexInfo(dimensions=2), embedder="another model")
+    context = Context(load_settings(), storage=memory)
+
+    with pytest.raises(ConflictError, match="another model"):
+        context.index_objects("other", [HERE, CatalogueText("text", "words")])
+
+    assert memory.objects.count(memory.collections.get("other")) == 0
+
+
+def test_an_embedded_server_that_was_started_again_ends_with_the_process():
+    with tempfile.TemporaryDirectory(prefix="embedding-studio-bootstrap-") as folder:
+        Path(folder).chmod(0o755)  # as root the server runs as somebody else, who must get in
+        program = (
+            "import pathlib, sys\n"
+            "from embedding_studio.storage.embedded import EmbeddedServer\n"
+            "server = EmbeddedServer(pathlib.Path(sys.argv[1]))\n"
+            "server.start()\n"
+            "server.stop()\n"
+            "print(server.start())\n"
+        )
+
+        ran = subprocess.run(
+            [sys.executable, "-c", program, f"{folder}/data"], capture_output=True, text=True, check=True
+        )
+
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(ran.stdout.strip())
