@@ -214,7 +214,7 @@ class TwoStorages(RuleBasedStateMachine):
         self.both(candidates)
         self.both(
             lambda s: sorted(
-                s.personal.active_memories(s.collections.get(name), user_id, queries[0], 0.3),
+                s.personal.near_memories(s.collections.get(name), user_id, queries[0], 0.3).own,
                 key=lambda memory: memory.session_id,
             )
         )

@@ -1712,7 +1712,7 @@ def test_memories_are_active_above_the_threshold(storage, films):
     )
 
     def active(threshold, query=(5, 0, 0)):
-        memories = storage.personal.active_memories(films, "ann", vectors(*query), threshold)
+        memories = storage.personal.near_memories(films, "ann", vectors(*query), threshold).own
         return sorted(memory.session_id for memory in memories)
 
     assert active(0.9) == ["same"]
@@ -1727,7 +1727,7 @@ def test_an_active_memory_comes_whole(storage, films):
     memory = memory_of("s1", query=(1, 0.1, 0), mean=(0.3, 2, 0), moved=("a", "c"), at=123)
     learn(storage, films, memories=[memory])
 
-    [active] = storage.personal.active_memories(films, "ann", vectors(1, 0, 0), 0.75)
+    [active] = storage.personal.near_memories(films, "ann", vectors(1, 0, 0), 0.75).own
 
     assert told_memory(active) == told_memory(memory)
 
@@ -1739,10 +1739,9 @@ def test_nearness_to_a_memory_is_the_cosine_whatever_the_metric(storage, metric_
         storage, shoes, memories=[memory_of("far along", query=(9, 0, 0)), memory_of("zero", query=(0, 0, 0))]
     )
 
-    assert [m.session_id for m in storage.personal.active_memories(shoes, "ann", vectors(1, 0, 0), 0.5)] == [
-        "far along"
-    ]
-    assert storage.personal.active_memories(shoes, "ann", vectors(0, 0, 0), 0.5) == []
+    near = storage.personal.near_memories(shoes, "ann", vectors(1, 0, 0), 0.5).own
+    assert [memory.session_id for memory in near] == ["far along"]
+    assert storage.personal.near_memories(shoes, "ann", vectors(0, 0, 0), 0.5).own == []
 
 
 @pytest.mark.parametrize("intruder", ["nobody", "ann' OR '1'='1", "an%", "ann\\", "ANN", "ann "])
@@ -1751,7 +1750,7 @@ def test_a_users_state_is_read_for_that_user_alone(storage, films, intruder):
     plain = storage.objects.nearest(films, vectors([1, 0, 0]), 3)
 
     assert told(storage.personal.state(films, intruder)) == NOTHING
-    assert storage.personal.active_memories(films, intruder, vectors(1, 0, 0), 0.0) == []
+    assert storage.personal.near_memories(films, intruder, vectors(1, 0, 0), 0.0).own == []
     assert storage.personal.candidates(films, intruder, vectors([1, 0, 0]), 3, ["b"]) == (plain, [])
 
 

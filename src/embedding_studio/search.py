@@ -256,7 +256,7 @@ class SearchService:
         index = collection.index
         threshold = self._gate_threshold if collection.gate_threshold is None else collection.gate_threshold
         mean = query_mean(index, queries)
-        near = self._storage.personal.active_memories(collection, user_id, mean, threshold)
+        near = self._storage.personal.near_memories(collection, user_id, mean, threshold).own
         if not near:
             return None
         near_gates = gates(index, mean, np.stack([memory.query for memory in near]), threshold)

@@ -12,6 +12,7 @@ from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import (
     Collection,
     MovedObject,
+    NearMemories,
     Neighbour,
     PersonalState,
     QueryMemory,
@@ -43,13 +44,22 @@ class PostgresPersonal:
         self._database = database
         self._search = search
 
-    def active_memories(
-        self, collection: Collection, user_id: str, query: Vectors, threshold: float
-    ) -> list[QueryMemory]:
+    def near_memories(
+        self,
+        collection: Collection,
+        user_id: str | None,
+        query: Vectors,
+        threshold: float,
+        *,
+        shared_by: int = 0,  # noqa: ARG002, what others say comes with the next commit
+    ) -> NearMemories:
         given = {"user_id": user_id, "query": _packed_one(query), "threshold": threshold}
         statement = _of(collection, "active_memories")
-        return self._database.read(
-            lambda connection: _memories(connection.execute(statement, given, binary=True).fetchall())
+        return NearMemories(
+            self._database.read(
+                lambda connection: _memories(connection.execute(statement, given, binary=True).fetchall())
+            ),
+            [],
         )
 
     def candidates(

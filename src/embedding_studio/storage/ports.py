@@ -22,9 +22,9 @@ from embedding_studio.domain.objects import (
     CatalogueObject,
     Collection,
     MovedObject,
+    NearMemories,
     Neighbour,
     PersonalState,
-    QueryMemory,
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
@@ -41,6 +41,9 @@ Vectors = NDArray[np.float32]
 
 MAX_DETAIL_LENGTH = 2000
 """Characters to which storage cuts the detail of an order."""
+SHARED_QUERIES = 20
+SHARED_VOTES = 32
+"""So many queries of others are looked at for one search, and of each so many votes."""
 
 
 class Collections(Protocol):
@@ -300,7 +303,10 @@ class LearningTransaction(Protocol):
         ...
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
-        """Replace the whole state of each user named."""
+        """Replace the whole state of each user named, and so what they have others told.
+
+        Votes of one ``query_key`` have one query: the first that was stored, as long as any is left.
+        """
         ...
 
     def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
@@ -309,10 +315,28 @@ class LearningTransaction(Protocol):
 
 
 class Personal(Protocol):
-    def active_memories(
-        self, collection: Collection, user_id: str, query: Vectors, threshold: float
-    ) -> list[QueryMemory]:
-        """Return the user's memories whose query has a cosine above ``threshold`` to ``query`` ([D])."""
+    def near_memories(
+        self,
+        collection: Collection,
+        user_id: str | None,
+        query: Vectors,
+        threshold: float,
+        *,
+        shared_by: int = 0,
+    ) -> NearMemories:
+        """Return the memories whose query has a cosine above ``threshold`` to ``query``, in one round trip.
+
+        Args:
+            user_id: None has no memories of their own, and is told of others all the same.
+            query: [D]; a zero vector is near nothing, nor is anything near to one.
+            shared_by: 0 for nothing of others; else at least so many others must have voted.
+
+        What others say is counted so. Of the ``SHARED_QUERIES`` nearest queries that anybody voted for, those
+        above the threshold, the votes of others are taken, of each the ``SHARED_VOTES`` latest (by
+        created_at, then user_id). Somebody who voted for several of them counts once, for the nearest (ties
+        by query_key). Votes for one query are one memory. If all this is from fewer than ``shared_by``
+        users, ``shared`` is empty.
+        """
         ...
 
     def candidates(
