@@ -27,8 +27,8 @@ from embedding_studio.domain.index import MetricAggregationType, MetricType, Sea
 from embedding_studio.embeddings.similarity import pair_similarities
 
 MOST_SHARED = 2.0
-"""In searches of the user's own. With 1 other users' clicks gain a little less, with 4 as much for somebody
-new, and they drown what the user clicked themselves."""
+"""In searches of the user's own. With 1 others' clicks gain some .003 of nDCG@10 less; with 4 a little more
+where thirty others clicked, but then a user must ask four times to be heard beside them."""
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
