@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.errors import InvalidDataError, InvalidInputError
 from embedding_studio.evaluation import Evaluation, evaluate, html_report, markdown, table
 from embedding_studio.evaluation.clicks import CLICK_MODELS, click_draws
@@ -47,8 +48,8 @@ def users(collection: JudgedCollection) -> list[SimulatedUser]:
 class PlainSearch:
     """A method that learns nothing, and notes what it was given."""
 
-    def __init__(self, storage: Storage, collection: JudgedCollection) -> None:
-        self._catalogue = Catalogue(Product(storage, collection)._collection.index, collection)
+    def __init__(self, storage: Storage, collection: JudgedCollection) -> None:  # noqa: ARG002, as methods are
+        self._catalogue = Catalogue(collection)
         self.learnt: list[ServedSession] = []
         self.is_closed = False
 
@@ -140,6 +141,51 @@ def test_the_default_helps_where_users_ask_again_and_leaves_other_searches_alone
         assert after["para"].difference.low > 0
 
 
+@pytest.mark.parametrize("metric", MetricType)
+@pytest.mark.parametrize("aggregation", MetricAggregationType)
+@pytest.mark.parametrize("method", ["default", "copies"])
+def test_under_every_metric_and_aggregation_learning_helps_and_unrelated_searches_stay_as_they_were(
+    folder: Path, metric: MetricType, aggregation: MetricAggregationType, method: str
+) -> None:
+    found = evaluate(
+        folder,
+        embedder=EMBEDDER,
+        methods=[method],
+        users=20,
+        seed=0,
+        metric=metric,
+        aggregation=aggregation,
+        parts=2,
+    )
+
+    after = found.methods[method].after[10]
+    assert (found.metric, found.aggregation, found.parts) == (metric, aggregation, 2)
+    assert after["same"].difference.mean > 0
+    if method == "default":
+        assert after["far"].identical == 1
+
+
+def test_plain_search_ranks_by_the_metric_and_the_aggregation_of_the_collection(folder: Path) -> None:
+    split = load_collection(folder, embedder=EMBEDDER, seed=0, most_parts=2)
+    query = split.queries[0]
+
+    def nearest(kind: type[Product], metric: MetricType, aggregation: MetricAggregationType) -> list[Ranked]:
+        return kind(MemoryStorage(), split.compared_by(metric, aggregation, seed=0)).rank(None, query)
+
+    found = set()
+    for metric in MetricType:
+        for aggregation in MetricAggregationType:
+            by_service = nearest(Product, metric, aggregation)
+            assert nearest(UngatedCopies, metric, aggregation) == by_service
+            found.add(tuple(by_service))
+    assert len(found) == 6
+
+
+def test_the_reference_formula_is_refused_for_what_it_does_not_say(folder: Path) -> None:
+    with pytest.raises(InvalidInputError, match="given for cosine, not for dot; leave out the method"):
+        evaluate(folder, embedder=EMBEDDER, methods=["reference"], users=2, metric=MetricType.DOT)
+
+
 def test_the_reference_formula_does_harm_even_to_the_query_that_was_clicked(folder: Path) -> None:
     found = evaluate(folder, embedder=EMBEDDER, methods=["reference", "default"], users=11, seed=0).methods
 
@@ -227,6 +273,7 @@ class _Lent:
         ({"clicks": "wild"}, "no clicks called 'wild'; choose from standard, capped, noisy, perfect"),
         ({"users": 0}, "0 users with 10 sessions"),
         ({"sessions": 0}, "200 users with 0 sessions"),
+        ({"parts": 0}, "0 parts of an item are none"),
     ],
 )
 def test_a_wish_that_means_nothing_is_refused_before_anything_is_read(arguments, sentence: str) -> None:
@@ -280,6 +327,23 @@ def test_the_markdown_page_begins_with_its_command_and_holds_every_number(evalua
     assert "0, identical lists" in row
 
 
+def test_headings_say_how_vectors_are_compared_where_it_is_not_by_the_cosine_of_single_ones(
+    evaluation: Evaluation,
+) -> None:
+    other = replace(evaluation, metric=MetricType.DOT, aggregation=MetricAggregationType.AVG, parts=4)
+    expected = (
+        "clicks, seed 1, dot (norms of items log-normal, sigma 0.1), up to 4 parts an item, avg over parts"
+    )
+
+    page = markdown([evaluation, other], "embedding-studio evaluate here")
+
+    assert str(table(other).title).endswith(expected)
+    assert f"{expected}\n" in page
+    assert "clicks, seed 1\n" in page
+    assert f"{expected}</h2>" in html_report([other])
+    assert {"metric": "dot", "aggregation": "avg", "parts": 4}.items() <= other.to_json().items()
+
+
 def test_the_html_report_is_one_file_with_pictures_that_asks_for_nothing_else(evaluation: Evaluation) -> None:
     page = html_report([evaluation])
 
@@ -306,6 +370,11 @@ def test_tastes_are_measured_on_what_each_user_liked(tmp_path: Path) -> None:
     after = found.methods["default"].after[6]
     assert set(after) >= {"same", "para", "unseen"}
     assert after["same"].difference.mean > 0
+
+
+def test_films_are_not_split(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="holds ratings of films, which are not split"):
+        evaluate(write_ratings(tmp_path / "films"), embedder=EMBEDDER, parts=2)
 
 
 def test_what_a_user_liked_later_is_never_clicked(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ the in-memory storage unless another is given. docs/does-it-help.md holds the nu
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.embedders import Embedder
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.evaluation.clicks import CLICK_MODELS, click_model
@@ -30,6 +31,9 @@ def evaluate(
     users: int = 200,
     sessions: int = 10,
     seed: int = 0,
+    metric: MetricType = MetricType.COSINE,
+    aggregation: MetricAggregationType = MetricAggregationType.MIN,
+    parts: int | None = None,
     open_storage: Callable[[], Storage] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -46,6 +50,10 @@ def evaluate(
         clicks: a name from ``CLICK_MODELS``.
         users: at most so many; ratings may come from fewer.
         sessions: of each user, at least 1.
+        metric, aggregation: how vectors are compared. For dot and euclid items get unequal norms, see
+            ``JudgedCollection.compared_by``.
+        parts: texts of items are split at sentences into at most so many parts, each of which is embedded;
+            None: the vectors in the folder, or else parts as long as the model reads.
         open_storage: called for each method; what it opens is left as it was, and closed.
         progress: called with what is done, how much of it, and how much there is.
 
@@ -58,17 +66,23 @@ def evaluate(
         raise InvalidInputError(
             f"{users} users with {sessions} sessions each is nothing to evaluate; give at least 1"
         )
+    if parts is not None and parts < 1:
+        raise InvalidInputError(f"{parts} parts of an item are none; give at least 1")
+    if parts is not None and has_ratings(folder):
+        raise InvalidInputError(f"{folder} holds ratings of films, which are not split; leave parts out")
     if has_ratings(folder):
         collection, simulated = load_tastes(
             folder, users=users, sessions=sessions, embedder=embedder, seed=seed, progress=progress
         )
     else:
-        collection = load_collection(folder, embedder=embedder, seed=seed, progress=progress)
+        collection = load_collection(
+            folder, embedder=embedder, seed=seed, most_parts=parts, progress=progress
+        )
         simulated = simulate_users(
             collection, users=users, sessions=sessions, embedder=embedder, seed=seed, progress=progress
         )
     return compare(
-        collection,
+        collection.compared_by(metric, aggregation, seed=seed),
         simulated,
         opened,
         clicks=clicks,

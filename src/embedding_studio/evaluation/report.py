@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
+from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.evaluation.collection_folder import NORM_SIGMA
 from embedding_studio.evaluation.methods import DESCRIPTIONS
 from embedding_studio.evaluation.run import Evaluation, MethodResult, SliceResult
 
@@ -163,7 +165,20 @@ def _title(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.collection}: {evaluation.items} items, {evaluation.users} users with "
         f"{evaluation.sessions} sessions, {evaluation.clicks} clicks, seed {evaluation.seed}"
+        f"{_comparison(evaluation)}"
     )
+
+
+def _comparison(evaluation: Evaluation) -> str:
+    """Return how vectors are compared, as far as it is not by the cosine of single vectors."""
+    told = ""
+    if evaluation.metric is not MetricType.COSINE:
+        told += f", {evaluation.metric} (norms of items log-normal, sigma {NORM_SIGMA})"
+    if evaluation.parts > 1:
+        told += f", up to {evaluation.parts} parts an item"
+    if evaluation.aggregation is not MetricAggregationType.MIN:
+        told += f", {evaluation.aggregation} over parts"
+    return told
 
 
 def _costs(evaluation: Evaluation) -> str:

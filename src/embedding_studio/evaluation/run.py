@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.evaluation.clicks import ClickModel, click_draws, click_model
 from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery, Progress
@@ -62,11 +63,18 @@ class MethodResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Methods compared on one collection with the same users, queries and chances."""
+    """Methods compared on one collection with the same users, queries and chances.
+
+    Attributes:
+        parts: the most that an item has.
+    """
 
     collection: str
     items: int
     queries: int
+    metric: MetricType
+    aggregation: MetricAggregationType
+    parts: int
     clicks: str
     users: int
     sessions: int
@@ -121,6 +129,9 @@ def compare(
         collection.name,
         len(collection.item_ids),
         len(collection.queries),
+        collection.metric,
+        collection.aggregation,
+        collection.most_parts,
         clicks,
         len(users),
         sessions,
