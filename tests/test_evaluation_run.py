@@ -1,6 +1,7 @@
 """An evaluation as a whole: simulated users, the product, the reference formula, and what is reported."""
 
 import io
+import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,13 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from embedding_studio.cli import app
 from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.errors import InvalidDataError, InvalidInputError
 from embedding_studio.evaluation import Evaluation, evaluate, html_report, markdown, table
 from embedding_studio.evaluation.clicks import CLICK_MODELS, click_draws
 from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery, load_collection
-from embedding_studio.evaluation.methods import Catalogue, Product, Ranked, ServedSession, UngatedCopies
+from embedding_studio.evaluation.methods import (
+    METHODS,
+    Catalogue,
+    Product,
+    Ranked,
+    ServedSession,
+    UngatedCopies,
+)
 from embedding_studio.evaluation.run import compare
 from embedding_studio.evaluation.taste import load_tastes
 from embedding_studio.evaluation.users import SimulatedUser, simulate_users
@@ -125,6 +135,35 @@ def test_methods_are_compared_on_the_same_queries_and_the_same_clicks(
         )
     ]
     assert [list(clicked) for _, _, _, clicked in one] == expected
+
+
+def test_differences_to_another_baseline_are_paired_to_its_own_rankings(
+    collection: JudgedCollection, users: list[SimulatedUser]
+) -> None:
+    methods = {name: METHODS[name] for name in ("default", "copies")}
+    to_plain = compare(collection, users, methods)
+    to_copies = compare(collection, users, methods, baseline="copies")
+
+    assert (to_plain.baseline, to_copies.baseline) == ("plain", "copies")
+    default, copies = to_plain.methods["default"], to_plain.methods["copies"]
+    for sessions, slices in to_copies.methods["default"].after.items():
+        for slice_name, found in slices.items():
+            before, other = default.after[sessions][slice_name], copies.after[sessions][slice_name]
+            assert (found.plain, found.ndcg) == (before.plain, before.ndcg)
+            assert found.difference.mean == pytest.approx(before.ndcg - other.ndcg)
+    for slices in to_copies.methods["copies"].after.values():
+        for found in slices.values():
+            assert (found.difference.low, found.difference.high, found.identical) == (0, 0, 1)
+
+
+def test_a_baseline_need_not_be_among_the_methods_reported(folder: Path) -> None:
+    beside, alone = (
+        evaluate(folder, embedder=EMBEDDER, methods=methods, users=5, sessions=3, baseline="copies")
+        for methods in (["copies", "default"], ["default"])
+    )
+
+    assert list(alone.methods) == ["default"]
+    assert without_times(alone)["methods"]["default"] == without_times(beside)["methods"]["default"]
 
 
 @pytest.mark.parametrize("clicks", CLICK_MODELS)
@@ -274,6 +313,10 @@ class _Lent:
         ({"users": 0}, "0 users with 10 sessions"),
         ({"sessions": 0}, "200 users with 0 sessions"),
         ({"parts": 0}, "0 parts of an item are none"),
+        (
+            {"baseline": "plane"},
+            "no baseline 'plane' to compare with; choose from plain, reference, torch, copies, default",
+        ),
     ],
 )
 def test_a_wish_that_means_nothing_is_refused_before_anything_is_read(arguments, sentence: str) -> None:
@@ -327,12 +370,37 @@ def test_the_markdown_page_begins_with_its_command_and_holds_every_number(evalua
     assert "0, identical lists" in row
 
 
-def test_headings_say_how_vectors_are_compared_where_it_is_not_by_the_cosine_of_single_ones(
+def test_the_command_line_takes_metric_aggregation_parts_and_baseline(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    options = "--adjuster copies --baseline default --metric euclid --aggregation avg --parts 2"
+    sizes = "--users 3 --sessions 2"
+
+    ran = CliRunner().invoke(
+        app, ["evaluate", str(folder), *options.split(), *sizes.split(), "--json", str(tmp_path / "out.json")]
+    )
+
+    assert ran.exit_code == 0, ran.stderr
+    [told] = json.loads((tmp_path / "out.json").read_text())
+    assert (told["metric"], told["aggregation"], told["parts"]) == ("euclid", "avg", 2)
+    assert told["baseline"] == "default"
+    assert list(told["methods"]) == ["copies"]
+
+
+def test_headings_say_what_is_not_the_cosine_of_single_vectors_compared_with_plain_search(
     evaluation: Evaluation,
 ) -> None:
-    other = replace(evaluation, metric=MetricType.DOT, aggregation=MetricAggregationType.AVG, parts=4)
+    other = replace(
+        evaluation,
+        metric=MetricType.DOT,
+        aggregation=MetricAggregationType.AVG,
+        parts=4,
+        baseline="copies",
+    )
     expected = (
-        "clicks, seed 1, dot (norms of items log-normal, sigma 0.1), up to 4 parts an item, avg over parts"
+        "clicks, seed 1, dot (norms of items log-normal, sigma 0.1), up to 4 parts an item, avg over parts, "
+        "compared with copies"
     )
 
     page = markdown([evaluation, other], "embedding-studio evaluate here")
@@ -340,7 +408,9 @@ def test_headings_say_how_vectors_are_compared_where_it_is_not_by_the_cosine_of_
     assert str(table(other).title).endswith(expected)
     assert f"{expected}\n" in page
     assert "clicks, seed 1\n" in page
+    assert "Where a heading names another baseline" in page
     assert f"{expected}</h2>" in html_report([other])
+    assert "nDCG@10 minus copies" in html_report([other])
     assert {"metric": "dot", "aggregation": "avg", "parts": 4}.items() <= other.to_json().items()
 
 

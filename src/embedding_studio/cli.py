@@ -215,6 +215,16 @@ class Method(StrEnum):
     REFERENCE = "reference"
 
 
+class Baseline(StrEnum):
+    """What ``evaluate --baseline`` takes."""
+
+    PLAIN = "plain"
+    DEFAULT = "default"
+    TORCH = "torch"
+    COPIES = "copies"
+    REFERENCE = "reference"
+
+
 class Clicks(StrEnum):
     """What ``evaluate --clicks`` takes."""
 
@@ -236,9 +246,11 @@ def evaluate(
     folders: Annotated[list[Path], typer.Argument(help="Collection folders: items, queries, judgements.")],
     *,
     method: Annotated[
-        list[Method] | None, typer.Option(help="What learns; may be repeated. Default: default.")
+        list[Method] | None,
+        typer.Option("--method", "--adjuster", help="What learns; may be repeated. Default: default."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="All methods, side by side.")] = False,
+    baseline: Annotated[Baseline, typer.Option(help="What methods are compared with.")] = Baseline.PLAIN,
     clicks: Annotated[Clicks, typer.Option(help="How simulated users click.")] = Clicks.STANDARD,
     users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 200,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions of each user.")] = 10,
@@ -286,6 +298,7 @@ def evaluate(
                     metric=metric,
                     aggregation=aggregation,
                     parts=parts,
+                    baseline=baseline.value,
                     open_storage=context.open_storage if storage is Place.POSTGRES else None,
                     progress=show,
                 )

@@ -280,7 +280,10 @@ METHODS: Mapping[str, OpenMethod] = {
     "copies": UngatedCopies,
     "default": Product,
 }
-"""Method by name, as ``evaluate`` takes them; plain search is what each is compared with."""
+"""Method by name, as ``evaluate`` takes them."""
+
+PLAIN = "plain"
+"""Search that learns nothing: the baseline, unless a method is named as such."""
 
 DESCRIPTIONS: Mapping[str, str] = {
     "reference": "reference formula: AdamW, every skip a full negative, no bound, copies for every query",
