@@ -215,6 +215,16 @@ class Method(StrEnum):
     REFERENCE = "reference"
 
 
+class Baseline(StrEnum):
+    """What ``evaluate --baseline`` takes."""
+
+    PLAIN = "plain"
+    DEFAULT = "default"
+    TORCH = "torch"
+    COPIES = "copies"
+    REFERENCE = "reference"
+
+
 class Clicks(StrEnum):
     """What ``evaluate --clicks`` takes."""
 
@@ -236,13 +246,25 @@ def evaluate(
     folders: Annotated[list[Path], typer.Argument(help="Collection folders: items, queries, judgements.")],
     *,
     method: Annotated[
-        list[Method] | None, typer.Option(help="What learns; may be repeated. Default: default.")
+        list[Method] | None,
+        typer.Option("--method", "--adjuster", help="What learns; may be repeated. Default: default."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="All methods, side by side.")] = False,
+    baseline: Annotated[Baseline, typer.Option(help="What methods are compared with.")] = Baseline.PLAIN,
     clicks: Annotated[Clicks, typer.Option(help="How simulated users click.")] = Clicks.STANDARD,
     users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 200,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions of each user.")] = 10,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0,
+    metric: Annotated[
+        MetricType, typer.Option(help="How vectors are compared; items get unequal norms where those count.")
+    ] = MetricType.COSINE,
+    aggregation: Annotated[
+        MetricAggregationType, typer.Option(help="How parts of an item count: the nearest, or the mean.")
+    ] = MetricAggregationType.MIN,
+    parts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Split items at sentences into at most so many parts, and embed them anew."),
+    ] = None,
     storage: Annotated[Place, typer.Option(help="Where to learn; the rankings are the same.")] = Place.MEMORY,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with learning curves here.")] = None,
@@ -273,6 +295,10 @@ def evaluate(
                     users=users,
                     sessions=sessions,
                     seed=seed,
+                    metric=metric,
+                    aggregation=aggregation,
+                    parts=parts,
+                    baseline=baseline.value,
                     open_storage=context.open_storage if storage is Place.POSTGRES else None,
                     progress=show,
                 )

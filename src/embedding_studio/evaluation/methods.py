@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.domain.sessions import SearchResultItem, Session, SessionEvent
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
@@ -90,9 +90,7 @@ class Product:
         self._run = uuid.uuid4().hex
         self._users: set[str] = set()
         self._storage = storage
-        self._collection = storage.collections.create(
-            f"evaluation-{self._run}", SearchIndexInfo(dimensions=collection.dimensions)
-        )
+        self._collection = storage.collections.create(f"evaluation-{self._run}", collection.index)
         storage.objects.upsert(
             self._collection,
             [
@@ -170,7 +168,7 @@ class UngatedCopies(Product):
         adjuster: Callable[[SearchIndexInfo], VectorsAdjuster] = PassiveAggressiveAdjuster,
     ) -> None:
         super().__init__(storage, collection, adjuster=adjuster, query_shift=0.0)
-        self._catalogue = Catalogue(self._collection.index, collection)
+        self._catalogue = Catalogue(collection)
 
     def serve(self, user_id: str, query: JudgedQuery, number: int) -> list[str]:
         shown = [object_id for object_id, _ in self.rank(user_id, query)]
@@ -193,10 +191,22 @@ class UngatedCopies(Product):
 
 
 class Reference:
-    """The reference page's formula, each session starting from the copies that the last one left."""
+    """The reference page's formula, each session starting from the copies that the last one left.
+
+    For cosine alone: for inner products the page scales by the smallest and the largest number of the
+    batch, so that a user's vectors would depend on who else is in it.
+
+    Raises:
+        InvalidInputError: the collection has another metric.
+    """
 
     def __init__(self, storage: Storage, collection: JudgedCollection) -> None:  # noqa: ARG002, opened like the others
-        self._catalogue = Catalogue(SearchIndexInfo(dimensions=collection.dimensions), collection)
+        if collection.metric is not MetricType.COSINE:
+            raise InvalidInputError(
+                f"the reference formula is given for cosine, not for {collection.metric}; "
+                "leave out the method 'reference', or evaluate with the metric cosine"
+            )
+        self._catalogue = Catalogue(collection)
         self._copies: dict[str, dict[str, Vectors]] = {}
 
     def serve(self, user_id: str, query: JudgedQuery, number: int) -> list[str]:  # noqa: ARG002, keeps no log
@@ -231,9 +241,9 @@ class Reference:
 class Catalogue:
     """All objects, scored for somebody whose copies replace originals whatever is asked."""
 
-    def __init__(self, index: SearchIndexInfo, collection: JudgedCollection) -> None:
+    def __init__(self, collection: JudgedCollection) -> None:
         order = sorted(range(len(collection.item_ids)), key=lambda row: collection.item_ids[row])
-        self._index = index
+        self._index = collection.index
         self._ids = [collection.item_ids[row] for row in order]
         self._rows = {object_id: row for row, object_id in enumerate(self._ids)}
         self._each = [collection.parts[row] for row in order]
@@ -270,7 +280,10 @@ METHODS: Mapping[str, OpenMethod] = {
     "copies": UngatedCopies,
     "default": Product,
 }
-"""Method by name, as ``evaluate`` takes them; plain search is what each is compared with."""
+"""Method by name, as ``evaluate`` takes them."""
+
+PLAIN = "plain"
+"""Search that learns nothing: the baseline, unless a method is named as such."""
 
 DESCRIPTIONS: Mapping[str, str] = {
     "reference": "reference formula: AdamW, every skip a full negative, no bound, copies for every query",
