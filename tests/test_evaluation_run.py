@@ -225,6 +225,23 @@ def test_the_reference_formula_is_refused_for_what_it_does_not_say(folder: Path)
         evaluate(folder, embedder=EMBEDDER, methods=["reference"], users=2, metric=MetricType.DOT)
 
 
+def test_what_others_clicked_helps_users_who_have_not_searched_yet(folder: Path) -> None:
+    methods = ["default", "shared"]
+    found = evaluate(folder, embedder=EMBEDDER, methods=methods, users=13, sessions=3, others=5).methods
+
+    assert list(found["default"].after) == list(found["shared"].after) == [0, 1, 3]
+    assert all(each.identical == 1 for each in found["default"].after[0].values())
+    assert found["shared"].after[0]["same"].difference.mean > 0
+    alone, beside_others = (found[name].after[1]["same"].difference.mean for name in methods)
+    assert beside_others > alone
+
+
+def test_without_others_nothing_is_measured_before_the_first_session(folder: Path) -> None:
+    found = evaluate(folder, embedder=EMBEDDER, methods=["shared"], users=3, sessions=1).methods
+
+    assert list(found["shared"].after) == [1]
+
+
 def test_the_reference_formula_does_harm_even_to_the_query_that_was_clicked(folder: Path) -> None:
     found = evaluate(folder, embedder=EMBEDDER, methods=["reference", "default"], users=11, seed=0).methods
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
 from ipaddress import ip_address
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -210,6 +211,7 @@ class Method(StrEnum):
     """What ``evaluate --method`` takes."""
 
     DEFAULT = "default"
+    SHARED = "shared"
     TORCH = "torch"
     COPIES = "copies"
     REFERENCE = "reference"
@@ -220,6 +222,7 @@ class Baseline(StrEnum):
 
     PLAIN = "plain"
     DEFAULT = "default"
+    SHARED = "shared"
     TORCH = "torch"
     COPIES = "copies"
     REFERENCE = "reference"
@@ -251,9 +254,15 @@ def evaluate(
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="All methods, side by side.")] = False,
     baseline: Annotated[Baseline, typer.Option(help="What methods are compared with.")] = Baseline.PLAIN,
-    clicks: Annotated[Clicks, typer.Option(help="How simulated users click.")] = Clicks.STANDARD,
+    clicks: Annotated[
+        list[Clicks] | None,
+        typer.Option(help="How simulated users click; may be repeated. Default: standard."),
+    ] = None,
     users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 200,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions of each user.")] = 10,
+    others: Annotated[
+        int, typer.Option(min=0, help="So many other users search for each user's wish beforehand.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0,
     metric: Annotated[
         MetricType, typer.Option(help="How vectors are compared; items get unequal norms where those count.")
@@ -278,7 +287,7 @@ def evaluate(
         if context.embedder is None:
             raise EmbeddingError("EMBEDDER is none, and an evaluation embeds rewordings; name an embedder")
         evaluations = []
-        for folder in folders:
+        for folder, click_model in product(folders, clicks or [Clicks.STANDARD]):
             with Progress(console=err) as bars:
                 tasks: dict[str, TaskID] = {}
 
@@ -291,9 +300,10 @@ def evaluate(
                     folder,
                     embedder=context.embedder,
                     methods=[each.value for each in chosen],
-                    clicks=clicks.value,
+                    clicks=click_model.value,
                     users=users,
                     sessions=sessions,
+                    others=others,
                     seed=seed,
                     metric=metric,
                     aggregation=aggregation,

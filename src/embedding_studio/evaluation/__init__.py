@@ -30,6 +30,7 @@ def evaluate(
     clicks: str = "standard",
     users: int = 200,
     sessions: int = 10,
+    others: int = 0,
     seed: int = 0,
     metric: MetricType = MetricType.COSINE,
     aggregation: MetricAggregationType = MetricAggregationType.MIN,
@@ -51,6 +52,7 @@ def evaluate(
         clicks: a name from ``CLICK_MODELS``.
         users: at most so many; ratings may come from fewer.
         sessions: of each user, at least 1.
+        others: before the first session, so many other users for each one search for the same wish, once.
         metric, aggregation: how vectors are compared. For dot and euclid items get unequal norms, see
             ``JudgedCollection.compared_by``.
         parts: texts of items are split at sentences into at most so many parts, each of which is embedded;
@@ -72,6 +74,8 @@ def evaluate(
         raise InvalidInputError(
             f"{users} users with {sessions} sessions each is nothing to evaluate; give at least 1"
         )
+    if others < 0:
+        raise InvalidInputError(f"{others} other users are fewer than none; give 0 or more")
     if parts is not None and parts < 1:
         raise InvalidInputError(f"{parts} parts of an item are none; give at least 1")
     if parts is not None and has_ratings(folder):
@@ -92,6 +96,7 @@ def evaluate(
         simulated,
         opened,
         clicks=clicks,
+        others=others,
         seed=seed,
         baseline=baseline,
         open_storage=open_storage,

@@ -29,6 +29,7 @@ Ranked = tuple[str, float]
 PAGE = 10
 SECONDS_BETWEEN_SESSIONS = 86_400
 SECONDS_TO_CLICK = 20
+SHARED_MIN_USERS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +74,7 @@ class Product:
     Collection, users and sessions bear a name of this run alone, so that any storage will do.
 
     Args:
-        query_shift, gate_threshold: as in ``SearchService``.
+        query_shift, gate_threshold, shared_min_users: as in ``SearchService``.
         max_angle_degrees: as in ``Improver``; the adjuster keeps its own.
     """
 
@@ -86,6 +87,7 @@ class Product:
         gate_threshold: float = 0.75,
         query_shift: float = 1.0,
         max_angle_degrees: float = MAX_ANGLE_DEGREES,
+        shared_min_users: int = 0,
     ) -> None:
         self._run = uuid.uuid4().hex
         self._users: set[str] = set()
@@ -98,8 +100,15 @@ class Product:
                 for item_id, parts in zip(collection.item_ids, collection.parts, strict=True)
             ],
         )
-        self._search = SearchService(storage, gate_threshold=gate_threshold, query_shift=query_shift)
-        self._improver = Improver(storage, adjuster, max_angle_degrees=max_angle_degrees)
+        self._search = SearchService(
+            storage,
+            gate_threshold=gate_threshold,
+            query_shift=query_shift,
+            shared_min_users=shared_min_users,
+        )
+        self._improver = Improver(
+            storage, adjuster, max_angle_degrees=max_angle_degrees, is_shared=shared_min_users > 0
+        )
 
     def serve(self, user_id: str, query: JudgedQuery, number: int) -> list[str]:
         page = self._search.search(
@@ -272,6 +281,10 @@ def torch_based(storage: Storage, collection: JudgedCollection) -> Method:
     return Product(storage, collection, adjuster=TorchBasedAdjuster)
 
 
+def shared(storage: Storage, collection: JudgedCollection) -> Method:
+    return Product(storage, collection, shared_min_users=SHARED_MIN_USERS)
+
+
 OpenMethod = Callable[[Storage, JudgedCollection], Method]
 
 METHODS: Mapping[str, OpenMethod] = {
@@ -279,6 +292,7 @@ METHODS: Mapping[str, OpenMethod] = {
     "torch": torch_based,
     "copies": UngatedCopies,
     "default": Product,
+    "shared": shared,
 }
 """Method by name, as ``evaluate`` takes them."""
 
@@ -290,6 +304,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "torch": "TorchBasedAdjuster with gate and query shift",
     "copies": "PassiveAggressiveAdjuster, copies for every query, no gate, no shift",
     "default": "PassiveAggressiveAdjuster with gate and query shift, as served by default",
+    "shared": f"default, and what {SHARED_MIN_USERS} others or more clicked for near queries",
 }
 
 

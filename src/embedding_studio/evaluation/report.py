@@ -175,8 +175,10 @@ def _title(evaluation: Evaluation) -> str:
 
 
 def _comparison(evaluation: Evaluation) -> str:
-    """Return how vectors and methods are compared: what is not cosine, single vectors, and plain search."""
+    """Return what is unusual: others beforehand, and what is not cosine, single vectors, and plain search."""
     told = ""
+    if evaluation.others:
+        told += f", {evaluation.others} others beforehand"
     if evaluation.metric is not MetricType.COSINE:
         told += f", {evaluation.metric} (norms of items log-normal, sigma {NORM_SIGMA})"
     if evaluation.parts > 1:
@@ -236,21 +238,15 @@ def _learning_curves(evaluation: Evaluation) -> str:
         for panel, slice_name in zip(panels, slices, strict=True):
             panel.axhline(0, color="0.6", linewidth=1)
             for name, method in evaluation.methods.items():
-                found = [
-                    (sessions, of_slices[slice_name].difference)
-                    for sessions, of_slices in method.after.items()
-                    if slice_name in of_slices
-                ]
-                sessions = [0, *(number for number, _ in found)]
-                panel.plot(
-                    sessions, [0.0, *(each.mean for _, each in found)], marker="o", markersize=3, label=name
-                )
-                panel.fill_between(
-                    sessions,
-                    [0.0, *(each.low for _, each in found)],
-                    [0.0, *(each.high for _, each in found)],
-                    alpha=0.15,
-                )
+                curve = {
+                    0: (0.0, 0.0, 0.0)
+                }  # who has not searched finds what plain search does, but for others
+                for sessions, of_slices in method.after.items():
+                    found = of_slices[slice_name].difference
+                    curve[sessions] = (found.mean, found.low, found.high)
+                means, lows, highs = zip(*curve.values(), strict=True)
+                panel.plot(list(curve), means, marker="o", markersize=3, label=name)
+                panel.fill_between(list(curve), lows, highs, alpha=0.15)
             panel.set_title(slice_name)
             panel.set_xlabel("sessions")
         baseline = "plain search" if evaluation.baseline == PLAIN else evaluation.baseline

@@ -1,8 +1,8 @@
 """Simulated users live with a method, session by session, and what they find is measured.
 
 Each session: rank by the user's present state, show ten, simulate clicks, learn. After 1, 3 and all
-sessions every slice is ranked anew and compared with the baseline, which is plain search unless another
-method is named, query by query.
+sessions, and before the first where others searched beforehand, every slice is ranked anew and compared
+with the baseline, which is plain search unless another method is named, query by query.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from embedding_studio.evaluation.methods import (
     methods_by_name,
 )
 from embedding_studio.evaluation.metrics import CUTOFF, PairedDifference, ndcg_at_10, paired_difference
-from embedding_studio.evaluation.users import SimulatedUser
+from embedding_studio.evaluation.users import SimulatedUser, wording
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import Storage
 
@@ -78,6 +78,7 @@ class Evaluation:
 
     Attributes:
         parts: the most that an item has.
+        others: users who searched for each user's wish before the user did.
         baseline: what each method is compared with: ``plain``, or a name from ``METHODS``.
     """
 
@@ -90,6 +91,7 @@ class Evaluation:
     clicks: str
     users: int
     sessions: int
+    others: int
     seed: int
     baseline: str
     methods: Mapping[str, MethodResult]
@@ -105,6 +107,7 @@ def compare(
     methods: Mapping[str, OpenMethod],
     *,
     clicks: str = "standard",
+    others: int = 0,
     seed: int = 0,
     baseline: str = PLAIN,
     open_storage: Callable[[], Storage] | None = None,
@@ -115,6 +118,8 @@ def compare(
     Args:
         methods: by name; each is opened on a storage of its own.
         clicks: a name from ``CLICK_MODELS``.
+        others: so many other users for each one search for the same wish beforehand, each once; then it is
+            also measured what users find who have not searched yet.
         baseline: ``plain``, or a name from ``METHODS``; if it is not one of the methods, users live with it
             too, but it is not reported.
         open_storage: where the methods keep their objects, sessions and states; in memory if absent.
@@ -138,6 +143,7 @@ def compare(
                 users,
                 model,
                 highest_grade=_highest_grade(users),
+                others=others,
                 seed=seed,
                 progress=progress,
             )
@@ -152,6 +158,7 @@ def compare(
         clicks,
         len(users),
         len(users[0].issued),
+        others,
         seed,
         baseline,
         {
@@ -183,6 +190,7 @@ def _live(
     clicks: ClickModel,
     *,
     highest_grade: int,
+    others: int,
     seed: int,
     progress: Progress | None,
 ) -> _Life:
@@ -194,25 +202,36 @@ def _live(
     checkpoints = {*(point for point in CHECKPOINTS if point <= sessions), sessions}
     after: dict[int, list[list[Ranked]]] = {}
     learning_seconds, clicked_sessions = 0.0, 0
+
+    def served(
+        user: SimulatedUser, user_id: str, query: JudgedQuery, number: int, draw: int
+    ) -> ServedSession | None:
+        """Return one session; None without a click."""
+        shown = method.serve(user_id, query, number)
+        draws = click_draws(seed, user.number, draw, CUTOFF)
+        chosen = clicks.clicked(shown, query.grades, highest_grade=highest_grade, draws=draws)
+        return ServedSession(user_id, number, query, tuple(shown), tuple(chosen)) if chosen else None
+
+    def found() -> list[list[Ranked]]:
+        return [method.rank(_user_id(user), query) for user, _, query in asked]
+
+    for other in range(others):
+        each = [
+            served(user, f"other-{user.number}-{other}", wording(user, other), 0, sessions + other)
+            for user in users
+        ]
+        method.learn([session for session in each if session is not None])
+    if others:
+        after[0] = found()
     for number in range(sessions):
-        served = []
-        for user in users:
-            query = user.issued[number]
-            shown = method.serve(_user_id(user), query, number)
-            chosen = clicks.clicked(
-                shown,
-                query.grades,
-                highest_grade=highest_grade,
-                draws=click_draws(seed, user.number, number, CUTOFF),
-            )
-            if chosen:
-                served.append(ServedSession(_user_id(user), number, query, tuple(shown), tuple(chosen)))
+        each = [served(user, _user_id(user), user.issued[number], number, number) for user in users]
+        clicked = [session for session in each if session is not None]
         started = time.perf_counter()
-        method.learn(served)
+        method.learn(clicked)
         learning_seconds += time.perf_counter() - started
-        clicked_sessions += len(served)
+        clicked_sessions += len(clicked)
         if number + 1 in checkpoints:
-            after[number + 1] = [method.rank(_user_id(user), query) for user, _, query in asked]
+            after[number + 1] = found()
         if progress is not None:
             progress(name, number + 1, sessions)
     return _Life([plain[id(query)] for _, _, query in asked], after, learning_seconds, clicked_sessions)
