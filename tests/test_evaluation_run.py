@@ -330,6 +330,7 @@ class _Lent:
         ({"users": 0}, "0 users with 10 sessions"),
         ({"sessions": 0}, "200 users with 0 sessions"),
         ({"parts": 0}, "0 parts of an item are none"),
+        ({"others": -1}, "-1 other users are fewer than none"),
         (
             {"baseline": "plane"},
             "no baseline 'plane' to compare with; choose from plain, reference, torch, copies, default",
