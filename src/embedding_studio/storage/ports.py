@@ -303,9 +303,9 @@ class LearningTransaction(Protocol):
         ...
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
-        """Replace the whole state of each user named, and so what they have others told.
+        """Replace the whole state of each user named, their votes with it.
 
-        Votes of one ``query_key`` have one query: the first that was stored, as long as any is left.
+        All votes of one ``query_key`` have the same query: that of the first, as long as any is left.
         """
         ...
 
@@ -327,15 +327,15 @@ class Personal(Protocol):
         """Return the memories whose query has a cosine above ``threshold`` to ``query``, in one round trip.
 
         Args:
-            user_id: None has no memories of their own, and is told of others all the same.
-            query: [D]; a zero vector is near nothing, nor is anything near to one.
-            shared_by: 0 for nothing of others; else at least so many others must have voted.
+            user_id: None is somebody without memories, who is told of others all the same.
+            query: [D]; a zero vector is near nothing, and nothing is near to one.
+            shared_by: how many others must have voted for anything to be told of them; 0: nothing ever is.
 
-        What others say is counted so. Of the ``SHARED_QUERIES`` nearest queries that anybody voted for, those
-        above the threshold, the votes of others are taken, of each the ``SHARED_VOTES`` latest (by
-        created_at, then user_id). Somebody who voted for several of them counts once, for the nearest (ties
-        by query_key). Votes for one query are one memory. If all this is from fewer than ``shared_by``
-        users, ``shared`` is empty.
+        What others say is counted so. Of all queries that anybody voted for, the ``SHARED_QUERIES`` nearest
+        are looked at (ties by query_key), as far as they are above the threshold. Of each the
+        ``SHARED_VOTES`` latest votes of others are taken (ties by user_id). Who voted for several of these
+        queries counts once, for the nearest. The votes for one query are one memory. If fewer than
+        ``shared_by`` users are counted, ``shared`` is empty.
         """
         ...
 
