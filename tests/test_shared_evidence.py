@@ -281,6 +281,18 @@ def test_turning_it_off_takes_votes_back_as_users_are_learnt_anew(storage, arc):
     assert not on.found("new").personalised
 
 
+def test_turned_on_later_it_counts_what_was_clicked_before_once_everyone_is_learnt_anew(storage, arc):
+    off, on = World(storage, shared_min_users=0), World(storage)
+    for user_id in ("ann", "bob", "cid"):
+        off.click(user_id, "at70")
+    assert not on.found("new").personalised
+
+    storage.orders.create_for_everyone(arc)
+    on.improver.improve_once()
+
+    assert ids(on.found("new", limit=1)) == ["at20"]
+
+
 @pytest.mark.parametrize("given_users", [-1, 1])
 def test_a_number_of_users_that_tells_of_one_is_refused(given_users):
     with pytest.raises(InvalidSettingError, match="SHARED_MIN_USERS"):

@@ -324,6 +324,21 @@ def test_moving_an_alias_places_an_order_for_every_user_of_it(storage, films):
     assert claimed(storage) == ["s1", "s2"]
 
 
+def test_everyone_who_has_an_order_in_a_collection_gets_one_anew(storage, films):
+    storage.collections.create("books", index())
+    storage.collections.set_alias("best", "films")
+    clicked(storage, "s1", "ann", collection="best")
+    clicked(storage, "s2", "bob", collection="films")
+    clicked(storage, "s3", "bob", collection="films")
+    clicked(storage, "s4", "cat", collection="books")
+    search(storage, "s5", "dan", collection="films")
+    settle(storage)
+
+    assert storage.orders.create_for_everyone(films) == 2
+
+    assert claimed(storage) == ["s1", "s3"]
+
+
 def test_a_dropped_collection_takes_its_objects_personal_state_and_aliases_along(storage, films):
     storage.collections.set_alias("best", "films")
     learn(storage, films, memories=[memory_of("s1")], moved={"b": [[0, 1, 1]]})

@@ -161,13 +161,22 @@ def worker() -> None:
 
 
 @app.command()
-def improve(*, as_json: AsJson = False) -> None:
+def improve(
+    *,
+    everyone: Annotated[
+        bool, typer.Option("--everyone", help="Learn all users anew, as after a setting has changed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Learn from all orders that are due, once."""
     learnt = 0
     refused: dict[str, str] = {}
     failed: dict[str, str] = {}
     with _context() as context:
         improver = context.improver()
+        if everyone:
+            for collection in context.storage.collections.list():
+                context.storage.orders.create_for_everyone(collection)
         while (report := improver.improve_once(users=context.settings.users_per_batch)).orders:
             learnt += report.learnt
             refused |= report.refused

@@ -131,8 +131,7 @@ class MemoryCollections:
             if alias in self._state.shelves:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
             self._state.aliases[alias] = self._state.named(name).collection.name
-            users = {visit.session.user_id for visit in self._state.visits.values()}
-            self._state.place_for_users(users - {None}, {alias})
+            self._state.place_for_everyone({alias})
 
 
 class MemoryObjects:
@@ -263,6 +262,10 @@ class MemoryOrders:
         with self._state.lock:
             self._state.visit(schema.session_id)
             return self._state.place(schema.session_id)
+
+    def create_for_everyone(self, collection: Collection) -> int:
+        with self._state.lock:
+            return self._state.place_for_everyone(self._state.names(collection))
 
     def get(self, session_id: str) -> SessionForImprovement:
         with self._state.lock:

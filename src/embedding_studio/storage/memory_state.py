@@ -130,7 +130,12 @@ class State:
         self.lock.notify_all()
         return order
 
-    def place_for_users(self, user_ids: Iterable[str | None], names: Container[str]) -> None:
+    def place_for_everyone(self, names: Container[str]) -> int:
+        """Place an order for each user who has orders under these names; return how many they are."""
+        users = {visit.session.user_id for visit in self.visits.values()}
+        return self.place_for_users(users - {None}, names)
+
+    def place_for_users(self, user_ids: Iterable[str | None], names: Container[str]) -> int:
         """Place the order of each user's latest session under these names, among those that have one."""
         wanted = set(user_ids)
         latest: dict[str | None, Visit] = {}
@@ -141,6 +146,7 @@ class State:
                 latest[user_id] = max(visit, latest.get(user_id, visit), key=Visit.age)
         for visit in latest.values():
             self.place(visit.session.session_id)
+        return len(latest)
 
     def change(self, ticket: "Ticket", token: str | None, **changes: Any) -> None:
         ticket.order = ticket.order.model_copy(update={**changes, "updated_at": utc_timestamp()})

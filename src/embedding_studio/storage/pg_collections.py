@@ -85,7 +85,7 @@ class PostgresCollections:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
             given = {"alias": alias, "collection_id": collection.collection_id}
             connection.execute(_SQL["set_alias"], given)
-            place_for_all_users(connection, alias)
+            place_for_all_users(connection, [alias])
 
         self._database.write(work)
 

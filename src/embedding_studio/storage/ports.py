@@ -223,6 +223,13 @@ class Orders(Protocol):
         """
         ...
 
+    def create_for_everyone(self, collection: Collection) -> int:
+        """Place an order for every user of a collection who has any, and return for how many.
+
+        All are folded anew: what is learnt depends on the settings, and these may have changed.
+        """
+        ...
+
     def get(self, session_id: str) -> SessionForImprovement:
         """Return the order of a session.
 
