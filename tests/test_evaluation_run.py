@@ -478,6 +478,7 @@ def test_what_a_user_liked_later_is_never_clicked(tmp_path: Path) -> None:
         assert not earlier.keys() & later.keys()
         assert user.issued[0].grades == earlier
         assert later.keys() <= set(collection.item_ids)
+        assert {*earlier.values(), *later.values()} == {1}  # a film is liked or not, whatever its stars
 
 
 def test_ratings_that_cannot_be_read_get_one_clear_sentence(tmp_path: Path) -> None:
