@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold, ranges
 from embedding_studio.embeddings.preparation import squared_lengths
-from embedding_studio.embeddings.trust_region import into_trust_region
+from embedding_studio.embeddings.trust_region import into_trust_region, nearest_in_caps
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -39,6 +40,9 @@ Vectors = NDArray[np.float32]
 
 BETA_1, BETA_2, EPSILON, WEIGHT_DECAY = 0.9, 0.999, 1e-8, 0.01
 """The defaults of ``torch.optim.AdamW``."""
+
+REGISTER = 16
+"""Numbers of the widest vector register."""
 
 NUMBERS_AT_ONCE = 250_000
 """Components that all iterations run on before the next are taken up, so that they stay in the cache."""
@@ -112,19 +116,14 @@ class TorchBasedAdjuster:
         vectors = torch.from_numpy(task.wave.vectors[rows] / units)
         originals = torch.from_numpy(original_parts / units)
         region = _TrustRegion(index.metric_type, originals, max_angle_degrees or 180)
-        first, second, gradient, scratch = (torch.zeros_like(vectors) for _ in range(4))
+        optimizer = _AdamW(vectors)
         before = loss.aggregated(loss.similarities(vectors))
-        for n in range(1, self.num_iterations + 1):
-            shares = loss.gradient(vectors, gradient, scratch)
-            first.lerp_(gradient, 1 - BETA_1)
-            second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-            unbias = math.sqrt(1 - BETA_2**n)
-            torch.sqrt(second, out=scratch).add_(EPSILON * unbias)
-            torch.div(first, scratch, out=scratch)
+        for _ in range(self.num_iterations):
+            shares = loss.gradient(vectors, optimizer.gradient, optimizer.step)
+            optimizer.take_step()
             if not bounded:
                 vectors.mul_(1 - self.adjustment_rate * WEIGHT_DECAY)
-            rates = self.adjustment_rate * unbias / (1 - BETA_1**n) * shares
-            vectors.addcmul_(scratch, _column(-rates, vectors))
+            vectors.addcmul_(optimizer.step, _column(self.adjustment_rate * shares, vectors))
             if bounded:
                 region.bring_in(vectors)
         moved = vectors.numpy() * units
@@ -229,6 +228,46 @@ class _Loss:
         return np.diff(self.pairs_of_objects, append=len(self.asked))
 
 
+class _AdamW:
+    """``torch.optim.AdamW`` at a rate of 1 and without decay, for vectors that are moved by others.
+
+    Attributes:
+        gradient: [N, D], to be written before a step is taken.
+        step: [N, D], the last step taken; may be overwritten.
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        """Start with moments of zero."""
+        # Whole registers, so that each number goes the same way through the processor, wherever it stands:
+        # what is left over is counted by other code, and rounded otherwise.
+        whole = torch.zeros(4, math.ceil(vectors.numel() / REGISTER) * REGISTER, dtype=vectors.dtype)
+        self._gradient, self._step, self._first, self._second = whole
+        self._steps_taken = torch.zeros(())
+        self.gradient, self.step = (
+            numbers[: vectors.numel()].view(vectors.shape) for numbers in (self._gradient, self._step)
+        )
+
+    def take_step(self) -> None:
+        """Write ``step`` down the gradient."""
+        self._step.zero_()
+        adamw(
+            [self._step],
+            [self._gradient],
+            [self._first],
+            [self._second],
+            [],
+            [self._steps_taken],
+            fused=True,
+            amsgrad=False,
+            beta1=BETA_1,
+            beta2=BETA_2,
+            lr=1.0,
+            weight_decay=0.0,
+            eps=EPSILON,
+            maximize=False,
+        )
+
+
 class _TrustRegion:
     """``into_trust_region`` on tensors, in place: the same formulas, at the accuracy of the tensors."""
 
@@ -240,30 +279,15 @@ class _TrustRegion:
 
     def bring_in(self, vectors: Tensor) -> None:
         """Replace each vector by the nearest in its region: keep x vector + pull x original."""
-        keep, pull = (
-            self._in_ball(vectors) if self.metric_type is MetricType.EUCLID else self._in_cap(vectors)
-        )
+        if self.metric_type is MetricType.EUCLID:
+            radius = 2 * math.sin(self.max_angle / 2) * self.lengths
+            way = _lengths(vectors - self.originals)
+            keep = np.divide(radius, way, out=np.ones_like(way), where=way > radius)
+            pull = 1 - keep
+        else:
+            products = _products(vectors, self.originals)
+            keep, pull = nearest_in_caps(self.lengths, _lengths(vectors), products, self.max_angle)
         vectors.mul_(_column(keep, vectors)).addcmul_(self.originals, _column(pull, vectors))
-
-    def _in_cap(self, vectors: Tensor) -> tuple[Floats, Floats]:
-        lengths = _lengths(vectors)
-        products = _products(vectors, self.originals)
-        nothing = np.zeros_like(lengths)
-        scale = np.divide(self.lengths, lengths, out=nothing.copy(), where=lengths > 0)
-        cosine = np.divide(products, lengths * self.lengths, out=nothing.copy(), where=scale > 0).clip(-1, 1)
-        sine = np.sqrt(1 - cosine**2)
-        inside = (cosine >= math.cos(self.max_angle)) & (scale > 0)
-        aside = np.divide(math.sin(self.max_angle), sine, out=nothing.copy(), where=sine > 1e-3)
-        keep = np.where(inside, scale, scale * aside)
-        pull = np.where(inside, 0, math.cos(self.max_angle) - cosine * aside)
-        lost = ~inside & ((aside == 0) | (scale == 0))
-        return np.where(lost, 0, keep), np.where(lost, 1, pull)
-
-    def _in_ball(self, vectors: Tensor) -> tuple[Floats, Floats]:
-        radius = 2 * math.sin(self.max_angle / 2) * self.lengths
-        way = _lengths(vectors - self.originals)
-        keep = np.divide(radius, way, out=np.ones_like(way), where=way > radius)
-        return keep, 1 - keep
 
 
 @dataclass(frozen=True, slots=True, eq=False)
