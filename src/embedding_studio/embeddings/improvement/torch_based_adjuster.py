@@ -32,7 +32,7 @@ from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold, ranges
 from embedding_studio.embeddings.preparation import squared_lengths
-from embedding_studio.embeddings.trust_region import into_trust_region, nearest_in_caps
+from embedding_studio.embeddings.trust_region import FLOAT32_ERROR, into_trust_region, nearest_in_caps
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -117,9 +117,10 @@ class TorchBasedAdjuster:
         originals = torch.from_numpy(original_parts / units)
         region = _TrustRegion(index.metric_type, originals, max_angle_degrees or 180)
         optimizer = _AdamW(vectors)
+        lengths = region.lengths if bounded and index.metric_type is not MetricType.EUCLID else None
         before = loss.aggregated(loss.similarities(vectors))
         for _ in range(self.num_iterations):
-            shares = loss.gradient(vectors, optimizer.gradient, optimizer.step)
+            shares = loss.gradient(vectors, optimizer.gradient, lengths)
             optimizer.take_step()
             if not bounded:
                 vectors.mul_(1 - self.adjustment_rate * WEIGHT_DECAY)
@@ -190,13 +191,14 @@ class _Loss:
         sums = np.add.reduceat(powers, self.pairs_of_objects)
         return best + self.temperature * np.log(sums / counts), powers / np.repeat(sums, counts)
 
-    def gradient(self, vectors: Tensor, into: Tensor, scratch: Tensor) -> Floats:
+    def gradient(self, vectors: Tensor, into: Tensor, lengths: Floats | None = None) -> Floats:
         """Write the gradient [N, D] of eq. 7 ``into`` a tensor, and return each part's share of the step [N].
 
         Args:
-            scratch: [N, D], overwritten.
+            lengths: [N] of the vectors, where they are known.
         """
-        lengths = _lengths(vectors)
+        if lengths is None:
+            lengths = _lengths(vectors)
         similarities = self.similarities(vectors, lengths)
         softened, derivatives = self.softened(similarities)
         slopes = np.repeat(3 * self.pulls * self.weights * softened**2, self._pair_counts()) * derivatives
@@ -212,13 +214,17 @@ class _Loss:
                 )
                 along_part = -along_query
         torch.mul(vectors, _column(np.add.reduceat(along_part, self.pairs_of_parts), vectors), out=into)
+        along_queries = _column(along_query, vectors)
         if len(self.asked) == len(vectors):
-            # Not addcmul_: it rounds less often than the other branch, and which of them a session
-            # goes through would depend on who else is there.
-            into.add_(torch.mul(self.asked, _column(along_query, vectors), out=scratch))
+            into.addcmul_(self.asked, along_queries)
         else:
-            asked = self.asked * _column(along_query, vectors)
-            into.index_add_(0, torch.from_numpy(self.part_of_pairs), asked)
+            # One pair of every part at a time: the same operation as above, rounded alike, for which of
+            # the two ways a session goes depends on who else is there.
+            turns = np.arange(len(self.asked)) - self.pairs_of_parts[self.part_of_pairs]
+            for turn in range(turns.max() + 1):
+                pairs = np.flatnonzero(turns == turn)
+                rows = self.part_of_pairs[pairs]
+                into[rows] = torch.addcmul(into[rows], self.asked[pairs], along_queries[pairs])
         of_parts = np.add.reduceat(derivatives, self.pairs_of_parts)
         parts = np.diff(self.parts_of_objects, append=len(vectors))
         largest = np.maximum.reduceat(of_parts, self.parts_of_objects)
@@ -229,11 +235,11 @@ class _Loss:
 
 
 class _AdamW:
-    """``torch.optim.AdamW`` at a rate of 1 and without decay, for vectors that are moved by others.
+    """The steps of ``torch.optim.AdamW`` at a rate of 1.
 
     Attributes:
         gradient: [N, D], to be written before a step is taken.
-        step: [N, D], the last step taken; may be overwritten.
+        step: [N, D], the last step taken.
     """
 
     def __init__(self, vectors: Tensor) -> None:
@@ -249,7 +255,6 @@ class _AdamW:
 
     def take_step(self) -> None:
         """Write ``step`` down the gradient."""
-        self._step.zero_()
         adamw(
             [self._step],
             [self._gradient],
@@ -262,7 +267,7 @@ class _AdamW:
             beta1=BETA_1,
             beta2=BETA_2,
             lr=1.0,
-            weight_decay=0.0,
+            weight_decay=1.0,  # of the last step nothing is left
             eps=EPSILON,
             maximize=False,
         )
@@ -274,7 +279,9 @@ class _TrustRegion:
     def __init__(self, metric_type: MetricType, originals: Tensor, max_angle_degrees: float) -> None:
         self.metric_type = metric_type
         self.originals = originals
-        self.max_angle = math.radians(max_angle_degrees)
+        # Inside by what float32 leaves in doubt, so that nothing has to be looked at closely in the end.
+        cosine = math.cos(math.radians(max_angle_degrees)) + 2 * FLOAT32_ERROR
+        self.max_angle = math.acos(min(cosine, 1))
         self.lengths = _lengths(originals)
 
     def bring_in(self, vectors: Tensor) -> None:
