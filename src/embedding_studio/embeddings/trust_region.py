@@ -57,6 +57,8 @@ def _into_caps(originals: Vectors, moved: Vectors, max_angle: float) -> Vectors:
     is_settled = (np.abs(moved_norms - norms) <= (ROUNDING - FLOAT32_ERROR) * norms) & (
         np.vecdot(originals, moved) >= limit * norms * moved_norms
     )
+    if is_settled.all():
+        return moved
     rows = np.flatnonzero(~is_settled)
     doubtful = moved[rows]
     brought = _into_caps_closely(originals[rows], doubtful, max_angle)
