@@ -20,6 +20,7 @@ Source: docs/how-it-learns.md; [loshchilov2019], "Decoupled Weight Decay Regular
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -137,7 +138,7 @@ class TorchBasedAdjuster:
         return objects[goes], moved if goes.all() else moved[rows_that_go]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Loss:
     """Eq. 1 of some objects.
 
@@ -177,13 +178,13 @@ class _Loss:
         """Return [I], what search makes of the pairs: the best (MIN) or the mean (AVG)."""
         if self.index.metric_aggregation_type is MetricAggregationType.MIN:
             return np.maximum.reduceat(similarities, self.pairs_of_objects)
-        return np.add.reduceat(similarities, self.pairs_of_objects) / self._pair_counts()
+        return np.add.reduceat(similarities, self.pairs_of_objects) / self._pair_counts
 
     def softened(self, similarities: Floats) -> tuple[Floats, Floats]:
         """Return S [I] of eq. 8 and its derivative by each pair [M]."""
         if len(similarities) == len(self.pulls):
             return similarities, np.ones_like(similarities)
-        counts = self._pair_counts()
+        counts = self._pair_counts
         if self.index.metric_aggregation_type is MetricAggregationType.AVG:
             return self.aggregated(similarities), np.repeat(1 / counts, counts)
         best = np.maximum.reduceat(similarities, self.pairs_of_objects)
@@ -201,7 +202,7 @@ class _Loss:
             lengths = _lengths(vectors)
         similarities = self.similarities(vectors, lengths)
         softened, derivatives = self.softened(similarities)
-        slopes = np.repeat(3 * self.pulls * self.weights * softened**2, self._pair_counts()) * derivatives
+        slopes = np.repeat(3 * self.pulls * self.weights * softened**2, self._pair_counts) * derivatives
         match self.index.metric_type:
             case MetricType.COSINE:  # d cos(q, v) / dv = (q - cos(q, v) v/|v|) / |v| for q of length 1
                 along_query = slopes / lengths[self.part_of_pairs]
@@ -226,12 +227,16 @@ class _Loss:
                 rows = self.part_of_pairs[pairs]
                 into[rows] = torch.addcmul(into[rows], self.asked[pairs], along_queries[pairs])
         of_parts = np.add.reduceat(derivatives, self.pairs_of_parts)
-        parts = np.diff(self.parts_of_objects, append=len(vectors))
         largest = np.maximum.reduceat(of_parts, self.parts_of_objects)
-        return of_parts * np.repeat(self.weights / largest, parts)
+        return of_parts * np.repeat(self.weights / largest, self._part_counts)
 
+    @cached_property
     def _pair_counts(self) -> Rows:
         return np.diff(self.pairs_of_objects, append=len(self.asked))
+
+    @cached_property
+    def _part_counts(self) -> Rows:
+        return np.diff(self.parts_of_objects, append=len(self.pairs_of_parts))
 
 
 class _AdamW:
