@@ -45,7 +45,7 @@ BETA_1, BETA_2, EPSILON, WEIGHT_DECAY = 0.9, 0.999, 1e-8, 0.01
 REGISTER = 16
 """Numbers of the widest vector register."""
 
-NUMBERS_AT_ONCE = 250_000
+NUMBERS_AT_ONCE = 500_000
 """Components that all iterations run on before the next are taken up, so that they stay in the cache."""
 
 
@@ -104,6 +104,8 @@ class TorchBasedAdjuster:
         numbers = np.cumsum(np.diff(wave.part_starts)[objects]) * wave.vectors.shape[1]
         cuts = np.flatnonzero(np.diff(numbers // NUMBERS_AT_ONCE)) + 1
         moves = [self._descend(task, block) for block in np.split(objects, cuts)]
+        if len(moves) == 1:
+            return moves[0]
         return np.concatenate([moved for moved, _ in moves]), np.concatenate([new for _, new in moves])
 
     def _descend(self, task: "_Task", objects: Rows) -> tuple[Rows, Vectors]:
@@ -309,14 +311,14 @@ class _Task:
     Attributes:
         session_of_parts: [N].
         pulls: [I], the factor of S_i^3 in eq. 7 without its weight; 0 where a session has no contrast.
-        query_units: [K], the lengths in which queries are measured; 1 in the raw update but for cosine.
+        queries: [K, D], of length 1 for cosine; else measured by the session's mean, or raw as given.
         part_units: [N], the lengths in which parts are measured; 1 in the raw update.
     """
 
     wave: Wave
     session_of_parts: Rows
     pulls: Floats
-    query_units: Floats
+    queries: Vectors
     part_units: Floats
 
     @classmethod
@@ -327,18 +329,19 @@ class _Task:
         pulls = np.where(wave.clicked, -1 / np.maximum(clicked, 1), 1 / np.maximum(skipped, 1))
         pulls[(clicked == 0) | (skipped == 0)] = 0
         session_of_parts = session[wave.object_of_parts()]
-        queries = np.sqrt(squared_lengths(wave.queries), dtype=np.float64)
-        parts = np.sqrt(wave.squares, dtype=np.float64)
+        query_units = np.sqrt(squared_lengths(wave.queries), dtype=np.float64)
+        part_units = np.sqrt(wave.squares, dtype=np.float64)
         if index.metric_type is not MetricType.COSINE:
-            parts = _mean_of_sessions(parts, wave.part_starts[wave.object_starts])
-            queries = _mean_of_sessions(queries, wave.query_starts)
+            part_units = _mean_of_sessions(part_units, wave.part_starts[wave.object_starts])
+            query_units = _mean_of_sessions(query_units, wave.query_starts)
             if index.metric_type is MetricType.EUCLID:  # distances need one measure
-                of_sessions = parts[wave.part_starts[wave.object_starts[:-1]]]
-                queries = np.repeat(of_sessions, np.diff(wave.query_starts))
+                of_sessions = part_units[wave.part_starts[wave.object_starts[:-1]]]
+                query_units = np.repeat(of_sessions, np.diff(wave.query_starts))
         if not bounded:
-            parts = np.ones_like(parts)
-            queries = queries if index.metric_type is MetricType.COSINE else np.ones_like(queries)
-        return cls(wave, session_of_parts, pulls, queries, parts)
+            part_units = np.ones_like(part_units)
+            query_units = query_units if index.metric_type is MetricType.COSINE else np.ones_like(query_units)
+        queries = np.asarray(wave.queries / query_units[:, None].astype(np.float32), dtype=np.float32)
+        return cls(wave, session_of_parts, pulls, queries, part_units)
 
     def loss(self, index: SearchIndexInfo, temperature: float, objects: Rows) -> _Loss:
         """Return eq. 7 of some objects."""
@@ -354,7 +357,7 @@ class _Task:
             temperature=temperature,
             pulls=self.pulls[objects],
             weights=wave.weights[objects],
-            asked=torch.from_numpy(wave.queries[asked] / self.query_units[asked, None].astype(np.float32)),
+            asked=torch.from_numpy(self.queries[asked]),
             part_of_pairs=np.repeat(np.arange(len(rows)), pair_counts),
             pairs_of_parts=pairs_of_parts,
             pairs_of_objects=pairs_of_parts[parts_of_objects],
