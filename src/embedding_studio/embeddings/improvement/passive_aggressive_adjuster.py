@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold
-from embedding_studio.embeddings.preparation import prepare_vectors
 from embedding_studio.embeddings.similarity import similarities
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES, into_trust_region
 from embedding_studio.errors import InvalidSettingError
@@ -243,7 +242,9 @@ def _look(index: SearchIndexInfo, wave: Wave) -> _Sight:
     metric = index.metric_type
     session = wave.session_of_objects()[wave.object_of_parts()]
     heads, counts = wave.query_starts[:-1], np.diff(wave.query_starts)
-    queries = prepare_vectors(wave.queries, metric)
+    queries = wave.queries
+    if metric is MetricType.COSINE:
+        queries = queries / np.sqrt(np.vecdot(queries, queries))[:, None]
 
     def raw_of(vectors: Vectors, query_of_vectors: Rows) -> Floats:
         seen_from = queries.take(query_of_vectors, axis=0)
@@ -291,7 +292,7 @@ def _move_parts(index: SearchIndexInfo, wave: Wave, sight: _Sight, rows: Rows, w
         now, then = (np.clip(_divide(product, reach), -1, 1) for product in (raw, target))
         # In the plane of part v and query q, from angle a to a': v' = v sin a' / sin a + q (...), norm kept.
         keep = _divide(np.sqrt(1 - then**2), np.sqrt(1 - now**2), otherwise=1)
-        pull = (then - now * keep) * _divide(reach, np.vecdot(queries, queries).astype(np.float64))
+        pull = (then - now * keep) * _divide(wave.squares[rows].astype(np.float64), reach)
     keep, pull = np.where(wanted == 0, 1, keep), np.where(wanted == 0, 0, pull)
     moved = wave.vectors.take(rows, axis=0)
     moved *= keep[:, None].astype(np.float32)
