@@ -14,6 +14,12 @@ What n_j others clicked for near queries, mu_j on average, takes part in eq. 2 a
 
 and so counts, however many they are, for less than two searches of the user's own.
 
+Where lengths count, as for dot and in means over parts, a pull towards what all results have in common would
+favour whatever is long. With c_d the clicked and a_d all that was shown, and l_d the lengths with which they
+count in a search (all 1 for cosine and single parts),
+
+    mu_j = mean_d c_d - min(1, std_d l_d / (0.05 mean_d l_d)) mean_d a_d                        eq. 10
+
 When every gate is closed nothing of this remains, and the search is the plain one in every bit.
 """
 
@@ -29,6 +35,9 @@ from embedding_studio.embeddings.similarity import pair_similarities
 MOST_SHARED = 2.0
 """In searches of the user's own. With 1 others' clicks gain some .003 of nDCG@10 less; with 4 a little more
 where thirty others clicked, but then a user must ask four times to be heard beside them."""
+
+FULL_CONTRAST = 0.05
+"""Lengths that differ by so much of their mean let clicked results count by their difference alone."""
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -78,30 +87,51 @@ def query_mean(index: SearchIndexInfo, queries: Vectors) -> Vectors:
 
 
 def clicked_mean(
-    index: SearchIndexInfo, queries: Vectors, clicked: Sequence[Vectors], weights: Sequence[float]
+    index: SearchIndexInfo,
+    queries: Vectors,
+    clicked: Sequence[Vectors],
+    weights: Sequence[float],
+    passed_over: Sequence[Vectors] = (),
 ) -> Vectors:
-    """Return the weighted mean of the original vectors of what was clicked for a query: mu in eq. 2.
+    """Return what a query is pulled towards for what was clicked: mu in eq. 2.
 
-    An object counts by its part nearest to the query (MIN) or the mean of its parts (AVG). For cosine
-    and dot parts count by their direction alone.
+    It is the weighted mean of the originals clicked, less as much of the mean of all that was shown as
+    lengths differ there (eq. 10). An object counts by its part nearest to the query (MIN) or the mean of its
+    parts (AVG). For cosine and dot parts count by their direction alone.
 
     Args:
         queries: [Q, D].
         clicked: C arrays [P, D], originals; at least one.
         weights: [C], > 0.
+        passed_over: arrays [P, D], originals of what was shown and not clicked.
 
     Returns:
         [D]; for cosine and dot at most of length 1, less the more the clicked objects differ.
     """
-    chosen = []
-    for parts in clicked:
-        vectors = parts.astype(np.float64) if index.metric_type is MetricType.EUCLID else _directions(parts)
-        if index.metric_aggregation_type is MetricAggregationType.MIN:
-            best = pair_similarities(index.metric_type, queries, parts).max(axis=0).argmax()
-            chosen.append(vectors[best])
-        else:
-            chosen.append(vectors.mean(axis=0))
-    return np.average(chosen, axis=0, weights=weights).astype(np.float32)
+    shown = [_standing_for(index, queries, parts) for parts in (*clicked, *passed_over)]
+    directions = np.stack([direction for direction, _ in shown])
+    mean = np.average(directions[: len(clicked)], axis=0, weights=weights)
+    if passed_over:
+        mean -= _contrast(index, np.array([length for _, length in shown])) * directions.mean(axis=0)
+    return np.asarray(mean, dtype=np.float32)
+
+
+def _standing_for(index: SearchIndexInfo, queries: Vectors, parts: Vectors) -> tuple[Floats, float]:
+    """Return the [D] by which an object counts in a mean, and the length with which it counts in a search."""
+    vectors = parts.astype(np.float64)
+    directions = vectors if index.metric_type is MetricType.EUCLID else _directions(parts)
+    lengthy = directions if index.metric_type is MetricType.COSINE else vectors
+    if index.metric_aggregation_type is MetricAggregationType.MIN:
+        best = pair_similarities(index.metric_type, queries, parts).max(axis=0).argmax()
+        return directions[best], float(np.linalg.norm(lengthy[best]))
+    return directions.mean(axis=0), float(np.linalg.norm(lengthy.mean(axis=0)))
+
+
+def _contrast(index: SearchIndexInfo, lengths: Floats) -> float:
+    """Return how much of what all results have in common is taken out of a pull, in [0, 1] (eq. 10)."""
+    if index.metric_type is MetricType.EUCLID or not lengths.any():
+        return 0.0
+    return min(1.0, float(lengths.std() / lengths.mean()) / FULL_CONTRAST)
 
 
 def shift_query(
@@ -109,9 +139,8 @@ def shift_query(
 ) -> Vectors:
     """Return the query shifted towards what was clicked for near ones (eq. 2), each part by the same rule.
 
-    For euclid, where lengths count, each part goes along the line to the mean of the clicked means,
-    weighted by their gates: q' = (q + a mu) / (1 + a) with a = alpha sum_j k_j / (1 + sum_j k_j), which
-    is eq. 2 before it restores the norm.
+    The norm is kept under every metric, for euclid too: there a shorter query would have lengths count for
+    more, and directions for less, than in the plain search.
 
     Args:
         queries: [Q, D].
@@ -120,21 +149,17 @@ def shift_query(
         strength: alpha, at least 0.
 
     Returns:
-        [Q, D]; for cosine and dot with the norms of the given ones. The very same array when all gates
-        are 0 or the strength is.
+        [Q, D]; with the norms of the given ones. The very same array when all gates are 0 or the strength is.
     """
     opened = float(gates.sum())
     if opened == 0 or strength == 0:
         return queries
     pull = strength * (gates @ clicked_means.astype(np.float64)) / (1 + opened)
-    if index.metric_type is MetricType.EUCLID:
-        shifted = (queries + pull) / (1 + strength * opened / (1 + opened))
-    else:
-        bent = _directions(queries) + pull
-        lengths = _lengths(bent)
-        scale = _lengths(queries.astype(np.float64)) / np.where(lengths > 0, lengths, 1.0)
-        # A pull that cancels the query out leaves no direction; then the query stays as it is.
-        shifted = np.where(lengths > 0, scale * bent, queries)
+    bent = (queries if index.metric_type is MetricType.EUCLID else _directions(queries)) + pull
+    lengths = _lengths(bent)
+    scale = _lengths(queries.astype(np.float64)) / np.where(lengths > 0, lengths, 1.0)
+    # A pull that cancels the query out leaves no direction; then the query stays as it is.
+    shifted = np.where(lengths > 0, scale * bent, queries)
     return shifted.astype(np.float32)
 
 

@@ -213,6 +213,7 @@ def _memory(
             queries,
             [element.vector for element in clicked],
             [element.weight for element in clicked],
+            [element.vector for element in given.non_clicked_elements],
         ),
         clicked_ids=tuple(sorted(element.id for element in clicked)),
         moved_ids=tuple(sorted(moved)),
