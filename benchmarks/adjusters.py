@@ -2,12 +2,13 @@
 
     python benchmarks/adjusters.py            all sizes; some minutes and 6 GB
     python benchmarks/adjusters.py --quick    the sizes that the aims are about
-    python benchmarks/adjusters.py --json OUT
+    python benchmarks/adjusters.py --json OUT --markdown docs/how-fast-adjusters.md
 
 Axes: B sessions · I results of a session · P parts of a result · D dimensions.
 
 All are measured in one run, in turns, on one thread, through the documented door: a list of sessions goes
-in, a list comes out. Times are the least of several rounds. ``door`` is the share of the time that goes into
+in, a list comes out. Times are processor time, so that other work on the machine counts for less, and the
+least of several rounds. ``door`` is the share of the time that goes into
 lists and elements rather than mathematics. ``packed_arrays`` is no adjuster that one can call: it is the
 mathematics of ``passive_aggressive`` alone, on arrays that were checked and packed before the clock started.
 ``GB/s`` is the least that must be moved by the time taken: for
@@ -19,6 +20,8 @@ It is to be held against copying 256 MB from here to there, measured first.
 import argparse
 import json
 import platform
+import shlex
+import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -38,6 +41,7 @@ from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdju
 Moved = tuple[NDArray[np.intp], NDArray[np.float32]]
 
 ITERATIONS = 10
+COLUMNS = ("ms", "sessions/s", "x ref", "door", "GB/s")
 CLICKED = {2, 5}  # the third and the sixth result of every session
 MOST_NUMBERS = 200_000_000  # components in a batch, 800 MB; what is larger is left out
 
@@ -93,9 +97,9 @@ class TimedPassiveAggressive(PassiveAggressiveAdjuster):
     mathematics = 0.0
 
     def _move(self, wave: Wave) -> Moved:
-        start = time.perf_counter()
+        start = time.process_time()
         moved = super()._move(wave)
-        self.mathematics += time.perf_counter() - start
+        self.mathematics += time.process_time() - start
         return moved
 
 
@@ -103,9 +107,9 @@ class TimedTorchBased(TorchBasedAdjuster):
     mathematics = 0.0
 
     def _move(self, wave: Wave) -> Moved:
-        start = time.perf_counter()
+        start = time.process_time()
         moved = super()._move(wave)
-        self.mathematics += time.perf_counter() - start
+        self.mathematics += time.process_time() - start
         return moved
 
 
@@ -190,9 +194,9 @@ def measured(
     torch.set_num_threads(1)
     for _, (name, adjuster) in product(range(rounds), adjusters.items()):
         inside = getattr(adjuster, "mathematics", 0.0)
-        start = time.perf_counter()
+        start = time.process_time()
         kept = adjuster.adjust_vectors(sessions)  # throwing it away is not part of learning
-        taken = time.perf_counter() - start
+        taken = time.process_time() - start
         del kept
         if name not in best or taken < best[name]["seconds"]:
             best[name] = {"seconds": taken}
@@ -206,9 +210,9 @@ def bandwidth() -> float:
     source, target = np.ones(1 << 26, np.float32), np.empty(1 << 26, np.float32)
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         np.copyto(target, source)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return 2 * source.nbytes / min(times) / 1e9
 
 
@@ -262,10 +266,62 @@ def row(B: int, P: int, D: int, *, ragged: bool, rounds: int, rng: np.random.Gen
     return {"B": B, "P": P, "D": D, "ragged": ragged, "moved_share": moved / size, "adjusters": found}
 
 
+def figures(of_adjuster: dict[str, float]) -> list[str]:
+    """Return what stands under ``COLUMNS``; nothing where there is nothing to say."""
+    written = (
+        ("seconds", lambda number: f"{1000 * number:.2f}"),
+        ("sessions_per_second", "{:,.0f}".format),
+        ("times_reference", "{:.1f}".format),
+        ("door", "{:.0%}".format),
+        ("gigabytes_per_second", "{:.1f}".format),
+    )
+    return [write(of_adjuster[name]) if name in of_adjuster else "" for name, write in written]
+
+
+def page(report: dict[str, Any]) -> str:
+    rows = "\n".join(
+        "| {} | {} | {} | {} |".format(
+            f"{line['B']:,}",
+            f"{line['P']}{' ragged' if line['ragged'] else ''}",
+            line["D"],
+            " | ".join([name, *figures(of_adjuster)]),
+        )
+        for line in report["rows"]
+        for name, of_adjuster in line["adjusters"].items()
+    )
+    return f"""# How fast do the adjusters learn?
+
+This page is the output of one command. Absolute numbers are those of the machine that ran it last, on one
+thread and beside other work; ratios travel better.
+
+```console
+$ python {shlex.join(sys.argv)}
+```
+
+Sessions of ten results (ragged: of 6 to 14), each of another user. A list of sessions goes in, a list comes
+out. Times are processor time, the least of several rounds, all adjusters in turns.
+
+- **reference_autograd** is the documented gradient formula, one rectangular batch under autograd and
+  `torch.optim.AdamW`; **session_by_session** is the same for one session after the other.
+- **torch** is `TorchBasedAdjuster` in {ITERATIONS} iterations. Where the definitions agree (one part, weights
+  of 1, no trust region) no component differs from the reference by more than
+  {report["largest_difference_to_reference"]:.1e}.
+- **packed_arrays** is the mathematics of **passive_aggressive** alone, on arrays checked and packed before.
+- **x ref** is how many times faster than `reference_autograd` (ragged: than `session_by_session`); **door**
+  the share of the time that goes into lists and elements; **GB/s** the least that must be moved by the time
+  taken. Copying memory ran at {report["copy_gigabytes_per_second"]:.0f} GB/s.
+
+| sessions | parts | dimensions | adjuster | {" | ".join(COLUMNS)} |
+|---:|---|---:|---|{"---:|" * len(COLUMNS)}
+{rows}
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Adjusters beside the documented formula under autograd.")
     parser.add_argument("--quick", action="store_true", help="only D = 384 and at most 1,000 sessions")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers to this file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as a page here")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     rng = np.random.default_rng(0)
@@ -277,8 +333,7 @@ def main() -> None:
     }
     print(f"{report['machine']}; copying: {report['copy_gigabytes_per_second']:.1f} GB/s")
     print(f"raw update and reference differ by at most {report['largest_difference_to_reference']:.1e}")
-    columns = ("ms", "sessions/s", "x ref", "door", "GB/s")
-    print("     B  P     D        adjuster          ", "".join(f"{column:>11}" for column in columns))
+    print("     B  P     D        adjuster          ", "".join(f"{column:>11}" for column in COLUMNS))
     for D, P, ragged, B in product(
         (384,) if given.quick else (384, 1024),
         (1, 4),
@@ -290,20 +345,15 @@ def main() -> None:
         line = row(B, P, D, ragged=ragged, rounds=given.rounds, rng=rng)
         report["rows"].append(line)
         for name, of_adjuster in line["adjusters"].items():
-            numbers = (
-                f"{1000 * of_adjuster['seconds']:.2f}",
-                f"{of_adjuster['sessions_per_second']:,.0f}",
-                f"{of_adjuster['times_reference']:.1f}" if "times_reference" in of_adjuster else "",
-                f"{of_adjuster['door']:.0%}" if "door" in of_adjuster else "",
-                f"{of_adjuster['gigabytes_per_second']:.1f}" if "gigabytes_per_second" in of_adjuster else "",
-            )
             print(
                 f"{B:>6} {P:>2} {D:>5} {'ragged' if ragged else '':6} {name:18} ",
-                "".join(f"{number:>11}" for number in numbers),
+                "".join(f"{number:>11}" for number in figures(of_adjuster)),
                 flush=True,
             )
         if given.json:
             given.json.write_text(json.dumps(report, indent=2) + "\n")
+        if given.markdown:
+            given.markdown.write_text(page(report))
 
 
 if __name__ == "__main__":

@@ -59,11 +59,17 @@ def near(rng: np.random.Generator, vector: NDArray[np.float32], noise: float = 0
     return np.asarray(query / np.linalg.norm(query), dtype=np.float32)
 
 
-def record(context: Context, rng: np.random.Generator, vectors: NDArray[np.float32], sessions: int) -> None:
-    """Give each of so many users one session with one click, all waiting to be learnt from."""
+def record(
+    context: Context, rng: np.random.Generator, vectors: NDArray[np.float32], sessions: int
+) -> list[NDArray[np.float32]]:
+    """Give each of so many users one session with one click, all waiting to be learnt from.
+
+    Returns:
+        The queries that they share.
+    """
     collection = context.storage.collections.get(COLLECTION)
     lists = []
-    for n in range(min(sessions, 500)):  # so many different queries; the rest repeats them for other users
+    for n in range(sessions // 10):  # each query is asked by ten users
         query = near(rng, vectors[n])
         lists.append((query, context.storage.objects.nearest(collection, query[None], SHOWN)))
     events = []
@@ -82,6 +88,7 @@ def record(context: Context, rng: np.random.Generator, vectors: NDArray[np.float
         events.append(SessionEvent(session_id=session.session_id, object_id=clicked.object_id))
     for start in range(0, len(events), 1000):
         context.clickstream_dao.push_events(events[start : start + 1000])
+    return [query for query, _ in lists]
 
 
 def worker_sessions_per_second(context: Context) -> dict[str, float]:
@@ -107,9 +114,19 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def search_times(
-    context: Context, rng: np.random.Generator, vectors: NDArray[np.float32], count: int
+    context: Context,
+    sharing: Context,
+    rng: np.random.Generator,
+    vectors: NDArray[np.float32],
+    *,
+    asked: list[NDArray[np.float32]],
+    count: int,
 ) -> dict[str, dict[str, float]]:
-    """Time plain and personalised search in turns, each user with 20 sessions, the query a near one."""
+    """Time plain and personalised search in turns, each user with 20 sessions, the query a near one.
+
+    Args:
+        sharing: the same with sharing on; there nobody known searches near one of ``asked``.
+    """
     collection = context.storage.collections.get(COLLECTION)
     improver = context.improver()
     users = [f"reader-{n}" for n in range(10)]
@@ -134,8 +151,8 @@ def search_times(
             )
     while improver.improve_once().orders:
         pass
-    times: dict[str, list[float]] = {"plain": [], "no memory near": [], "personalised": []}
-    personalised = 0
+    times: dict[str, list[float]] = {"plain": [], "no memory near": [], "personalised": [], "shared": []}
+    personalised = shared = 0
     for n in range(count + 20):
         user = users[n % len(users)]
         known = near(rng, queries[user][int(rng.integers(20))], noise=0.1)
@@ -146,11 +163,16 @@ def search_times(
         page = context.search.search(known, collection=COLLECTION, user_id=user)
         own = time.perf_counter() - started
         personalised += page.personalised
+        query = near(rng, asked[int(rng.integers(len(asked)))], noise=0.1)
+        started = time.perf_counter()
+        page = sharing.search.search(query, collection=COLLECTION)
+        of_others = time.perf_counter() - started
+        shared += page.personalised
         if n >= 20:  # the first searches fill caches
-            for name, seconds in zip(times, (plain, far, own), strict=True):
+            for name, seconds in zip(times, (plain, far, own, of_others), strict=True):
                 times[name].append(seconds)
-    if personalised < count:
-        raise RuntimeError(f"only {personalised} of {count} searches were personalised")
+    if min(personalised, shared) < count:
+        raise RuntimeError(f"of {count} searches {personalised} were personalised and {shared} shared")
     return {name: percentiles(seconds) for name, seconds in times.items()}
 
 
@@ -236,14 +258,18 @@ def main() -> None:
         Path(folder).chmod(0o755)
         data_dir = Path(folder) / "data"
         settings = load_settings(data_dir=data_dir, embedder="none", database_url=None, plugins_path=None)
-        with Context(settings) as context:
+        shared = settings.model_copy(update={"shared_min_users": 3})
+        with Context(settings) as context, Context(shared) as sharing:
             results["upsert_10000_objects_seconds"] = fill(context, vectors)
-            record(context, rng, vectors, 1000 * scale)
+            asked = record(context, rng, vectors, 1000 * scale)
             results["worker"] = worker_sessions_per_second(context)
-            results["search"] = search_times(context, rng, vectors, 200 * scale)
+            sharing.storage.orders.create_for_everyone(sharing.storage.collections.get(COLLECTION))
+            results["worker, sharing"] = worker_sessions_per_second(sharing)
+            results["search"] = search_times(context, sharing, rng, vectors, asked=asked, count=200 * scale)
         results["click_to_effect"] = click_to_effect(data_dir, rng, vectors, 20 * scale)
     search = results["search"]
-    results["personalised_over_plain_p50"] = search["personalised"]["p50_ms"] / search["plain"]["p50_ms"]  # type: ignore[index]
+    for name in ("personalised", "shared"):
+        results[f"{name}_over_plain_p50"] = search[name]["p50_ms"] / search["plain"]["p50_ms"]  # type: ignore[index]
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
     table = Table("what", "figure", title="The loop: 10,000 objects, 384 dimensions, 10 results a session")
@@ -270,7 +296,7 @@ $ python {shlex.join(sys.argv)}
 - **adjusters** learn from 1,000 sessions at once; `reference_autograd` is the documented gradient formula.
 - **worker** is the whole of it: claim, load, adjust, store and commit.
 - **search** is with vectors, without the time to embed a text; *no memory near* is a user whose past queries
-  are all about something else.
+  are all about something else; *shared* is nobody known, near to what at least three others clicked for.
 - **click_to_effect** goes through a service and a worker in processes of their own, over HTTP, from sending
   the click to a search that shows it.
 

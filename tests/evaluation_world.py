@@ -47,7 +47,8 @@ class WordEmbedder:
 def write_collection(folder: Path) -> Path:
     """Write a folder in which a query's relevant items share a word that the query does not have.
 
-    Plain search finds a topic's items in no useful order; clicks say which of them matter.
+    Plain search finds a topic's items in no useful order; clicks say which of them matter. An item has two
+    sentences, the second of which says nothing.
     """
     rng = np.random.default_rng(11)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def write_collection(folder: Path) -> Path:
             kind = "experiment" if number % 3 == 0 else "theory"
             chosen = rng.choice(words, size=3, replace=False)
             noise = f"report{topic}{number} figure{number % 7}"
-            items.append({"id": f"{topic}-{number}", "text": f"{topic} {kind} {' '.join(chosen)} {noise}"})
+            items.append({"id": f"{topic}-{number}", "text": f"{topic} {kind} {' '.join(chosen)}. {noise}"})
         for letter, pair in zip("abcd", ((0, 1), (1, 2), (2, 3), (3, 0)), strict=True):
             query_id = f"{topic}-{letter}"
             queries.append(f"{query_id}\t{topic} {words[pair[0]]} {words[pair[1]]}\n")

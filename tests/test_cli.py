@@ -4,8 +4,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from embedding_studio.cli import Clicks, Method, app
-from embedding_studio.evaluation import CLICK_MODELS, METHODS
+from embedding_studio.cli import Baseline, Clicks, Method, app
+from embedding_studio.evaluation import CLICK_MODELS, METHODS, PLAIN
 from embedding_studio.settings import Settings
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -52,6 +52,7 @@ def test_settings_are_listed_with_secrets_hidden(monkeypatch):
 
 def test_what_evaluate_offers_is_what_there_is_to_evaluate():
     assert {each.value for each in Method} == set(METHODS)
+    assert {each.value for each in Baseline} == {PLAIN, *METHODS}
     assert {each.value for each in Clicks} == set(CLICK_MODELS)
 
 

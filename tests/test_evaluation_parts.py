@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.errors import InvalidDataError
 from embedding_studio.evaluation.clicks import CLICK_MODELS, click_draws
 from embedding_studio.evaluation.collection_folder import load_collection
 from embedding_studio.evaluation.metrics import ndcg_at_10, paired_difference
 from embedding_studio.evaluation.paraphrases import carrier, content_words, shortened, shuffled
+from embedding_studio.evaluation.sentences import split_at_sentences
 from embedding_studio.evaluation.users import simulate_users
 from evaluation_world import WordEmbedder, write_collection
 
@@ -44,6 +46,75 @@ def test_vectors_beside_the_texts_are_used_as_they_are(tmp_path: Path) -> None:
     collection = load_collection(folder, embedder=EMBEDDER, seed=0)
 
     np.testing.assert_array_equal(np.concatenate(collection.parts), stored.astype(np.float32))
+
+
+def test_items_in_parts_are_embedded_whatever_vectors_stand_beside_the_texts(tmp_path: Path) -> None:
+    folder = write_collection(tmp_path / "small")
+    texts = [json.loads(line)["text"] for line in (folder / "items.jsonl").read_text().splitlines()]
+    np.save(folder / "items.npy", -EMBEDDER.embed(texts))
+
+    whole = load_collection(folder, embedder=EMBEDDER, seed=0, most_parts=1)
+    split = load_collection(folder, embedder=EMBEDDER, seed=0, most_parts=3)
+
+    np.testing.assert_array_equal(np.concatenate(whole.parts), EMBEDDER.embed(texts))
+    assert whole.most_parts == 1
+    assert [len(parts) for parts in split.parts] == [2] * len(texts)  # as many as there are sentences
+    sentences = [
+        half for text in texts for half in (text[: text.index(".") + 1], text[text.index(".") + 2 :])
+    ]
+    np.testing.assert_array_equal(np.concatenate(split.parts), EMBEDDER.embed(sentences))
+
+
+def test_a_text_is_cut_between_sentences_into_parts_of_about_equal_length() -> None:
+    text = "a b . c d e f . g h . i j k l m n . o p"
+
+    assert split_at_sentences(text, 1) == [text]
+    assert split_at_sentences(text, 2) == ["a b . c d e f . g h .", "i j k l m n . o p"]
+    assert split_at_sentences(text, 99) == ["a b .", "c d e f .", "g h .", "i j k l m n .", "o p"]
+    assert split_at_sentences("no end of it 3.5", 4) == ["no end of it 3.5"]
+    assert split_at_sentences("", 4) == [""]
+
+
+@given(st.text("ab .!?\n", max_size=80), st.integers(1, 9))
+def test_splitting_loses_no_word_and_makes_no_empty_part_of_a_text_with_words(
+    text: str, most_parts: int
+) -> None:
+    parts = split_at_sentences(text, most_parts)
+
+    assert 1 <= len(parts) <= most_parts
+    assert " ".join(parts).split() == text.split()
+
+
+@pytest.mark.parametrize("metric", [MetricType.DOT, MetricType.EUCLID])
+def test_where_norms_count_each_item_has_one_of_its_own_drawn_from_the_seed_and_its_id(
+    tmp_path: Path, metric: MetricType
+) -> None:
+    loaded = load_collection(write_collection(tmp_path / "small"), embedder=EMBEDDER, seed=0, most_parts=2)
+
+    def norms(seed: int) -> np.ndarray:
+        compared = loaded.compared_by(metric, MetricAggregationType.AVG, seed=seed)
+        for before, after in zip(loaded.parts, compared.parts, strict=True):
+            np.testing.assert_allclose(np.vecdot(before, after), np.linalg.norm(after, axis=1), rtol=1e-6)
+        assert compared.queries is loaded.queries
+        assert compared.index == SearchIndexInfo(
+            dimensions=101, metric_type=metric, metric_aggregation_type=MetricAggregationType.AVG
+        )
+        return np.linalg.norm(np.stack(compared.parts), axis=2)
+
+    np.testing.assert_array_equal(norms(1), norms(1))
+    assert (norms(1) != norms(2)).all()
+    np.testing.assert_allclose(norms(1)[:, 0], norms(1)[:, 1], rtol=1e-6)
+    logarithms = np.log(norms(1)[:, 0])  # 120 draws: a mean within 3 sigma / sqrt(120)
+    assert abs(logarithms.mean()) < 0.03
+    assert logarithms.std() == pytest.approx(0.1, abs=0.02)
+
+
+def test_for_cosine_vectors_stay_as_they_are(tmp_path: Path) -> None:
+    loaded = load_collection(write_collection(tmp_path / "small"), embedder=EMBEDDER, seed=0)
+
+    compared = loaded.compared_by(MetricType.COSINE, MetricAggregationType.MIN, seed=0)
+
+    assert compared.parts is loaded.parts
 
 
 def test_embedding_tells_its_progress(tmp_path: Path) -> None:

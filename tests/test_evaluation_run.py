@@ -1,6 +1,7 @@
 """An evaluation as a whole: simulated users, the product, the reference formula, and what is reported."""
 
 import io
+import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,12 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from embedding_studio.cli import app
+from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.errors import InvalidDataError, InvalidInputError
 from embedding_studio.evaluation import Evaluation, evaluate, html_report, markdown, table
 from embedding_studio.evaluation.clicks import CLICK_MODELS, click_draws
 from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery, load_collection
-from embedding_studio.evaluation.methods import Catalogue, Product, Ranked, ServedSession, UngatedCopies
+from embedding_studio.evaluation.methods import (
+    METHODS,
+    Catalogue,
+    Product,
+    Ranked,
+    ServedSession,
+    UngatedCopies,
+)
 from embedding_studio.evaluation.run import compare
 from embedding_studio.evaluation.taste import load_tastes
 from embedding_studio.evaluation.users import SimulatedUser, simulate_users
@@ -47,8 +58,8 @@ def users(collection: JudgedCollection) -> list[SimulatedUser]:
 class PlainSearch:
     """A method that learns nothing, and notes what it was given."""
 
-    def __init__(self, storage: Storage, collection: JudgedCollection) -> None:
-        self._catalogue = Catalogue(Product(storage, collection)._collection.index, collection)
+    def __init__(self, storage: Storage, collection: JudgedCollection) -> None:  # noqa: ARG002, as methods are
+        self._catalogue = Catalogue(collection)
         self.learnt: list[ServedSession] = []
         self.is_closed = False
 
@@ -126,6 +137,35 @@ def test_methods_are_compared_on_the_same_queries_and_the_same_clicks(
     assert [list(clicked) for _, _, _, clicked in one] == expected
 
 
+def test_differences_to_another_baseline_are_paired_to_its_own_rankings(
+    collection: JudgedCollection, users: list[SimulatedUser]
+) -> None:
+    methods = {name: METHODS[name] for name in ("default", "copies")}
+    to_plain = compare(collection, users, methods)
+    to_copies = compare(collection, users, methods, baseline="copies")
+
+    assert (to_plain.baseline, to_copies.baseline) == ("plain", "copies")
+    default, copies = to_plain.methods["default"], to_plain.methods["copies"]
+    for sessions, slices in to_copies.methods["default"].after.items():
+        for slice_name, found in slices.items():
+            before, other = default.after[sessions][slice_name], copies.after[sessions][slice_name]
+            assert (found.plain, found.ndcg) == (before.plain, before.ndcg)
+            assert found.difference.mean == pytest.approx(before.ndcg - other.ndcg)
+    for slices in to_copies.methods["copies"].after.values():
+        for found in slices.values():
+            assert (found.difference.low, found.difference.high, found.identical) == (0, 0, 1)
+
+
+def test_a_baseline_need_not_be_among_the_methods_reported(folder: Path) -> None:
+    beside, alone = (
+        evaluate(folder, embedder=EMBEDDER, methods=methods, users=5, sessions=3, baseline="copies")
+        for methods in (["copies", "default"], ["default"])
+    )
+
+    assert list(alone.methods) == ["default"]
+    assert without_times(alone)["methods"]["default"] == without_times(beside)["methods"]["default"]
+
+
 @pytest.mark.parametrize("clicks", CLICK_MODELS)
 def test_the_default_helps_where_users_ask_again_and_leaves_other_searches_alone(
     folder: Path, clicks: str
@@ -138,6 +178,68 @@ def test_the_default_helps_where_users_ask_again_and_leaves_other_searches_alone
     if clicks == "perfect":
         assert after["same"].difference.low > 0.1
         assert after["para"].difference.low > 0
+
+
+@pytest.mark.parametrize("metric", MetricType)
+@pytest.mark.parametrize("aggregation", MetricAggregationType)
+@pytest.mark.parametrize("method", ["default", "copies"])
+def test_under_every_metric_and_aggregation_learning_helps_and_unrelated_searches_stay_as_they_were(
+    folder: Path, metric: MetricType, aggregation: MetricAggregationType, method: str
+) -> None:
+    found = evaluate(
+        folder,
+        embedder=EMBEDDER,
+        methods=[method],
+        users=20,
+        seed=0,
+        metric=metric,
+        aggregation=aggregation,
+        parts=2,
+    )
+
+    after = found.methods[method].after[10]
+    assert (found.metric, found.aggregation, found.parts) == (metric, aggregation, 2)
+    assert after["same"].difference.mean > 0
+    if method == "default":
+        assert after["far"].identical == 1
+
+
+def test_plain_search_ranks_by_the_metric_and_the_aggregation_of_the_collection(folder: Path) -> None:
+    split = load_collection(folder, embedder=EMBEDDER, seed=0, most_parts=2)
+    query = split.queries[0]
+
+    def nearest(kind: type[Product], metric: MetricType, aggregation: MetricAggregationType) -> list[Ranked]:
+        return kind(MemoryStorage(), split.compared_by(metric, aggregation, seed=0)).rank(None, query)
+
+    found = set()
+    for metric in MetricType:
+        for aggregation in MetricAggregationType:
+            by_service = nearest(Product, metric, aggregation)
+            assert nearest(UngatedCopies, metric, aggregation) == by_service
+            found.add(tuple(by_service))
+    assert len(found) == 6
+
+
+def test_the_reference_formula_is_refused_for_what_it_does_not_say(folder: Path) -> None:
+    with pytest.raises(InvalidInputError, match="given for cosine, not for dot; leave out the method"):
+        evaluate(folder, embedder=EMBEDDER, methods=["reference"], users=2, metric=MetricType.DOT)
+
+
+def test_what_others_clicked_helps_users_who_have_not_searched_yet(folder: Path) -> None:
+    methods = ["default", "shared"]
+    found = evaluate(folder, embedder=EMBEDDER, methods=methods, users=13, sessions=3, others=5).methods
+
+    assert list(found["default"].after) == list(found["shared"].after) == [0, 1, 3]
+    assert all(each.identical == 1 for each in found["default"].after[0].values())
+    assert found["shared"].after[0]["same"].difference.mean > 0
+    alone, beside_others = (found[name].after[1]["same"].difference.mean for name in methods)
+    assert beside_others > alone
+
+
+def test_without_others_nothing_is_measured_before_the_first_session(folder: Path) -> None:
+    found = evaluate(folder, embedder=EMBEDDER, methods=["shared"], users=3, sessions=1).methods
+
+    assert list(found["shared"].after) == [1]
 
 
 def test_the_reference_formula_does_harm_even_to_the_query_that_was_clicked(folder: Path) -> None:
@@ -227,6 +329,12 @@ class _Lent:
         ({"clicks": "wild"}, "no clicks called 'wild'; choose from standard, capped, noisy, perfect"),
         ({"users": 0}, "0 users with 10 sessions"),
         ({"sessions": 0}, "200 users with 0 sessions"),
+        ({"parts": 0}, "0 parts of an item are none"),
+        ({"others": -1}, "-1 other users are fewer than none"),
+        (
+            {"baseline": "plane"},
+            "no baseline 'plane' to compare with; choose from plain, reference, torch, copies, default",
+        ),
     ],
 )
 def test_a_wish_that_means_nothing_is_refused_before_anything_is_read(arguments, sentence: str) -> None:
@@ -280,6 +388,50 @@ def test_the_markdown_page_begins_with_its_command_and_holds_every_number(evalua
     assert "0, identical lists" in row
 
 
+def test_the_command_line_takes_metric_aggregation_parts_and_baseline(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    options = "--adjuster copies --baseline default --metric euclid --aggregation avg --parts 2"
+    sizes = "--users 3 --sessions 2"
+
+    ran = CliRunner().invoke(
+        app, ["evaluate", str(folder), *options.split(), *sizes.split(), "--json", str(tmp_path / "out.json")]
+    )
+
+    assert ran.exit_code == 0, ran.stderr
+    [told] = json.loads((tmp_path / "out.json").read_text())
+    assert (told["metric"], told["aggregation"], told["parts"]) == ("euclid", "avg", 2)
+    assert told["baseline"] == "default"
+    assert list(told["methods"]) == ["copies"]
+
+
+def test_headings_say_what_is_not_the_cosine_of_single_vectors_compared_with_plain_search(
+    evaluation: Evaluation,
+) -> None:
+    other = replace(
+        evaluation,
+        metric=MetricType.DOT,
+        aggregation=MetricAggregationType.AVG,
+        parts=4,
+        baseline="copies",
+    )
+    expected = (
+        "clicks, seed 1, dot (norms of items log-normal, sigma 0.1), up to 4 parts an item, avg over parts, "
+        "compared with copies"
+    )
+
+    page = markdown([evaluation, other], "embedding-studio evaluate here")
+
+    assert str(table(other).title).endswith(expected)
+    assert f"{expected}\n" in page
+    assert "clicks, seed 1\n" in page
+    assert "Where a heading names another baseline" in page
+    assert f"{expected}</h2>" in html_report([other])
+    assert "nDCG@10 minus copies" in html_report([other])
+    assert {"metric": "dot", "aggregation": "avg", "parts": 4}.items() <= other.to_json().items()
+
+
 def test_the_html_report_is_one_file_with_pictures_that_asks_for_nothing_else(evaluation: Evaluation) -> None:
     page = html_report([evaluation])
 
@@ -308,6 +460,11 @@ def test_tastes_are_measured_on_what_each_user_liked(tmp_path: Path) -> None:
     assert after["same"].difference.mean > 0
 
 
+def test_films_are_not_split(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="holds ratings of films, which are not split"):
+        evaluate(write_ratings(tmp_path / "films"), embedder=EMBEDDER, parts=2)
+
+
 def test_what_a_user_liked_later_is_never_clicked(tmp_path: Path) -> None:
     collection, users = load_tastes(
         write_ratings(tmp_path / "films"), users=9, sessions=6, embedder=EMBEDDER, seed=0
@@ -321,6 +478,7 @@ def test_what_a_user_liked_later_is_never_clicked(tmp_path: Path) -> None:
         assert not earlier.keys() & later.keys()
         assert user.issued[0].grades == earlier
         assert later.keys() <= set(collection.item_ids)
+        assert {*earlier.values(), *later.values()} == {1}  # a film is liked or not, whatever its stars
 
 
 def test_ratings_that_cannot_be_read_get_one_clear_sentence(tmp_path: Path) -> None:

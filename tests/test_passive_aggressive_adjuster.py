@@ -19,6 +19,7 @@ from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import 
     least_changes,
 )
 from embedding_studio.embeddings.similarity import similarities
+from embedding_studio.errors import InvalidSettingError
 
 COSINE = SearchIndexInfo()
 COSINE_AVG = SearchIndexInfo(metric_aggregation_type=MetricAggregationType.AVG)
@@ -48,6 +49,11 @@ def session_of(query, clicked, skipped, user_id="u"):
     )
 
 
+def hard(index, *knobs, **bounds):
+    """Return an adjuster whose every session has its way in full, so that results can be reckoned by hand."""
+    return PassiveAggressiveAdjuster(index, *knobs, aggressiveness=math.inf, **bounds)
+
+
 def shown(session):
     return (*session.clicked_elements, *session.non_clicked_elements)
 
@@ -56,30 +62,37 @@ def similarities_of(index, session):
     return [similarities(index, session.query.vector, e.vector, np.array([0]))[0] for e in shown(session)]
 
 
-def by_hildreth(scores, clicked, weights, margin):
+def by_hildreth(scores, clicked, weights, margin, aggressiveness):
     """Solve the quadratic programme pair by pair: Hildreth (1957), dual coordinate ascent."""
-    changes = np.zeros(len(scores))
+    changes, shortfalls = np.zeros((2, len(scores)))
+    slack = 1 / aggressiveness
     duals = {(c, n): 0.0 for c in np.flatnonzero(clicked) for n in np.flatnonzero(~clicked)}
     for _ in range(5000):
         for (c, n), dual in duals.items():
-            lacking = margin - (scores[c] + changes[c] - scores[n] - changes[n])
-            step = max(-dual, lacking / (weights[c] + weights[n]))
+            reached = scores + changes + shortfalls
+            lacking = margin - (reached[c] - reached[n])
+            step = max(-dual, lacking / (weights[c] + slack + weights[n] + slack))
             duals[c, n] += step
             changes[c] += weights[c] * step
             changes[n] -= weights[n] * step
+            shortfalls[c] += slack * step
+            shortfalls[n] -= slack * step
     return changes
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=seeds)
-def test_the_closed_form_solves_the_quadratic_programme(seed):
+@given(seed=seeds, aggressiveness=st.sampled_from([0.1, 0.5, 3.0, math.inf]))
+def test_the_closed_form_solves_the_quadratic_programme(seed, aggressiveness):
     rng = np.random.default_rng(seed)
     clicked = np.array([True, False, False, True, False])[: rng.integers(2, 6)]
     scores, weights = rng.uniform(-0.2, 0.2, len(clicked)), rng.uniform(0.2, 3, len(clicked))
 
-    changes = least_changes(scores, clicked, weights, np.array([0, len(clicked)]), 0.05)
+    changes = least_changes(
+        scores, clicked, weights, np.array([0, len(clicked)]), 0.05, aggressiveness=aggressiveness
+    )
 
-    np.testing.assert_allclose(changes, by_hildreth(scores, clicked, weights, 0.05), atol=1e-7)
+    expected = by_hildreth(scores, clicked, weights, 0.05, aggressiveness)
+    np.testing.assert_allclose(changes, expected, atol=1e-7)
 
 
 @given(seed=seeds)
@@ -124,10 +137,64 @@ def test_least_changes_by_hand(scores, weights, changes):
     assert found == pytest.approx(changes, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("weights", "changes"),
+    [
+        ([1, 1], [0.025, -0.025]),  # a third of the way: 1 / (1 + 1 / 0.5)
+        ([1, 0.1], [0.15 * 3 / 5.1 / 3, -0.15 * 2.1 / 5.1 * 0.1 / 2.1]),  # hardly seen, hardly moved
+        ([3, 1], [0.15 * 5 / 8 * 3 / 5, -0.15 * 3 / 8 / 3]),  # a purchase goes further than a click
+    ],
+)
+def test_a_session_that_may_be_wrong_goes_part_of_the_way_by_hand(weights, changes):
+    found = least_changes(
+        np.array([0.5, 0.6]),
+        np.array([True, False]),
+        np.array(weights, float),
+        np.array([0, 2]),
+        0.05,
+        aggressiveness=0.5,
+    )
+
+    assert found == pytest.approx(changes, abs=1e-12)
+
+
+def test_sessions_that_agree_take_an_object_further_and_never_beyond_the_margin():
+    session = session_of((1, 0), [at_cosine(0.5)], [at_cosine(0.6)])
+
+    adjusted = PassiveAggressiveAdjuster(COSINE).adjust_vectors([session] * 31)
+
+    gaps = [clicked - skipped for clicked, skipped in (similarities_of(COSINE, each) for each in adjusted)]
+    assert gaps == sorted(gaps)
+    assert gaps[0] == pytest.approx(-0.1 + 0.15 / 3, abs=1e-6)
+    assert gaps[1] == pytest.approx(-0.05 + 0.1 / 3, abs=1e-6)
+    assert gaps[-1] == pytest.approx(0.05, abs=1e-4)
+
+
+def test_a_wrong_click_is_outvoted():
+    """Once the worse of two results is clicked, then three times the better, as a hand slips."""
+    good, bad = element("good", at_cosine(0.55)), element("bad", at_cosine(0.5))
+    query = element("q", (1, 0))
+    sessions = [ImprovementInput("slip", query, (bad,), (good,), "u")]
+    sessions += [ImprovementInput(f"{n}", query, (good,), (bad,), "u") for n in range(3)]
+
+    adjusted = PassiveAggressiveAdjuster(COSINE).adjust_vectors(sessions)
+
+    final = {each.id: each.vector[0, 0] for each in shown(adjusted[-1])}
+    assert final["good"] - final["bad"] > 0.03
+    slipped = {each.id: each.vector[0, 0] for each in shown(adjusted[0])}
+    assert slipped["good"] > slipped["bad"]  # one slip alone does not turn the two round
+
+
+@pytest.mark.parametrize("aggressiveness", [0.0, -1.0, math.nan])
+def test_an_aggressiveness_that_cannot_work_is_refused(aggressiveness):
+    with pytest.raises(InvalidSettingError, match="aggressiveness is"):
+        PassiveAggressiveAdjuster(COSINE, aggressiveness=aggressiveness)
+
+
 def test_one_click_and_one_skip_by_hand():
     session = session_of((1, 0), [at_cosine(0.5)], [at_cosine(0.6)])
 
-    (adjusted,) = PassiveAggressiveAdjuster(COSINE).adjust_vectors([session])
+    (adjusted,) = hard(COSINE).adjust_vectors([session])
 
     np.testing.assert_allclose(adjusted.clicked_elements[0].vector, [at_cosine(0.575)], rtol=1e-6)
     np.testing.assert_allclose(adjusted.non_clicked_elements[0].vector, [at_cosine(0.525)], rtol=1e-6)
@@ -136,7 +203,7 @@ def test_one_click_and_one_skip_by_hand():
 def test_norms_that_are_not_one_are_kept_for_cosine():
     session = session_of((9, 0), [at_cosine(0.5, 7)], [at_cosine(0.6, 0.1)])
 
-    (adjusted,) = PassiveAggressiveAdjuster(COSINE).adjust_vectors([session])
+    (adjusted,) = hard(COSINE).adjust_vectors([session])
 
     np.testing.assert_allclose(adjusted.clicked_elements[0].vector, [at_cosine(0.575, 7)], rtol=1e-5)
     np.testing.assert_allclose(adjusted.non_clicked_elements[0].vector, [at_cosine(0.525, 0.1)], rtol=1e-5)
@@ -147,7 +214,7 @@ def test_dot_turns_at_constant_norm_to_the_wanted_inner_product_by_hand():
     # click goes to the lesser.
     session = session_of((3, 0), [at_cosine(0.8, 1)], [at_cosine(0.5, 2)])
 
-    (adjusted,) = PassiveAggressiveAdjuster(DOT).adjust_vectors([session])
+    (adjusted,) = hard(DOT).adjust_vectors([session])
 
     middle, half = 2.7, 0.05 * 4.5 / 2
     np.testing.assert_allclose(
@@ -161,7 +228,7 @@ def test_dot_turns_at_constant_norm_to_the_wanted_inner_product_by_hand():
 def test_dot_turns_as_far_as_the_query_where_the_norm_is_too_small_for_more():
     session = session_of((1, 0), [at_cosine(0.9, 0.1)], [at_cosine(0.9, 5)])
 
-    (adjusted,) = PassiveAggressiveAdjuster(DOT, max_angle_degrees=WIDE).adjust_vectors([session])
+    (adjusted,) = hard(DOT, max_angle_degrees=WIDE).adjust_vectors([session])
 
     np.testing.assert_allclose(adjusted.clicked_elements[0].vector, [(0.1, 0)], atol=1e-6)
 
@@ -170,7 +237,7 @@ def test_euclid_moves_along_the_line_through_the_query_by_hand():
     # Distances 3 and 1, mean 2: the margin is 0.1; they meet at 2 and part to 1.95 and 2.05.
     session = session_of((0, 0), [(0, 30)], [(10, 0)])
 
-    (adjusted,) = PassiveAggressiveAdjuster(EUCLID, max_angle_degrees=WIDE).adjust_vectors([session])
+    (adjusted,) = hard(EUCLID, max_angle_degrees=WIDE).adjust_vectors([session])
 
     np.testing.assert_allclose(adjusted.clicked_elements[0].vector, [(0, 19.5)], rtol=1e-6)
     np.testing.assert_allclose(adjusted.non_clicked_elements[0].vector, [(20.5, 0)], rtol=1e-6)
@@ -196,7 +263,7 @@ def test_what_is_out_of_the_way_is_the_very_same_array():
 def test_the_same_session_again_moves_nothing_more():
     rng = np.random.default_rng(5)
     session = session_of(rng.normal(size=9), rng.normal(size=(2, 9)), rng.normal(size=(5, 9)))
-    adjuster = PassiveAggressiveAdjuster(COSINE, max_angle_degrees=WIDE)
+    adjuster = hard(COSINE, max_angle_degrees=WIDE)
 
     (once,) = adjuster.adjust_vectors([session])
     _, twice = adjuster.adjust_vectors([session, session])
@@ -249,7 +316,7 @@ def test_the_rate_is_twice_the_margin():
 
     gaps = []
     for rate in (0.02, 0.1, 0.3):
-        (adjusted,) = PassiveAggressiveAdjuster(COSINE, rate).adjust_vectors([session])
+        (adjusted,) = hard(COSINE, rate).adjust_vectors([session])
         clicked, skipped = similarities_of(COSINE, adjusted)
         gaps.append(clicked - skipped)
 
@@ -266,9 +333,7 @@ def test_more_iterations_bring_sessions_that_disagree_nearer_to_all_holding():
 
     lacking = {}
     for iterations in (1, 10, 14, 15, 30, 100):
-        adjusted = PassiveAggressiveAdjuster(COSINE, 0.1, iterations, max_angle_degrees=WIDE).adjust_vectors(
-            sessions
-        )
+        adjusted = hard(COSINE, 0.1, iterations, max_angle_degrees=WIDE).adjust_vectors(sessions)
         final = {e.id: e.vector for e in shown(adjusted[-1])}
         cosines = [
             [similarities(COSINE, s.query.vector, final[i], np.array([0]))[0] for i in ("a", "b")]
@@ -286,7 +351,7 @@ def test_a_lower_temperature_raises_the_best_part_alone():
 
     raises = {}
     for temperature in (0.1, 1.0, 5.0):
-        (adjusted,) = PassiveAggressiveAdjuster(COSINE, 0.1, 10, temperature).adjust_vectors([session])
+        (adjusted,) = hard(COSINE, 0.1, 10, temperature).adjust_vectors([session])
         raises[temperature] = adjusted.clicked_elements[0].vector[:, 0] - [0.6, 0.55, 0.1]
 
     for temperature, of_parts in raises.items():
@@ -299,7 +364,7 @@ def test_every_part_of_a_skipped_object_that_is_above_the_target_is_lowered_to_i
     parts = [at_cosine(0.7), at_cosine(0.64), at_cosine(0.1)]
     session = session_of((1, 0), [at_cosine(0.6)], [parts])
 
-    (adjusted,) = PassiveAggressiveAdjuster(COSINE).adjust_vectors([session])
+    (adjusted,) = hard(COSINE).adjust_vectors([session])
 
     np.testing.assert_allclose(adjusted.non_clicked_elements[0].vector[:, 0], [0.625, 0.625, 0.1], rtol=1e-6)
 
@@ -307,7 +372,7 @@ def test_every_part_of_a_skipped_object_that_is_above_the_target_is_lowered_to_i
 def test_under_avg_all_parts_change_alike_and_the_mean_by_what_is_wanted():
     session = session_of((1, 0), [[at_cosine(0.6), at_cosine(0.2)]], [at_cosine(0.5)])
 
-    (adjusted,) = PassiveAggressiveAdjuster(COSINE_AVG).adjust_vectors([session])
+    (adjusted,) = hard(COSINE_AVG).adjust_vectors([session])
 
     np.testing.assert_allclose(adjusted.clicked_elements[0].vector[:, 0], [0.675, 0.275], rtol=1e-5)
     np.testing.assert_allclose(adjusted.non_clicked_elements[0].vector[:, 0], [0.425], rtol=1e-5)
@@ -340,7 +405,7 @@ def test_a_skip_that_leaving_one_part_of_the_query_would_bring_to_another_stays(
 def test_the_trust_region_stops_what_the_margin_asks_for():
     session = session_of((1, 0), [at_cosine(0.0)], [at_cosine(1 / math.sqrt(2))])
 
-    (adjusted,) = PassiveAggressiveAdjuster(COSINE, max_angle_degrees=5.0).adjust_vectors([session])
+    (adjusted,) = hard(COSINE, max_angle_degrees=5.0).adjust_vectors([session])
 
     np.testing.assert_allclose(
         adjusted.clicked_elements[0].vector, [at_cosine(math.cos(math.radians(85)))], rtol=1e-5
@@ -396,7 +461,7 @@ def test_more_sessions_than_are_taken_at_once_are_all_learnt_from():
         for u in range(2 * SESSIONS_AT_ONCE + 3)
     ]
 
-    adjusted = PassiveAggressiveAdjuster(COSINE).adjust_vectors(sessions)
+    adjusted = hard(COSINE).adjust_vectors(sessions)
 
     raised = {float(s.clicked_elements[0].vector[0, 0]) for s in adjusted}
     assert len(raised) == 1

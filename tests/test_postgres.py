@@ -12,7 +12,7 @@ import pytest
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import HnswParameters, MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, PersonalState
+from embedding_studio.domain.objects import CatalogueObject, PersonalState, SharedVote
 from embedding_studio.domain.sessions import (
     Session,
     SessionEvent,
@@ -106,14 +106,14 @@ FILTERS = {
 }
 
 
-def index_scans(connection):
-    """Return how often the vector index was used by connections that have ended."""
+def index_scans(connection, name="parts_nearest"):
+    """Return how often a vector index was used by connections that have ended."""
     while connection.execute(
         "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     ).rowcount:
         pass
     [(scans,)] = connection.execute(
-        "SELECT coalesce(sum(idx_scan), 0) FROM pg_stat_user_indexes WHERE indexrelname = 'parts_nearest'"
+        "SELECT coalesce(sum(idx_scan), 0) FROM pg_stat_user_indexes WHERE indexrelname = %s", [name]
     )
     return scans
 
@@ -240,6 +240,156 @@ def test_parts_that_do_not_change_are_not_written_again(postgres, connection):
 
     assert connection.execute(rows).fetchall() == before
     assert postgres.objects.get(things, ["o7"])[0].payload == {"new": 1}
+
+
+# What users tell each other
+
+
+def vote_for_all(storage, collection, queries):
+    """Let 40 users vote for random queries, 9 of them each."""
+    rng = np.random.default_rng(11)
+    states = {
+        f"user {number}": PersonalState(
+            (), {}, tuple(SharedVote(f"q{k:04}", queries[k], -queries[k], 100 + number) for k in chosen)
+        )
+        for number, chosen in enumerate(rng.permuted([range(len(queries))] * 40, axis=1)[:, :9])
+    }
+    with storage.personal.learning(collection, list(states)) as transaction:
+        transaction.replace_states(states)
+
+
+def vote(storage, collection, user_id, *query_keys):
+    votes = tuple(SharedVote(key, np.ones(D, np.float32), np.ones(D, np.float32), 100) for key in query_keys)
+    with storage.personal.learning(collection, [user_id]) as transaction:
+        transaction.replace_states({user_id: PersonalState((), {}, votes)})
+
+
+def voted_for(connection):
+    """Return the keys of the queries that are stored, and of those that have votes."""
+    stored = connection.execute("SELECT query_key FROM collection_1.shared_queries ORDER BY 1").fetchall()
+    used = connection.execute(
+        "SELECT DISTINCT query_key FROM collection_1.shared_votes ORDER BY 1"
+    ).fetchall()
+    return [key for (key,) in stored], [key for (key,) in used]
+
+
+@pytest.mark.parametrize("dimensions", [7, 2001])
+def test_near_queries_of_others_come_from_their_index_as_from_all(indexing, connection, dimensions):
+    index = SearchIndexInfo(dimensions=dimensions)
+    centres, spread = np.random.default_rng(3).normal(size=(2, 211, dimensions))
+    queries = (centres[np.arange(211) % 4] + 0.4 * spread).astype(np.float32)
+    answers = []
+    for storage in (MemoryStorage(), indexing):
+        things = storage.collections.create("things", index)
+        vote_for_all(storage, things, queries)
+        answers.append(
+            [
+                storage.personal.near_memories(things, user_id, query, 0.5, shared_by=3).shared
+                for user_id in (None, "user 7")
+                for query in queries[:9]
+            ]
+        )
+    indexing.close()
+
+    assert index_scans(connection, "shared_queries_nearest") == 18
+    for expected, found in zip(*answers, strict=True):
+        assert [memory.users for memory in found] == [memory.users for memory in expected]
+        assert len(expected) > 9
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours.query, theirs.query)
+            np.testing.assert_allclose(ours.clicked_mean, theirs.clicked_mean, atol=1e-5)
+
+
+def test_a_query_goes_with_its_last_vote(postgres, connection):
+    things = postgres.collections.create("things", info())
+    vote(postgres, things, "ann", "k1", "k2", "k3")
+    vote(postgres, things, "bob", "k2")
+
+    vote(postgres, things, "ann", "k3", "k4")
+    after_a_fold = voted_for(connection)
+    postgres.clickstream.forget_user("ann")
+
+    assert after_a_fold == (["k2", "k3", "k4"],) * 2
+    assert voted_for(connection) == (["k2"], ["k2"])
+
+
+@pytest.mark.parametrize("last_goes_first", [True, False])
+def test_a_query_whose_last_vote_goes_while_another_comes_stays(postgres, connection, last_goes_first):
+    things = postgres.collections.create("things", info())
+    vote(postgres, things, "ann", "k1")
+    writes = [
+        ("ann", PersonalState()),
+        ("bob", PersonalState((), {}, (SharedVote("k1", a_query(Q=1)[0], a_query(Q=1)[0], 100),))),
+    ]
+    (first, firsts), (second, seconds) = writes if last_goes_first else writes[::-1]
+
+    def follow():
+        with postgres.personal.learning(things, [second]) as transaction:
+            transaction.replace_states({second: seconds})
+
+    following = threading.Thread(target=follow)
+    with postgres.personal.learning(things, [first]) as transaction:
+        transaction.replace_states({first: firsts})
+        following.start()
+        following.join(timeout=0.3)
+        waited = following.is_alive()
+    following.join(timeout=30)
+
+    assert waited
+    assert voted_for(connection) == (["k1"], ["k1"])
+    assert [vote.query_key for vote in postgres.personal.state(things, "bob").votes] == ["k1"]
+
+
+def test_folds_without_votes_and_folds_that_add_some_do_not_wait_for_each_other(postgres):
+    things = postgres.collections.create("things", info())
+    added = PersonalState((), {}, (SharedVote("k1", a_query(Q=1)[0], a_query(Q=1)[0], 100),))
+
+    def go_on():
+        vote(postgres, things, "bob", "k0", "k2")
+        with postgres.personal.learning(things, ["cat"]) as transaction:
+            transaction.replace_states({"cat": PersonalState()})
+        postgres.clickstream.forget_user("dan")
+
+    beside = threading.Thread(target=go_on)
+    with postgres.personal.learning(things, ["ann"]) as transaction:
+        transaction.replace_states({"ann": added})
+        beside.start()
+        beside.join(timeout=30)
+        waited = beside.is_alive()
+    beside.join(timeout=30)
+
+    assert not waited
+
+
+def test_no_query_lacks_votes_and_no_vote_its_query_after_many_folds_at_once(postgres, connection):
+    things = postgres.collections.create("things", info())
+    errors = []
+
+    def fold(user_ids, seed):
+        rng = np.random.default_rng(seed)
+        try:
+            for number in range(40):
+                for user_id in user_ids:
+                    keys = rng.permutation([f"k{k}" for k in np.flatnonzero(rng.random(9) < 0.2)])
+                    vote(postgres, things, user_id, *keys.tolist())
+                if number % 7 == 0:
+                    postgres.clickstream.forget_user(user_ids[0])
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    threads = [
+        threading.Thread(target=fold, args=(user_ids, seed))
+        for seed, user_ids in enumerate([["ann", "bob"], ["cat", "dan"], ["eve", "fay"]])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+
+    stored, used = voted_for(connection)
+    assert errors == []
+    assert stored == used != []
 
 
 # Lost connections

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from contextlib import closing
 
+import numpy as np
 import psycopg
 import pytest
 
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import PersonalState, SharedVote
 from embedding_studio.errors import StorageError, StorageUnavailableError, UnsupportedDatabaseError
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.schema import migrate, require_supported, without_password
@@ -32,6 +35,25 @@ def tables(connection):
     ).fetchall()
 
 
+def definitions(connection):
+    """Return what says what the tables of collections are: columns, constraints, indexes."""
+    return connection.execute(
+        """
+        SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attstorage::text,
+            attnotnull::text, attcollation::regcollation::text
+        FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+        WHERE relnamespace = 'collection_1'::regnamespace AND relkind = 'r' AND attnum > 0
+        UNION ALL
+        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), '', '', ''
+        FROM pg_constraint
+        WHERE connamespace = 'collection_1'::regnamespace
+        UNION ALL
+        SELECT tablename, indexname, indexdef, '', '', '' FROM pg_indexes WHERE schemaname = 'collection_1'
+        ORDER BY 1, 2, 3
+        """
+    ).fetchall()
+
+
 def test_migrations_are_numbered_from_1_without_a_gap():
     numbers = [number for number, _ in migrations()]
 
@@ -47,6 +69,29 @@ def test_each_migration_is_applied_once(connection):
     assert second == []
     assert len(made) > 30
     assert tables(connection) == made
+
+
+@pytest.mark.parametrize("dimensions", [3, 2001])
+def test_collections_made_before_votes_are_like_those_made_since(connection, postgres_url, dimensions):
+    with closing(PostgresStorage(postgres_url)) as storage:
+        films = storage.collections.create("films", SearchIndexInfo(dimensions=dimensions))
+    made = definitions(connection)
+    connection.execute("DROP TABLE collection_1.shared_votes, collection_1.shared_queries")
+    connection.execute("DELETE FROM embedding_studio.schema_migrations WHERE number >= 2")
+    before = definitions(connection)
+
+    query = np.ones(dimensions, dtype=np.float32)
+    with closing(PostgresStorage(postgres_url)) as storage:
+        with storage.personal.learning(films, ["ann"]) as transaction:
+            transaction.replace_states({"ann": PersonalState((), {}, (SharedVote("red", query, query, 1),))})
+        heard = storage.personal.near_memories(films, "bob", query, 0.5, shared_by=1).shared
+
+    assert [memory.users for memory in heard] == [1]
+    assert {row[0].removeprefix("collection_1.") for row in set(made) - set(before)} == {
+        "shared_queries",
+        "shared_votes",
+    }
+    assert definitions(connection) == made
 
 
 def test_a_migration_that_failed_left_nothing(connection):

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
+from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory, SharedVote
 from embedding_studio.domain.sessions import (
     SearchResultItem,
     Session,
@@ -170,6 +170,7 @@ class TwoStorages(RuleBasedStateMachine):
             push=2,
             number=0,
             is_undone=False,
+            asked=[0, 1, 2],
         )
 
     @rule(name=collections, alias=st.sampled_from(["best", "films"]))
@@ -204,8 +205,9 @@ class TwoStorages(RuleBasedStateMachine):
         max_distance=st.sampled_from([None, 1.1, 2.3, 0.3, -0.5]),
         user_id=users,
         moved_ids=st.lists(object_ids, max_size=5),
+        shared_by=st.integers(0, 3),
     )
-    def look(self, *, name, queries, limit, wanted, max_distance, user_id, moved_ids):
+    def look(self, *, name, queries, limit, wanted, max_distance, user_id, moved_ids, shared_by):
         self.both(
             lambda s: s.objects.nearest(
                 s.collections.get(name), queries, limit, filter=wanted, max_distance=max_distance
@@ -219,12 +221,12 @@ class TwoStorages(RuleBasedStateMachine):
 
         self.both(candidates)
         self.both(lambda s: s.clickstream.recent_queries(s.collections.get(name), limit))
-        self.both(
-            lambda s: sorted(
-                s.personal.active_memories(s.collections.get(name), user_id, queries[0], 0.3),
-                key=lambda memory: memory.session_id,
+        for asking in (user_id, None):
+            self.both(
+                lambda s, asking=asking: s.personal.near_memories(
+                    s.collections.get(name), asking, queries[0], 0.3, shared_by=shared_by
+                )
             )
-        )
 
     @rule(
         session_id=session_ids,
@@ -307,8 +309,9 @@ class TwoStorages(RuleBasedStateMachine):
         push=st.integers(0, len(POOL) - 1),
         number=st.integers(0, 9),
         is_undone=st.sampled_from([False, False, True]),
+        asked=st.lists(st.integers(0, 2 * len(QUERIES)), max_size=9, unique=True),
     )
-    def learn(self, *, name, user_ids, limit, moved_ids, push, number, is_undone):
+    def learn(self, *, name, user_ids, limit, moved_ids, push, number, is_undone, asked):
         def fold(s):
             with s.personal.learning(s.collections.get(name), sorted(user_ids)) as transaction:
                 recent = transaction.recent_sessions(limit)
@@ -328,7 +331,16 @@ class TwoStorages(RuleBasedStateMachine):
                         )
                         for recorded in sessions
                     ]
-                    states[user_id] = PersonalState(tuple(memories), moved)
+                    votes = [
+                        SharedVote(
+                            query_key=f"query {key}",
+                            query=QUERIES[(key + number) % len(QUERIES)],
+                            clicked_mean=POOL[push] * (1 + len(user_id)),
+                            created_at=100 + key % 2,
+                        )
+                        for key in asked
+                    ]
+                    states[user_id] = PersonalState(tuple(memories), moved, tuple(votes))
                     outcomes += [OrderOutcome(memory.session_id, Status.DONE) for memory in memories]
                     embedded |= {memory.session_id: QUERIES[push : push + 1] for memory in memories}
                 transaction.store_query_vectors(embedded)

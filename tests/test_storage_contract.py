@@ -10,7 +10,13 @@ import pytest
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import HnswParameters, MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, Neighbour, PersonalState, QueryMemory
+from embedding_studio.domain.objects import (
+    CatalogueObject,
+    Neighbour,
+    PersonalState,
+    QueryMemory,
+    SharedVote,
+)
 from embedding_studio.domain.sessions import (
     EventDisposition,
     SearchResultItem,
@@ -28,7 +34,7 @@ from embedding_studio.errors import (
     OrderNotFoundError,
     SessionNotFoundError,
 )
-from embedding_studio.storage.ports import OrderOutcome
+from embedding_studio.storage.ports import SHARED_QUERIES, SHARED_VOTES, OrderOutcome
 from test_filters import CASES
 
 ACCEPTED, DUPLICATE = EventDisposition.ACCEPTED, EventDisposition.DUPLICATE
@@ -130,11 +136,15 @@ def memory_of(session_id, *, query=(1, 0, 0), mean=(0, 1, 0), moved=("b",), at=1
     return QueryMemory(session_id, "a film", at, vectors(*query), vectors(*mean), ("a", "b"), moved)
 
 
-def learn(storage, collection, user_id="ann", *, memories=(), moved=None):
+def vote(query_key, *, query=(1, 0, 0), mean=(0, 1, 0), at=100):
+    return SharedVote(query_key, vectors(*query), vectors(*mean), at)
+
+
+def learn(storage, collection, user_id="ann", *, memories=(), moved=None, votes=()):
     """Store a user's state as a fold would; ``moved`` is object_id -> parts."""
     copies = {object_id: vectors(*parts) for object_id, parts in (moved or {}).items()}
     with storage.personal.learning(collection, [user_id]) as transaction:
-        transaction.replace_states({user_id: PersonalState(tuple(memories), copies)})
+        transaction.replace_states({user_id: PersonalState(tuple(memories), copies, tuple(votes))})
 
 
 def told(state):
@@ -149,6 +159,20 @@ def told_memory(memory):
 
 
 NOTHING = told(PersonalState())
+
+
+def told_votes(storage, collection, user_id="ann"):
+    """Return (query_key, query, clicked_mean, created_at) of each vote of a user."""
+    votes = storage.personal.state(collection, user_id).votes
+    return [(v.query_key, v.query.tolist(), v.clicked_mean.tolist(), v.created_at) for v in votes]
+
+
+def heard(storage, collection, user_id="ann", *, query=(1, 0, 0), threshold=0.5, shared_by=1):
+    """Return (query, clicked_mean, users) of each memory of others that is told to a user."""
+    near = storage.personal.near_memories(
+        collection, user_id, vectors(*query), threshold, shared_by=shared_by
+    )
+    return [(m.query.tolist(), m.clicked_mean.tolist(), m.users) for m in near.shared]
 
 
 @contextlib.contextmanager
@@ -333,6 +357,21 @@ def test_moving_an_alias_places_an_order_for_every_user_of_it(storage, films):
     storage.collections.set_alias("best", "books")
 
     assert claimed(storage) == ["s1", "s2"]
+
+
+def test_everyone_who_has_an_order_in_a_collection_gets_one_anew(storage, films):
+    storage.collections.create("books", index())
+    storage.collections.set_alias("best", "films")
+    clicked(storage, "s1", "ann", collection="best")
+    clicked(storage, "s2", "bob", collection="films")
+    clicked(storage, "s3", "bob", collection="films")
+    clicked(storage, "s4", "cat", collection="books")
+    search(storage, "s5", "dan", collection="films")
+    settle(storage)
+
+    assert storage.orders.create_for_everyone(films) == 2
+
+    assert claimed(storage) == ["s1", "s3"]
 
 
 def test_a_dropped_collection_takes_its_objects_personal_state_and_aliases_along(storage, films):
@@ -1789,7 +1828,7 @@ def test_memories_are_active_above_the_threshold(storage, films):
     )
 
     def active(threshold, query=(5, 0, 0)):
-        memories = storage.personal.active_memories(films, "ann", vectors(*query), threshold)
+        memories = storage.personal.near_memories(films, "ann", vectors(*query), threshold).own
         return sorted(memory.session_id for memory in memories)
 
     assert active(0.9) == ["same"]
@@ -1804,7 +1843,7 @@ def test_an_active_memory_comes_whole(storage, films):
     memory = memory_of("s1", query=(1, 0.1, 0), mean=(0.3, 2, 0), moved=("a", "c"), at=123)
     learn(storage, films, memories=[memory])
 
-    [active] = storage.personal.active_memories(films, "ann", vectors(1, 0, 0), 0.75)
+    [active] = storage.personal.near_memories(films, "ann", vectors(1, 0, 0), 0.75).own
 
     assert told_memory(active) == told_memory(memory)
 
@@ -1816,10 +1855,9 @@ def test_nearness_to_a_memory_is_the_cosine_whatever_the_metric(storage, metric_
         storage, shoes, memories=[memory_of("far along", query=(9, 0, 0)), memory_of("zero", query=(0, 0, 0))]
     )
 
-    assert [m.session_id for m in storage.personal.active_memories(shoes, "ann", vectors(1, 0, 0), 0.5)] == [
-        "far along"
-    ]
-    assert storage.personal.active_memories(shoes, "ann", vectors(0, 0, 0), 0.5) == []
+    near = storage.personal.near_memories(shoes, "ann", vectors(1, 0, 0), 0.5).own
+    assert [memory.session_id for memory in near] == ["far along"]
+    assert storage.personal.near_memories(shoes, "ann", vectors(0, 0, 0), 0.5).own == []
 
 
 @pytest.mark.parametrize("intruder", ["nobody", "ann' OR '1'='1", "an%", "ann\\", "ANN", "ann "])
@@ -1828,7 +1866,7 @@ def test_a_users_state_is_read_for_that_user_alone(storage, films, intruder):
     plain = storage.objects.nearest(films, vectors([1, 0, 0]), 3)
 
     assert told(storage.personal.state(films, intruder)) == NOTHING
-    assert storage.personal.active_memories(films, intruder, vectors(1, 0, 0), 0.0) == []
+    assert storage.personal.near_memories(films, intruder, vectors(1, 0, 0), 0.0).own == []
     assert storage.personal.candidates(films, intruder, vectors([1, 0, 0]), 3, ["b"]) == (plain, [])
 
 
@@ -1879,6 +1917,238 @@ def test_candidates_without_moved_objects_are_the_nearest(storage, metric_type, 
     assert plain == (nearest[:9], [])
     assert set(ids(moved)) == gone
     assert near == [n for n in nearest if n.object_id not in gone]
+
+
+# What users tell each other
+
+
+def test_what_others_clicked_for_a_query_comes_as_one_memory_of_it_nearest_first(storage, films):
+    learn(storage, films, "bob", votes=[vote("far", query=(3, 4, 0), mean=(0, 0, 2))])
+    learn(storage, films, "cat", votes=[vote("near", query=(5, 0, 0), mean=(0, 1, 0))])
+    learn(storage, films, "dan", votes=[vote("near", query=(5, 0, 0), mean=(0, 3, 0))])
+    learn(storage, films, "eve", votes=[vote("elsewhere", query=(0, 0, 1))])
+
+    near = storage.personal.near_memories(films, "ann", vectors(1, 0, 0), 0.5, shared_by=2)
+
+    assert near.own == []
+    assert heard(storage, films, shared_by=2) == [([5, 0, 0], [0, 2, 0], 2), ([3, 4, 0], [0, 0, 2], 1)]
+    assert [(m.query.dtype, m.clicked_mean.dtype) for m in near.shared] == [(np.float32, np.float32)] * 2
+
+
+@pytest.mark.parametrize("user_id", ["ann", None])
+def test_nothing_is_told_that_fewer_users_said_than_are_asked_for(storage, films, user_id):
+    learn(storage, films, "bob", votes=[vote("red"), vote("blue", query=(0, 1, 0))])
+    learn(storage, films, "cat", votes=[vote("reddish", query=(4, 3, 0))])
+
+    assert heard(storage, films, user_id, shared_by=3) == []
+    assert [users for *_, users in heard(storage, films, user_id, shared_by=2)] == [1, 1]
+    assert heard(storage, films, user_id, shared_by=2, threshold=0.9) == []
+    assert heard(storage, films, user_id, shared_by=0) == []
+
+
+def test_a_users_own_vote_never_comes_back_to_them(storage, films):
+    for user_id, mean in {"ann": (9, 9, 9), "bob": (0, 3, 0), "cat": (0, 0, 3)}.items():
+        learn(storage, films, user_id, memories=[memory_of("s1")], votes=[vote("red", mean=mean)])
+
+    assert heard(storage, films, "ann", shared_by=2) == [([1, 0, 0], [0, 1.5, 1.5], 2)]
+    assert heard(storage, films, "ann", shared_by=3) == []
+    assert heard(storage, films, None, shared_by=3) == [([1, 0, 0], [3, 4, 4], 3)]
+
+
+def test_own_memories_and_those_of_others_come_together(storage, films):
+    learn(storage, films, "ann", memories=[memory_of("s1")])
+    learn(storage, films, "bob", memories=[memory_of("s2")], votes=[vote("red")])
+
+    anns, nobodys = (
+        storage.personal.near_memories(films, user_id, vectors(1, 0, 0), 0.5, shared_by=1)
+        for user_id in ("ann", None)
+    )
+
+    assert [memory.session_id for memory in anns.own] == ["s1"]
+    assert nobodys.own == []
+    assert [memory.users for memory in anns.shared] == [memory.users for memory in nobodys.shared] == [1]
+
+
+def test_a_user_who_asked_in_several_ways_counts_once_for_the_nearest(storage, films):
+    learn(
+        storage,
+        films,
+        "bob",
+        votes=[
+            vote("a far", query=(4, 3, 0), mean=(7, 7, 7), at=900),
+            vote("b same", mean=(0, 2, 0)),
+            vote("c same", mean=(7, 7, 7), at=900),
+        ],
+    )
+    learn(storage, films, "cat", votes=[vote("c same", mean=(0, 0, 2)), vote("b same", mean=(0, 4, 0))])
+    learn(storage, films, "dan", votes=[vote("a far", query=(4, 3, 0), mean=(1, 0, 0))])
+
+    assert heard(storage, films, shared_by=3) == [([1, 0, 0], [0, 3, 0], 2), ([4, 3, 0], [1, 0, 0], 1)]
+    assert heard(storage, films, shared_by=4) == []
+
+
+def test_of_the_votes_for_one_query_the_latest_count(storage, films):
+    old, new = [f"old {k:02}" for k in range(9)], [f"new {k:02}" for k in range(SHARED_VOTES - 3)]
+    for user_id in old:
+        learn(storage, films, user_id, votes=[vote("red", mean=(0, 0, 1 if user_id <= "old 02" else 9))])
+    for user_id in [*new, "ann"]:
+        learn(storage, films, user_id, votes=[vote("red", mean=(0, 0, 1), at=101)])
+
+    assert heard(storage, films, "ann") == [([1, 0, 0], [0, 0, 1], SHARED_VOTES)]
+    assert heard(storage, films, "ann", shared_by=SHARED_VOTES + 1) == []
+
+
+def test_of_all_queries_the_nearest_count(storage, films):
+    angles = np.radians(range(1, SHARED_QUERIES + 3))
+    for k, angle in enumerate(angles):
+        query = (np.cos(angle), np.sin(angle), 0)
+        learn(storage, films, f"user {k}", votes=[vote(f"query {k}", query=query, mean=(k, 0, 0))])
+    learn(storage, films, "last", votes=[vote("query 0", query=(1, 0, 0), mean=(2, 0, 0))])
+
+    told = heard(storage, films)
+
+    assert [mean for _, mean, _ in told] == [[1 if k == 0 else k, 0, 0] for k in range(SHARED_QUERIES)]
+    assert [users for *_, users in told] == [2] + [1] * (SHARED_QUERIES - 1)
+
+
+@pytest.mark.parametrize("metric_type", list(MetricType))
+def test_nearness_to_what_others_asked_is_the_cosine_whatever_the_metric(storage, metric_type):
+    shoes = storage.collections.create("shoes", index(metric_type))
+    learn(
+        storage,
+        shoes,
+        "bob",
+        votes=[vote("far along", query=(9, 0, 0), mean=(1, 2, 3)), vote("zero", query=(0, 0, 0))],
+    )
+
+    assert heard(storage, shoes) == [([9, 0, 0], [1, 2, 3], 1)]
+    assert heard(storage, shoes, query=(0, 0, 0), threshold=0) == []
+    assert told_votes(storage, shoes, "bob")[1] == ("zero", [0, 0, 0], [0, 1, 0], 100)
+
+
+def test_votes_come_back_by_the_key_of_their_query(storage, films):
+    learn(storage, films, votes=[vote("red", mean=(0.5, 1, 0), at=7), vote("blue", query=(0, 1, 0))])
+
+    assert told_votes(storage, films) == [
+        ("blue", [0, 1, 0], [0, 1, 0], 100),
+        ("red", [1, 0, 0], [0.5, 1, 0], 7),
+    ]
+    assert storage.personal.state(films, "ann").votes[0].query.dtype == np.float32
+
+
+def test_votes_are_replaced_with_the_state_and_not_added(storage, films):
+    learn(storage, films, "bob", votes=[vote("red", mean=(0, 1, 0)), vote("reddish", query=(4, 3, 0))])
+    learn(storage, films, "cat", votes=[vote("red", mean=(0, 1, 0))])
+
+    learn(storage, films, "bob", votes=[vote("red", mean=(0, 3, 0), at=200)])
+
+    assert told_votes(storage, films, "bob") == [("red", [1, 0, 0], [0, 3, 0], 200)]
+    assert heard(storage, films) == [([1, 0, 0], [0, 2, 0], 2)]
+    learn(storage, films, "bob", memories=[memory_of("s1")])
+    assert heard(storage, films) == [([1, 0, 0], [0, 1, 0], 1)]
+
+
+def test_votes_of_one_key_have_the_query_that_came_first_until_the_last_of_them_goes(storage, films):
+    learn(storage, films, "bob", votes=[vote("red", query=(1, 0, 0))])
+    learn(storage, films, "cat", votes=[vote("red", query=(4, 3, 0))])
+    learn(storage, films, "bob")
+
+    while_there_are_some = told_votes(storage, films, "cat")
+    learn(storage, films, "cat")
+    learn(storage, films, "cat", votes=[vote("red", query=(4, 3, 0))])
+
+    assert while_there_are_some == [("red", [1, 0, 0], [0, 1, 0], 100)]
+    assert told_votes(storage, films, "cat") == [("red", [4, 3, 0], [0, 1, 0], 100)]
+
+
+def test_a_forgotten_user_is_heard_no_more_and_crowds_nobody_out(storage, films):
+    books = storage.collections.create("books", index())
+    learn(storage, films, "bob", votes=[vote(f"red {k:03}") for k in range(3 * SHARED_QUERIES)])
+    learn(storage, films, "cat", votes=[vote("reddish", query=(4, 3, 0)), vote("red 007")])
+    learn(storage, books, "bob", votes=[vote("red")])
+    before = heard(storage, films)
+
+    storage.clickstream.forget_user("bob")
+
+    assert before == [([1, 0, 0], [0, 1, 0], 1), ([1, 0, 0], [0, 1, 0], 1)]
+    assert heard(storage, films) == [([1, 0, 0], [0, 1, 0], 1)]
+    learn(storage, films, "cat", votes=[vote("reddish", query=(4, 3, 0))])
+    assert heard(storage, films) == [([4, 3, 0], [0, 1, 0], 1)]
+    assert heard(storage, books) == []
+    assert told_votes(storage, films, "bob") == []
+
+
+def test_votes_are_heard_in_their_collection_alone_and_go_with_it(storage, films):
+    books = storage.collections.create("books", index())
+    learn(storage, films, "bob", votes=[vote("red")])
+
+    elsewhere = heard(storage, books)
+    storage.collections.drop("films")
+    films = storage.collections.create("films", index())
+
+    assert elsewhere == heard(storage, films) == []
+    learn(storage, films, "cat", votes=[vote("red", query=(4, 3, 0))])
+    assert heard(storage, films) == [([4, 3, 0], [0, 1, 0], 1)]
+
+
+def test_an_error_in_a_learning_block_undoes_its_votes(storage, films):
+    learn(storage, films, "bob", votes=[vote("red")])
+
+    with (  # noqa: PT012, the block is what is tested
+        pytest.raises(ZeroDivisionError),
+        storage.personal.learning(films, ["bob"]) as transaction,
+    ):
+        transaction.replace_states({"bob": PersonalState((), {}, (vote("blue"),))})
+        raise ZeroDivisionError
+
+    assert told_votes(storage, films, "bob") == [("red", [1, 0, 0], [0, 1, 0], 100)]
+
+
+def test_changed_objects_leave_votes_as_they_are(storage, films):
+    learn(storage, films, "bob", moved={"a": [[1, 1, 0]]}, votes=[vote("red")])
+
+    storage.objects.upsert(films, [thing("a", [0, 1, 1])])
+    storage.objects.delete(films, ["b"])
+
+    assert told_votes(storage, films, "bob") == [("red", [1, 0, 0], [0, 1, 0], 100)]
+
+
+def test_users_who_share_queries_are_folded_and_forgotten_at_once(storage, films):
+    start = threading.Barrier(3)
+    keys = [f"query {k}" for k in range(7)]
+
+    def fold(user_ids, seed):
+        rng = np.random.default_rng(seed)
+        start.wait(timeout=30)
+        for _ in range(30):
+            states = {
+                user_id: PersonalState(
+                    (), {}, tuple(vote(keys[k]) for k in np.flatnonzero(rng.random(7) < 0.3))
+                )
+                for user_id in user_ids
+            }
+            with storage.personal.learning(films, user_ids) as transaction:
+                transaction.replace_states(states)
+        learn(storage, films, user_ids[0], votes=map(vote, keys[:3]))
+        learn(storage, films, user_ids[1], votes=map(vote, keys[4:5]))
+
+    def forget():
+        start.wait(timeout=30)
+        for _ in range(30):
+            learn(storage, films, "eve", votes=map(vote, reversed(keys)))
+            storage.clickstream.forget_user("eve")
+
+    with (
+        beside(lambda: fold(["ann", "bob"], 5)),
+        beside(lambda: fold(["cat", "dan"], 7)),
+        beside(forget),
+    ):
+        pass
+
+    assert [told[0] for told in told_votes(storage, films, "ann")] == keys[:3]
+    assert [told[0] for told in told_votes(storage, films, "dan")] == keys[4:5]
+    assert told_votes(storage, films, "eve") == []
+    assert [users for *_, users in heard(storage, films, "eve")] == [2, 2]
 
 
 def test_storage_answers_a_ping(storage):

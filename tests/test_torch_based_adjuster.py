@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from embedding_studio.domain.improvement import ImprovementElement, ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.embeddings.improvement.torch_based_adjuster import TorchBasedAdjuster, _Loss
+from embedding_studio.embeddings.improvement.torch_based_adjuster import (
+    BETA_1,
+    BETA_2,
+    EPSILON,
+    TorchBasedAdjuster,
+    _AdamW,
+    _Loss,
+)
 
 COSINE = SearchIndexInfo()
 EUCLID = SearchIndexInfo(metric_type=MetricType.EUCLID)
@@ -105,7 +112,7 @@ def test_the_gradient_is_that_of_autograd_and_of_finite_differences(seed, index,
         return slow_loss(index, temperature, loss.pulls * loss.weights, queries, objects)
 
     written = torch.empty_like(vectors)
-    loss.gradient(vectors, written, torch.empty_like(vectors))
+    loss.gradient(vectors, written)
 
     followed = vectors.clone().requires_grad_()
     value(followed).backward()
@@ -121,7 +128,7 @@ def test_a_part_that_meets_the_query_has_a_finite_gradient(index):
     vectors[0] = loss.asked[0]
 
     gradient = torch.empty_like(vectors)
-    loss.gradient(vectors, gradient, torch.empty_like(vectors))
+    loss.gradient(vectors, gradient)
 
     assert torch.isfinite(gradient).all()
 
@@ -197,6 +204,28 @@ def test_the_bounded_update_is_adamw_with_every_step_brought_into_the_trust_regi
     expected = by_autograd(COSINE, session, rate, 7, max_angle=degrees)
     for e, vectors in zip(shown(adjusted), expected, strict=True):
         np.testing.assert_allclose(e.vector, vectors, atol=2e-3 * rate)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), N=st.integers(1, 9), D=st.integers(1, 9))
+def test_steps_are_those_of_adamw_and_the_same_bit_for_bit_wherever_a_vector_stands(seed, N, D):
+    rng = np.random.default_rng(seed)
+    gradients = torch.from_numpy(rng.normal(size=(5, N, D)).astype(np.float32))
+    vectors = torch.zeros(N, D, requires_grad=True)
+    theirs = torch.optim.AdamW([vectors], lr=1.0, betas=(BETA_1, BETA_2), eps=EPSILON, weight_decay=0.0)
+    ours, of_last = _AdamW(vectors), _AdamW(vectors[-1:])
+
+    for gradient in gradients:
+        before = vectors.detach().clone()
+        vectors.grad = gradient
+        theirs.step()
+        ours.gradient.copy_(gradient)
+        ours.take_step()
+        of_last.gradient.copy_(gradient[-1:])
+        of_last.take_step()
+
+        np.testing.assert_allclose(ours.step, vectors.detach() - before, atol=5e-6)
+        np.testing.assert_array_equal(ours.step[-1:], of_last.step)
 
 
 def test_the_raw_update_of_several_parts_is_the_documented_one_under_avg():

@@ -21,11 +21,13 @@ def at_angle(degrees, norm=1.0):
     return (norm * np.cos(np.radians(degrees)), norm * np.sin(np.radians(degrees)))
 
 
+def unit(vectors):
+    return vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+
+
 def angle(a, b):
     """Return radians [P], exact for small angles too."""
-    a, b = (
-        v.astype(np.float64) / np.linalg.norm(v.astype(np.float64), axis=1, keepdims=True) for v in (a, b)
-    )
+    a, b = unit(a), unit(b)
     return 2 * np.arctan2(np.linalg.norm(a - b, axis=1), np.linalg.norm(a + b, axis=1))
 
 
@@ -88,6 +90,39 @@ def test_nothing_leaves_the_region_and_a_second_time_changes_no_bit(seed, index,
         assert (angle(original, brought) <= np.radians(degrees) + 2 * ROUNDING).all()
         np.testing.assert_allclose(np.linalg.norm(brought, axis=1), norms, rtol=2 * ROUNDING)
     assert into_trust_region(index, original, brought, degrees) is brought
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    degrees=st.floats(0.01, 179),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    reach=st.sampled_from([1e-4, 0.1, 1.0, 100.0]),
+)
+def test_the_point_on_the_edge_is_the_original_turned_by_the_angle_towards_the_moved(
+    seed, degrees, scale, reach
+):
+    """Written out with unit vectors, where the product uses lengths and inner products alone."""
+    rng = np.random.default_rng(seed)
+    original = scale * rng.normal(size=(7, 33)).astype(np.float32)
+    moved = original + scale * reach * rng.normal(size=(7, 33)).astype(np.float32)
+
+    brought = into_trust_region(COSINE, original, moved, degrees)
+
+    norm, a, b = (
+        np.linalg.norm(original.astype(np.float64), axis=1, keepdims=True),
+        *map(unit, (original, moved)),
+    )
+    aside = unit(b - np.vecdot(a, b)[:, None] * a)
+    turn = np.minimum(angle(original, moved), np.radians(degrees))[:, None]
+    expected = norm * (np.cos(turn) * a + np.sin(turn) * aside)
+    assert (np.linalg.norm(brought - expected, axis=1) <= 2 * ROUNDING * norm[:, 0]).all()
+
+
+@pytest.mark.parametrize("degrees_off", [0.0, 0.01])
+def test_what_is_next_to_the_antipode_is_on_no_side(degrees_off):
+    original, moved = f32((1, 0)), f32(at_angle(180 - degrees_off))
+
+    assert into_trust_region(COSINE, original, moved, 20.0).tolist() == [[1, 0]]
 
 
 @given(seed=st.integers(0, 2**32 - 1), index=st.sampled_from([COSINE, EUCLID]))

@@ -100,6 +100,7 @@ class Context:
             gate_threshold=settings.gate_threshold,
             query_shift=settings.query_shift,
             exploration_ratio=settings.exploration_ratio,
+            shared_min_users=settings.shared_min_users,
         )
 
     @property
@@ -126,6 +127,7 @@ class Context:
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
             backoff_seconds=settings.backoff_seconds,
+            is_shared=settings.shared_min_users > 0,
         )
 
     def worker(self) -> Worker:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
 from ipaddress import ip_address
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -161,13 +162,22 @@ def worker() -> None:
 
 
 @app.command()
-def improve(*, as_json: AsJson = False) -> None:
+def improve(
+    *,
+    everyone: Annotated[
+        bool, typer.Option("--everyone", help="Learn all users anew, as after a setting has changed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Learn from all orders that are due, once."""
     learnt = 0
     refused: dict[str, str] = {}
     failed: dict[str, str] = {}
     with _context() as context:
         improver = context.improver()
+        if everyone:
+            for collection in context.storage.collections.list():
+                context.storage.orders.create_for_everyone(collection)
         while (report := improver.improve_once(users=context.settings.users_per_batch)).orders:
             learnt += report.learnt
             refused |= report.refused
@@ -211,6 +221,18 @@ class Method(StrEnum):
     """What ``evaluate --method`` takes."""
 
     DEFAULT = "default"
+    SHARED = "shared"
+    TORCH = "torch"
+    COPIES = "copies"
+    REFERENCE = "reference"
+
+
+class Baseline(StrEnum):
+    """What ``evaluate --baseline`` takes."""
+
+    PLAIN = "plain"
+    DEFAULT = "default"
+    SHARED = "shared"
     TORCH = "torch"
     COPIES = "copies"
     REFERENCE = "reference"
@@ -237,13 +259,31 @@ def evaluate(
     folders: Annotated[list[Path], typer.Argument(help="Collection folders: items, queries, judgements.")],
     *,
     method: Annotated[
-        list[Method] | None, typer.Option(help="What learns; may be repeated. Default: default.")
+        list[Method] | None,
+        typer.Option("--method", "--adjuster", help="What learns; may be repeated. Default: default."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="All methods, side by side.")] = False,
-    clicks: Annotated[Clicks, typer.Option(help="How simulated users click.")] = Clicks.STANDARD,
+    baseline: Annotated[Baseline, typer.Option(help="What methods are compared with.")] = Baseline.PLAIN,
+    clicks: Annotated[
+        list[Clicks] | None,
+        typer.Option(help="How simulated users click; may be repeated. Default: standard."),
+    ] = None,
     users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 200,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions of each user.")] = 10,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal numbers.")] = 0,
+    others: Annotated[
+        int, typer.Option(min=0, help="So many other users search for each user's wish beforehand.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0,
+    metric: Annotated[
+        MetricType, typer.Option(help="How vectors are compared; items get unequal norms where those count.")
+    ] = MetricType.COSINE,
+    aggregation: Annotated[
+        MetricAggregationType, typer.Option(help="How parts of an item count: the nearest, or the mean.")
+    ] = MetricAggregationType.MIN,
+    parts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Split items at sentences into at most so many parts, and embed them anew."),
+    ] = None,
     storage: Annotated[Place, typer.Option(help="Where to learn; the rankings are the same.")] = Place.MEMORY,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with learning curves here.")] = None,
@@ -257,7 +297,7 @@ def evaluate(
         if context.embedder is None:
             raise EmbeddingError("EMBEDDER is none, and an evaluation embeds rewordings; name an embedder")
         evaluations = []
-        for folder in folders:
+        for folder, click_model in product(folders, clicks or [Clicks.STANDARD]):
             with Progress(console=err) as bars:
                 tasks: dict[str, TaskID] = {}
 
@@ -270,10 +310,15 @@ def evaluate(
                     folder,
                     embedder=context.embedder,
                     methods=[each.value for each in chosen],
-                    clicks=clicks.value,
+                    clicks=click_model.value,
                     users=users,
                     sessions=sessions,
+                    others=others,
                     seed=seed,
+                    metric=metric,
+                    aggregation=aggregation,
+                    parts=parts,
+                    baseline=baseline.value,
                     open_storage=context.open_storage if storage is Place.POSTGRES else None,
                     progress=show,
                 )

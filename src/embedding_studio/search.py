@@ -1,4 +1,4 @@
-"""Search, bent for each user by what they clicked for near queries (docs/how-it-learns.md).
+"""Search, bent for each user by what was clicked for near queries (docs/how-it-learns.md).
 
 Axes: Q parts of a query · D dimensions · J remembered queries · R results.
 """
@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,16 +17,31 @@ from numpy.typing import ArrayLike, NDArray
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import JSON, Collection, MovedObject, Neighbour, QueryMemory
+from embedding_studio.domain.objects import (
+    JSON,
+    Collection,
+    MovedObject,
+    Neighbour,
+    QueryMemory,
+    SharedMemory,
+)
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION, MAX_ID_LENGTH, SearchResultItem, Session
 from embedding_studio.embedders import Embedder
-from embedding_studio.embeddings.personal import blend, gates, object_gates, query_mean, shift_query
+from embedding_studio.embeddings.personal import (
+    blend,
+    gates,
+    object_gates,
+    query_mean,
+    shared_evidence,
+    shift_query,
+)
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.embeddings.similarity import distances, similarities
 from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
 from embedding_studio.storage.ports import Storage, Vectors
 
 SortBy = tuple[str, Literal["ascending", "descending"]]
+Memory = TypeVar("Memory", QueryMemory, SharedMemory)
 
 MAX_LIMIT = 1_000
 MAX_REACH = 10_000
@@ -56,6 +71,21 @@ class Influence:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedInfluence:
+    """What other users clicked for near queries; who they are is not known here.
+
+    Attributes:
+        users: how many of them.
+        gate: in (0, 2), how much it all counts, where 1 is the same query asked by the user before.
+        distance_change: how far this alone would have moved the result; below 0 is nearer.
+    """
+
+    users: int
+    gate: float
+    distance_change: float
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a result stands where it does.
 
@@ -64,7 +94,8 @@ class Explanation:
         shifted_distance: from the shifted query to the original.
         distance: from the shifted query to original and personal vectors, blended by ``gate``.
         gate: in [0, 1], how much the object's personal vectors count; 0 without any.
-        influences: widest gate first; empty for a result that nothing personal bears on.
+        influences: the user's own past queries, widest gate first.
+        shared: None where nothing of others bears on the query.
     """
 
     base_distance: float
@@ -72,6 +103,7 @@ class Explanation:
     distance: float
     gate: float
     influences: tuple[Influence, ...]
+    shared: SharedInfluence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +113,7 @@ class SearchResult:
     Attributes:
         distance: smaller is nearer; that under which it was ranked.
         position: 1 is the top of the first page.
-        personalised: whether the user's state took part in its distance.
+        personalised: whether clicks took part in its distance: the user's own, or shared ones of others.
         propensity: probability with which this slot shows this object, given what stands above it.
     """
 
@@ -101,7 +133,7 @@ class SearchPage:
     Attributes:
         session_id: the session that recorded the page; None if none did.
         next_page_offset: None on the last page.
-        personalised: whether the user's state bears on this query at all.
+        personalised: whether clicks bear on this query at all.
     """
 
     results: tuple[SearchResult, ...]
@@ -119,6 +151,8 @@ class SearchService:
             has none of its own.
         query_shift: how far a query moves towards what was clicked for near ones; 0 turns it off.
         exploration_ratio: share of a personalised page's slots that show the plain search's next result.
+        shared_min_users: from so many other users on, what they clicked for near queries shifts a query
+            too, of anonymous users as well; 0: what one user clicked bears on nobody else.
     """
 
     def __init__(
@@ -129,12 +163,14 @@ class SearchService:
         gate_threshold: float = 0.75,
         query_shift: float = 1.0,
         exploration_ratio: float = 0.0,
+        shared_min_users: int = 0,
     ) -> None:
         self._storage = storage
         self._embedder = embedder
         self._gate_threshold = gate_threshold
         self._query_shift = query_shift
         self._exploration_ratio = exploration_ratio
+        self._shared_min_users = shared_min_users
 
     def search(
         self,
@@ -158,7 +194,8 @@ class SearchService:
 
         Args:
             query: a text, or vectors [D] or [Q, D].
-            user_id: None: nobody is known, and the search is plain.
+            user_id: None: nobody is known, and nothing is learnt; the search is plain, or bent by what
+                others clicked where that is shared.
             max_distance: inclusive; of the distance that results are ranked by.
             sort_by: payload field (a dot steps into an object) and direction: reorders all within
                 ``max_distance``, or the nearest ``SORT_WINDOW``. Numbers stand before texts, objects
@@ -250,20 +287,25 @@ class SearchService:
         return query, check_vectors(collection.index, vectors, "the query")
 
     def _bend(self, collection: Collection, user_id: str | None, queries: Vectors) -> "_Bend | None":
-        """Return what the user's memories do to a query; None where the search is the plain one."""
-        if user_id is None:
+        """Return what memories do to a query; None where the search is the plain one."""
+        if user_id is None and self._shared_min_users == 0:
             return None
         index = collection.index
         threshold = self._gate_threshold if collection.gate_threshold is None else collection.gate_threshold
         mean = query_mean(index, queries)
-        near = self._storage.personal.active_memories(collection, user_id, mean, threshold)
-        if not near:
+        near = self._storage.personal.near_memories(
+            collection, user_id, mean, threshold, shared_by=self._shared_min_users
+        )
+        own, own_gates = _open(index, mean, near.own, threshold)
+        of_others, gates_of_others = _open(index, mean, near.shared, threshold)
+        if not own and not of_others:
             return None
-        near_gates = gates(index, mean, np.stack([memory.query for memory in near]), threshold)
-        memories = [memory for memory, gate in zip(near, near_gates, strict=True) if gate > 0]
-        if not memories:
-            return None
-        return _Bend(user_id, memories, near_gates[near_gates > 0], self._query_shift)
+        shared = None
+        if of_others:
+            users = [memory.users for memory in of_others]
+            means = np.stack([memory.clicked_mean for memory in of_others])
+            shared = _Shared(sum(users), *shared_evidence(gates_of_others, users, means))
+        return _Bend(user_id, own, own_gates, shared, self._query_shift)
 
     def _shown_before(
         self, session_id: str, offset: int, user_id: str | None, text: str, collection: str
@@ -283,29 +325,44 @@ class SearchService:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Shared:
+    """What others clicked for near queries, as one memory (eq. 9)."""
+
+    users: int
+    gate: float
+    clicked_mean: Vectors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Bend:
-    """What a user's past queries do to one query.
+    """What past queries do to one query: J of the user's own, what others shared, or both.
 
     Attributes:
-        memories: J of them, at least one.
         gates: [J], all > 0.
     """
 
-    user_id: str
+    user_id: str | None
     memories: Sequence[QueryMemory]
     gates: NDArray[np.float64]
+    shared: _Shared | None
     strength: float
 
     def shifted(self, index: SearchIndexInfo, queries: Vectors) -> Vectors:
-        means = np.stack([memory.clicked_mean for memory in self.memories])
-        return shift_query(index, queries, self.gates, means, self.strength)
+        opened, means = self.gates, [memory.clicked_mean for memory in self.memories]
+        if self.shared is not None:
+            opened, means = np.append(opened, self.shared.gate), [*means, self.shared.clicked_mean]
+        return shift_query(index, queries, opened, np.stack(means), self.strength)
 
     def object_gates(self) -> dict[str, float]:
         return object_gates(self.gates, [memory.moved_ids for memory in self.memories])
 
     def alone(self, j: int) -> "_Bend":
-        """Return what one of the past queries would do by itself."""
-        return _Bend(self.user_id, self.memories[j : j + 1], self.gates[j : j + 1], self.strength)
+        """Return what one of the user's past queries would do by itself."""
+        return _Bend(self.user_id, self.memories[j : j + 1], self.gates[j : j + 1], None, self.strength)
+
+    def shared_alone(self) -> "_Bend":
+        """Return what others' clicks would do by themselves."""
+        return _Bend(self.user_id, (), np.zeros(0), self.shared, self.strength)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -339,6 +396,10 @@ class _Lists:
         index = self.collection.index
         shifted = self.bend.shifted(index, self.queries)
         gate_of = self.bend.object_gates()
+        if self.bend.user_id is None or not gate_of:
+            return self.storage.objects.nearest(
+                self.collection, shifted, count, filter=self.filter, max_distance=self.max_distance
+            )
         unmoved, moved = self.storage.personal.candidates(
             self.collection, self.bend.user_id, shifted, count, sorted(gate_of), filter=self.filter
         )
@@ -404,6 +465,8 @@ class _Lists:
         shifted = distances(index, _similarities(index, self.bend.shifted(index, self.queries), original))
         changes = [distances_by(self.bend.alone(j)) - base for j in range(len(self.bend.memories))]
         widest_first = np.argsort(-self.bend.gates, kind="stable").tolist()
+        shared = self.bend.shared
+        shared_changes = distances_by(self.bend.shared_alone()) - base if shared else base
         gate_of = self.bend.object_gates()
         return {
             each.object_id: Explanation(
@@ -415,9 +478,22 @@ class _Lists:
                     _influence(self.bend.memories[j], float(self.bend.gates[j]), float(changes[j][r]))
                     for j in widest_first
                 ),
+                shared=SharedInfluence(shared.users, shared.gate, float(shared_changes[r]))
+                if shared
+                else None,
             )
             for r, each in enumerate(there)
         }
+
+
+def _open(
+    index: SearchIndexInfo, mean: Vectors, near: Sequence[Memory], threshold: float
+) -> tuple[list[Memory], NDArray[np.float64]]:
+    """Return the memories whose gates are open for a query [D], and those gates."""
+    if not near:
+        return [], np.zeros(0)
+    of_near = gates(index, mean, np.stack([memory.query for memory in near]), threshold)
+    return [memory for memory, gate in zip(near, of_near, strict=True) if gate > 0], of_near[of_near > 0]
 
 
 def _slots(

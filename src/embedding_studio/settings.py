@@ -84,6 +84,12 @@ class Settings(BaseSettings):
         ge=0,
         description="How far a query moves towards what was clicked for near queries; 0 turns it off.",
     )
+    shared_min_users: int = Field(
+        default=0,
+        ge=0,
+        description="From so many other users on, what they clicked for near queries shifts everybody's"
+        " query; 0: what one user clicked bears on nobody else.",
+    )
     event_weights: dict[str, float] = Field(
         default=dict(DEFAULT_EVENT_WEIGHTS),
         description="How much each type of event says for its object (JSON); others say nothing.",
@@ -187,6 +193,15 @@ class Settings(BaseSettings):
             raise ValueError("weights are numbers from 0 upwards")
         if not any(given.values()):
             raise ValueError("at least one type of event needs a weight above 0, or nothing is ever learnt")
+        return given
+
+    @field_validator("shared_min_users")
+    @classmethod
+    def _nobody_is_told_of_one(cls, given: int) -> int:
+        if given == 1:
+            raise ValueError(
+                "1 would show what a single user clicked to others; give 2 or more, or 0 for off"
+            )
         return given
 
     @model_validator(mode="after")

@@ -109,7 +109,9 @@ class FoundObject(BaseModel):
     distance: float = Field(description="smaller is nearer, under every metric")
     payload: JSON
     position: int = Field(description="1 is the top of the first page")
-    personalised: bool = Field(description="whether what was learnt about the user took part in its distance")
+    personalised: bool = Field(
+        description="whether clicks took part in its distance: the user's own, or shared ones of others"
+    )
     explanation: Explanation | None = None
 
 
@@ -117,7 +119,7 @@ class FoundPage(BaseModel):
     search_results: list[FoundObject]
     session_id: str | None = Field(description="the session that recorded this page; null if none did")
     next_page_offset: int | None = Field(description="null on the last page")
-    personalised: bool = Field(description="whether what was learnt about the user bears on this query")
+    personalised: bool = Field(description="whether clicks bear on this query")
     metric_type: MetricType
     metric_aggregation_type: MetricAggregationType
     distance_direction: Literal["smaller_is_nearer"] = "smaller_is_nearer"

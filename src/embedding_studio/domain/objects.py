@@ -90,16 +90,64 @@ class QueryMemory:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SharedVote:
+    """What one user says for one query, to be counted with what others say.
+
+    Attributes:
+        query_key: equal for queries that are the same text, whitespace and case apart; where there is no
+            text, for equal vectors. A hex digest, which the caller makes.
+        query: [D] float32, the mean over the query's parts.
+        clicked_mean: [D] float32, the mean of the user's clicked means for that query.
+        created_at: UTC seconds of the user's latest session with it.
+    """
+
+    query_key: str
+    query: NDArray[np.float32]
+    clicked_mean: NDArray[np.float32]
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedMemory:
+    """What several users clicked for one query; it names nobody.
+
+    Attributes:
+        query: [D] float32.
+        clicked_mean: [D] float32, the mean over the users counted, each once.
+        users: how many of them are counted here, at least one.
+    """
+
+    query: NDArray[np.float32]
+    clicked_mean: NDArray[np.float32]
+    users: int
+
+
+@dataclass(frozen=True, slots=True)
+class NearMemories:
+    """What is remembered for queries near to one.
+
+    Attributes:
+        own: what the user did, in order of time.
+        shared: what others did, nearest query first.
+    """
+
+    own: list[QueryMemory]
+    shared: list[SharedMemory]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PersonalState:
     """All that is learnt about one user in one collection; replaced as a whole, never edited.
 
     Attributes:
         memories: in order of time.
         vectors: object_id -> [P, D] float32, only for objects that moved.
+        votes: what others may be told, without a name; one a ``query_key``, and sorted by it.
     """
 
     memories: tuple[QueryMemory, ...] = ()
     vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    votes: tuple[SharedVote, ...] = ()
 
 
 def personal_id(object_id: str, user_id: str) -> str:

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 
+Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 
 MAX_ANGLE_DEGREES = 20.0
@@ -16,6 +17,9 @@ in stay as they are. It is some ten units in the last place of a float32."""
 
 FLOAT32_ERROR = 2e-7
 """Of a cosine or a norm from float32 products, relative."""
+
+SMALLEST_SINE = 1e-3
+"""A vector nearer than this to the original's antipode counts as the antipode: it is on no side."""
 
 
 def into_trust_region(
@@ -53,9 +57,12 @@ def _into_caps(originals: Vectors, moved: Vectors, max_angle: float) -> Vectors:
     is_settled = (np.abs(moved_norms - norms) <= (ROUNDING - FLOAT32_ERROR) * norms) & (
         np.vecdot(originals, moved) >= limit * norms * moved_norms
     )
+    if is_settled.all():
+        return moved
     rows = np.flatnonzero(~is_settled)
-    brought = _into_caps_closely(originals[rows], moved[rows], max_angle)
-    if np.array_equal(brought, moved[rows]):
+    doubtful = moved[rows]
+    brought = _into_caps_closely(originals[rows], doubtful, max_angle)
+    if np.array_equal(brought, doubtful):
         return moved
     result = moved.copy()
     result[rows] = brought
@@ -63,23 +70,40 @@ def _into_caps(originals: Vectors, moved: Vectors, max_angle: float) -> Vectors:
 
 
 def _into_caps_closely(originals: Vectors, moved: Vectors, max_angle: float) -> Vectors:
+    """Do the same at the accuracy of float64, for which the products are exact enough at any angle."""
     original, other = originals.astype(np.float64), moved.astype(np.float64)
-    norm, other_norm = (np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (original, other))
-    a = np.divide(original, norm, out=np.zeros_like(original), where=norm > 0)
-    b = np.divide(other, other_norm, out=np.zeros_like(other), where=other_norm > 0)
-    # Kahan's formula: exact for small and for large angles, where the arc cosine is not.
-    angle = 2 * np.arctan2(np.linalg.norm(b - a, axis=1), np.linalg.norm(b + a, axis=1))[:, None]
-    aside = b - np.vecdot(a, b)[:, None] * a
-    aside_norm = np.linalg.norm(aside, axis=1, keepdims=True)
-    aside = np.divide(aside, aside_norm, out=np.zeros_like(aside), where=aside_norm > 0)
-    edge = norm * (np.cos(max_angle) * a + np.sin(max_angle) * aside)
-    inside = angle <= max_angle + ROUNDING
-    keeps_norm = np.abs(other_norm - norm) <= ROUNDING * norm
-    has_nearest = (other_norm > 0) & (inside | (aside_norm > ROUNDING))
-    nearest = np.select(
-        [~has_nearest, inside & keeps_norm, inside], [original, other, norm * b], default=edge
-    )
-    return np.asarray(nearest, dtype=np.float32)
+    norms, moved_norms = (np.sqrt(np.vecdot(vectors, vectors)) for vectors in (original, other))
+    keep, pull = nearest_in_caps(norms, moved_norms, np.vecdot(original, other), max_angle)
+    other *= keep[:, None]
+    original *= pull[:, None]
+    other += original
+    return other.astype(np.float32)
+
+
+def nearest_in_caps(
+    norms: Floats, moved_norms: Floats, products: Floats, max_angle: float
+) -> tuple[Floats, Floats]:
+    """Return keep and pull [N]: keep x moved + pull x original is the nearest in the region (cosine, dot).
+
+    Args:
+        norms: [N], of the originals.
+        moved_norms: [N].
+        products: [N], the inner product of each original and moved vector.
+        max_angle: radians, in (0, pi].
+    """
+    scale = np.divide(norms, moved_norms, out=np.zeros_like(norms), where=moved_norms > 0)
+    both = norms * moved_norms
+    cosine = np.divide(products, both, out=np.zeros_like(norms), where=both > 0).clip(-1, 1)
+    inside = cosine >= np.cos(min(max_angle + ROUNDING, np.pi))
+    sine = np.sqrt((1 - cosine) * (1 + cosine))
+    has_nearest = (scale > 0) & (inside | (cosine > 0) | (sine > SMALLEST_SINE))
+    # With a and b the directions, s the sine of their angle and c its cosine, the edge on b's side is
+    # a cos(max) + (b - c a) sin(max) / s.
+    aside = np.divide(np.sin(max_angle), sine, out=np.zeros_like(sine), where=has_nearest & ~inside)
+    keeps_norm = np.abs(moved_norms - norms) <= ROUNDING * norms
+    keep = np.where(inside, np.where(keeps_norm, 1, scale), scale * aside)
+    pull = np.where(inside, 0, np.cos(max_angle) - cosine * aside)
+    return np.where(has_nearest, keep, 0), np.where(has_nearest, pull, 1)
 
 
 def _into_balls(originals: Vectors, moved: Vectors, max_angle: float) -> Vectors:

@@ -12,14 +12,18 @@ Vectors that are absent are made with the embedder, long items in parts.
 import gzip
 import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.embedders import Embedder
 from embedding_studio.errors import InvalidDataError
+from embedding_studio.evaluation.sentences import split_at_sentences
 
 Vectors = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -30,6 +34,9 @@ SAME_MODEL_COSINE = 0.97
 
 MAX_QUERIES = 900
 ENOUGH_RELEVANT = 5
+
+NORM_SIGMA = 0.1
+"""Of the logarithm of an item's norm, where norms count: nine of ten norms lie between 0.85 and 1.18."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +55,7 @@ class JudgedQuery:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JudgedCollection:
-    """Items and queries with relevance judgements.
+    """Items and queries with relevance judgements, and how their vectors are compared.
 
     Attributes:
         parts: one array [P, D] float32 for each item id.
@@ -58,23 +65,59 @@ class JudgedCollection:
     item_ids: tuple[str, ...]
     parts: tuple[Vectors, ...]
     queries: tuple[JudgedQuery, ...]
+    metric: MetricType = MetricType.COSINE
+    aggregation: MetricAggregationType = MetricAggregationType.MIN
 
     @property
-    def dimensions(self) -> int:
-        return int(self.parts[0].shape[1])
+    def index(self) -> SearchIndexInfo:
+        return SearchIndexInfo(
+            dimensions=self.parts[0].shape[1],
+            metric_type=self.metric,
+            metric_aggregation_type=self.aggregation,
+        )
+
+    @property
+    def most_parts(self) -> int:
+        return max(map(len, self.parts))
 
     @property
     def highest_grade(self) -> int:
         return max((grade for query in self.queries for grade in query.grades.values()), default=1)
 
+    def compared_by(self, metric: MetricType, aggregation: MetricAggregationType, *, seed: int) -> Self:
+        """Return the same items and queries under a metric and an aggregation.
+
+        Models give vectors of length 1, for which dot and euclid rank as cosine does and prove nothing
+        of their own. So for these two each item's vectors are made longer or shorter by a factor of
+        its own, all parts by the same: log-normal with a median of 1 and a sigma of 0.1, drawn from the
+        seed and the item's id alone. Queries stay as they are. The plain search that learning is
+        compared with has the same vectors.
+        """
+        parts = self.parts
+        if metric is not MetricType.COSINE:
+            parts = tuple(
+                vectors * np.float32(_norm(seed, item_id))
+                for item_id, vectors in zip(self.item_ids, parts, strict=True)
+            )
+        return replace(self, parts=parts, metric=metric, aggregation=aggregation)
+
 
 def load_collection(
-    folder: Path | str, *, embedder: Embedder, seed: int, progress: Progress | None = None
+    folder: Path | str,
+    *,
+    embedder: Embedder,
+    seed: int,
+    most_parts: int | None = None,
+    progress: Progress | None = None,
 ) -> JudgedCollection:
     """Return the collection in a folder, with the queries that have something relevant.
 
     Of more than 900 queries a seeded sample of 900 is kept, drawn from those with at least five
     relevant items where there are that many.
+
+    Args:
+        most_parts: items are split at sentences into at most so many, and embedded whatever vectors the
+            folder has; None: its vectors, or else parts as long as the model reads.
 
     Raises:
         InvalidDataError: a file is missing or does not say what it should; the message names the
@@ -88,7 +131,7 @@ def load_collection(
     items = _read_items(folder)
     queries = _read_queries(folder)
     grades = _read_grades(folder, items=items.keys(), queries=queries.keys())
-    parts = _item_parts(folder, list(items.values()), embedder, progress)
+    parts = _item_parts(folder, list(items.values()), embedder, most_parts, progress)
     judged = _sample([query_id for query_id in queries if grades.get(query_id)], grades, seed)
     if not judged:
         raise InvalidDataError(f"no query of {folder} has a relevant item; qrels.tsv needs grades above 0")
@@ -228,13 +271,24 @@ def _sample(query_ids: Sequence[str], grades: Mapping[str, Mapping[str, int]], s
     return [drawn_from[row] for row in sorted(chosen)]
 
 
+def _norm(seed: int, item_id: str) -> float:
+    drawn_from = [seed, *sha256(item_id.encode()).digest()[:8]]
+    return float(np.random.default_rng(drawn_from).lognormal(sigma=NORM_SIGMA))
+
+
 def _item_parts(
-    folder: Path, texts: Sequence[str], embedder: Embedder, progress: Progress | None
+    folder: Path,
+    texts: Sequence[str],
+    embedder: Embedder,
+    most_parts: int | None,
+    progress: Progress | None,
 ) -> list[Vectors]:
     path = find_file(folder, "items.f16.npy", "items.npy")
-    if path is not None:
+    if path is not None and most_parts is None:
         return list(load_vectors(path, rows=len(texts))[:, None, :])
-    split = [embedder.split(text) for text in texts]
+    split = [
+        embedder.split(text) if most_parts is None else split_at_sentences(text, most_parts) for text in texts
+    ]
     vectors = embed([part for parts in split for part in parts], "items", embedder, progress)
     return np.split(vectors, np.cumsum([len(parts) for parts in split])[:-1])
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.domain.sessions import SearchResultItem, Session, SessionEvent
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
@@ -29,6 +29,7 @@ Ranked = tuple[str, float]
 PAGE = 10
 SECONDS_BETWEEN_SESSIONS = 86_400
 SECONDS_TO_CLICK = 20
+SHARED_MIN_USERS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +74,7 @@ class Product:
     Collection, users and sessions bear a name of this run alone, so that any storage will do.
 
     Args:
-        query_shift, gate_threshold: as in ``SearchService``.
+        query_shift, gate_threshold, shared_min_users: as in ``SearchService``.
         max_angle_degrees: as in ``Improver``; the adjuster keeps its own.
     """
 
@@ -86,13 +87,12 @@ class Product:
         gate_threshold: float = 0.75,
         query_shift: float = 1.0,
         max_angle_degrees: float = MAX_ANGLE_DEGREES,
+        shared_min_users: int = 0,
     ) -> None:
         self._run = uuid.uuid4().hex
         self._users: set[str] = set()
         self._storage = storage
-        self._collection = storage.collections.create(
-            f"evaluation-{self._run}", SearchIndexInfo(dimensions=collection.dimensions)
-        )
+        self._collection = storage.collections.create(f"evaluation-{self._run}", collection.index)
         storage.objects.upsert(
             self._collection,
             [
@@ -100,8 +100,15 @@ class Product:
                 for item_id, parts in zip(collection.item_ids, collection.parts, strict=True)
             ],
         )
-        self._search = SearchService(storage, gate_threshold=gate_threshold, query_shift=query_shift)
-        self._improver = Improver(storage, adjuster, max_angle_degrees=max_angle_degrees)
+        self._search = SearchService(
+            storage,
+            gate_threshold=gate_threshold,
+            query_shift=query_shift,
+            shared_min_users=shared_min_users,
+        )
+        self._improver = Improver(
+            storage, adjuster, max_angle_degrees=max_angle_degrees, is_shared=shared_min_users > 0
+        )
 
     def serve(self, user_id: str, query: JudgedQuery, number: int) -> list[str]:
         page = self._search.search(
@@ -170,7 +177,7 @@ class UngatedCopies(Product):
         adjuster: Callable[[SearchIndexInfo], VectorsAdjuster] = PassiveAggressiveAdjuster,
     ) -> None:
         super().__init__(storage, collection, adjuster=adjuster, query_shift=0.0)
-        self._catalogue = Catalogue(self._collection.index, collection)
+        self._catalogue = Catalogue(collection)
 
     def serve(self, user_id: str, query: JudgedQuery, number: int) -> list[str]:
         shown = [object_id for object_id, _ in self.rank(user_id, query)]
@@ -193,10 +200,22 @@ class UngatedCopies(Product):
 
 
 class Reference:
-    """The reference page's formula, each session starting from the copies that the last one left."""
+    """The reference page's formula, each session starting from the copies that the last one left.
+
+    For cosine alone: for inner products the page scales by the smallest and the largest number of the
+    batch, so that a user's vectors would depend on who else is in it.
+
+    Raises:
+        InvalidInputError: the collection has another metric.
+    """
 
     def __init__(self, storage: Storage, collection: JudgedCollection) -> None:  # noqa: ARG002, opened like the others
-        self._catalogue = Catalogue(SearchIndexInfo(dimensions=collection.dimensions), collection)
+        if collection.metric is not MetricType.COSINE:
+            raise InvalidInputError(
+                f"the reference formula is given for cosine, not for {collection.metric}; "
+                "leave out the method 'reference', or evaluate with the metric cosine"
+            )
+        self._catalogue = Catalogue(collection)
         self._copies: dict[str, dict[str, Vectors]] = {}
 
     def serve(self, user_id: str, query: JudgedQuery, number: int) -> list[str]:  # noqa: ARG002, keeps no log
@@ -231,9 +250,9 @@ class Reference:
 class Catalogue:
     """All objects, scored for somebody whose copies replace originals whatever is asked."""
 
-    def __init__(self, index: SearchIndexInfo, collection: JudgedCollection) -> None:
+    def __init__(self, collection: JudgedCollection) -> None:
         order = sorted(range(len(collection.item_ids)), key=lambda row: collection.item_ids[row])
-        self._index = index
+        self._index = collection.index
         self._ids = [collection.item_ids[row] for row in order]
         self._rows = {object_id: row for row, object_id in enumerate(self._ids)}
         self._each = [collection.parts[row] for row in order]
@@ -262,6 +281,10 @@ def torch_based(storage: Storage, collection: JudgedCollection) -> Method:
     return Product(storage, collection, adjuster=TorchBasedAdjuster)
 
 
+def shared(storage: Storage, collection: JudgedCollection) -> Method:
+    return Product(storage, collection, shared_min_users=SHARED_MIN_USERS)
+
+
 OpenMethod = Callable[[Storage, JudgedCollection], Method]
 
 METHODS: Mapping[str, OpenMethod] = {
@@ -269,14 +292,19 @@ METHODS: Mapping[str, OpenMethod] = {
     "torch": torch_based,
     "copies": UngatedCopies,
     "default": Product,
+    "shared": shared,
 }
-"""Method by name, as ``evaluate`` takes them; plain search is what each is compared with."""
+"""Method by name, as ``evaluate`` takes them."""
+
+PLAIN = "plain"
+"""Search that learns nothing: the baseline, unless a method is named as such."""
 
 DESCRIPTIONS: Mapping[str, str] = {
     "reference": "reference formula: AdamW, every skip a full negative, no bound, copies for every query",
     "torch": "TorchBasedAdjuster with gate and query shift",
     "copies": "PassiveAggressiveAdjuster, copies for every query, no gate, no shift",
     "default": "PassiveAggressiveAdjuster with gate and query shift, as served by default",
+    "shared": f"default, and what {SHARED_MIN_USERS} others or more clicked for near queries",
 }
 
 

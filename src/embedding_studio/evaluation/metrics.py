@@ -46,7 +46,7 @@ def ndcg_at_10(rankings: Sequence[Sequence[str]], grades: Sequence[Mapping[str, 
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """How a method differs from plain search over users.
+    """How a method differs from another, or from plain search, over users.
 
     Attributes:
         low, high: 95 % bootstrap interval of the mean over users.

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
+from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.errors import EmbeddingStudioError
-from embedding_studio.evaluation.methods import DESCRIPTIONS
+from embedding_studio.evaluation.collection_folder import NORM_SIGMA
+from embedding_studio.evaluation.methods import DESCRIPTIONS, PLAIN
 from embedding_studio.evaluation.run import Evaluation, MethodResult, SliceResult
 
 HEADINGS = (
@@ -64,6 +66,11 @@ def markdown(evaluations: Sequence[Evaluation], command: str) -> str:
         "search, the same learning and the same code as in service. Afterwards each query is ranked anew and",
         "compared with plain search. A cell is the mean difference in nDCG@10 with its 95 % bootstrap",
         "interval over users; in brackets the share of users better / worse by more than .01.",
+        *(
+            ["Where a heading names another baseline, differences are to that after as many sessions."]
+            if any(each.baseline != PLAIN for each in evaluations)
+            else []
+        ),
         "",
         *(
             f"- **{name}**: {meaning}"
@@ -163,7 +170,24 @@ def _title(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.collection}: {evaluation.items} items, {evaluation.users} users with "
         f"{evaluation.sessions} sessions, {evaluation.clicks} clicks, seed {evaluation.seed}"
+        f"{_comparison(evaluation)}"
     )
+
+
+def _comparison(evaluation: Evaluation) -> str:
+    """Return what is unusual: others beforehand, and what is not cosine, single vectors, and plain search."""
+    told = ""
+    if evaluation.others:
+        told += f", {evaluation.others} others beforehand"
+    if evaluation.metric is not MetricType.COSINE:
+        told += f", {evaluation.metric} (norms of items log-normal, sigma {NORM_SIGMA})"
+    if evaluation.parts > 1:
+        told += f", up to {evaluation.parts} parts an item"
+    if evaluation.aggregation is not MetricAggregationType.MIN:
+        told += f", {evaluation.aggregation} over parts"
+    if evaluation.baseline != PLAIN:
+        told += f", compared with {evaluation.baseline}"
+    return told
 
 
 def _costs(evaluation: Evaluation) -> str:
@@ -198,7 +222,7 @@ def _fraction(number: float) -> str:
 
 
 def _learning_curves(evaluation: Evaluation) -> str:
-    """Return an SVG element: a panel a slice, the difference to plain search over sessions."""
+    """Return an SVG element: a panel a slice, the difference to the baseline over sessions."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -214,24 +238,19 @@ def _learning_curves(evaluation: Evaluation) -> str:
         for panel, slice_name in zip(panels, slices, strict=True):
             panel.axhline(0, color="0.6", linewidth=1)
             for name, method in evaluation.methods.items():
-                found = [
-                    (sessions, of_slices[slice_name].difference)
-                    for sessions, of_slices in method.after.items()
-                    if slice_name in of_slices
-                ]
-                sessions = [0, *(number for number, _ in found)]
-                panel.plot(
-                    sessions, [0.0, *(each.mean for _, each in found)], marker="o", markersize=3, label=name
-                )
-                panel.fill_between(
-                    sessions,
-                    [0.0, *(each.low for _, each in found)],
-                    [0.0, *(each.high for _, each in found)],
-                    alpha=0.15,
-                )
+                curve = {
+                    0: (0.0, 0.0, 0.0)
+                }  # who has not searched finds what plain search does, but for others
+                for sessions, of_slices in method.after.items():
+                    found = of_slices[slice_name].difference
+                    curve[sessions] = (found.mean, found.low, found.high)
+                means, lows, highs = zip(*curve.values(), strict=True)
+                panel.plot(list(curve), means, marker="o", markersize=3, label=name)
+                panel.fill_between(list(curve), lows, highs, alpha=0.15)
             panel.set_title(slice_name)
             panel.set_xlabel("sessions")
-        panels[0].set_ylabel("nDCG@10 minus plain search")
+        baseline = "plain search" if evaluation.baseline == PLAIN else evaluation.baseline
+        panels[0].set_ylabel(f"nDCG@10 minus {baseline}")
         panels[0].legend()
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
@@ -256,9 +275,9 @@ svg {{ max-width: 100%; height: auto; }}
 <body>
 <h1>Does learning from clicks help?</h1>
 <p>Simulated users search, are shown ten results, click, and the product learns. Every query is then ranked
-anew and compared with plain search in nDCG@10 (gain is the grade, as in trec_eval). Bands and intervals: 95 %
-bootstrap over users. Better and worse: share of users by more than .01. Identical: share of result lists that
-are the same as plain search's, object by object and distance by distance.</p>
+anew and compared with plain search, or with the method that a heading names, in nDCG@10 (gain is the grade,
+as in trec_eval). Bands and intervals: 95 % bootstrap over users. Better and worse: share of users by more
+than .01. Identical: share of result lists that are the same, object by object and distance by distance.</p>
 <dl>{meanings}</dl>
 {sections}
 </body>

@@ -1,9 +1,10 @@
 """Personal taste: many users ask the same, and what is relevant is each one's own.
 
 Films, and ratings by user and time (``interactions.tsv[.gz]``: user, item, rating, seconds, with tabs).
-A user searches "<genre> movies" for films that they like. Liked is a rating of 4 (grade 1), 4.5 (2)
-or 5 (3). The films of a genre that a user liked are split by time: the earlier half is what they
-look for and click, the later half nobody ever clicked.
+A user searches "<genre> movies" for films that they like, which is a rating of 4 or more; all of them
+are equally relevant. Stars are not grades: of the 610 users of MovieLens small 241 never give half a
+star, so more stars are as much a habit as a preference. The films of a genre that a user liked are
+split by time: the earlier half is what they look for and click, the later half nobody ever clicked.
 
     same     the favourite genre, the earlier half: finding again
     para     the same in two other wordings
@@ -35,6 +36,7 @@ from embedding_studio.evaluation.collection_folder import (
 from embedding_studio.evaluation.users import MAX_HELD_OUT, UNRELATED_COSINE, SimulatedUser
 
 WORDINGS = ("{} movies", "{} films", "a good {} movie to watch")
+LIKED_RATING = 4.0
 MIN_RATINGS = 50
 MIN_LIKED = 6
 OTHER_GENRES = 2
@@ -44,7 +46,6 @@ SHARE_OF_FAVOURITE = 0.6
 @dataclass(frozen=True, slots=True)
 class _Liked:
     item_id: str
-    grade: int
     at: int
 
 
@@ -112,7 +113,7 @@ def _user(
         halves = np.array_split(np.arange(len(films[genre])), 2)
         half = [films[genre][row] for row in halves[int(later)]]
         text, vector = asked[genre][wording]
-        return JudgedQuery(text, vector, {film.item_id: film.grade for film in half})
+        return JudgedQuery(text, vector, {film.item_id: 1 for film in half})
 
     genres = [favourite] + [
         favourite if not issued_others or draw < SHARE_OF_FAVOURITE else str(rng.choice(issued_others))
@@ -171,10 +172,9 @@ def _read_ratings(folder: Path) -> tuple[dict[str, dict[str, _Liked]], Counter[s
     for place, line in read_lines(folder, "interactions.tsv"):
         try:
             user, item_id, rating, at = line.split("\t")
-            grade = round(2 * float(rating)) - 7
             rated[item_id] += 1
-            if grade > 0:
-                liked[user][item_id] = _Liked(item_id, grade, int(at))
+            if float(rating) >= LIKED_RATING:
+                liked[user][item_id] = _Liked(item_id, int(at))
         except ValueError as error:
             raise InvalidDataError(f"{place} needs user, item, rating and seconds, with tabs") from error
     return liked, rated

@@ -69,6 +69,7 @@ class Improver:
         max_sessions_per_user: only so many of a user's latest sessions count.
         lease_seconds: for so long no other worker claims the same orders.
         backoff_seconds: wait before the second attempt of an order; doubles each time.
+        is_shared: whether what users clicked is counted for others too, see ``SearchService``.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Improver:
         lease_seconds: float = 60.0,
         max_attempts: int = 5,
         backoff_seconds: float = 1.0,
+        is_shared: bool = False,
     ) -> None:
         self._storage = storage
         self._adjuster = adjuster
@@ -95,6 +97,7 @@ class Improver:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
         self._backoff_seconds = backoff_seconds
+        self._is_shared = is_shared
 
     def improve_once(self, *, users: int = 100, now: float | None = None) -> ImprovementReport:
         """Learn from the due orders of at most ``users`` users, and return what became of them.
@@ -271,6 +274,7 @@ class Improver:
             collection.index,
             event_weights=self._event_weights,
             max_angle_degrees=self._max_angle_degrees,
+            is_shared=self._is_shared,
         )
         if newly_embedded:
             transaction.store_query_vectors(newly_embedded)

@@ -6,8 +6,9 @@ Axes: Q parts of a query · C clicked objects · P parts of an object · D dimen
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from itertools import accumulate
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import PersonalState, QueryMemory
+from embedding_studio.domain.objects import PersonalState, QueryMemory, SharedVote
 from embedding_studio.domain.sessions import (
     DEFAULT_EVENT_WEIGHTS,
     RecordedSession,
@@ -64,6 +65,7 @@ def fold(
     *,
     event_weights: Mapping[str, float] = DEFAULT_EVENT_WEIGHTS,
     max_angle_degrees: float | None = MAX_ANGLE_DEGREES,
+    is_shared: bool = False,
 ) -> Folded:
     """Return the state of each user whose sessions these are, from the originals on.
 
@@ -74,6 +76,7 @@ def fold(
         originals: object_id -> [P, D] of all objects that the sessions show; one that is missing
             no longer exists.
         max_angle_degrees: the trust region, held here too, whatever the adjuster does; None: no bound.
+        is_shared: whether what users clicked is counted together with what others did.
     """
     of_user: dict[str, list[tuple[RecordedSession, ImprovementInput]]] = defaultdict(list)
     states: dict[str, PersonalState] = {}
@@ -107,9 +110,9 @@ def fold(
                 _memory(each, given, moved if after.moved_ids is None else after.moved_ids, index)
             )
             outcomes[given.session_id] = OrderOutcome(given.session_id, DONE, _remark(given, moved))
-        states[user_id] = PersonalState(tuple(memories))
+        states[user_id] = PersonalState(tuple(memories), votes=_votes(memories) if is_shared else ())
     for user_id, bounded in _bounded(vectors, originals, index, max_angle_degrees).items():
-        states[user_id] = PersonalState(states[user_id].memories, bounded)
+        states[user_id] = replace(states[user_id], vectors=bounded)
     return Folded(states, outcomes)
 
 
@@ -214,6 +217,30 @@ def _memory(
         clicked_ids=tuple(sorted(element.id for element in clicked)),
         moved_ids=tuple(sorted(moved)),
     )
+
+
+def _votes(memories: Sequence[QueryMemory]) -> tuple[SharedVote, ...]:
+    """Return what one user says to others: one vote for each query, however often it was asked."""
+    of_query: dict[str, list[QueryMemory]] = defaultdict(list)
+    for memory in memories:
+        of_query[_query_key(memory)].append(memory)
+    return tuple(
+        SharedVote(
+            query_key,
+            asked[-1].query,
+            np.stack([memory.clicked_mean for memory in asked])
+            .mean(axis=0, dtype=np.float64)
+            .astype(np.float32),
+            asked[-1].created_at,
+        )
+        for query_key, asked in of_query.items()
+    )
+
+
+def _query_key(memory: QueryMemory) -> str:
+    """Return what is equal for the same text, whitespace and case apart; without one for equal vectors."""
+    text = " ".join(memory.search_query.casefold().split())
+    return sha256(text.encode() if text else memory.query.tobytes()).hexdigest()
 
 
 def _remark(given: ImprovementInput, moved: Mapping[str, Vectors]) -> str | None:

@@ -21,9 +21,9 @@ from embedding_studio.domain.objects import (
     CatalogueObject,
     Collection,
     MovedObject,
+    NearMemories,
     Neighbour,
     PersonalState,
-    QueryMemory,
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
@@ -43,6 +43,7 @@ from embedding_studio.storage.memory_state import (
     Visit,
     copied_object,
     copied_state,
+    cosines,
     stored_object,
 )
 from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, OrderOutcome, Vectors
@@ -139,8 +140,7 @@ class MemoryCollections:
             if alias in self._state.shelves:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
             self._state.aliases[alias] = self._state.named(name).collection.name
-            users = {visit.session.user_id for visit in self._state.visits.values()}
-            self._state.place_for_users(users - {None}, {alias})
+            self._state.place_for_everyone({alias})
 
 
 class MemoryObjects:
@@ -276,7 +276,8 @@ class MemoryClickstream:
                 del self._state.visits[session_id]
                 self._state.tickets.pop(session_id, None)
             for shelf in self._state.shelves.values():
-                shelf.states.pop(user_id, None)
+                shelf.replace_states({user_id: PersonalState()})
+                del shelf.states[user_id]
             return len(theirs)
 
 
@@ -288,6 +289,10 @@ class MemoryOrders:
         with self._state.lock:
             self._state.visit(schema.session_id)
             return self._state.place(schema.session_id)
+
+    def create_for_everyone(self, collection: Collection) -> int:
+        with self._state.lock:
+            return self._state.place_for_everyone(self._state.names(collection))
 
     def get(self, session_id: str) -> SessionForImprovement:
         with self._state.lock:
@@ -368,17 +373,24 @@ class MemoryPersonal:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def active_memories(
-        self, collection: Collection, user_id: str, query: Vectors, threshold: float
-    ) -> list[QueryMemory]:
-        memories = self.state(collection, user_id).memories
-        if not memories:
-            return []
-        past = np.array([memory.query for memory in memories], dtype=np.float64)
-        q = query.astype(np.float64)
-        lengths = np.linalg.norm(past, axis=1) * np.linalg.norm(q)
-        cosines = np.divide(past @ q, lengths, out=np.full(len(past), -np.inf), where=lengths > 0)
-        return [memory for memory, cosine in zip(memories, cosines, strict=True) if cosine > threshold]
+    def near_memories(
+        self,
+        collection: Collection,
+        user_id: str | None,
+        query: Vectors,
+        threshold: float,
+        *,
+        shared_by: int = 0,
+    ) -> NearMemories:
+        with self._state.lock:
+            shelf = self._state.shelf(collection)
+            own = shelf.states.get(user_id) if user_id is not None else None
+            memories = () if own is None else copied_state(own).memories
+            near = cosines(np.array([memory.query for memory in memories]), query) > threshold
+            return NearMemories(
+                [memory for memory, is_near in zip(memories, near, strict=True) if is_near],
+                shelf.votes.near(user_id, query, threshold, shared_by) if shared_by else [],
+            )
 
     def candidates(
         self,
@@ -472,6 +484,6 @@ class MemoryLearning:
             for session_id, vectors in self._query_vectors.items():
                 if session_id in self._state.visits:
                     self._state.visits[session_id].query_vectors = vectors
-            self._state.shelf(self._collection).states.update(self._states)
+            self._state.shelf(self._collection).replace_states(self._states)
             for token, outcomes in self._completed:
                 self._state.complete(token, outcomes)

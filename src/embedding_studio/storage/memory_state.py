@@ -1,13 +1,15 @@
 """What ``memory`` keeps, and the few things that more than one of its doors do with it."""
 
 import copy
+import heapq
 import itertools
 import json
 import threading
 from collections.abc import Collection as Container
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,14 @@ from numpy.typing import NDArray
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, Collection, Neighbour, PersonalState
+from embedding_studio.domain.objects import (
+    CatalogueObject,
+    Collection,
+    Neighbour,
+    PersonalState,
+    SharedMemory,
+    SharedVote,
+)
 from embedding_studio.domain.sessions import (
     EventDisposition,
     RecordedSession,
@@ -35,7 +44,13 @@ from embedding_studio.errors import (
     OrderNotFoundError,
     SessionNotFoundError,
 )
-from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, OrderOutcome, Vectors
+from embedding_studio.storage.ports import (
+    MAX_DETAIL_LENGTH,
+    SHARED_QUERIES,
+    SHARED_VOTES,
+    OrderOutcome,
+    Vectors,
+)
 
 Status = SessionForImprovementStatus
 
@@ -115,7 +130,12 @@ class State:
         self.lock.notify_all()
         return order
 
-    def place_for_users(self, user_ids: Iterable[str | None], names: Container[str]) -> None:
+    def place_for_everyone(self, names: Container[str]) -> int:
+        """Place an order for each user who has orders under these names; return how many they are."""
+        users = {visit.session.user_id for visit in self.visits.values()}
+        return self.place_for_users(users - {None}, names)
+
+    def place_for_users(self, user_ids: Iterable[str | None], names: Container[str]) -> int:
         """Place the order of each user's latest session under these names, among those that have one."""
         wanted = set(user_ids)
         latest: dict[str | None, Visit] = {}
@@ -126,6 +146,7 @@ class State:
                 latest[user_id] = max(visit, latest.get(user_id, visit), key=Visit.age)
         for visit in latest.values():
             self.place(visit.session.session_id)
+        return len(latest)
 
     def change(self, ticket: "Ticket", token: str | None, **changes: Any) -> None:
         ticket.order = ticket.order.model_copy(update={**changes, "updated_at": utc_timestamp()})
@@ -159,13 +180,83 @@ class State:
 
 
 @dataclass(slots=True)
+class Votes:
+    """What users say for queries.
+
+    Attributes:
+        of_query: query_key -> user_id -> vote; those of one key have one and the same query.
+        stack: the keys, sorted, and their queries, [N, D] float32; absent from a write to the next search.
+    """
+
+    of_query: dict[str, dict[str, SharedVote]] = field(default_factory=dict)
+    stack: "tuple[list[str], Vectors] | None" = None
+
+    def replace(
+        self, before: Mapping[str, Sequence[SharedVote]], after: Mapping[str, Sequence[SharedVote]]
+    ) -> dict[str, tuple[SharedVote, ...]]:
+        """Let each user's votes take the place of those before; return them as they are stored."""
+        stored = {}
+        for user_id, votes in sorted(after.items()):
+            ordered = sorted(votes, key=lambda vote: vote.query_key)
+            stored[user_id] = tuple(replace(vote, query=self._query_for(vote)) for vote in ordered)
+            for vote in stored[user_id]:
+                self.of_query.setdefault(vote.query_key, {})[user_id] = vote
+        for user_id, votes in before.items():
+            for key in {vote.query_key for vote in votes} - {vote.query_key for vote in after[user_id]}:
+                del self.of_query[key][user_id]
+                if not self.of_query[key]:
+                    del self.of_query[key]
+        if any(before.values()) or any(after.values()):
+            self.stack = None
+        return stored
+
+    def _query_for(self, vote: SharedVote) -> Vectors:
+        theirs = self.of_query.get(vote.query_key)
+        return next(iter(theirs.values())).query if theirs else vote.query
+
+    def near(
+        self, user_id: str | None, query: Vectors, threshold: float, shared_by: int
+    ) -> list[SharedMemory]:
+        """Return what others than ``user_id`` say for near queries; nothing if they are too few."""
+        if self.stack is None:
+            keys = sorted(self.of_query)
+            self.stack = keys, np.array([next(iter(self.of_query[key].values())).query for key in keys])
+        keys, queries = self.stack
+        alike = cosines(queries, query)
+        counted: set[str] = set()
+        shared = []
+        for row in np.argsort(-alike, kind="stable")[:SHARED_QUERIES]:  # rows are in the order of keys
+            if alike[row] <= threshold:
+                break
+            votes = self.of_query[keys[row]].items()
+            latest = heapq.nsmallest(
+                SHARED_VOTES,
+                ((-vote.created_at, name, vote.clicked_mean) for name, vote in votes if name != user_id),
+                key=itemgetter(0, 1),
+            )
+            means = {name: mean for _, name, mean in latest if name not in counted}
+            if means:
+                mean = np.stack(list(means.values())).mean(axis=0, keepdims=True, dtype=np.float64)
+                shared.append(SharedMemory(queries[row].copy(), mean[0].astype(np.float32), len(means)))
+                counted |= means.keys()
+        return shared if len(counted) >= shared_by else []
+
+
+@dataclass(slots=True)
 class Shelf:
     """A collection's content; ``stack`` is absent from a write to the next search."""
 
     collection: Collection
     objects: dict[str, CatalogueObject] = field(default_factory=dict)
     states: dict[str, PersonalState] = field(default_factory=dict)
+    votes: Votes = field(default_factory=Votes)
     stack: "Stack | None" = None
+
+    def replace_states(self, states: Mapping[str, PersonalState]) -> None:
+        before = {user_id: self.states.get(user_id, PersonalState()).votes for user_id in states}
+        stored = self.votes.replace(before, {user_id: state.votes for user_id, state in states.items()})
+        for user_id, state in states.items():
+            self.states[user_id] = replace(state, votes=stored[user_id])
 
     def nearest(
         self,
@@ -319,6 +410,20 @@ def copied_state(state: PersonalState) -> PersonalState:
         replace(memory, query=memory.query.copy(), clicked_mean=memory.clicked_mean.copy())
         for memory in state.memories
     )
-    return PersonalState(
-        memories, {i: np.array(parts, dtype=np.float32) for i, parts in state.vectors.items()}
+    votes = tuple(
+        replace(vote, query=vote.query.copy(), clicked_mean=vote.clicked_mean.copy()) for vote in state.votes
     )
+    return PersonalState(
+        memories, {i: np.array(parts, dtype=np.float32) for i, parts in state.vectors.items()}, votes
+    )
+
+
+def cosines(vectors: Vectors, query: Vectors) -> NDArray[np.float64]:
+    """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero."""
+    if len(vectors) == 0:
+        return np.empty(0)
+    rows, q = vectors.astype(np.float64), query.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(q)
+    found: NDArray[np.float64] = np.full(len(rows), -np.inf)
+    np.divide(np.vecdot(rows, q), lengths, out=found, where=lengths > 0)
+    return found

@@ -24,6 +24,7 @@ from embedding_studio.storage.pg_collections import (
 )
 from embedding_studio.storage.pg_database import Connection, Database
 from embedding_studio.storage.pg_orders import place
+from embedding_studio.storage.pg_votes import ask_voted, replace_votes
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.schema import USER_LOCK
 from embedding_studio.storage.sql import in_schema, statements
@@ -116,6 +117,8 @@ class PostgresClickstream:
                 connection.execute(
                     in_schema("clickstream.sql", "forget_state", collection.collection_id), given
                 )
+                voted = ask_voted(connection, collection, [user_id])
+                replace_votes(connection, collection, {user_id: ()}, voted)
             return connection.execute(_SQL["forget_sessions"], given).rowcount
 
         return self._database.write(work)

@@ -10,6 +10,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.pg_database import Connection, Database, only_row
+from embedding_studio.storage.pg_geometry import Geometry
 from embedding_studio.storage.pg_orders import place_for_all_users
 from embedding_studio.storage.schema import COLLECTION_LOCK, NAMES_LOCK
 from embedding_studio.storage.sql import in_schema, schema_of, statements
@@ -96,7 +97,7 @@ class PostgresCollections:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
             given = {"alias": alias, "collection_id": collection.collection_id}
             connection.execute(_SQL["set_alias"], given)
-            place_for_all_users(connection, alias)
+            place_for_all_users(connection, [alias])
 
         self._database.write(work)
 
@@ -181,13 +182,12 @@ def _create(
     (collection_id,) = only_row(connection.execute(_SQL["insert"], given))
     collection = Collection(collection_id, name, index, embedder, gate_threshold)
     D = index.dimensions or 0
+    pieces = Geometry(index).pieces() | {
+        "schema": schema_of(collection.collection_id),
+        "vector": sql.SQL("vector({})").format(sql.Literal(D)),
+        "storage": sql.SQL("PLAIN" if D <= LARGEST_INLINE_DIMENSIONS else "EXTERNAL"),
+    }
     for statement, text in _SQL.items():
         if statement.startswith(("create_", "index_")):
-            connection.execute(
-                text.format(
-                    schema=schema_of(collection.collection_id),
-                    vector=sql.SQL("vector({})").format(sql.Literal(D)),
-                    storage=sql.SQL("PLAIN" if D <= LARGEST_INLINE_DIMENSIONS else "EXTERNAL"),
-                )
-            )
+            connection.execute(text.format(**pieces))
     return collection

@@ -62,6 +62,7 @@ class Geometry:
         return {
             "operator": sql.SQL(self.operator),
             "operator_class": sql.SQL(f"{kind}_{_OPERATOR_CLASSES[self.operator]}_ops"),
+            "cosine_class": sql.SQL(f"{kind}_cosine_ops"),
             "cast": sql.SQL("" if kind == "vector" else f"::halfvec({D})"),
             "aggregate": sql.SQL("avg" if self.averages_draw else "min"),
             "m": sql.Literal(hnsw.m),

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
     DEFAULT_EVENT_WEIGHTS,
     SessionForImprovement,
@@ -45,6 +46,15 @@ class PostgresOrders:
                 f"session {schema.session_id!r} was never registered; register it before learning from it"
             )
         return placed[0]
+
+    def create_for_everyone(self, collection: Collection) -> int:
+        given = {"collection_id": collection.collection_id}
+
+        def work(connection: Connection) -> int:
+            names = [name for (name,) in connection.execute(statements("collections.sql")["names"], given)]
+            return place_for_all_users(connection, names)
+
+        return self._database.write(work)
 
     def get(self, session_id: str) -> SessionForImprovement:
         return self._database.read(lambda connection: _order(connection, session_id))
@@ -164,9 +174,9 @@ def place_for_users(connection: Connection, user_ids: Sequence[str], collections
     _place_found(connection, _SQL["latest_of_users"], given)
 
 
-def place_for_all_users(connection: Connection, collection: str) -> None:
-    """Let all be folded anew who have orders under this name."""
-    _place_found(connection, _SQL["latest_of_all_users"], {"collection": collection})
+def place_for_all_users(connection: Connection, collections: Sequence[str]) -> int:
+    """Let all be folded anew who have orders under one of these names; return how many they are."""
+    return _place_found(connection, _SQL["latest_of_all_users"], {"collections": list(collections)})
 
 
 def complete(connection: Connection, token: str, outcomes: Sequence[OrderOutcome]) -> None:
@@ -186,10 +196,9 @@ def _claimed(connection: Connection, given: dict[str, Any]) -> list[tuple[Any, .
     return connection.execute(_SQL["claim"], given).fetchall()
 
 
-def _place_found(connection: Connection, statement: sql.SQL, given: dict[str, Any]) -> None:
+def _place_found(connection: Connection, statement: sql.SQL, given: dict[str, Any]) -> int:
     found = [session_id for (session_id,) in connection.execute(statement, given)]
-    if found:
-        place(connection, found)
+    return len(place(connection, found)) if found else 0
 
 
 def _order(connection: Connection, session_id: str) -> SessionForImprovement:

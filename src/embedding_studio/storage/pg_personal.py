@@ -12,6 +12,7 @@ from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import (
     Collection,
     MovedObject,
+    NearMemories,
     Neighbour,
     PersonalState,
     QueryMemory,
@@ -30,6 +31,14 @@ from embedding_studio.storage.pg_nearest import Moved, NearestSearch
 from embedding_studio.storage.pg_objects import grouped_parts
 from embedding_studio.storage.pg_orders import complete
 from embedding_studio.storage.pg_vectors import PackedVector, pack, unpack
+from embedding_studio.storage.pg_votes import (
+    ask_near,
+    ask_voted,
+    ask_votes,
+    replace_votes,
+    shared_memories,
+    shared_votes,
+)
 from embedding_studio.storage.ports import OrderOutcome, Vectors
 from embedding_studio.storage.sql import in_schema, statements
 
@@ -43,14 +52,37 @@ class PostgresPersonal:
         self._database = database
         self._search = search
 
-    def active_memories(
-        self, collection: Collection, user_id: str, query: Vectors, threshold: float
-    ) -> list[QueryMemory]:
-        given = {"user_id": user_id, "query": _packed_one(query), "threshold": threshold}
-        statement = _of(collection, "active_memories")
-        return self._database.read(
-            lambda connection: _memories(connection.execute(statement, given, binary=True).fetchall())
-        )
+    def near_memories(
+        self,
+        collection: Collection,
+        user_id: str | None,
+        query: Vectors,
+        threshold: float,
+        *,
+        shared_by: int = 0,
+    ) -> NearMemories:
+        given = {
+            "user_id": user_id,
+            "query": _packed_one(query),
+            "threshold": threshold,
+            "shared_by": shared_by,
+        }
+
+        def work(connection: Connection) -> NearMemories:
+            own = shared = None
+            with connection.pipeline():
+                if user_id is not None:
+                    own = connection.execute(_of(collection, "active_memories"), given, binary=True)
+                if shared_by:
+                    shared = ask_near(connection, collection, given)
+            return NearMemories(
+                [] if own is None else _memories(own.fetchall()),
+                [] if shared is None else shared_memories(shared.fetchall()),
+            )
+
+        if user_id is None and not shared_by:
+            return NearMemories([], [])
+        return self._database.read(work)
 
     def candidates(
         self,
@@ -76,7 +108,12 @@ class PostgresPersonal:
             with connection.pipeline():
                 memories = connection.execute(_of(collection, "memories"), given, binary=True)
                 vectors = connection.execute(_of(collection, "vectors"), given, binary=True)
-            return PersonalState(tuple(_memories(memories.fetchall())), grouped_parts(vectors.fetchall()))
+                votes = ask_votes(connection, collection, user_id)
+            return PersonalState(
+                tuple(_memories(memories.fetchall())),
+                grouped_parts(vectors.fetchall()),
+                shared_votes(votes.fetchall()),
+            )
 
         return self._database.read(work)
 
@@ -132,12 +169,15 @@ class PostgresLearning:
         with self._connection.pipeline():
             self._connection.execute(_of(self._collection, "delete_vectors"), given)
             self._connection.execute(_of(self._collection, "delete_memories"), given)
+            voted = ask_voted(self._connection, self._collection, list(states))
         self._copy("copy_vectors", ["text", "text", "int4", "vector"], _vector_rows(states))
         self._copy(
             "copy_memories",
             ["text", "text", "text", "int8", "vector", "vector", "text[]", "text[]"],
             _memory_rows(states),
         )
+        votes = {user_id: state.votes for user_id, state in states.items()}
+        replace_votes(self._connection, self._collection, votes, voted)
 
     def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
         complete(self._connection, token, outcomes)

@@ -22,9 +22,9 @@ from embedding_studio.domain.objects import (
     CatalogueObject,
     Collection,
     MovedObject,
+    NearMemories,
     Neighbour,
     PersonalState,
-    QueryMemory,
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
@@ -41,6 +41,9 @@ Vectors = NDArray[np.float32]
 
 MAX_DETAIL_LENGTH = 2000
 """Characters to which storage cuts the detail of an order."""
+SHARED_QUERIES = 20
+SHARED_VOTES = 32
+"""So many queries of others are looked at for one search, and of each so many votes."""
 
 
 class Collections(Protocol):
@@ -243,6 +246,13 @@ class Orders(Protocol):
         """
         ...
 
+    def create_for_everyone(self, collection: Collection) -> int:
+        """Place an order for every user of a collection who has any, and return for how many.
+
+        All are folded anew: what is learnt depends on the settings, and these may have changed.
+        """
+        ...
+
     def get(self, session_id: str) -> SessionForImprovement:
         """Return the order of a session.
 
@@ -323,7 +333,10 @@ class LearningTransaction(Protocol):
         ...
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
-        """Replace the whole state of each user named."""
+        """Replace the whole state of each user named, their votes with it.
+
+        All votes of one ``query_key`` have the same query: that of the first, as long as any is left.
+        """
         ...
 
     def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
@@ -332,10 +345,28 @@ class LearningTransaction(Protocol):
 
 
 class Personal(Protocol):
-    def active_memories(
-        self, collection: Collection, user_id: str, query: Vectors, threshold: float
-    ) -> list[QueryMemory]:
-        """Return the user's memories whose query has a cosine above ``threshold`` to ``query`` ([D])."""
+    def near_memories(
+        self,
+        collection: Collection,
+        user_id: str | None,
+        query: Vectors,
+        threshold: float,
+        *,
+        shared_by: int = 0,
+    ) -> NearMemories:
+        """Return the memories whose query has a cosine above ``threshold`` to ``query``, in one round trip.
+
+        Args:
+            user_id: None is somebody without memories, who is told of others all the same.
+            query: [D]; a zero vector is near nothing, and nothing is near to one.
+            shared_by: how many others must have voted for anything to be told of them; 0: nothing ever is.
+
+        What others say is counted so. Of all queries that anybody voted for, the ``SHARED_QUERIES`` nearest
+        are looked at (ties by query_key), as far as they are above the threshold. Of each the
+        ``SHARED_VOTES`` latest votes of others are taken (ties by user_id). Who voted for several of these
+        queries counts once, for the nearest. The votes for one query are one memory. If fewer than
+        ``shared_by`` users are counted, ``shared`` is empty.
+        """
         ...
 
     def candidates(

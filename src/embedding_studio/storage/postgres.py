@@ -1,10 +1,10 @@
 """Storage in PostgreSQL with pgvector: the product's. Many processes may use one database at once.
 
     pg_database     connections, transactions, errors
-    pg_collections  a schema each: objects, parts, personal_parts, query_memory
+    pg_collections  a schema each: objects, parts, personal_parts, query_memory, shared_queries, shared_votes
     pg_objects      originals                 pg_nearest, pg_filters, pg_geometry  search among them
     pg_clickstream  sessions and events       pg_orders  the queue
-    pg_personal     what is learnt
+    pg_personal     what is learnt            pg_votes   what users tell each other
 
 Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
 """

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Vectors = NDArray[np.float32]
 
-SESSIONS_AT_ONCE = 256
+SESSIONS_AT_ONCE = 128
 """Sessions of ten results and 384 dimensions that fit a processor's last cache; more gain nothing."""
 
 
@@ -90,6 +90,9 @@ Move = Callable[[Wave], tuple[Rows, Vectors]]
 Book = dict[str, Vectors]
 """object_id -> personal vectors, of the objects of one user that have moved."""
 
+Turn = tuple[ImprovementInput, Book, set[str]]
+"""A session, its user's book, and the ids of the objects that the session has moved."""
+
 
 def fold(
     index: SearchIndexInfo, improvement_inputs: Sequence[ImprovementInput], move: Move, *, sweeps: int = 1
@@ -123,91 +126,82 @@ def fold(
         for turn in turns:
             for first in range(0, len(turn), SESSIONS_AT_ONCE):
                 at_once = turn[first : first + SESSIONS_AT_ONCE]
-                for k, object_id in _move(index, [(folded[s], books[owners[s]]) for s in at_once], move):
-                    moved_ids[at_once[k]].add(object_id)
+                _move(index, [(folded[s], books[owners[s]], moved_ids[s]) for s in at_once], move)
                 if sweep == sweeps - 1:
                     for s in at_once:
-                        folded[s] = _as_it_stands(folded[s], books[owners[s]], frozenset(moved_ids[s]))
+                        folded[s] = _as_it_stands(folded[s], books[owners[s]], moved_ids[s])
     return folded
 
 
-def _move(
-    index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]], move: Move
-) -> list[tuple[int, str]]:
-    """Let sessions of different users move what they move, and write it into the users' books.
-
-    Returns:
-        The place of the session and the object's id, for each object moved.
-    """
-    laid = _lay_flat(index, sessions)
-    if laid is None:
-        return []
-    wave, elements, books = laid
+def _move(index: SearchIndexInfo, turn: list[Turn], move: Move) -> None:
+    """Let sessions of different users move what they move; write down what has moved, and where to."""
+    turn = [each for each in turn if each[0].clicked_elements or each[0].non_clicked_elements]
+    if not turn:
+        return
+    wave, ids = _lay_flat(index, turn)
     objects, vectors = move(wave)
+    sessions = wave.session_of_objects()[objects].tolist()
     stops = np.cumsum(np.diff(wave.part_starts)[objects]).tolist()
-    for i, start, stop in zip(objects.tolist(), [0, *stops], stops, strict=False):
-        books[i][elements[i].id] = vectors[start:stop]
-    shown = [
-        k for k, (given, _) in enumerate(sessions) if given.clicked_elements or given.non_clicked_elements
-    ]
-    session_of = wave.session_of_objects()
-    return [(shown[session_of[i]], elements[i].id) for i in objects.tolist()]
+    for s, i, start, stop in zip(sessions, objects.tolist(), [0, *stops], stops, strict=False):
+        _, book, moved_ids = turn[s]
+        book[ids[i]] = vectors[start:stop]
+        moved_ids.add(ids[i])
 
 
-def _as_it_stands(given: ImprovementInput, book: Book, moved_ids: frozenset[str]) -> ImprovementInput:
+def _as_it_stands(given: ImprovementInput, book: Book, moved_ids: set[str]) -> ImprovementInput:
     """Return a session with its user's present vectors; itself where none of its objects has moved."""
     if not book:
         return given
-
-    def present(elements: tuple[ImprovementElement, ...]) -> tuple[ImprovementElement, ...]:
-        return tuple(
-            [
-                element if (moved := book.get(element.id)) is None else element.moved_to(moved)
-                for element in elements
-            ]
-        )
-
-    clicked, skipped = present(given.clicked_elements), present(given.non_clicked_elements)
+    clicked, skipped = _present(given.clicked_elements, book), _present(given.non_clicked_elements, book)
     if clicked == given.clicked_elements and skipped == given.non_clicked_elements:
         return given
-    return ImprovementInput(given.session_id, given.query, clicked, skipped, given.user_id, moved_ids)
+    return ImprovementInput(
+        given.session_id, given.query, clicked, skipped, given.user_id, frozenset(moved_ids)
+    )
 
 
-def _lay_flat(
-    index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]]
-) -> tuple[Wave, list[ImprovementElement], list[Book]] | None:
-    """Return the wave, and for each of its objects the element and the user's book; None if it is empty."""
-    queries: list[Vectors] = []
+def _present(elements: tuple[ImprovementElement, ...], book: Book) -> tuple[ImprovementElement, ...]:
+    return tuple(
+        [
+            element if (moved := book.get(element.id)) is None else element.moved_to(moved)
+            for element in elements
+        ]
+    )
+
+
+def _lay_flat(index: SearchIndexInfo, turn: list[Turn]) -> tuple[Wave, list[str]]:
+    """Return sessions that have results as a wave, and the ids of its objects."""
     elements: list[ImprovementElement] = []
+    ids: list[str] = []
     books: list[Book] = []
     sides: list[int] = []
-    for given, book in sessions:
-        shown = given.clicked_elements + given.non_clicked_elements
-        C = len(given.clicked_elements)
-        if len({element.id for element in shown}) < len(shown):
+    for given, book, _ in turn:
+        shown, C = given.clicked_elements + given.non_clicked_elements, len(given.clicked_elements)
+        shown_ids = [element.id for element in shown]
+        if len(set(shown_ids)) < len(shown):
             shown, C = _each_once(given)
-        if shown:
-            queries.append(given.query.vector)
-            elements += shown
-            sides += C, len(shown) - C
-            books += [book] * len(shown)
-    if not elements:
-        return None
+            shown_ids = [element.id for element in shown]
+        elements += shown
+        ids += shown_ids
+        sides += C, len(shown) - C
+        books += [book] * len(shown)
+    queries = [given.query.vector for given, _, _ in turn]
     originals = vectors = [element.vector for element in elements]
-    if any(book for _, book in sessions):
+    if any(book for _, book, _ in turn):
         vectors = [
-            book.get(element.id, element.vector) for element, book in zip(elements, books, strict=True)
+            book.get(object_id, original)
+            for object_id, original, book in zip(ids, originals, books, strict=True)
         ]
-        for element, known in zip(elements, vectors, strict=True):
-            if element.vector.shape != known.shape:
+        for object_id, original, known in zip(ids, originals, vectors, strict=True):
+            if original.shape != known.shape:
                 raise InvalidVectorsError(
-                    f"object {element.id!r} has vectors of shape {element.vector.shape} here and of "
+                    f"object {object_id!r} has vectors of shape {original.shape} here and of "
                     f"{known.shape} in an earlier session of the same user; load both from one place"
                 )
     D = vectors[0].shape[-1]
     shapes = {parts.shape for parts in [*vectors, *queries]}
     if index.dimensions not in (None, D) or any(len(shape) != 2 or shape[1] != D for shape in shapes):
-        _refuse(index, sessions)
+        _refuse(index, turn)
     flat = _join(vectors)
     wave = Wave(
         queries=_join(queries),
@@ -221,8 +215,8 @@ def _lay_flat(
         weights=np.array([element.weight for element in elements], dtype=np.float64),
     )
     if not _is_sound(index, wave):
-        _refuse(index, sessions)
-    return wave, elements, books
+        _refuse(index, turn)
+    return wave, ids
 
 
 def _each_once(given: ImprovementInput) -> tuple[tuple[ImprovementElement, ...], int]:
@@ -271,11 +265,11 @@ def _is_sound(index: SearchIndexInfo, wave: Wave) -> bool:
     )
 
 
-def _refuse(index: SearchIndexInfo, sessions: list[tuple[ImprovementInput, Book]]) -> NoReturn:
+def _refuse(index: SearchIndexInfo, turn: list[Turn]) -> NoReturn:
     """Raise the error that names what is wrong; looked for only once something is."""
-    D = index.dimensions or sessions[0][0].query.vector.shape[-1] or None
+    D = index.dimensions or turn[0][0].query.vector.shape[-1] or None
     sized = index.model_copy(update={"dimensions": D})
-    for given, _ in sessions:
+    for given, _, _ in turn:
         check_vectors(sized, given.query.vector, f"the query of session {given.session_id!r}")
         for element in (*given.clicked_elements, *given.non_clicked_elements):
             what = f"object {element.id!r} of session {given.session_id!r}"

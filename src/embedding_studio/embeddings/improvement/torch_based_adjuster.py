@@ -20,18 +20,20 @@ Source: docs/how-it-learns.md; [loshchilov2019], "Decoupled Weight Decay Regular
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold, ranges
 from embedding_studio.embeddings.preparation import squared_lengths
-from embedding_studio.embeddings.trust_region import into_trust_region
+from embedding_studio.embeddings.trust_region import FLOAT32_ERROR, into_trust_region, nearest_in_caps
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -40,7 +42,10 @@ Vectors = NDArray[np.float32]
 BETA_1, BETA_2, EPSILON, WEIGHT_DECAY = 0.9, 0.999, 1e-8, 0.01
 """The defaults of ``torch.optim.AdamW``."""
 
-NUMBERS_AT_ONCE = 250_000
+REGISTER = 16
+"""Numbers of the widest vector register."""
+
+NUMBERS_AT_ONCE = 500_000
 """Components that all iterations run on before the next are taken up, so that they stay in the cache."""
 
 
@@ -99,6 +104,8 @@ class TorchBasedAdjuster:
         numbers = np.cumsum(np.diff(wave.part_starts)[objects]) * wave.vectors.shape[1]
         cuts = np.flatnonzero(np.diff(numbers // NUMBERS_AT_ONCE)) + 1
         moves = [self._descend(task, block) for block in np.split(objects, cuts)]
+        if len(moves) == 1:
+            return moves[0]
         return np.concatenate([moved for moved, _ in moves]), np.concatenate([new for _, new in moves])
 
     def _descend(self, task: "_Task", objects: Rows) -> tuple[Rows, Vectors]:
@@ -112,19 +119,15 @@ class TorchBasedAdjuster:
         vectors = torch.from_numpy(task.wave.vectors[rows] / units)
         originals = torch.from_numpy(original_parts / units)
         region = _TrustRegion(index.metric_type, originals, max_angle_degrees or 180)
-        first, second, gradient, scratch = (torch.zeros_like(vectors) for _ in range(4))
+        optimizer = _AdamW(vectors)
+        lengths = region.lengths if bounded and index.metric_type is not MetricType.EUCLID else None
         before = loss.aggregated(loss.similarities(vectors))
-        for n in range(1, self.num_iterations + 1):
-            shares = loss.gradient(vectors, gradient, scratch)
-            first.lerp_(gradient, 1 - BETA_1)
-            second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-            unbias = math.sqrt(1 - BETA_2**n)
-            torch.sqrt(second, out=scratch).add_(EPSILON * unbias)
-            torch.div(first, scratch, out=scratch)
+        for _ in range(self.num_iterations):
+            shares = loss.gradient(vectors, optimizer.gradient, lengths)
+            optimizer.take_step()
             if not bounded:
                 vectors.mul_(1 - self.adjustment_rate * WEIGHT_DECAY)
-            rates = self.adjustment_rate * unbias / (1 - BETA_1**n) * shares
-            vectors.addcmul_(scratch, _column(-rates, vectors))
+            vectors.addcmul_(optimizer.step, _column(self.adjustment_rate * shares, vectors))
             if bounded:
                 region.bring_in(vectors)
         moved = vectors.numpy() * units
@@ -137,7 +140,7 @@ class TorchBasedAdjuster:
         return objects[goes], moved if goes.all() else moved[rows_that_go]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class _Loss:
     """Eq. 1 of some objects.
 
@@ -177,13 +180,13 @@ class _Loss:
         """Return [I], what search makes of the pairs: the best (MIN) or the mean (AVG)."""
         if self.index.metric_aggregation_type is MetricAggregationType.MIN:
             return np.maximum.reduceat(similarities, self.pairs_of_objects)
-        return np.add.reduceat(similarities, self.pairs_of_objects) / self._pair_counts()
+        return np.add.reduceat(similarities, self.pairs_of_objects) / self._pair_counts
 
     def softened(self, similarities: Floats) -> tuple[Floats, Floats]:
         """Return S [I] of eq. 8 and its derivative by each pair [M]."""
         if len(similarities) == len(self.pulls):
             return similarities, np.ones_like(similarities)
-        counts = self._pair_counts()
+        counts = self._pair_counts
         if self.index.metric_aggregation_type is MetricAggregationType.AVG:
             return self.aggregated(similarities), np.repeat(1 / counts, counts)
         best = np.maximum.reduceat(similarities, self.pairs_of_objects)
@@ -191,16 +194,17 @@ class _Loss:
         sums = np.add.reduceat(powers, self.pairs_of_objects)
         return best + self.temperature * np.log(sums / counts), powers / np.repeat(sums, counts)
 
-    def gradient(self, vectors: Tensor, into: Tensor, scratch: Tensor) -> Floats:
+    def gradient(self, vectors: Tensor, into: Tensor, lengths: Floats | None = None) -> Floats:
         """Write the gradient [N, D] of eq. 7 ``into`` a tensor, and return each part's share of the step [N].
 
         Args:
-            scratch: [N, D], overwritten.
+            lengths: [N] of the vectors, where they are known.
         """
-        lengths = _lengths(vectors)
+        if lengths is None:
+            lengths = _lengths(vectors)
         similarities = self.similarities(vectors, lengths)
         softened, derivatives = self.softened(similarities)
-        slopes = np.repeat(3 * self.pulls * self.weights * softened**2, self._pair_counts()) * derivatives
+        slopes = np.repeat(3 * self.pulls * self.weights * softened**2, self._pair_counts) * derivatives
         match self.index.metric_type:
             case MetricType.COSINE:  # d cos(q, v) / dv = (q - cos(q, v) v/|v|) / |v| for q of length 1
                 along_query = slopes / lengths[self.part_of_pairs]
@@ -213,20 +217,67 @@ class _Loss:
                 )
                 along_part = -along_query
         torch.mul(vectors, _column(np.add.reduceat(along_part, self.pairs_of_parts), vectors), out=into)
+        along_queries = _column(along_query, vectors)
         if len(self.asked) == len(vectors):
-            # Not addcmul_: it rounds less often than the other branch, and which of them a session
-            # goes through would depend on who else is there.
-            into.add_(torch.mul(self.asked, _column(along_query, vectors), out=scratch))
+            into.addcmul_(self.asked, along_queries)
         else:
-            asked = self.asked * _column(along_query, vectors)
-            into.index_add_(0, torch.from_numpy(self.part_of_pairs), asked)
+            # One pair of every part at a time: the same operation as above, rounded alike, for which of
+            # the two ways a session goes depends on who else is there.
+            turns = np.arange(len(self.asked)) - self.pairs_of_parts[self.part_of_pairs]
+            for turn in range(turns.max() + 1):
+                pairs = np.flatnonzero(turns == turn)
+                rows = self.part_of_pairs[pairs]
+                into[rows] = torch.addcmul(into[rows], self.asked[pairs], along_queries[pairs])
         of_parts = np.add.reduceat(derivatives, self.pairs_of_parts)
-        parts = np.diff(self.parts_of_objects, append=len(vectors))
         largest = np.maximum.reduceat(of_parts, self.parts_of_objects)
-        return of_parts * np.repeat(self.weights / largest, parts)
+        return of_parts * np.repeat(self.weights / largest, self._part_counts)
 
+    @cached_property
     def _pair_counts(self) -> Rows:
         return np.diff(self.pairs_of_objects, append=len(self.asked))
+
+    @cached_property
+    def _part_counts(self) -> Rows:
+        return np.diff(self.parts_of_objects, append=len(self.pairs_of_parts))
+
+
+class _AdamW:
+    """The steps of ``torch.optim.AdamW`` at a rate of 1.
+
+    Attributes:
+        gradient: [N, D], to be written before a step is taken.
+        step: [N, D], the last step taken.
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        """Start with moments of zero."""
+        # Whole registers, so that each number goes the same way through the processor, wherever it stands:
+        # what is left over is counted by other code, and rounded otherwise.
+        whole = torch.zeros(4, math.ceil(vectors.numel() / REGISTER) * REGISTER, dtype=vectors.dtype)
+        self._gradient, self._step, self._first, self._second = whole
+        self._steps_taken = torch.zeros(())
+        self.gradient, self.step = (
+            numbers[: vectors.numel()].view(vectors.shape) for numbers in (self._gradient, self._step)
+        )
+
+    def take_step(self) -> None:
+        """Write ``step`` down the gradient."""
+        adamw(
+            [self._step],
+            [self._gradient],
+            [self._first],
+            [self._second],
+            [],
+            [self._steps_taken],
+            fused=True,
+            amsgrad=False,
+            beta1=BETA_1,
+            beta2=BETA_2,
+            lr=1.0,
+            weight_decay=1.0,  # of the last step nothing is left
+            eps=EPSILON,
+            maximize=False,
+        )
 
 
 class _TrustRegion:
@@ -235,35 +286,22 @@ class _TrustRegion:
     def __init__(self, metric_type: MetricType, originals: Tensor, max_angle_degrees: float) -> None:
         self.metric_type = metric_type
         self.originals = originals
-        self.max_angle = math.radians(max_angle_degrees)
+        # Inside by what float32 leaves in doubt, so that nothing has to be looked at closely in the end.
+        cosine = math.cos(math.radians(max_angle_degrees)) + 2 * FLOAT32_ERROR
+        self.max_angle = math.acos(min(cosine, 1))
         self.lengths = _lengths(originals)
 
     def bring_in(self, vectors: Tensor) -> None:
         """Replace each vector by the nearest in its region: keep x vector + pull x original."""
-        keep, pull = (
-            self._in_ball(vectors) if self.metric_type is MetricType.EUCLID else self._in_cap(vectors)
-        )
+        if self.metric_type is MetricType.EUCLID:
+            radius = 2 * math.sin(self.max_angle / 2) * self.lengths
+            way = _lengths(vectors - self.originals)
+            keep = np.divide(radius, way, out=np.ones_like(way), where=way > radius)
+            pull = 1 - keep
+        else:
+            products = _products(vectors, self.originals)
+            keep, pull = nearest_in_caps(self.lengths, _lengths(vectors), products, self.max_angle)
         vectors.mul_(_column(keep, vectors)).addcmul_(self.originals, _column(pull, vectors))
-
-    def _in_cap(self, vectors: Tensor) -> tuple[Floats, Floats]:
-        lengths = _lengths(vectors)
-        products = _products(vectors, self.originals)
-        nothing = np.zeros_like(lengths)
-        scale = np.divide(self.lengths, lengths, out=nothing.copy(), where=lengths > 0)
-        cosine = np.divide(products, lengths * self.lengths, out=nothing.copy(), where=scale > 0).clip(-1, 1)
-        sine = np.sqrt(1 - cosine**2)
-        inside = (cosine >= math.cos(self.max_angle)) & (scale > 0)
-        aside = np.divide(math.sin(self.max_angle), sine, out=nothing.copy(), where=sine > 1e-3)
-        keep = np.where(inside, scale, scale * aside)
-        pull = np.where(inside, 0, math.cos(self.max_angle) - cosine * aside)
-        lost = ~inside & ((aside == 0) | (scale == 0))
-        return np.where(lost, 0, keep), np.where(lost, 1, pull)
-
-    def _in_ball(self, vectors: Tensor) -> tuple[Floats, Floats]:
-        radius = 2 * math.sin(self.max_angle / 2) * self.lengths
-        way = _lengths(vectors - self.originals)
-        keep = np.divide(radius, way, out=np.ones_like(way), where=way > radius)
-        return keep, 1 - keep
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,14 +311,14 @@ class _Task:
     Attributes:
         session_of_parts: [N].
         pulls: [I], the factor of S_i^3 in eq. 7 without its weight; 0 where a session has no contrast.
-        query_units: [K], the lengths in which queries are measured; 1 in the raw update but for cosine.
+        queries: [K, D], of length 1 for cosine; else measured by the session's mean, or raw as given.
         part_units: [N], the lengths in which parts are measured; 1 in the raw update.
     """
 
     wave: Wave
     session_of_parts: Rows
     pulls: Floats
-    query_units: Floats
+    queries: Vectors
     part_units: Floats
 
     @classmethod
@@ -291,18 +329,19 @@ class _Task:
         pulls = np.where(wave.clicked, -1 / np.maximum(clicked, 1), 1 / np.maximum(skipped, 1))
         pulls[(clicked == 0) | (skipped == 0)] = 0
         session_of_parts = session[wave.object_of_parts()]
-        queries = np.sqrt(squared_lengths(wave.queries), dtype=np.float64)
-        parts = np.sqrt(wave.squares, dtype=np.float64)
+        query_units = np.sqrt(squared_lengths(wave.queries), dtype=np.float64)
+        part_units = np.sqrt(wave.squares, dtype=np.float64)
         if index.metric_type is not MetricType.COSINE:
-            parts = _mean_of_sessions(parts, wave.part_starts[wave.object_starts])
-            queries = _mean_of_sessions(queries, wave.query_starts)
+            part_units = _mean_of_sessions(part_units, wave.part_starts[wave.object_starts])
+            query_units = _mean_of_sessions(query_units, wave.query_starts)
             if index.metric_type is MetricType.EUCLID:  # distances need one measure
-                of_sessions = parts[wave.part_starts[wave.object_starts[:-1]]]
-                queries = np.repeat(of_sessions, np.diff(wave.query_starts))
+                of_sessions = part_units[wave.part_starts[wave.object_starts[:-1]]]
+                query_units = np.repeat(of_sessions, np.diff(wave.query_starts))
         if not bounded:
-            parts = np.ones_like(parts)
-            queries = queries if index.metric_type is MetricType.COSINE else np.ones_like(queries)
-        return cls(wave, session_of_parts, pulls, queries, parts)
+            part_units = np.ones_like(part_units)
+            query_units = query_units if index.metric_type is MetricType.COSINE else np.ones_like(query_units)
+        queries = np.asarray(wave.queries / query_units[:, None].astype(np.float32), dtype=np.float32)
+        return cls(wave, session_of_parts, pulls, queries, part_units)
 
     def loss(self, index: SearchIndexInfo, temperature: float, objects: Rows) -> _Loss:
         """Return eq. 7 of some objects."""
@@ -318,7 +357,7 @@ class _Task:
             temperature=temperature,
             pulls=self.pulls[objects],
             weights=wave.weights[objects],
-            asked=torch.from_numpy(wave.queries[asked] / self.query_units[asked, None].astype(np.float32)),
+            asked=torch.from_numpy(self.queries[asked]),
             part_of_pairs=np.repeat(np.arange(len(rows)), pair_counts),
             pairs_of_parts=pairs_of_parts,
             pairs_of_objects=pairs_of_parts[parts_of_objects],

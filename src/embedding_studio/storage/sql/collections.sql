@@ -107,3 +107,27 @@ CREATE TABLE {schema}.query_memory (
 
 -- name: index_query_memory
 CREATE INDEX query_memory_clicked ON {schema}.query_memory USING gin (clicked_ids)
+
+-- name: create_shared_queries
+-- What anybody voted for; a row goes with its last vote.
+CREATE TABLE {schema}.shared_queries (
+    query_key text COLLATE "C" PRIMARY KEY,
+    query {vector} NOT NULL
+);
+ALTER TABLE {schema}.shared_queries ALTER COLUMN query SET STORAGE {storage}
+
+-- name: index_shared_queries
+CREATE INDEX shared_queries_nearest ON {schema}.shared_queries USING hnsw ((query{cast}) {cosine_class})
+
+-- name: create_shared_votes
+CREATE TABLE {schema}.shared_votes (
+    user_id text COLLATE "C",
+    query_key text COLLATE "C" REFERENCES {schema}.shared_queries,
+    clicked_mean {vector} NOT NULL,
+    created_at bigint NOT NULL,
+    PRIMARY KEY (user_id, query_key)
+);
+ALTER TABLE {schema}.shared_votes ALTER COLUMN clicked_mean SET STORAGE {storage}
+
+-- name: index_shared_votes
+CREATE INDEX shared_votes_latest ON {schema}.shared_votes (query_key, created_at DESC, user_id)

@@ -42,7 +42,7 @@ ORDER BY session.user_id, session.created_at DESC, session_id DESC
 SELECT DISTINCT ON (session.user_id) session_id
 FROM embedding_studio.sessions AS session
     JOIN embedding_studio.sessions_for_improvement AS placed USING (session_id)
-WHERE session.user_id IS NOT NULL AND session.collection = %(collection)s
+WHERE session.user_id IS NOT NULL AND session.collection = ANY(%(collections)s::text[])
 ORDER BY session.user_id, session.created_at DESC, session_id DESC
 
 -- name: get

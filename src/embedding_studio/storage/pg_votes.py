@@ -1,0 +1,107 @@
+"""What users tell each other, in PostgreSQL: a vote of a user for a query, counted with those of others.
+
+A query stands as long as there is a vote for it. Who only adds votes holds a collection's votes lock
+together with others; who takes some away, so that a query may be left without any, holds it alone. So
+nobody adds to a query that another finds empty. Where there are no votes, before or after, nothing is locked.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from psycopg import Cursor, sql
+
+from embedding_studio.domain.objects import Collection, SharedMemory, SharedVote
+from embedding_studio.storage.pg_database import Connection
+from embedding_studio.storage.pg_geometry import Geometry
+from embedding_studio.storage.pg_vectors import pack, unpack
+from embedding_studio.storage.ports import SHARED_QUERIES, SHARED_VOTES
+from embedding_studio.storage.schema import VOTES_LOCK
+from embedding_studio.storage.sql import in_schema, schema_of, statements
+
+Row = tuple[Any, ...]
+
+
+def ask_near(connection: Connection, collection: Collection, given: Mapping[str, Any]) -> Cursor[Row]:
+    """Ask for the votes of others for near queries; ``shared_memories`` reads the answer."""
+    return connection.execute(_near(collection), given, binary=True)
+
+
+def shared_memories(rows: Sequence[Row]) -> list[SharedMemory]:
+    queries, clicked_means = unpack([row[0] for row in rows]), unpack([row[1] for row in rows])
+    return [
+        SharedMemory(query, mean, users)
+        for (_, _, users), query, mean in zip(rows, queries, clicked_means, strict=True)
+    ]
+
+
+def ask_votes(connection: Connection, collection: Collection, user_id: str) -> Cursor[Row]:
+    """Ask for a user's votes, by ``query_key``; ``shared_votes`` reads the answer."""
+    return connection.execute(_of(collection, "votes"), {"user_id": user_id}, binary=True)
+
+
+def shared_votes(rows: Sequence[Row]) -> tuple[SharedVote, ...]:
+    queries, clicked_means = unpack([row[1] for row in rows]), unpack([row[2] for row in rows])
+    return tuple(
+        SharedVote(query_key, query, mean, created_at)
+        for (query_key, _, _, created_at), query, mean in zip(rows, queries, clicked_means, strict=True)
+    )
+
+
+def ask_voted(connection: Connection, collection: Collection, user_ids: Sequence[str]) -> Cursor[Row]:
+    """Ask which queries these users voted for; ``replace_votes`` reads the answer."""
+    return connection.execute(_of(collection, "query_keys"), {"user_ids": list(user_ids)})
+
+
+def replace_votes(
+    connection: Connection,
+    collection: Collection,
+    votes: Mapping[str, Sequence[SharedVote]],
+    voted: Cursor[Row],
+) -> None:
+    """Replace the votes of each user named.
+
+    Args:
+        voted: the answer to ``ask_voted`` for these users, who have been locked since before.
+    """
+    before = {query_key for (query_key,) in voted.fetchall()}
+    rows = [(user_id, vote) for user_id, theirs in sorted(votes.items()) for vote in theirs]
+    if not before and not rows:
+        return
+    query_keys = [vote.query_key for _, vote in rows]
+    dropped = sorted(before.difference(query_keys))
+    lock = {"lock_class": VOTES_LOCK, "collection_id": collection.collection_id}
+    with connection.pipeline():
+        connection.execute(statements("votes.sql")["lock_votes" if dropped else "share_votes"], lock)
+        connection.execute(_of(collection, "delete_votes"), {"user_ids": list(votes)})
+        if rows:
+            given = {
+                "user_ids": [user_id for user_id, _ in rows],
+                "query_keys": query_keys,
+                "queries": pack(np.stack([vote.query for _, vote in rows])),
+                "clicked_means": pack(np.stack([vote.clicked_mean for _, vote in rows])),
+                "created_ats": [vote.created_at for _, vote in rows],
+            }
+            connection.execute(_of(collection, "insert_queries"), given)
+            connection.execute(_of(collection, "insert_votes"), given)
+        if dropped:
+            connection.execute(_of(collection, "delete_queries"), {"query_keys": dropped})
+
+
+def _of(collection: Collection, name: str) -> bytes:
+    return in_schema("votes.sql", name, collection.collection_id)
+
+
+@lru_cache(maxsize=1024)
+def _near(collection: Collection) -> bytes:
+    return (
+        statements("votes.sql")["near"]
+        .format(
+            schema=schema_of(collection.collection_id),
+            cast=Geometry(collection.index).pieces()["cast"],
+            queries=sql.Literal(SHARED_QUERIES),
+            votes=sql.Literal(SHARED_VOTES),
+        )
+        .as_bytes()
+    )

@@ -1,0 +1,68 @@
+-- name: near
+-- The threshold is asked of what the index brought: as a condition on what it may bring, it would have the
+-- index look through a great part of all queries wherever few are near.
+WITH drawn AS MATERIALIZED (
+    SELECT query_key, query, query <=> %(query)b::vector AS distance
+    FROM {schema}.shared_queries
+    ORDER BY query{cast} <=> %(query)b::vector{cast}, query_key
+    LIMIT {queries}
+),
+near AS MATERIALIZED (
+    SELECT query_key, query, distance FROM drawn WHERE distance < 1 - %(threshold)s
+),
+counted AS MATERIALIZED (
+    SELECT DISTINCT ON (vote.user_id) near.query_key, vote.clicked_mean
+    FROM near
+        CROSS JOIN LATERAL (
+            SELECT user_id, clicked_mean
+            FROM {schema}.shared_votes AS vote
+            WHERE vote.query_key = near.query_key AND user_id IS DISTINCT FROM %(user_id)s::text
+            ORDER BY created_at DESC, user_id
+            LIMIT {votes}
+        ) AS vote
+    ORDER BY vote.user_id, near.distance, near.query_key
+)
+SELECT near.query, said.clicked_mean, said.users
+FROM (
+    SELECT query_key, avg(clicked_mean) AS clicked_mean, count(*) AS users FROM counted GROUP BY query_key
+) AS said JOIN near USING (query_key)
+WHERE (SELECT count(*) FROM counted) >= %(shared_by)s
+ORDER BY near.distance, near.query_key
+
+-- name: votes
+SELECT query_key, query, clicked_mean, created_at
+FROM {schema}.shared_votes JOIN {schema}.shared_queries USING (query_key)
+WHERE user_id = %(user_id)s
+ORDER BY query_key
+
+-- name: query_keys
+SELECT DISTINCT query_key FROM {schema}.shared_votes WHERE user_id = ANY(%(user_ids)s::text[])
+
+-- name: lock_votes
+SELECT pg_advisory_xact_lock(%(lock_class)s, %(collection_id)s::int)
+
+-- name: share_votes
+SELECT pg_advisory_xact_lock_shared(%(lock_class)s, %(collection_id)s::int)
+
+-- name: delete_votes
+DELETE FROM {schema}.shared_votes WHERE user_id = ANY(%(user_ids)s::text[])
+
+-- name: insert_queries
+-- In one order, so that two who bring the same queries wait for each other and not in a circle.
+INSERT INTO {schema}.shared_queries (query_key, query)
+SELECT query_key, query
+FROM unnest(%(query_keys)s::text[], %(queries)b::vector[]) WITH ORDINALITY AS given(query_key, query, turn)
+ORDER BY query_key COLLATE "C", turn
+ON CONFLICT (query_key) DO NOTHING
+
+-- name: insert_votes
+INSERT INTO {schema}.shared_votes (user_id, query_key, clicked_mean, created_at)
+SELECT *
+FROM unnest(
+    %(user_ids)s::text[], %(query_keys)s::text[], %(clicked_means)b::vector[], %(created_ats)s::bigint[]
+)
+
+-- name: delete_queries
+DELETE FROM {schema}.shared_queries AS asked
+WHERE query_key = ANY(%(query_keys)s::text[])
+    AND NOT EXISTS (SELECT FROM {schema}.shared_votes AS vote WHERE vote.query_key = asked.query_key)

@@ -1,0 +1,299 @@
+"""What others clicked for near queries, off unless it is asked for: from clicks to everybody's search.
+
+The world is an arc: the object ``at30`` stands 30 degrees from the query that everybody sends.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import CatalogueObject
+from embedding_studio.domain.sessions import RecordedSession, SearchResultItem, Session, SessionEvent
+from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
+from embedding_studio.embeddings.personal import shared_evidence
+from embedding_studio.errors import InvalidSettingError
+from embedding_studio.feedback.improve import Improver
+from embedding_studio.feedback.state import fold
+from embedding_studio.search import SearchService
+from embedding_studio.settings import load_settings
+
+ANGLES = (10, 20, 30, 40, 50, 60, 70)
+INDEX = SearchIndexInfo(dimensions=3)
+PLAIN = [f"at{degrees}" for degrees in ANGLES]
+
+
+def at(degrees: float) -> np.ndarray:
+    radians = math.radians(degrees)
+    return np.array([[math.cos(radians), math.sin(radians), 0]], dtype=np.float32)
+
+
+def ids(page):
+    return [result.object_id for result in page.results]
+
+
+@pytest.fixture
+def arc(storage):
+    collection = storage.collections.create("default", INDEX)
+    storage.objects.upsert(collection, [CatalogueObject(f"at{degrees}", at(degrees)) for degrees in ANGLES])
+    return collection
+
+
+class World:
+    """Users who search and click in a storage, with what they click shared from three others on."""
+
+    def __init__(self, storage, shared_min_users=3):
+        self.storage = storage
+        self.search = SearchService(storage, shared_min_users=shared_min_users).search
+        self.improver = Improver(storage, PassiveAggressiveAdjuster, is_shared=shared_min_users > 0)
+        self.clicks = 0
+
+    def click(self, user_id, object_id, query=0.0):
+        self.clicks += 1
+        page = self.search(at(query)[0], user_id=user_id, create_session=True, now=self.clicks)
+        [_] = self.storage.clickstream.push_events(
+            [SessionEvent(session_id=page.session_id, object_id=object_id, created_at=self.clicks)]
+        )
+        self.improver.improve_once()
+
+    def found(self, user_id, query=0.0, **asked):
+        return self.search(at(query)[0], user_id=user_id, **asked)
+
+
+@pytest.fixture
+def world(storage, arc):
+    return World(storage)
+
+
+# --- the formula ----------------------------------------------------------------------------------
+
+
+def test_others_count_together_as_one_memory_by_hand():
+    means = np.array([[1, 0], [0, 3]], dtype=np.float32)
+
+    gate, mean = shared_evidence(np.array([1.0, 0.5]), [2, 2], means)
+
+    assert gate == pytest.approx(2 * 3 / (2 + 3))  # S = 1 * 2 + 0.5 * 2
+    np.testing.assert_allclose(mean, [2 / 3, 1], rtol=1e-6)
+
+
+@given(
+    gates=st.lists(st.floats(0.01, 1), min_size=1, max_size=7),
+    more=st.integers(1, 1000),
+    data=st.data(),
+)
+def test_more_users_count_for_more_and_never_for_two_searches_of_ones_own(gates, more, data):
+    users = data.draw(st.lists(st.integers(1, 1000), min_size=len(gates), max_size=len(gates)))
+    means = np.random.default_rng(len(gates)).normal(size=(len(gates), 5)).astype(np.float32)
+
+    few, _ = shared_evidence(np.array(gates), users, means)
+    many, _ = shared_evidence(np.array(gates), [users[0] + more, *users[1:]], means)
+
+    assert 0 < few <= many < 2
+
+
+# --- what a user says to others ---------------------------------------------------------------------
+
+
+def recorded(session_id, clicked, *, query=0.0, text="", created_at=100, user_id="ann"):
+    return RecordedSession(
+        Session(
+            session_id=session_id,
+            user_id=user_id,
+            search_query=text,
+            created_at=created_at,
+            search_results=tuple(SearchResultItem(object_id=name) for name in PLAIN),
+            events=(SessionEvent(session_id=session_id, object_id=clicked, created_at=created_at),),
+        ),
+        at(query),
+    )
+
+
+def votes_of(*sessions):
+    originals = {f"at{degrees}": at(degrees) for degrees in ANGLES}
+    return (
+        fold(sessions, originals, PassiveAggressiveAdjuster(INDEX), INDEX, is_shared=True).states["ann"].votes
+    )
+
+
+def test_a_query_asked_often_is_one_vote_for_the_mean_of_what_was_clicked():
+    (vote,) = votes_of(
+        recorded("1", "at30", text="Red  shoes", created_at=100),
+        recorded("2", "at50", text=" red shoes\n", created_at=200, query=1.0),
+    )
+
+    np.testing.assert_allclose(vote.clicked_mean, (at(30)[0] + at(50)[0]) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(vote.query, at(1.0)[0])
+    assert vote.created_at == 200
+
+
+def test_queries_without_a_text_are_the_same_where_their_vectors_are():
+    one, two = votes_of(recorded("1", "at30"), recorded("2", "at40"), recorded("3", "at50", query=5.0))
+
+    np.testing.assert_allclose(one.clicked_mean, (at(30)[0] + at(40)[0]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(two.clicked_mean, at(50)[0], rtol=1e-6)
+    assert one.query_key != two.query_key
+
+
+def test_a_vote_does_not_hold_the_text_of_the_query():
+    (vote,) = votes_of(recorded("1", "at30", text="my secret"))
+
+    assert len(vote.query_key) == 64
+    assert "secret" not in str(vote)
+
+
+def test_nothing_is_said_to_others_unless_it_is_asked_for():
+    originals = {f"at{degrees}": at(degrees) for degrees in ANGLES}
+
+    folded = fold([recorded("1", "at30")], originals, PassiveAggressiveAdjuster(INDEX), INDEX)
+
+    assert folded.states["ann"].votes == ()
+
+
+# --- from clicks to everybody's search ------------------------------------------------------------
+
+
+def test_what_enough_others_clicked_comes_nearer_for_somebody_new_and_for_nobody_known(world):
+    for user_id in ("ann", "bob", "cid"):
+        world.click(user_id, "at70")
+
+    for user_id in ("new", None):
+        page = world.found(user_id, limit=3)
+        # k = 6 / 5, so the pull is 6 / 11 towards 70 degrees, and the query turns by 23.36
+        assert ids(page) == ["at20", "at30", "at10"]
+        assert page.results[0].distance == pytest.approx(1 - math.cos(math.radians(23.36 - 20)), abs=1e-5)
+        assert page.personalised
+
+
+def test_what_fewer_clicked_changes_nothing_in_any_bit(world):
+    before = world.found("new")
+    for user_id in ("ann", "bob"):
+        world.click(user_id, "at40")
+
+    assert world.found("new") == before
+    assert world.found(None) == before
+
+
+def test_a_user_does_not_count_among_the_others_of_their_own_search(world):
+    for user_id in ("ann", "bob", "cid"):
+        world.click(user_id, "at40")
+
+    explained = world.found("ann", explain=True).results[0].explanation
+
+    assert explained.shared is None  # bob and cid are two
+    assert [influence.gate for influence in explained.influences] == [pytest.approx(1)]
+
+
+def test_one_user_however_busy_is_one(world):
+    before = world.found("new")
+    for query in (0.0, 1.0, 2.0, 3.0):
+        world.click("busy", "at70", query)
+        world.click("busy", "at70", query)
+
+    assert world.found("new") == before
+
+
+def test_queries_that_others_never_asked_for_are_plain(storage, arc, world):
+    for user_id in ("ann", "bob", "cid"):
+        world.click(user_id, "at40")
+
+    far = world.found("new", query=-60.0)
+
+    assert far == SearchService(storage).search(at(-60.0)[0], user_id="new")
+    assert not far.personalised
+
+
+def test_who_does_not_ask_for_it_gets_the_plain_search_whatever_others_did(storage, arc):
+    world = World(storage)
+    before = world.found("new")
+    for user_id in ("ann", "bob", "cid"):
+        world.click(user_id, "at40")
+
+    assert SearchService(storage).search(at(0)[0], user_id="new") == before
+
+
+def test_what_others_clicked_is_explained_without_a_name(world):
+    for user_id in ("ann", "bob", "cid"):
+        world.click(user_id, "at40")
+
+    page = world.found("new", explain=True)
+
+    for result in page.results:
+        assert result.explanation.influences == ()
+        assert result.explanation.shared.users == 3
+        assert result.explanation.shared.gate == pytest.approx(6 / 5, abs=1e-5)
+        change = result.explanation.distance - result.explanation.base_distance
+        assert result.explanation.shared.distance_change == pytest.approx(change, abs=1e-6)
+    at40 = next(result for result in page.results if result.object_id == "at40")
+    assert at40.explanation.shared.distance_change < 0
+    assert "ann" not in str(page)
+
+
+def test_a_user_with_clicks_of_their_own_has_both(world):
+    for user_id in ("ann", "bob", "cid"):
+        world.click(user_id, "at30")
+    world.click("dan", "at70")
+
+    page = world.found("dan", explain=True)
+
+    explained = page.results[0].explanation
+    assert len(explained.influences) == 1
+    assert explained.shared.users == 3
+    assert explained.shared.distance_change != 0
+
+
+def test_a_forgotten_user_no_longer_counts(world):
+    before = world.found("new")
+    for user_id in ("ann", "bob", "cid"):
+        world.click(user_id, "at40")
+    assert world.found("new") != before
+
+    world.storage.clickstream.forget_user("bob")
+
+    assert world.found("new") == before
+
+
+def test_a_session_marked_irrelevant_takes_its_vote_back(world):
+    before = world.found("new")
+    for user_id in ("ann", "bob"):
+        world.click(user_id, "at40")
+    page = world.search(at(0)[0], user_id="cid", create_session=True)
+    world.storage.clickstream.push_events([SessionEvent(session_id=page.session_id, object_id="at40")])
+    world.improver.improve_once()
+    assert world.found("new") != before
+
+    world.storage.clickstream.mark_irrelevant(page.session_id)
+    world.improver.improve_once()
+
+    assert world.found("new") == before
+
+
+def test_turning_it_off_takes_votes_back_as_users_are_learnt_anew(storage, arc):
+    on, off = World(storage), World(storage, shared_min_users=0)
+    for user_id in ("ann", "bob", "cid"):
+        on.click(user_id, "at40")
+
+    off.click("cid", "at40")
+
+    assert not on.found("new").personalised
+
+
+def test_turned_on_later_it_counts_what_was_clicked_before_once_everyone_is_learnt_anew(storage, arc):
+    off, on = World(storage, shared_min_users=0), World(storage)
+    for user_id in ("ann", "bob", "cid"):
+        off.click(user_id, "at70")
+    assert not on.found("new").personalised
+
+    storage.orders.create_for_everyone(arc)
+    on.improver.improve_once()
+
+    assert ids(on.found("new", limit=1)) == ["at20"]
+
+
+@pytest.mark.parametrize("given_users", [-1, 1])
+def test_a_number_of_users_that_tells_of_one_is_refused(given_users):
+    with pytest.raises(InvalidSettingError, match="SHARED_MIN_USERS"):
+        load_settings(shared_min_users=given_users)
