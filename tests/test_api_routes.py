@@ -773,6 +773,18 @@ def test_a_collection_is_made_shown_listed_aliased_and_dropped(client):
     assert after.status_code == 404
 
 
+def test_a_collection_whose_gate_was_fitted_shows_it_and_may_be_made_again(service, client):
+    body = {"name": "shoes", "index": {"dimensions": 5}}
+    client.post(COLLECTIONS, json=body)
+
+    service[0].state.context.storage.collections.set_gate_threshold("shoes", 0.9)
+    shown = client.get(f"{COLLECTIONS}/shoes")
+    again = client.post(COLLECTIONS, json=body)
+
+    assert shown.json()["gate_threshold"] == 0.9
+    assert (again.status_code, again.json()) == (201, shown.json())
+
+
 def test_a_collection_of_the_same_name_and_another_kind_is_a_conflict(client):
     client.post(COLLECTIONS, json={"name": "shoes", "index": {"dimensions": 5}})
 

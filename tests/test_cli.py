@@ -24,6 +24,7 @@ def test_the_verbs_are_those_that_people_know():
                 "demo",
                 "migrate",
                 "settings",
+                "tune",
                 "collections",
                 "forget",
             ]

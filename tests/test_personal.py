@@ -2,18 +2,20 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.embeddings.personal import (
     blend,
     clicked_mean,
+    gate_threshold_of,
     gates,
     object_gates,
     query_mean,
     shift_query,
 )
+from embedding_studio.errors import InvalidInputError
 
 COSINE = SearchIndexInfo(metric_type=MetricType.COSINE)
 DOT = SearchIndexInfo(metric_type=MetricType.DOT)
@@ -55,6 +57,64 @@ def test_a_zero_query_is_near_nothing(index):
 
 def test_no_memory_opens_no_gate():
     assert gates(COSINE, f32(1, 0), np.zeros((0, 2), np.float32), 0.75).shape == (0,)
+
+
+@pytest.mark.parametrize("index", [COSINE, DOT, EUCLID])
+def test_a_fitted_gate_reaches_three_tenths_of_the_ordinary_distance(index):
+    queries = f32((1, 0), at_angle(60), at_angle(90))
+
+    threshold = gate_threshold_of(index, queries)
+
+    assert threshold == pytest.approx(0.85)  # cosines 0.5, 0 and 0.87; 1 - 0.3 (1 - 0.5)
+
+
+def test_lengths_count_for_a_fitted_gate_under_euclid():
+    assert gate_threshold_of(EUCLID, f32((1, 0), (2, 0))) == pytest.approx(0.925)  # 1 - 0.3 (1 - 0.75)
+
+
+@pytest.mark.parametrize("index", [COSINE, DOT])
+@pytest.mark.parametrize("queries", [np.zeros((0, 2), np.float32), f32((1, 0), (0, 0), (1, 0), (2, 0))])
+def test_a_gate_is_not_fitted_to_one_direction(index, queries):
+    with pytest.raises(InvalidInputError, match="two different queries"):
+        gate_threshold_of(index, queries)
+
+
+def test_a_fitted_gate_is_never_wide_open_and_never_shut():
+    assert gate_threshold_of(COSINE, f32((1, 0), (-1, 0))) == 0.6  # else 1 - 0.3 * 2
+    assert gate_threshold_of(COSINE, f32((1, 0), (1, 0.001))) == 0.99
+
+
+logs = st.integers(0, 2**32 - 1).map(
+    lambda seed: np.random.default_rng(seed).normal(size=(2 + seed % 9, 3)).astype(np.float32)
+)
+
+
+@given(logs, st.randoms(use_true_random=False), st.sampled_from([COSINE, DOT, EUCLID]))
+def test_neither_the_order_nor_the_repetition_of_queries_changes_the_fitted_gate(queries, random, index):
+    again = random.choices(range(len(queries)), k=5)
+    mixed = random.sample([*range(len(queries)), *again], k=len(queries) + 5)
+
+    threshold = gate_threshold_of(index, queries[mixed])
+
+    assert threshold == gate_threshold_of(index, queries)
+    assert 0.6 <= threshold <= 0.99
+
+
+@given(logs, st.floats(0.1, 2))
+def test_what_all_queries_have_in_common_changes_no_fitted_gate(queries, common):
+    directions = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    bent = np.hstack([directions, np.full((len(queries), 1), common, np.float32)])
+    assume(0.6 < (threshold := gate_threshold_of(COSINE, queries)) < 0.95)
+
+    bent_threshold = gate_threshold_of(COSINE, bent)
+
+    # cos' = (cos + a^2) / (1 + a^2), for every pair and so for the median
+    assert 1 - bent_threshold == pytest.approx((1 - threshold) / (1 + common**2), rel=1e-4)
+    np.testing.assert_allclose(
+        gates(COSINE, bent[0], bent, bent_threshold),
+        gates(COSINE, queries[0], queries, threshold),
+        atol=1e-4,
+    )
 
 
 def test_a_query_is_remembered_by_the_mean_of_its_parts():

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 
 from conftest import new_database
+from embedding_studio import Session
+from embedding_studio.storage.postgres import PostgresStorage
 
 PROGRAM = str(Path(sys.executable).with_name("embedding-studio"))
 
@@ -202,11 +205,30 @@ def test_search_prints_json_for_machines_and_a_table_for_people(environment):
     assert "nozzle" in for_people.stdout
 
 
+def test_the_gate_is_fitted_shown_and_set_back(environment):
+    with closing(PostgresStorage(environment["DATABASE_URL"])) as storage:
+        for number, query in enumerate(np.random.default_rng(3).normal(size=(100, 384))):
+            session = Session(session_id=f"s{number}", search_query=f"query {number}", created_at=number)
+            storage.clickstream.register_session(session, query.astype(np.float32)[None])
+
+        tuned = json.loads(command(environment, "tune", "--json").stdout)
+        told = command(environment, "tune", "default", "--reset", "--dry-run")
+        held = storage.collections.get("default").gate_threshold
+        reset = json.loads(command(environment, "tune", "--reset", "--json").stdout)
+        then = storage.collections.get("default").gate_threshold
+
+    assert (tuned["before"], tuned["after"], tuned["queries"], tuned["is_stored"]) == (None, held, 100, True)
+    assert held == pytest.approx(0.7, abs=0.01)  # at right angles in the median
+    assert "0.75 (GATE_THRESHOLD)" in told.stdout
+    assert (reset["before"], reset["after"], then) == (held, None, None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "more", "told"),
     [
         (["search", "x", "-c", "absent"], {}, "absent"),
         (["index", "absent.csv"], {}, "absent.csv"),
+        (["tune"], {}, "fitting the gate needs 100"),
         (["search", "x", "--filter", '{"query": {"trem": 1}}'], {}, "is not understood"),
         (["serve", "--host", "0.0.0.0"], {}, "set ADMIN_API_KEY"),  # noqa: S104, that is what is refused
         (["settings"], {"GATE_THRESHOLD": "2"}, "GATE_THRESHOLD"),

@@ -182,6 +182,12 @@ class TwoStorages(RuleBasedStateMachine):
         self.both(lambda s: s.collections.drop(name))
         self.both(lambda s: s.collections.create(name, INDEXES.get(name, INDEXES["films"])))
 
+    @rule(name=names, gate_threshold=st.sampled_from([None, 0.5, 0.9]))
+    def set_gate_threshold(self, name, gate_threshold):
+        self.both(lambda s: s.collections.set_gate_threshold(name, gate_threshold))
+        self.both(lambda s: s.collections.create(name, INDEXES.get(name, INDEXES["films"])))
+        self.both(lambda s: s.collections.list())
+
     @rule(name=names, objects=st.dictionaries(object_ids, st.tuples(parts, payloads), max_size=5))
     def upsert(self, name, objects):
         given = [CatalogueObject(i, rows, payload) for i, (rows, payload) in objects.items()]
@@ -214,6 +220,7 @@ class TwoStorages(RuleBasedStateMachine):
             return near, sorted(moved, key=lambda item: item.object_id)
 
         self.both(candidates)
+        self.both(lambda s: s.clickstream.recent_queries(s.collections.get(name), limit))
         for asking in (user_id, None):
             self.both(
                 lambda s, asking=asking: s.personal.near_memories(
@@ -228,12 +235,14 @@ class TwoStorages(RuleBasedStateMachine):
         ),
         shown=pages,
         created_at=instants,
+        text=st.sampled_from(["", "", "a film"]),
         query=st.one_of(st.none(), queries_of_many_parts),
         done=st.lists(events, max_size=2),
     )
-    def register(self, *, session_id, who, shown, created_at, query, done):
+    def register(self, *, session_id, who, shown, created_at, text, query, done):
         session = Session(
             session_id=session_id,
+            search_query=text,
             user_id=who[0],
             collection=who[1],
             created_at=created_at,

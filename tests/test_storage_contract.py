@@ -1,6 +1,7 @@
 """What ``storage/ports.py`` promises, put to every implementation; then random sequences side by side."""
 
 import contextlib
+import dataclasses
 import threading
 import time
 
@@ -239,7 +240,6 @@ def test_the_same_collection_made_again_is_the_one_that_is_there(storage):
         {"embedder": "another"},
         {"embedder": None},
         {"gate_threshold": 0.5},
-        {"gate_threshold": None},
     ],
 )
 def test_a_name_is_not_given_to_a_collection_of_another_kind(storage, other):
@@ -250,6 +250,41 @@ def test_a_name_is_not_given_to_a_collection_of_another_kind(storage, other):
         storage.collections.create("shoes", **(wanted | other))
 
     assert storage.collections.list() == [first]
+
+
+def test_a_collection_keeps_the_gate_threshold_that_it_was_given_last(storage, films):
+    storage.collections.set_alias("best", "films")
+
+    changed = storage.collections.set_gate_threshold("best", 0.9)
+
+    assert changed == dataclasses.replace(films, gate_threshold=0.9)
+    assert storage.collections.get("films") == storage.collections.get("best") == changed
+    assert storage.collections.list() == [changed]
+    assert storage.collections.create("films", films.index) == changed
+
+
+def test_a_gate_threshold_is_taken_back(storage, films):
+    storage.collections.set_gate_threshold("films", 0.9)
+
+    assert storage.collections.set_gate_threshold("films", None) == films
+    assert storage.collections.get("films") == films
+
+
+def test_a_gate_threshold_changes_nothing_else(storage, films):
+    storage.collections.create("books", index(), gate_threshold=0.7)
+    clicked(storage, "s1")
+    settle(storage)
+
+    storage.collections.set_gate_threshold("films", 0.9)
+
+    assert storage.collections.get("books").gate_threshold == 0.7
+    assert storage.objects.count(films) == 3  # what one had in hand before is of use still
+    assert claimed(storage) == []
+
+
+def test_the_gate_threshold_of_nothing_is_not_set(storage):
+    with pytest.raises(CollectionNotFoundError, match="films"):
+        storage.collections.set_gate_threshold("films", 0.9)
 
 
 def test_a_collection_of_unknown_dimensions_is_refused(storage):
@@ -1114,6 +1149,48 @@ def test_marking_a_session_irrelevant_that_never_counted_places_no_order(storage
 
     with pytest.raises(OrderNotFoundError):
         storage.orders.get("s1")
+
+
+def test_the_latest_different_queries_are_those_of_anybody_under_any_name(storage, films):
+    storage.collections.create("books", index())
+    storage.collections.set_alias("best", "films")
+    search(storage, "s1", search_query="wing", query=(1, 0, 0), at=100)
+    search(storage, "s2", "bob", search_query="cone", query=(0, 1, 0), at=101)
+    search(storage, "s3", None, search_query="heat", query=(0, 0, 1), at=102, collection="best")
+    search(storage, "s4", search_query="wing", query=(1, 0, 2), at=103)  # embedded anew
+    search(storage, "s5", search_query="irrelevant", is_irrelevant=True, at=104)
+    search(storage, "s6", search_query="of another collection", collection="books", at=104)
+    search(storage, "s7", search_query="not embedded", query=None, at=104)
+    search(storage, "s8", search_query="of another size", query=(1, 0), at=104)
+
+    latest = storage.clickstream.recent_queries(films, 2)
+    everything = storage.clickstream.recent_queries(films, 10)
+
+    assert [each.tolist() for each in everything] == [[[1, 0, 2]], [[0, 0, 1]], [[0, 1, 0]]]
+    assert [each.tolist() for each in latest] == [[[1, 0, 2]], [[0, 0, 1]]]
+    assert everything[0].dtype == np.float32
+    assert storage.clickstream.recent_queries(films, 0) == []
+
+
+def test_queries_without_a_text_differ_by_their_vectors(storage, films):
+    several = vectors([1, 0, 0], [0, 1, 0])
+    session = Session(session_id="s3", user_id="ann", created_at=102, collection="films")
+    search(storage, "s1", search_query="", query=(1, 0, 0), at=100)
+    search(storage, "s2", "bob", search_query="", query=(0, 1, 0), at=101)
+    storage.clickstream.register_session(session, several)
+    search(storage, "s4", search_query="", query=(1, 0, 0), at=103)
+
+    queries = storage.clickstream.recent_queries(films, 10)
+
+    assert [each.tolist() for each in queries] == [[[1, 0, 0]], several.tolist(), [[0, 1, 0]]]
+
+
+def test_a_collection_that_was_dropped_has_no_queries_to_tell(storage, films):
+    search(storage, "s1")
+    storage.collections.drop("films")
+
+    with pytest.raises(CollectionNotFoundError, match="films"):
+        storage.clickstream.recent_queries(films, 10)
 
 
 def test_a_forgotten_user_leaves_nothing_behind_and_nobody_else_is_touched(storage, films):

@@ -44,6 +44,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.indexing import IndexingReport
 from embedding_studio.settings import Settings, load_settings, settings_markdown
+from embedding_studio.tuning import reset_gate, tune_gate
 
 if TYPE_CHECKING:
     import uvicorn
@@ -334,6 +335,24 @@ def evaluate(
 
 
 @app.command()
+def tune(
+    collection: Annotated[str, typer.Argument(help="Name or alias of the collection.")] = DEFAULT_COLLECTION,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Go back to GATE_THRESHOLD.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the gate's threshold to the queries of a collection's sessions; searches use it at once."""
+    with _context() as context:
+        tuned = (reset_gate if reset else tune_gate)(context.storage, collection, dry_run=dry_run)
+        setting = f"{context.settings.gate_threshold} (GATE_THRESHOLD)"
+    told = asdict(tuned)
+    if not as_json:
+        told |= {name: setting for name in ("before", "after") if told[name] is None}
+    _print(told, as_json=as_json)
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database's schema up to date."""
     with _context() as context:
@@ -375,6 +394,7 @@ def collections(*, as_json: AsJson = False) -> None:
                 "objects": storage.objects.count(each),
                 **each.index.model_dump(mode="json", exclude={"hnsw"}),
                 "embedder": each.embedder,
+                "gate_threshold": each.gate_threshold,
                 "aliases": [alias for alias, name in aliases.items() if name == each.name],
             }
             for each in storage.collections.list()

@@ -76,7 +76,8 @@ class Settings(BaseSettings):
         default=0.75,
         ge=0,
         lt=1,
-        description="Cosine above which a remembered query bears on a new one.",
+        description="Cosine above which a remembered query bears on a new one, in collections that have no"
+        " threshold of their own (embedding-studio tune).",
     )
     query_shift: float = Field(
         default=1.0,

@@ -29,7 +29,7 @@ class CollectionBody(Body):
         default=None,
         ge=0,
         lt=1,
-        description="cosine below which a past query is not near; absent: the setting",
+        description="cosine below which a past query is not near; absent: what it has, else the setting",
     )
 
     model_config = ConfigDict(

@@ -21,6 +21,8 @@ count in a search (all 1 for cosine and single parts),
     mu_j = mean_d c_d - min(1, std_d l_d / (0.05 mean_d l_d)) mean_d a_d                        eq. 10
 
 When every gate is closed nothing of this remains, and the search is the plain one in every bit.
+
+Axes: J remembered queries · N queries of a log · Q parts of a query · P parts of an object · D dimensions.
 """
 
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.embeddings.similarity import pair_similarities
+from embedding_studio.errors import InvalidInputError
 
 MOST_SHARED = 2.0
 """In searches of the user's own. With 1 others' clicks gain some .003 of nDCG@10 less; with 4 a little more
@@ -42,6 +45,11 @@ FULL_CONTRAST = 0.05
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 Number = TypeVar("Number", float, Floats)
+
+REACH = 0.3
+"""Of the ordinary distance between two queries, how much may lie between two that are near."""
+
+LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.6, 0.99
 
 
 def gates(index: SearchIndexInfo, query: Vectors, remembered: Vectors, threshold: float) -> Floats:
@@ -58,16 +66,41 @@ def gates(index: SearchIndexInfo, query: Vectors, remembered: Vectors, threshold
     Returns:
         [J], in [0, 1]; 0 is closed.
     """
-    q = query.astype(np.float64)
-    past = remembered.astype(np.float64)
-    lengths = np.sqrt(np.vecdot(q, q) * np.vecdot(past, past))
-    if index.metric_type is MetricType.EUCLID:
-        alike = lengths - np.square(past - q).sum(axis=1) / 2
-    else:
-        alike = past @ q
-    closeness = np.where(lengths > 0, alike / np.where(lengths > 0, lengths, 1.0), -np.inf)
+    closeness = _closeness(index, query.astype(np.float64), remembered.astype(np.float64))
     opened: Floats = np.minimum(np.maximum((closeness - threshold) / (1 - threshold), 0.0), 1.0)
     return opened
+
+
+def gate_threshold_of(index: SearchIndexInfo, queries: Vectors) -> float:
+    """Return the threshold c0 at which the gate is as wide as fits these queries.
+
+        1 - c0 = 0.3 median {1 - closeness(q_i, q_j) : i < j}
+
+    Two queries of a log mostly have nothing to do with each other, so the median is how far apart that
+    is for their embedding model. What all vectors of a model have in common changes no gate: it scales
+    every distance 1 - cosine, and c0 with them. With 0.3 it is .74 to .76 for the model and the
+    collections that the default of .75 measured best on. A high quantile of the cosines instead, such
+    as 99.9 %, closes the gate where people reword what they ask, because rewordings are then what it
+    finds (docs/tuning.md, "The gate and your embedding model").
+
+    Args:
+        queries: [N, D], from ``query_mean``. One that occurs twice counts once, a zero one not at all.
+
+    Returns:
+        From 0.6 to 0.99, as a closeness.
+
+    Raises:
+        InvalidInputError: there are not two different queries.
+    """
+    different = queries[queries.any(axis=1)].astype(np.float64)
+    if index.metric_type is not MetricType.EUCLID:
+        different = _directions(different)
+    different = np.unique(different, axis=0)
+    if len(different) < 2:
+        raise InvalidInputError("the gate is fitted to at least two different queries")
+    pairs = [_closeness(index, query, different[n:]) for n, query in enumerate(different[:-1], start=1)]
+    threshold = 1 - REACH * (1 - float(np.median(np.concatenate(pairs))))
+    return min(max(threshold, LOWEST_THRESHOLD), HIGHEST_THRESHOLD)
 
 
 def query_mean(index: SearchIndexInfo, queries: Vectors) -> Vectors:
@@ -204,6 +237,17 @@ def object_gates(gates: Floats, moved: Sequence[Sequence[str]]) -> dict[str, flo
 def blend(original_similarity: Number, personal_similarity: Number, gate: Number) -> Number:
     """Return eq. 6; the original's similarity in every bit where the gate is 0."""
     return (1 - gate) * original_similarity + gate * personal_similarity
+
+
+def _closeness(index: SearchIndexInfo, query: Floats, others: Floats) -> Floats:
+    """Return how near a query [D] is to each of others [J, D]: [J], as ``gates`` says, -inf for zero."""
+    lengths = np.sqrt(np.vecdot(query, query) * np.vecdot(others, others))
+    if index.metric_type is MetricType.EUCLID:
+        alike = lengths - np.square(others - query).sum(axis=1) / 2
+    else:
+        alike = others @ query
+    closeness: Floats = np.where(lengths > 0, alike / np.where(lengths > 0, lengths, 1.0), -np.inf)
+    return closeness
 
 
 def _directions(vectors: NDArray[np.floating]) -> Floats:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection as Container
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -94,6 +95,8 @@ class MemoryCollections:
                 raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
             shelf = self._state.shelves.get(name)
             number = shelf.collection.collection_id if shelf else next(self._state.numbers)
+            if shelf is not None and gate_threshold is None:
+                gate_threshold = shelf.collection.gate_threshold
             wanted = Collection(number, name, index, embedder, gate_threshold)
             if shelf is None:
                 self._state.shelves[name] = Shelf(wanted)
@@ -114,6 +117,12 @@ class MemoryCollections:
     def aliases(self) -> dict[str, str]:
         with self._state.lock:
             return dict(self._state.aliases)
+
+    def set_gate_threshold(self, name: str, gate_threshold: float | None) -> Collection:
+        with self._state.lock:
+            shelf = self._state.named(name)
+            shelf.collection = replace(shelf.collection, gate_threshold=gate_threshold)
+            return shelf.collection
 
     def drop(self, name: str) -> None:
         with self._state.lock:
@@ -233,6 +242,24 @@ class MemoryClickstream:
     def get_session(self, session_id: str) -> Session:
         with self._state.lock:
             return self._state.visit(session_id).whole()
+
+    def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
+        with self._state.lock:
+            self._state.shelf(collection)
+            names = self._state.names(collection)
+            latest: dict[tuple[str, bytes], Vectors] = {}
+            for visit in sorted(self._state.visits.values(), key=Visit.age, reverse=True):
+                session = visit.session
+                vectors = visit.query_vectors
+                if (
+                    session.collection in names
+                    and not session.is_irrelevant
+                    and vectors is not None
+                    and vectors.shape[1] == collection.index.dimensions
+                ):
+                    wordless = b"" if session.search_query else vectors.tobytes()
+                    latest.setdefault((session.search_query, wordless), vectors)
+            return [vectors.copy() for vectors in list(latest.values())[:limit]]
 
     def mark_irrelevant(self, session_id: str) -> None:
         with self._state.lock:

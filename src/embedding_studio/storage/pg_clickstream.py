@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from psycopg.types.json import Jsonb
 
+from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
     EventDisposition,
     SearchResultItem,
@@ -19,6 +20,7 @@ from embedding_studio.storage.pg_collections import (
     find_collection,
     list_collections,
     lock_names,
+    names_of,
 )
 from embedding_studio.storage.pg_database import Connection, Database
 from embedding_studio.storage.pg_orders import place
@@ -79,6 +81,18 @@ class PostgresClickstream:
             row = _session_row(connection, session_id)
             results, events = load_results_and_events(connection, [session_id])
             return built_session(row, results.get(session_id, ()), events.get(session_id, ()))
+
+        return self._database.read(work)
+
+    def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
+        def work(connection: Connection) -> list[Vectors]:
+            given = {
+                "collections": names_of(connection, collection),
+                "dimensions": collection.index.dimensions,
+                "limit": limit,
+            }
+            rows = connection.execute(_SQL["recent_queries"], given, binary=True).fetchall()
+            return [unpacked(query_vectors, dimensions) for query_vectors, dimensions in rows]
 
         return self._database.read(work)
 

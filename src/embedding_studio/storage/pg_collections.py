@@ -1,5 +1,6 @@
 """Collections in PostgreSQL: a row each, and a schema with the tables of its objects and users."""
 
+from dataclasses import replace
 from typing import Any
 
 from psycopg import sql
@@ -42,7 +43,8 @@ class PostgresCollections:
             taken = _find(connection, name)
             if taken is None:
                 return _create(connection, name, index, embedder, gate_threshold)
-            wanted = Collection(taken.collection_id, name, index, embedder, gate_threshold)
+            threshold = taken.gate_threshold if gate_threshold is None else gate_threshold
+            wanted = Collection(taken.collection_id, name, index, embedder, threshold)
             if taken.name != name:
                 raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
             if taken != wanted:
@@ -61,6 +63,16 @@ class PostgresCollections:
 
     def aliases(self) -> dict[str, str]:
         return self._database.read(lambda connection: dict(connection.execute(_SQL["aliases"]).fetchall()))
+
+    def set_gate_threshold(self, name: str, gate_threshold: float | None) -> Collection:
+        def work(connection: Connection) -> Collection:
+            lock_names(connection)
+            collection = find_collection(connection, name)
+            given = {"collection_id": collection.collection_id, "gate_threshold": gate_threshold}
+            connection.execute(_SQL["set_gate_threshold"], given)
+            return replace(collection, gate_threshold=gate_threshold)
+
+        return self._database.write(work)
 
     def drop(self, name: str) -> None:
         def work(connection: Connection) -> None:

@@ -5,7 +5,7 @@ Two implementations keep this promise and pass one contract suite: ``postgres`` 
 Originals are written by ``Objects`` alone, personal state by ``LearningTransaction`` alone.
 
 A method that takes a ``Collection`` takes what ``Collections.get`` returned; it may be kept, for
-its number never changes. Methods that take a name resolve aliases.
+its number never changes (its ``gate_threshold`` may). Methods that take a name resolve aliases.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +57,9 @@ class Collections(Protocol):
     ) -> Collection:
         """Return the new collection, or the one of this name if it is the same in every respect.
 
+        Args:
+            gate_threshold: None is the same as whatever one that is there has, for it may have been tuned.
+
         Raises:
             InvalidInputError: ``index.dimensions`` is not known.
             ConflictError: the name is taken by an alias or a collection of another kind.
@@ -77,6 +80,17 @@ class Collections(Protocol):
 
     def aliases(self) -> dict[str, str]:
         """Return alias -> collection name."""
+        ...
+
+    def set_gate_threshold(self, name: str, gate_threshold: float | None) -> Collection:
+        """Return the collection with another threshold, which every search from now on uses.
+
+        Args:
+            gate_threshold: in [0, 1); None: the setting.
+
+        Raises:
+            CollectionNotFoundError: nothing has this name.
+        """
         ...
 
     def drop(self, name: str) -> None:
@@ -175,6 +189,15 @@ class Clickstream(Protocol):
 
         Raises:
             SessionNotFoundError: it was never registered.
+        """
+        ...
+
+    def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
+        """Return the vectors [Q, D] of the latest different queries, latest first.
+
+        They are those of sessions that were recorded for this collection or an alias of it, by anyone,
+        are not irrelevant and have vectors of the collection's size. Queries of one text are the same,
+        and of those without a text such that have the same vectors.
         """
         ...
 

@@ -80,6 +80,27 @@ FROM given
     LEFT JOIN added ON added.session_id = given.session_id AND added.event_id = given.event_id
 ORDER BY turn
 
+-- name: recent_queries
+SELECT query_vectors, query_dimensions
+FROM (
+    SELECT DISTINCT ON (search_query, wordless) session_id
+    FROM (
+        SELECT
+            session_id,
+            created_at,
+            search_query,
+            CASE WHEN search_query = '' THEN sha256(query_vectors) END AS wordless
+        FROM embedding_studio.sessions
+        WHERE collection = ANY(%(collections)s::text[])
+            AND query_dimensions = %(dimensions)s
+            AND NOT is_irrelevant
+    ) AS asked
+    ORDER BY search_query, wordless, created_at DESC, session_id DESC
+) AS latest
+    JOIN embedding_studio.sessions USING (session_id)
+ORDER BY created_at DESC, session_id DESC
+LIMIT %(limit)s
+
 -- name: mark_irrelevant
 UPDATE embedding_studio.sessions SET is_irrelevant = true WHERE session_id = %(session_id)s
 

@@ -36,6 +36,11 @@ SELECT alias, name
 FROM embedding_studio.collection_aliases JOIN embedding_studio.collections USING (collection_id)
 ORDER BY alias
 
+-- name: set_gate_threshold
+UPDATE embedding_studio.collections
+SET gate_threshold = %(gate_threshold)s
+WHERE collection_id = %(collection_id)s
+
 -- name: delete
 DELETE FROM embedding_studio.collections WHERE collection_id = %(collection_id)s
 
