@@ -145,6 +145,51 @@ def test_an_object_of_several_parts_is_clicked_for_all_of_them_under_avg():
     np.testing.assert_allclose(mean, (0, 1))
 
 
+@pytest.mark.parametrize("index", [COSINE, EUCLID])
+def test_what_was_passed_over_says_nothing_where_lengths_do_not_multiply(index):
+    clicked, passed_over = [f32((0, 2))], [f32((3, 1)), f32((1, 0))]
+
+    alone = clicked_mean(index, f32((1, 0)), clicked, [1.0])
+
+    np.testing.assert_array_equal(clicked_mean(index, f32((1, 0)), clicked, [1.0], passed_over), alone)
+
+
+def test_under_dot_a_pull_is_by_the_difference_as_far_as_lengths_differ():
+    clicked, passed_over = [f32((0, 1.02))], [f32((0.98, 0))]
+
+    mean = clicked_mean(DOT, f32((1, 0)), clicked, [1.0], passed_over)
+
+    # Lengths 1.02 and 0.98: their deviation is 0.02 of their mean, two fifths of 0.05.
+    np.testing.assert_allclose(mean, (-0.4 * 0.5, 1 - 0.4 * 0.5), atol=1e-6)
+    far_apart = clicked_mean(DOT, f32((1, 0)), [f32((0, 3))], [1.0], [f32((1, 0))])
+    np.testing.assert_allclose(far_apart, (-0.5, 0.5), atol=1e-6)
+
+
+def test_inner_products_of_equal_lengths_are_pulled_as_cosines_are():
+    clicked, passed_over = [f32((0, 3)), f32((3, 0))], [f32((-3, 0))]
+
+    dot, cosine = (clicked_mean(i, f32((1, 0)), clicked, [1.0, 2.0], passed_over) for i in (DOT, COSINE))
+
+    np.testing.assert_allclose(dot, cosine, atol=1e-6)
+
+
+def test_a_mean_over_parts_that_differ_is_short_and_counts_so():
+    index = SearchIndexInfo(metric_aggregation_type=MetricAggregationType.AVG)
+    one_way, two_ways = f32((0, 1), (0, 2)), f32((1, 0), (0, 1))  # means of length 1 and 0.707
+
+    mean = clicked_mean(index, f32((1, 0)), [one_way], [1.0], [two_ways])
+
+    np.testing.assert_allclose(
+        mean, (-0.25, 1 - 0.75), atol=1e-6
+    )  # (0, 1) less the mean of (0, 1) and (.5, .5)
+
+
+def test_where_all_was_clicked_the_pull_is_towards_it():
+    mean = clicked_mean(DOT, f32((1, 0)), [f32((0, 9)), f32((1, 0))], [1.0, 1.0])
+
+    np.testing.assert_allclose(mean, (0.5, 0.5))
+
+
 @pytest.mark.parametrize("index", [COSINE, DOT, EUCLID])
 def test_a_query_with_all_gates_closed_is_the_very_same_array(index):
     query = f32((1, 0, 0), (0, 1, 0))
@@ -169,10 +214,10 @@ def test_the_norm_of_every_part_is_kept_for_dot():
     np.testing.assert_allclose(np.linalg.norm(shifted, axis=1), [3, 7, 0], rtol=1e-6)
 
 
-def test_the_shift_under_euclid_goes_along_the_line_to_the_clicked_mean():
-    shifted = shift_query(EUCLID, f32((3, 0), (0, 3)), np.array([1.0]), f32((0, 0)), 1.0)
+def test_the_shift_under_euclid_turns_the_query_towards_the_clicked_mean_at_its_own_length():
+    shifted = shift_query(EUCLID, f32((3, 0), (0, 3)), np.array([1.0]), f32((0, 6)), 1.0)
 
-    np.testing.assert_allclose(shifted, [(2, 0), (0, 2)], rtol=1e-6)  # a = 1/2: a third of the way
+    np.testing.assert_allclose(shifted, [(3 / np.sqrt(2), 3 / np.sqrt(2)), (0, 3)], rtol=1e-6)  # a = 1/2
 
 
 def test_a_pull_that_cancels_the_query_out_leaves_it():

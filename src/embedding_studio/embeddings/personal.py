@@ -42,6 +42,9 @@ where thirty others clicked, but then a user must ask four times to be heard bes
 FULL_CONTRAST = 0.05
 """Lengths that differ by so much of their mean let clicked results count by their difference alone."""
 
+LENGTH_ROUNDING = 1e-6
+"""Relative; lengths that differ by less are equal."""
+
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 Number = TypeVar("Number", float, Floats)
@@ -164,7 +167,8 @@ def _contrast(index: SearchIndexInfo, lengths: Floats) -> float:
     """Return how much of what all results have in common is taken out of a pull, in [0, 1] (eq. 10)."""
     if index.metric_type is MetricType.EUCLID or not lengths.any():
         return 0.0
-    return min(1.0, float(lengths.std() / lengths.mean()) / FULL_CONTRAST)
+    differing = float(lengths.std() / lengths.mean())
+    return min(1.0, differing / FULL_CONTRAST) if differing > LENGTH_ROUNDING else 0.0
 
 
 def shift_query(
