@@ -7,7 +7,7 @@ from embedding_studio import Context, SearchIndexInfo, Session, load_settings
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
 from embedding_studio.embeddings.personal import gate_threshold_of
 from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
-from embedding_studio.tuning import ENOUGH_QUERIES, TunedGate, reset_gate, tune_gate
+from embedding_studio.tuning import ENOUGH_OBJECTS, ENOUGH_QUERIES, TunedGate, reset_gate, tune_gate
 
 D = 5
 INDEX = SearchIndexInfo(dimensions=D)
@@ -52,6 +52,40 @@ def test_a_fitted_gate_is_stored_with_its_collection(storage):
     assert tuned.after == pytest.approx(gate_threshold_of(INDEX, asked()), abs=5e-5)  # four digits are told
     assert storage.collections.get("films").gate_threshold == tuned.after
     assert films.gate_threshold is None
+
+
+def load(storage, vectors, **settings):
+    context = Context(load_settings(embedder="none", **settings), storage=storage)
+    storage.collections.create("films", INDEX)
+    objects = [CatalogueObject(f"o{number}", vector[None]) for number, vector in enumerate(vectors)]
+    context.index_objects("films", objects)
+    return storage.collections.get("films").gate_threshold
+
+
+def test_objects_that_are_all_alike_to_their_model_narrow_the_gate_before_anybody_searches(storage):
+    assert load(storage, asked(ENOUGH_OBJECTS)) == FITTED
+
+
+def test_objects_that_differ_leave_the_gate_as_the_setting_has_it(storage):
+    different = np.random.default_rng(4).normal(size=(ENOUGH_OBJECTS, D)).astype(np.float32)
+
+    assert load(storage, different) is None
+
+
+def test_a_few_objects_tell_nothing_of_the_gate(storage):
+    assert load(storage, asked(ENOUGH_OBJECTS - 1)) is None
+
+
+def test_a_gate_that_somebody_set_stays_whatever_the_objects_are(storage):
+    assert load(storage, asked(ENOUGH_OBJECTS), gate_threshold=0.75) is None
+
+
+def test_a_gate_that_was_fitted_to_queries_is_not_fitted_to_objects(storage):
+    storage.collections.create("films", INDEX)
+    record(storage, asked())
+    tuned = tune_gate(storage, "films")
+
+    assert load(storage, 2 * asked(ENOUGH_OBJECTS + 1)) == tuned.after
 
 
 def test_a_dry_run_stores_nothing(storage):

@@ -25,6 +25,7 @@ from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.embedded import EmbeddedServer
 from embedding_studio.storage.ports import Clickstream, Orders, Storage
 from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.tuning import guard_gate
 
 if TYPE_CHECKING:
     made_once = cached_property
@@ -208,6 +209,8 @@ class Context:
             self.storage.objects.upsert(collection, brought)
             if progress is not None:
                 progress(len(brought))
+        if "gate_threshold" not in self.settings.model_fields_set:
+            guard_gate(self.storage, collection, [each.object_id for each in given])
         return replace(report, indexed=report.indexed + len(brought))
 
     def open_storage(self) -> Storage:
