@@ -377,11 +377,7 @@ def slow_search(metric_type, aggregation, queries, *, mean, objects, memories, m
 
     def bent(query):
         pull = sum(gate(m) * m.clicked_mean for m in memories) / (1 + sum(gate(m) for m in memories))
-        if metric_type == "euclid":
-            return (query + pull) / (
-                1 + sum(gate(m) for m in memories) / (1 + sum(gate(m) for m in memories))
-            )
-        towards = query / length(query) + pull
+        towards = (query if metric_type == "euclid" else query / length(query)) + pull
         return length(query) * towards / length(towards)
 
     def alike(parts):

@@ -1,5 +1,6 @@
 """The command line: tables for people, ``--json`` for machines, progress on stderr."""
 
+import gc
 import json
 import logging
 import os
@@ -157,6 +158,7 @@ def worker() -> None:
     with _context() as context:
         _on_stop(stop.set)
         learning = context.worker()
+        gc.freeze()  # what is loaded by now stays; searched through each time, it is a quarter of learning
         err.print("The worker is ready.")
         learning.run(stop)
 
@@ -481,6 +483,7 @@ def _server(context: Context, *, worker: bool) -> "uvicorn.Server":
     from embedding_studio.api.app import create_app
 
     application = create_app(context, background=context.worker().run if worker else None)
+    gc.freeze()  # as in ``worker``
     return uvicorn.Server(uvicorn.Config(application, log_level="warning"))
 
 

@@ -43,6 +43,9 @@ from embedding_studio.storage.ports import Storage, Vectors
 SortBy = tuple[str, Literal["ascending", "descending"]]
 Memory = TypeVar("Memory", QueryMemory, SharedMemory)
 
+GATE_THRESHOLD = 0.75
+"""Measured best with all-MiniLM-L6-v2; for other models see ``tuning``."""
+
 MAX_LIMIT = 1_000
 MAX_REACH = 10_000
 """Results beyond this position are not served: whoever needs more reads the collection."""
@@ -160,7 +163,7 @@ class SearchService:
         storage: Storage,
         *,
         embedder: Embedder | None = None,
-        gate_threshold: float = 0.75,
+        gate_threshold: float = GATE_THRESHOLD,
         query_shift: float = 1.0,
         exploration_ratio: float = 0.0,
         shared_min_users: int = 0,

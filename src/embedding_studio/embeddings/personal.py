@@ -4,7 +4,7 @@ q is the query, q_j a remembered one with the mean mu_j of the original vectors 
 threshold of the gate, alpha the strength of the shift:
 
     k_j  = clip((closeness(q, q_j) - c0) / (1 - c0), 0, 1)                                      eq. 1
-    q'   = |q| normalise(q/|q| + alpha sum_j k_j mu_j / (1 + sum_j k_j))                        eq. 2
+    q'   = |q| normalise(q/|q| + alpha sum_j k_j mu_j / (1 + sum_j k_j)), euclid: q for q/|q|   eq. 2
     g_d  = min(1, 2 max {k_j : session j moved d})                                              eq. 5
     s(d) = (1 - g_d) s(q', original_d) + g_d s(q', personal_d)                                  eq. 6
 

@@ -19,8 +19,9 @@ from embedding_studio.errors import EmbeddingStudioError, InvalidInputError
 from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery
 from embedding_studio.evaluation.reference import reference_update
 from embedding_studio.feedback.improve import Improver
-from embedding_studio.search import SearchService
+from embedding_studio.search import GATE_THRESHOLD, SearchService
 from embedding_studio.storage.ports import Storage
+from embedding_studio.tuning import guard_gate
 
 Vectors = NDArray[np.float32]
 Ranked = tuple[str, float]
@@ -74,7 +75,8 @@ class Product:
     Collection, users and sessions bear a name of this run alone, so that any storage will do.
 
     Args:
-        query_shift, gate_threshold, shared_min_users: as in ``SearchService``.
+        gate_threshold: None: as the product has it, narrowed where the items say so (``guard_gate``).
+        query_shift, shared_min_users: as in ``SearchService``.
         max_angle_degrees: as in ``Improver``; the adjuster keeps its own.
     """
 
@@ -84,7 +86,7 @@ class Product:
         collection: JudgedCollection,
         *,
         adjuster: Callable[[SearchIndexInfo], VectorsAdjuster] = PassiveAggressiveAdjuster,
-        gate_threshold: float = 0.75,
+        gate_threshold: float | None = None,
         query_shift: float = 1.0,
         max_angle_degrees: float = MAX_ANGLE_DEGREES,
         shared_min_users: int = 0,
@@ -100,9 +102,11 @@ class Product:
                 for item_id, parts in zip(collection.item_ids, collection.parts, strict=True)
             ],
         )
+        if gate_threshold is None:
+            guard_gate(storage, self._collection, collection.item_ids)
         self._search = SearchService(
             storage,
-            gate_threshold=gate_threshold,
+            gate_threshold=GATE_THRESHOLD if gate_threshold is None else gate_threshold,
             query_shift=query_shift,
             shared_min_users=shared_min_users,
         )
