@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -495,6 +496,17 @@ def test_ratings_that_nobody_repeats_cannot_be_measured(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidDataError, match=r"nobody in .* likes 6 films of one genre"):
         evaluate(folder, embedder=EMBEDDER)
+
+
+def test_the_command_evaluates_every_combination_that_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told.json"
+    options = "--users 2 --sessions 1 --clicks noisy --clicks perfect --metric dot --metric cosine"
+
+    ran = CliRunner().invoke(app, ["evaluate", str(folder), *shlex.split(options), "--json", str(told)])
+
+    assert ran.exit_code == 0, ran.output
+    found = [(each["metric"], each["clicks"]) for each in json.loads(told.read_text())]
+    assert found == [("dot", "noisy"), ("dot", "perfect"), ("cosine", "noisy"), ("cosine", "perfect")]
 
 
 @real_data

@@ -277,11 +277,18 @@ def evaluate(
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0,
     metric: Annotated[
-        MetricType, typer.Option(help="How vectors are compared; items get unequal norms where those count.")
-    ] = MetricType.COSINE,
+        list[MetricType] | None,
+        typer.Option(
+            help="How vectors are compared; items get unequal norms where those count. May be repeated."
+            " Default: cosine."
+        ),
+    ] = None,
     aggregation: Annotated[
-        MetricAggregationType, typer.Option(help="How parts of an item count: the nearest, or the mean.")
-    ] = MetricAggregationType.MIN,
+        list[MetricAggregationType] | None,
+        typer.Option(
+            help="How parts of an item count: the nearest, or the mean. May be repeated. Default: min."
+        ),
+    ] = None,
     parts: Annotated[
         int | None,
         typer.Option(min=1, help="Split items at sentences into at most so many parts, and embed them anew."),
@@ -299,7 +306,12 @@ def evaluate(
         if context.embedder is None:
             raise EmbeddingError("EMBEDDER is none, and an evaluation embeds rewordings; name an embedder")
         evaluations = []
-        for folder, click_model in product(folders, clicks or [Clicks.STANDARD]):
+        for folder, compared_by, counted_by, click_model in product(
+            folders,
+            metric or [MetricType.COSINE],
+            aggregation or [MetricAggregationType.MIN],
+            clicks or [Clicks.STANDARD],
+        ):
             with Progress(console=err) as bars:
                 tasks: dict[str, TaskID] = {}
 
@@ -317,8 +329,8 @@ def evaluate(
                     sessions=sessions,
                     others=others,
                     seed=seed,
-                    metric=metric,
-                    aggregation=aggregation,
+                    metric=compared_by,
+                    aggregation=counted_by,
                     parts=parts,
                     baseline=baseline.value,
                     open_storage=context.open_storage if storage is Place.POSTGRES else None,
