@@ -531,8 +531,17 @@ def test_on_real_judgements_the_default_helps_and_the_reference_formula_harms(na
 
 
 @real_data
-@pytest.mark.parametrize("name", ["cranfield", "nfcorpus"])
-def test_with_noisy_clicks_on_real_judgements_the_mean_stays_above_plain_search(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("cranfield", MetricType.COSINE),
+        ("cranfield", MetricType.EUCLID),
+        ("nfcorpus", MetricType.COSINE),
+    ],
+)
+def test_with_noisy_clicks_on_real_judgements_the_mean_stays_above_plain_search(
+    name: str, metric: MetricType
+) -> None:
     from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
 
     found = evaluate(
@@ -541,6 +550,7 @@ def test_with_noisy_clicks_on_real_judgements_the_mean_stays_above_plain_search(
         clicks="noisy",
         users=60,
         seed=1,
+        metric=metric,
     )
 
     after = found.methods["default"].after[10]
