@@ -71,10 +71,10 @@ narrows it when objects are loaded, and `embedding-studio tune` fits it to what 
 
 Tried beside these, by changing the code, and dropped since nothing was gained on these users: clicks weighted
 by 1 / examination (worse: rare clicks far down decide), skipped results taken out of the clicked mean (worse
-under noise), clicks weighted by how often the object was clicked when it was looked at (nothing beside the
-slack), gates of another shape (square root, square), a pull that grows faster or slower with the number of
-memories, margins relative to the spread of scores, and memories that fade with age (these users never
-change their minds).
+under noise, but where lengths count it gains: there it is done), clicks weighted by how often the object was
+clicked when it was looked at (nothing beside the slack), gates of another shape (square root, square), a pull
+that grows faster or slower with the number of memories, margins relative to the spread of scores, and memories
+that fade with age (these users never change their minds).
 """
 
 

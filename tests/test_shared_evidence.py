@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.domain.sessions import RecordedSession, SearchResultItem, Session, SessionEvent
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
@@ -74,7 +74,7 @@ def world(storage, arc):
 def test_others_count_together_as_one_memory_by_hand():
     means = np.array([[1, 0], [0, 3]], dtype=np.float32)
 
-    gate, mean = shared_evidence(np.array([1.0, 0.5]), [2, 2], means)
+    gate, mean = shared_evidence(np.array([1.0, 0.5]), [2, 2], means, min_users=3)
 
     assert gate == pytest.approx(2 * 3 / (2 + 3))  # S = 1 * 2 + 0.5 * 2
     np.testing.assert_allclose(mean, [2 / 3, 1], rtol=1e-6)
@@ -89,10 +89,18 @@ def test_more_users_count_for_more_and_never_for_two_searches_of_ones_own(gates,
     users = data.draw(st.lists(st.integers(1, 1000), min_size=len(gates), max_size=len(gates)))
     means = np.random.default_rng(len(gates)).normal(size=(len(gates), 5)).astype(np.float32)
 
-    few, _ = shared_evidence(np.array(gates), users, means)
-    many, _ = shared_evidence(np.array(gates), [users[0] + more, *users[1:]], means)
+    few, _ = shared_evidence(np.array(gates), users, means, min_users=1)
+    many, _ = shared_evidence(np.array(gates), [users[0] + more, *users[1:]], means, min_users=1)
 
     assert 0 < few <= many < 2
+
+
+def test_where_one_stands_so_near_that_the_mean_would_be_theirs_nothing_is_told():
+    means = np.array([[1, 0], [0, 1]], dtype=np.float32)
+
+    assert shared_evidence(np.array([1.0, 0.02]), [1, 2], means, min_users=3) is None
+    assert shared_evidence(np.array([1.0, 1.0]), [1, 2], means, min_users=3) is not None
+    assert shared_evidence(np.array([0.1, 0.1]), [1, 2], means, min_users=3) is not None
 
 
 # --- what a user says to others ---------------------------------------------------------------------
@@ -122,11 +130,11 @@ def votes_of(*sessions):
 def test_a_query_asked_often_is_one_vote_for_the_mean_of_what_was_clicked():
     (vote,) = votes_of(
         recorded("1", "at30", text="Red  shoes", created_at=100),
-        recorded("2", "at50", text=" red shoes\n", created_at=200, query=1.0),
+        recorded("2", "at50", text=" red shoes\n", created_at=200, query=1e-4),
     )
 
     np.testing.assert_allclose(vote.clicked_mean, (at(30)[0] + at(50)[0]) / 2, rtol=1e-6)
-    np.testing.assert_array_equal(vote.query, at(1.0)[0])
+    np.testing.assert_array_equal(vote.query, at(1e-4)[0])
     assert vote.created_at == 200
 
 
@@ -230,6 +238,74 @@ def test_what_others_clicked_is_explained_without_a_name(world):
     at40 = next(result for result in page.results if result.object_id == "at40")
     assert at40.explanation.shared.distance_change < 0
     assert "ann" not in str(page)
+
+
+def test_a_query_that_one_asked_and_others_nearly_tells_nothing_of_the_one(world):
+    before = world.found("new")
+    world.click("ann", "at70")
+    for user_id in ("bob", "cid"):
+        world.click(user_id, "at40", query=41.2)  # the gate is just open
+
+    assert world.found("new") == before
+
+
+def test_under_euclid_whom_the_gate_shuts_out_does_not_make_up_the_number(storage):
+    collection = storage.collections.create(
+        "default", SearchIndexInfo(dimensions=3, metric_type=MetricType.EUCLID)
+    )
+    storage.objects.upsert(collection, [CatalogueObject(f"at{degrees}", at(degrees)) for degrees in ANGLES])
+    world = World(storage)
+    before = world.found("new")
+    world.click("ann", "at70")
+    for user_id, angle in (("bob", 1.0), ("cid", 2.0)):
+        page = world.search(10 * at(angle)[0], user_id=user_id, create_session=True)
+        storage.clickstream.push_events([SessionEvent(session_id=page.session_id, object_id="at40")])
+        world.improver.improve_once()
+
+    assert world.found("new") == before
+
+
+def test_a_vote_for_a_text_with_another_direction_does_not_turn_the_votes_of_others(world):
+    def click(user_id, object_id, direction):
+        page = world.search(at(direction)[0], user_id=user_id)
+        session = Session(
+            session_id=f"{user_id}-{direction}",
+            user_id=user_id,
+            search_query="red shoes",
+            search_results=tuple(SearchResultItem(object_id=found) for found in ids(page)),
+        )
+        world.storage.clickstream.register_session(session, at(direction))
+        world.storage.clickstream.push_events(
+            [SessionEvent(session_id=session.session_id, object_id=object_id)]
+        )
+        world.improver.improve_once()
+
+    click("mallory", "at10", -80.0)
+    for user_id in ("ann", "bob", "cid"):
+        click(user_id, "at70", 0.0)
+
+    assert ids(world.found("new", limit=1)) == ["at20"]
+    assert not world.found("new", query=-80.0).personalised
+
+
+def test_without_a_shift_there_is_nothing_that_others_could_do(storage, arc, world):
+    for user_id in ("ann", "bob", "cid"):
+        world.click(user_id, "at70")
+
+    page = SearchService(storage, query_shift=0, shared_min_users=3).search(at(0)[0], user_id="new")
+
+    assert page == SearchService(storage).search(at(0)[0], user_id="new")
+
+
+def test_more_users_than_votes_are_looked_at_can_be_asked_for(storage, arc):
+    world = World(storage, shared_min_users=35)
+    for n in range(34):
+        world.click(f"user-{n}", "at70")
+    assert not world.found("new").personalised
+
+    world.click("one more", "at70")
+
+    assert world.found("new").personalised
 
 
 def test_a_user_with_clicks_of_their_own_has_both(world):

@@ -7,7 +7,15 @@ from embedding_studio import Context, SearchIndexInfo, Session, load_settings
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
 from embedding_studio.embeddings.personal import gate_threshold_of
 from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
-from embedding_studio.tuning import ENOUGH_OBJECTS, ENOUGH_QUERIES, TunedGate, reset_gate, tune_gate
+from embedding_studio.tuning import (
+    ENOUGH_OBJECTS,
+    ENOUGH_QUERIES,
+    NARROWEST_GUARD,
+    TunedGate,
+    guard_gate,
+    reset_gate,
+    tune_gate,
+)
 
 D = 5
 INDEX = SearchIndexInfo(dimensions=D)
@@ -80,12 +88,33 @@ def test_a_gate_that_somebody_set_stays_whatever_the_objects_are(storage):
     assert load(storage, asked(ENOUGH_OBJECTS), gate_threshold=0.75) is None
 
 
-def test_a_gate_that_was_fitted_to_queries_is_not_fitted_to_objects(storage):
+def test_a_gate_that_a_collection_has_is_not_fitted_to_objects(storage):
     storage.collections.create("films", INDEX)
-    record(storage, asked())
-    tuned = tune_gate(storage, "films")
+    storage.collections.set_gate_threshold("films", 0.8)
 
-    assert load(storage, 2 * asked(ENOUGH_OBJECTS + 1)) == tuned.after
+    assert load(storage, asked(ENOUGH_OBJECTS)) == 0.8
+
+
+def test_a_gate_that_is_set_while_objects_are_loaded_stays(storage):
+    films = storage.collections.create("films", INDEX)
+    objects = [CatalogueObject(f"o{number}", vector[None]) for number, vector in enumerate(asked())]
+    storage.objects.upsert(films, objects)
+    storage.collections.set_gate_threshold("films", 0.8)
+
+    guard_gate(storage, films, [each.object_id for each in objects])
+
+    assert storage.collections.get("films").gate_threshold == 0.8
+
+
+def test_variants_of_one_thing_do_not_close_the_gate_altogether(storage):
+    variants = np.ones((ENOUGH_OBJECTS, D)) + np.random.default_rng(5).normal(size=(ENOUGH_OBJECTS, D)) / 1000
+
+    assert load(storage, variants.astype(np.float32)) == NARROWEST_GUARD
+
+
+def test_objects_that_are_all_the_same_tell_nothing_and_are_stored(storage):
+    assert load(storage, np.ones((ENOUGH_OBJECTS, D), np.float32)) is None
+    assert storage.objects.count(storage.collections.get("films")) == ENOUGH_OBJECTS
 
 
 def test_a_dry_run_stores_nothing(storage):

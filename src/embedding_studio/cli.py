@@ -301,14 +301,17 @@ def evaluate(
     """Measure whether learning helps, with simulated users on real judgements."""
     from embedding_studio import evaluation
 
+    metrics = metric or [MetricType.COSINE]
     chosen = list(Method) if compare else (method or [Method.DEFAULT])
+    if compare and metrics != [MetricType.COSINE]:
+        chosen.remove(Method.REFERENCE)  # is given for cosine alone
     with _context() as context:
         if context.embedder is None:
             raise EmbeddingError("EMBEDDER is none, and an evaluation embeds rewordings; name an embedder")
         evaluations = []
         for folder, compared_by, counted_by, click_model in product(
             folders,
-            metric or [MetricType.COSINE],
+            metrics,
             aggregation or [MetricAggregationType.MIN],
             clicks or [Clicks.STANDARD],
         ):

@@ -291,23 +291,23 @@ class SearchService:
 
     def _bend(self, collection: Collection, user_id: str | None, queries: Vectors) -> "_Bend | None":
         """Return what memories do to a query; None where the search is the plain one."""
-        if user_id is None and self._shared_min_users == 0:
+        if user_id is None and (self._shared_min_users == 0 or self._query_shift == 0):
             return None
         index = collection.index
         threshold = self._gate_threshold if collection.gate_threshold is None else collection.gate_threshold
         mean = query_mean(index, queries)
-        near = self._storage.personal.near_memories(
-            collection, user_id, mean, threshold, shared_by=self._shared_min_users
-        )
+        shared_by = self._shared_min_users if self._query_shift > 0 else 0
+        near = self._storage.personal.near_memories(collection, user_id, mean, threshold, shared_by=shared_by)
         own, own_gates = _open(index, mean, near.own, threshold)
         of_others, gates_of_others = _open(index, mean, near.shared, threshold)
-        if not own and not of_others:
-            return None
         shared = None
         if of_others:
             users = [memory.users for memory in of_others]
             means = np.stack([memory.clicked_mean for memory in of_others])
-            shared = _Shared(sum(users), *shared_evidence(gates_of_others, users, means))
+            found = shared_evidence(gates_of_others, users, means, min_users=shared_by)
+            shared = None if found is None else _Shared(sum(users), *found)
+        if not own and shared is None:
+            return None
         return _Bend(user_id, own, own_gates, shared, self._query_shift)
 
     def _shown_before(

@@ -29,6 +29,9 @@ CROWDED = 0.9
 """A threshold fitted to objects that lies above it tells of a model to which all texts are alike: half of the
 pairs have a cosine above 2 / 3. Catalogues of one kind of thing stay below it with other models."""
 
+NARROWEST_GUARD = 0.95
+"""Objects that are variants of one another would close the gate altogether; E5 comes to .945."""
+
 
 @dataclass(frozen=True, slots=True)
 class TunedGate:
@@ -82,14 +85,17 @@ def guard_gate(storage: Storage, collection: Collection, object_ids: Sequence[st
     fit the gate to (``tune_gate``), objects tell. A threshold that a collection has stays.
 
     Args:
-        object_ids: of objects that are stored; looked at if there are a hundred.
+        object_ids: of objects just stored; looked at if there are a hundred, and these differ.
     """
     if collection.gate_threshold is not None or len(object_ids) < ENOUGH_OBJECTS:
         return collection
-    objects = storage.objects.get(collection, object_ids[:SAMPLED_OBJECTS])
-    means = np.stack([query_mean(collection.index, each.parts) for each in objects])
-    threshold = round(gate_threshold_of(collection.index, means), 4)
-    if threshold <= CROWDED:
+    sampled = object_ids[:: max(1, len(object_ids) // SAMPLED_OBJECTS)][:SAMPLED_OBJECTS]
+    objects = storage.objects.get(collection, sampled)
+    means = [query_mean(collection.index, each.parts) for each in objects]
+    if len({mean.tobytes() for mean in means if mean.any()}) < ENOUGH_OBJECTS:
+        return collection
+    threshold = round(min(gate_threshold_of(collection.index, np.stack(means)), NARROWEST_GUARD), 4)
+    if threshold <= CROWDED or storage.collections.get(collection.name).gate_threshold is not None:
         return collection
     storage.collections.set_gate_threshold(collection.name, threshold)
     logger.warning(

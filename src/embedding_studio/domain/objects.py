@@ -94,8 +94,8 @@ class SharedVote:
     """What one user says for one query, to be counted with what others say.
 
     Attributes:
-        query_key: equal for queries that are the same text, whitespace and case apart; where there is no
-            text, for equal vectors. A hex digest, which the caller makes.
+        query_key: equal for queries that are the same text, whitespace and case apart, and have the same
+            direction. A hex digest, which the caller makes.
         query: [D] float32, the mean over the query's parts.
         clicked_mean: [D] float32, the mean of the user's clicked means for that query.
         created_at: UTC seconds of the user's latest session with it.

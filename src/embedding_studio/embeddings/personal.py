@@ -15,8 +15,8 @@ What n_j others clicked for near queries, mu_j on average, takes part in eq. 2 a
 and so counts, however many they are, for less than two searches of the user's own.
 
 Where lengths count, as for dot and in means over parts, a pull towards what all results have in common would
-favour whatever is long. With c_d the clicked and a_d all that was shown, and l_d the lengths with which they
-count in a search (all 1 for cosine and single parts),
+favour whatever is long. With c_d what was clicked (weighted) and a_d all that was shown, if not all of it was
+clicked, and l_d the lengths with which these count in a search (all 1 for cosine and single parts),
 
     mu_j = mean_d c_d - min(1, std_d l_d / (0.05 mean_d l_d)) mean_d a_d                        eq. 10
 
@@ -41,6 +41,9 @@ where thirty others clicked, but then a user must ask four times to be heard bes
 
 FULL_CONTRAST = 0.05
 """Lengths that differ by so much of their mean let clicked results count by their difference alone."""
+
+SHARE_ROUNDING = 1e-9
+"""Relative; queries that are the same to all intents are not told apart by it."""
 
 LENGTH_ROUNDING = 1e-6
 """Relative; lengths that differ by less are equal."""
@@ -131,9 +134,9 @@ def clicked_mean(
 ) -> Vectors:
     """Return what a query is pulled towards for what was clicked: mu in eq. 2.
 
-    It is the weighted mean of the originals clicked, less as much of the mean of all that was shown as
-    lengths differ there (eq. 10). An object counts by its part nearest to the query (MIN) or the mean of its
-    parts (AVG). For cosine and dot parts count by their direction alone.
+    It is the weighted mean of the originals clicked; where something was passed over, less as much of the
+    mean of all that was shown as lengths differ there (eq. 10). An object counts by its part nearest to the
+    query (MIN) or the mean of its parts (AVG). For cosine and dot parts count by their direction alone.
 
     Args:
         queries: [Q, D].
@@ -142,7 +145,8 @@ def clicked_mean(
         passed_over: arrays [P, D], originals of what was shown and not clicked.
 
     Returns:
-        [D]; for cosine and dot at most of length 1, less the more the clicked objects differ.
+        [D]; for cosine and dot at most of length 1, or 2 where the mean of all is taken out, and less the
+        more the clicked objects differ.
     """
     shown = [_standing_for(index, queries, parts) for parts in (*clicked, *passed_over)]
     directions = np.stack([direction for direction, _ in shown])
@@ -200,8 +204,13 @@ def shift_query(
     return shifted.astype(np.float32)
 
 
-def shared_evidence(gates: Floats, users: Sequence[int], clicked_means: Vectors) -> tuple[float, Vectors]:
+def shared_evidence(
+    gates: Floats, users: Sequence[int], clicked_means: Vectors, *, min_users: int
+) -> tuple[float, Vectors] | None:
     """Return what others clicked for near queries as one memory: its gate and its clicked mean (eq. 9).
+
+    Nobody counts for more than one part in ``min_users`` of the mean: where a few stand so much nearer than
+    the others that one would, there is nothing to tell, for it would be what that one clicked.
 
     Args:
         gates: [M], of the queries that others asked, from ``gates``; one at least is open.
@@ -209,13 +218,17 @@ def shared_evidence(gates: Floats, users: Sequence[int], clicked_means: Vectors)
         clicked_means: [M, D], the mean of what they clicked.
 
     Returns:
-        A gate in (0, 2) that grows with the number of users and the nearness of their queries, and [D].
+        A gate in (0, 2) that grows with the number of users and the nearness of their queries, and [D]; or
+        None.
 
-    >>> shared_evidence(np.array([1.0, 0.5]), [2, 2], np.array([[1, 0], [0, 3]], np.float32))
+    >>> shared_evidence(np.array([1.0, 0.5]), [2, 2], np.array([[1, 0], [0, 3]], np.float32), min_users=3)
     (1.2, array([0.667, 1.   ], dtype=float32))
+    >>> shared_evidence(np.array([1.0, 0.1]), [1, 9], np.array([[1, 0], [0, 3]], np.float32), min_users=3)
     """
     votes = gates * users
     total = float(votes.sum())
+    if total < min_users * float(gates.max()) * (1 - SHARE_ROUNDING):
+        return None
     mean = votes @ clicked_means.astype(np.float64) / total
     return MOST_SHARED * total / (MOST_SHARED + total), mean.astype(np.float32)
 

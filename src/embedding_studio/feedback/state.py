@@ -41,6 +41,9 @@ DONE = SessionForImprovementStatus.DONE
 REFUSED = SessionForImprovementStatus.REFUSED
 FAILED = SessionForImprovementStatus.FAILED
 
+DIRECTION_DECIMALS = 2
+"""Coarse enough that a text embedded in another batch, which differs in its last bits, is the same query."""
+
 T = TypeVar("T")
 
 
@@ -239,9 +242,15 @@ def _votes(memories: Sequence[QueryMemory]) -> tuple[SharedVote, ...]:
 
 
 def _query_key(memory: QueryMemory) -> str:
-    """Return what is equal for the same text, whitespace and case apart; without one for equal vectors."""
+    """Return what is equal for the same text, whitespace and case apart, with the same direction.
+
+    Whoever registers a session may bring any vector with any text: their vote must not stand where those of
+    others do who mean the text.
+    """
     text = " ".join(memory.search_query.casefold().split())
-    return sha256(text.encode() if text else memory.query.tobytes()).hexdigest()
+    length = float(np.linalg.norm(memory.query)) or 1.0
+    direction = np.round(memory.query / length, DIRECTION_DECIMALS) + 0.0  # 0.0, for it makes -0 be 0
+    return sha256(text.encode() + b"\0" + direction.astype(np.float32).tobytes()).hexdigest()
 
 
 def _remark(given: ImprovementInput, moved: Mapping[str, Vectors]) -> str | None:

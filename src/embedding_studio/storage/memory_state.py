@@ -230,7 +230,7 @@ class Votes:
                 break
             votes = self.of_query[keys[row]].items()
             latest = heapq.nsmallest(
-                SHARED_VOTES,
+                max(SHARED_VOTES, shared_by),
                 ((-vote.created_at, name, vote.clicked_mean) for name, vote in votes if name != user_id),
                 key=itemgetter(0, 1),
             )

@@ -43,7 +43,7 @@ MAX_DETAIL_LENGTH = 2000
 """Characters to which storage cuts the detail of an order."""
 SHARED_QUERIES = 20
 SHARED_VOTES = 32
-"""So many queries of others are looked at for one search, and of each so many votes."""
+"""So many queries of others are looked at for one search, and of each so many votes, or ``shared_by``."""
 
 
 class Collections(Protocol):
@@ -363,7 +363,8 @@ class Personal(Protocol):
 
         What others say is counted so. Of all queries that anybody voted for, the ``SHARED_QUERIES`` nearest
         are looked at (ties by query_key), as far as they are above the threshold. Of each the
-        ``SHARED_VOTES`` latest votes of others are taken (ties by user_id). Who voted for several of these
+        ``SHARED_VOTES`` latest votes of others are taken, or ``shared_by`` if that is more (ties by
+        user_id). Who voted for several of these
         queries counts once, for the nearest. The votes for one query are one memory. If fewer than
         ``shared_by`` users are counted, ``shared`` is empty.
         """

@@ -18,7 +18,7 @@ counted AS MATERIALIZED (
             FROM {schema}.shared_votes AS vote
             WHERE vote.query_key = near.query_key AND user_id IS DISTINCT FROM %(user_id)s::text
             ORDER BY created_at DESC, user_id
-            LIMIT {votes}
+            LIMIT greatest({votes}, %(shared_by)s::bigint)
         ) AS vote
     ORDER BY vote.user_id, near.distance, near.query_key
 )
