@@ -73,8 +73,8 @@ Tried beside these, by changing the code, and dropped since nothing was gained o
 by 1 / examination (worse: rare clicks far down decide), skipped results taken out of the clicked mean (worse
 under noise, but where lengths count it gains: there it is done), clicks weighted by how often the object was
 clicked when it was looked at (nothing beside the slack), gates of another shape (square root, square), a pull
-that grows faster or slower with the number of memories, margins relative to the spread of scores, and memories
-that fade with age (these users never change their minds).
+that grows faster or slower with the number of memories, margins relative to the spread of scores, and
+memories that fade with age (these users never change their minds).
 """
 
 
