@@ -21,6 +21,7 @@ from embedding_studio.domain.objects import (
     QueryMemory,
 )
 from embedding_studio.domain.sessions import EventDisposition, SessionEvent
+from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.errors import (
     CollectionNotFoundError,
     ConflictError,
@@ -30,6 +31,7 @@ from embedding_studio.errors import (
     InvalidVectorsError,
     SessionNotFoundError,
 )
+from embedding_studio.feedback.improve import Improver
 from embedding_studio.search import MAX_LIMIT, MAX_REACH, SearchPage, SearchService, _slots
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import Storage
@@ -727,6 +729,39 @@ class Counting:
     def __getattr__(self, name):
         self._calls.append(name)
         return getattr(self._port, name)
+
+
+@given(seed=st.integers(0, 2**32 - 1), degrees=st.floats(1, 60))
+def test_no_object_comes_nearer_or_goes_farther_than_its_trust_region_allows(seed, degrees):
+    """Whatever was clicked, for the very query that was asked; without the shift, which moves no object."""
+    rng = np.random.default_rng(seed)
+    storage = MemoryStorage(order_on={"click"})
+    collection = storage.collections.create("default", SearchIndexInfo(dimensions=5))
+    objects = [CatalogueObject(f"o{i}", rng.normal(size=(1, 5)).astype(np.float32)) for i in range(17)]
+    storage.objects.upsert(collection, objects)
+    queries = rng.normal(size=(3, 5)).astype(np.float32)
+    service = SearchService(storage, query_shift=0)
+    improver = Improver(
+        storage,
+        lambda index: PassiveAggressiveAdjuster(index, 1.0, 50, max_angle_degrees=degrees),
+        max_angle_degrees=degrees,
+    )
+    for n in range(7):
+        page = service.search(queries[n % 3], user_id="ann", create_session=True, now=n)
+        clicked = page.results[int(rng.integers(len(page.results)))].object_id
+        storage.clickstream.push_events([SessionEvent(session_id=page.session_id, object_id=clicked)])
+        improver.improve_once()
+
+    for query in queries:
+        plain, bent = (
+            {
+                found.object_id: found.distance
+                for found in service.search(query, user_id=user, limit=17).results
+            }
+            for user in (None, "ann")
+        )
+        turned = {name: math.acos(1 - bent[name]) - math.acos(1 - plain[name]) for name in plain}
+        assert max(map(abs, turned.values())) <= math.radians(degrees) + 1e-3
 
 
 def test_a_search_takes_two_round_trips_at_most(memory):

@@ -1995,7 +1995,9 @@ def test_of_the_votes_for_one_query_the_latest_count(storage, films):
         learn(storage, films, user_id, votes=[vote("red", mean=(0, 0, 1), at=101)])
 
     assert heard(storage, films, "ann") == [([1, 0, 0], [0, 0, 1], SHARED_VOTES)]
-    assert heard(storage, films, "ann", shared_by=SHARED_VOTES + 1) == []
+    [(_, (*_, mean), users)] = heard(storage, films, "ann", shared_by=SHARED_VOTES + 1)
+    assert (users, mean) == (SHARED_VOTES + 1, pytest.approx((SHARED_VOTES + 9) / (SHARED_VOTES + 1)))
+    assert heard(storage, films, "ann", shared_by=len(old) + len(new) + 1) == []
 
 
 def test_of_all_queries_the_nearest_count(storage, films):
