@@ -250,7 +250,7 @@ def _measured(
         measured = np.stack([plain, _ndcg(mine, asked), _ndcg(others, asked), identical])
         after[sessions] = {
             slice_name: _slice(measured, _rows_of_users(asked, slice_name), rng)
-            for slice_name in dict.fromkeys(slice_name for _, slice_name, _ in asked)
+            for slice_name in _slice_names(users)
         }
     milliseconds = 1000 * life.learning_seconds / max(life.clicked_sessions, 1)
     return MethodResult(name, after, milliseconds, life.clicked_sessions)
@@ -277,6 +277,12 @@ def _asked(users: Sequence[SimulatedUser]) -> list[_Asked]:
         for slice_name, queries in user.slices.items()
         for query in queries
     ]
+
+
+def _slice_names(users: Sequence[SimulatedUser]) -> list[str]:
+    """Return the slices that any user has, in the order of those who have most of them."""
+    most_first = sorted(users, key=lambda user: -len(user.slices))
+    return list(dict.fromkeys(slice_name for user in most_first for slice_name in user.slices))
 
 
 def _rows_of_users(asked: Sequence[_Asked], slice_name: str) -> list[list[int]]:
