@@ -147,6 +147,7 @@ def serve(
         server = _server(context, worker=worker)
         # uvicorn ends by raising the signal again, for the handler that stood before its own.
         _on_stop(lambda: setattr(server, "should_exit", True))
+        listening.listen()  # whoever reads the next line may call at once, and waits until uvicorn answers
         err.print(f"Embedding Studio serves on {_url(listening)} (documentation: {_url(listening)}/docs)")
         server.run(sockets=[listening])
 
