@@ -263,7 +263,7 @@ def main() -> None:
             results["upsert_10000_objects_seconds"] = fill(context, vectors)
             asked = record(context, rng, vectors, 1000 * scale)
             results["worker"] = worker_sessions_per_second(context)
-            sharing.storage.orders.create_for_everyone(sharing.storage.collections.get(COLLECTION))
+            sharing.storage.collections.order_for_everyone(COLLECTION)
             results["worker, sharing"] = worker_sessions_per_second(sharing)
             results["search"] = search_times(context, sharing, rng, vectors, asked=asked, count=200 * scale)
         results["click_to_effect"] = click_to_effect(data_dir, rng, vectors, 20 * scale)

@@ -27,6 +27,7 @@ from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import 
 from embedding_studio.embeddings.personal import gate_threshold_of
 from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery, load_collection
 from embedding_studio.evaluation.methods import OpenMethod, Product
+from embedding_studio.evaluation.report import signed
 from embedding_studio.evaluation.run import compare
 from embedding_studio.evaluation.users import SimulatedUser, simulate_users
 
@@ -76,7 +77,6 @@ clicked when it was looked at (nothing beside the slack), gates of another shape
 that grows faster or slower with the number of memories, margins relative to the spread of scores, and
 memories that fade with age (these users never change their minds).
 """
-
 
 World = tuple[int, JudgedCollection, list[SimulatedUser]]
 Cells = dict[str, dict[str, float]]
@@ -177,9 +177,7 @@ def table(found: Mapping[str, Cells]) -> list[str]:
 
 
 def told(column: str, number: float) -> str:
-    if column.startswith("worse"):
-        return f"{number:.0%}"
-    return ".000" if abs(number) < 0.0005 else f"{number:+.3f}".replace("0.", ".", 1)
+    return f"{number:.0%}" if column.startswith("worse") else signed(number)
 
 
 def main() -> None:

@@ -1,12 +1,14 @@
+import asyncio
 import json
+import socket
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from embedding_studio.cli import Baseline, Clicks, Method, app
+from embedding_studio.cli import Baseline, Clicks, Method, _bound, app
 from embedding_studio.evaluation import CLICK_MODELS, METHODS, PLAIN
-from embedding_studio.settings import Settings
+from embedding_studio.settings import Settings, load_settings
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
@@ -54,6 +56,28 @@ def test_what_evaluate_offers_is_what_there_is_to_evaluate():
     assert {each.value for each in Method} == set(METHODS)
     assert {each.value for each in Baseline} == {PLAIN, *METHODS}
     assert {each.value for each in Clicks} == set(CLICK_MODELS)
+
+
+def test_the_service_answers_without_waiting_for_acknowledgements():
+    """Else the body of each answer waits some 40 ms for the client to acknowledge the head."""
+
+    async def accepted_without_delay():
+        with _bound(load_settings(embedder="none"), None, 0) as listening:
+            found = asyncio.get_running_loop().create_future()
+
+            async def accept(_, writer):
+                connection = writer.get_extra_info("socket")
+                found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                writer.close()
+
+            async with await asyncio.start_server(accept, sock=listening):
+                _, writer = await asyncio.open_connection(*listening.getsockname())
+                delayless = await found
+                writer.close()
+                await writer.wait_closed()
+                return delayless
+
+    assert asyncio.run(accepted_without_delay())
 
 
 def test_a_wrong_option_exits_with_2():

@@ -509,6 +509,18 @@ def test_the_command_evaluates_every_combination_that_it_is_asked_for(folder: Pa
     assert found == [("dot", "noisy"), ("dot", "perfect"), ("cosine", "noisy"), ("cosine", "perfect")]
 
 
+def test_what_is_given_for_cosine_alone_is_left_out_of_a_comparison_under_another_metric(
+    folder: Path, tmp_path: Path
+) -> None:
+    told = tmp_path / "told.json"
+    options = "--compare --users 2 --sessions 1 --metric dot"
+
+    ran = CliRunner().invoke(app, ["evaluate", str(folder), *shlex.split(options), "--json", str(told)])
+
+    assert ran.exit_code == 0, ran.output
+    assert set(json.loads(told.read_text())[0]["methods"]) == {"default", "shared", "torch", "copies"}
+
+
 @real_data
 @pytest.mark.parametrize("name", ["cranfield", "nfcorpus"])
 def test_on_real_judgements_the_default_helps_and_the_reference_formula_harms(name: str) -> None:

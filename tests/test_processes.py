@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from conftest import new_database
-from embedding_studio import Session
+from embedding_studio import SearchResultItem, Session, SessionEvent, SessionForImprovementCreateSchema
 from embedding_studio.storage.postgres import PostgresStorage
 
 PROGRAM = str(Path(sys.executable).with_name("embedding-studio"))
@@ -221,6 +221,30 @@ def test_the_gate_is_fitted_shown_and_set_back(environment):
     assert held == pytest.approx(0.7, abs=0.01)  # at right angles in the median
     assert "0.75 (GATE_THRESHOLD)" in told.stdout
     assert (reset["before"], reset["after"], then) == (held, None, None)
+
+
+def test_everyone_is_learnt_anew_on_demand(environment):
+    with closing(PostgresStorage(environment["DATABASE_URL"])) as storage:
+        query = np.eye(1, 384, dtype=np.float32)
+        for user_id in ("ann", "bob"):
+            session = Session(
+                session_id=f"anew-{user_id}",
+                user_id=user_id,
+                search_query="everyone",
+                search_results=[SearchResultItem(object_id="nozzle"), SearchResultItem(object_id="slab")],
+                events=[SessionEvent(session_id=f"anew-{user_id}", object_id="slab")],
+            )
+            storage.clickstream.register_session(session, query)
+            storage.orders.create(SessionForImprovementCreateSchema(session_id=session.session_id))
+
+        first, idle, anew = (
+            json.loads(command(environment, "improve", *options, "--json").stdout)["learnt"]
+            for options in ((), (), ("--everyone",))
+        )
+
+    assert first >= 2
+    assert idle == 0
+    assert anew >= 2
 
 
 @pytest.mark.parametrize(

@@ -363,7 +363,7 @@ def test_turned_on_later_it_counts_what_was_clicked_before_once_everyone_is_lear
         off.click(user_id, "at70")
     assert not on.found("new").personalised
 
-    storage.orders.create_for_everyone(arc)
+    storage.collections.order_for_everyone(arc.name)
     on.improver.improve_once()
 
     assert ids(on.found("new", limit=1)) == ["at20"]

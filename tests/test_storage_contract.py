@@ -369,7 +369,7 @@ def test_everyone_who_has_an_order_in_a_collection_gets_one_anew(storage, films)
     search(storage, "s5", "dan", collection="films")
     settle(storage)
 
-    assert storage.orders.create_for_everyone(films) == 2
+    assert storage.collections.order_for_everyone("films") == 2
 
     assert claimed(storage) == ["s1", "s3"]
 

@@ -180,7 +180,7 @@ def improve(
         improver = context.improver()
         if everyone:
             for collection in context.storage.collections.list():
-                context.storage.orders.create_for_everyone(collection)
+                context.storage.collections.order_for_everyone(collection.name)
         while (report := improver.improve_once(users=context.settings.users_per_batch)).orders:
             learnt += report.learnt
             refused |= report.refused

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,31 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import (
-    JSON,
-    Collection,
-    MovedObject,
-    Neighbour,
-    QueryMemory,
-    SharedMemory,
-)
+from embedding_studio.domain.objects import JSON, Collection, MovedObject, Neighbour, QueryMemory
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION, MAX_ID_LENGTH, SearchResultItem, Session
 from embedding_studio.embedders import Embedder
-from embedding_studio.embeddings.personal import (
-    blend,
-    gates,
-    object_gates,
-    query_mean,
-    shared_evidence,
-    shift_query,
-)
+from embedding_studio.embeddings.bend import Bend
+from embedding_studio.embeddings.personal import blend, query_mean
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.embeddings.similarity import distances, similarities
 from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
 from embedding_studio.storage.ports import Storage, Vectors
 
 SortBy = tuple[str, Literal["ascending", "descending"]]
-Memory = TypeVar("Memory", QueryMemory, SharedMemory)
 
 GATE_THRESHOLD = 0.75
 """Measured best with all-MiniLM-L6-v2; for other models see ``tuning``."""
@@ -173,7 +159,7 @@ class SearchService:
         self._gate_threshold = gate_threshold
         self._query_shift = query_shift
         self._exploration_ratio = exploration_ratio
-        self._shared_min_users = shared_min_users
+        self._shared_by = shared_min_users if query_shift > 0 else 0  # what is shared is a shift
 
     def search(
         self,
@@ -231,7 +217,7 @@ class SearchService:
             session_id = session_id or str(uuid.uuid4())
 
         bend = self._bend(known, user_id, queries)
-        lists = _Lists(self._storage, known, queries, filter, max_distance, bend)
+        lists = _Lists(self._storage, known, queries, filter, max_distance, user_id, bend)
         reach = offset + limit + 1
         ranked = lists.sorted_by(sort_by) if sort_by else lists.ranked(reach)
         explored = lists.plain(reach) if bend and ratio > 0 and not sort_by else []
@@ -289,26 +275,24 @@ class SearchService:
         vectors = self._embedder.embed(self._embedder.split(query))
         return query, check_vectors(collection.index, vectors, "the query")
 
-    def _bend(self, collection: Collection, user_id: str | None, queries: Vectors) -> "_Bend | None":
+    def _bend(self, collection: Collection, user_id: str | None, queries: Vectors) -> Bend | None:
         """Return what memories do to a query; None where the search is the plain one."""
-        if user_id is None and (self._shared_min_users == 0 or self._query_shift == 0):
+        if user_id is None and self._shared_by == 0:
             return None
         index = collection.index
         threshold = self._gate_threshold if collection.gate_threshold is None else collection.gate_threshold
         mean = query_mean(index, queries)
-        shared_by = self._shared_min_users if self._query_shift > 0 else 0
-        near = self._storage.personal.near_memories(collection, user_id, mean, threshold, shared_by=shared_by)
-        own, own_gates = _open(index, mean, near.own, threshold)
-        of_others, gates_of_others = _open(index, mean, near.shared, threshold)
-        shared = None
-        if of_others:
-            users = [memory.users for memory in of_others]
-            means = np.stack([memory.clicked_mean for memory in of_others])
-            found = shared_evidence(gates_of_others, users, means, min_users=shared_by)
-            shared = None if found is None else _Shared(sum(users), *found)
-        if not own and shared is None:
-            return None
-        return _Bend(user_id, own, own_gates, shared, self._query_shift)
+        near = self._storage.personal.near_memories(
+            collection, user_id, mean, threshold, shared_by=self._shared_by
+        )
+        return Bend.of(
+            index,
+            mean,
+            near,
+            threshold=threshold,
+            strength=self._query_shift,
+            min_users=self._shared_by,
+        )
 
     def _shown_before(
         self, session_id: str, offset: int, user_id: str | None, text: str, collection: str
@@ -328,47 +312,6 @@ class SearchService:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Shared:
-    """What others clicked for near queries, as one memory (eq. 9)."""
-
-    users: int
-    gate: float
-    clicked_mean: Vectors
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Bend:
-    """What past queries do to one query: J of the user's own, what others shared, or both.
-
-    Attributes:
-        gates: [J], all > 0.
-    """
-
-    user_id: str | None
-    memories: Sequence[QueryMemory]
-    gates: NDArray[np.float64]
-    shared: _Shared | None
-    strength: float
-
-    def shifted(self, index: SearchIndexInfo, queries: Vectors) -> Vectors:
-        opened, means = self.gates, [memory.clicked_mean for memory in self.memories]
-        if self.shared is not None:
-            opened, means = np.append(opened, self.shared.gate), [*means, self.shared.clicked_mean]
-        return shift_query(index, queries, opened, np.stack(means), self.strength)
-
-    def object_gates(self) -> dict[str, float]:
-        return object_gates(self.gates, [memory.moved_ids for memory in self.memories])
-
-    def alone(self, j: int) -> "_Bend":
-        """Return what one of the user's past queries would do by itself."""
-        return _Bend(self.user_id, self.memories[j : j + 1], self.gates[j : j + 1], None, self.strength)
-
-    def shared_alone(self) -> "_Bend":
-        """Return what others' clicks would do by themselves."""
-        return _Bend(self.user_id, (), np.zeros(0), self.shared, self.strength)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Lists:
     """The lists from which one page is made, and why they are as they are.
 
@@ -383,7 +326,8 @@ class _Lists:
     queries: Vectors
     filter: PayloadFilter | None
     max_distance: float | None
-    bend: _Bend | None
+    user_id: str | None
+    bend: Bend | None
     moved: dict[str, MovedObject] = field(default_factory=dict)
 
     def plain(self, count: int) -> list[Neighbour]:
@@ -399,12 +343,12 @@ class _Lists:
         index = self.collection.index
         shifted = self.bend.shifted(index, self.queries)
         gate_of = self.bend.object_gates()
-        if self.bend.user_id is None or not gate_of:
+        if self.user_id is None or not gate_of:
             return self.storage.objects.nearest(
                 self.collection, shifted, count, filter=self.filter, max_distance=self.max_distance
             )
         unmoved, moved = self.storage.personal.candidates(
-            self.collection, self.bend.user_id, shifted, count, sorted(gate_of), filter=self.filter
+            self.collection, self.user_id, shifted, count, sorted(gate_of), filter=self.filter
         )
         self.moved.update((each.object_id, each) for each in moved)
         found = unmoved
@@ -454,7 +398,7 @@ class _Lists:
             for each in there
         ]
 
-        def distances_by(bend: _Bend) -> NDArray[np.float64]:
+        def distances_by(bend: Bend) -> NDArray[np.float64]:
             gate_of = bend.object_gates()
             shifted = bend.shifted(index, self.queries)
             blended = blend(
@@ -487,16 +431,6 @@ class _Lists:
             )
             for r, each in enumerate(there)
         }
-
-
-def _open(
-    index: SearchIndexInfo, mean: Vectors, near: Sequence[Memory], threshold: float
-) -> tuple[list[Memory], NDArray[np.float64]]:
-    """Return the memories whose gates are open for a query [D], and those gates."""
-    if not near:
-        return [], np.zeros(0)
-    of_near = gates(index, mean, np.stack([memory.query for memory in near]), threshold)
-    return [memory for memory, gate in zip(near, of_near, strict=True) if gate > 0], of_near[of_near > 0]
 
 
 def _slots(

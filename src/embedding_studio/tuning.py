@@ -23,7 +23,7 @@ LATEST_QUERIES = 2_000
 
 
 ENOUGH_OBJECTS = 100
-SAMPLED_OBJECTS = 500
+SAMPLED_OBJECTS = 200
 
 CROWDED = 0.9
 """A threshold fitted to objects that lies above it tells of a model to which all texts are alike: half of the

@@ -48,14 +48,14 @@ SHARE_ROUNDING = 1e-9
 LENGTH_ROUNDING = 1e-6
 """Relative; lengths that differ by less are equal."""
 
-Floats = NDArray[np.float64]
-Vectors = NDArray[np.float32]
-Number = TypeVar("Number", float, Floats)
-
 REACH = 0.3
 """Of the ordinary distance between two queries, how much may lie between two that are near."""
 
 LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.6, 0.99
+
+Floats = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+Number = TypeVar("Number", float, Floats)
 
 
 def gates(index: SearchIndexInfo, query: Vectors, remembered: Vectors, threshold: float) -> Floats:
@@ -148,12 +148,20 @@ def clicked_mean(
         [D]; for cosine and dot at most of length 1, or 2 where the mean of all is taken out, and less the
         more the clicked objects differ.
     """
-    shown = [_standing_for(index, queries, parts) for parts in (*clicked, *passed_over)]
+    looked_at = (*clicked, *passed_over) if _lengths_count(index) else clicked
+    shown = [_standing_for(index, queries, parts) for parts in looked_at]
     directions = np.stack([direction for direction, _ in shown])
     mean = np.average(directions[: len(clicked)], axis=0, weights=weights)
-    if passed_over:
-        mean -= _contrast(index, np.array([length for _, length in shown])) * directions.mean(axis=0)
+    if len(shown) > len(clicked):
+        mean -= _contrast(np.array([length for _, length in shown])) * directions.mean(axis=0)
     return np.asarray(mean, dtype=np.float32)
+
+
+def _lengths_count(index: SearchIndexInfo) -> bool:
+    """Return whether a search multiplies by lengths: for dot, and for means over directions."""
+    return index.metric_type is MetricType.DOT or (
+        index.metric_type is MetricType.COSINE and index.metric_aggregation_type is MetricAggregationType.AVG
+    )
 
 
 def _standing_for(index: SearchIndexInfo, queries: Vectors, parts: Vectors) -> tuple[Floats, float]:
@@ -167,9 +175,9 @@ def _standing_for(index: SearchIndexInfo, queries: Vectors, parts: Vectors) -> t
     return directions.mean(axis=0), float(np.linalg.norm(lengthy.mean(axis=0)))
 
 
-def _contrast(index: SearchIndexInfo, lengths: Floats) -> float:
+def _contrast(lengths: Floats) -> float:
     """Return how much of what all results have in common is taken out of a pull, in [0, 1] (eq. 10)."""
-    if index.metric_type is MetricType.EUCLID or not lengths.any():
+    if not lengths.any():
         return 0.0
     differing = float(lengths.std() / lengths.mean())
     return min(1.0, differing / FULL_CONTRAST) if differing > LENGTH_ROUNDING else 0.0

@@ -137,7 +137,7 @@ def _cell(found: SliceResult) -> str:
     if found.identical == 1.0:
         return "0, identical lists"
     return (
-        f"{_signed(difference.mean)} [{_signed(difference.low)}, {_signed(difference.high)}] "
+        f"{signed(difference.mean)} [{signed(difference.low)}, {signed(difference.high)}] "
         f"({difference.better:.0%} / {difference.worse:.0%})"
     )
 
@@ -158,8 +158,8 @@ def _row(name: str, sessions: int, slice_name: str, found: SliceResult) -> tuple
         str(found.users),
         _fraction(found.plain),
         _fraction(found.ndcg),
-        _signed(difference.mean),
-        f"{_signed(difference.low)} .. {_signed(difference.high)}",
+        signed(difference.mean),
+        f"{signed(difference.low)} .. {signed(difference.high)}",
         f"{difference.better:.0%}",
         f"{difference.worse:.0%}",
         f"{found.identical:.0%}",
@@ -205,10 +205,10 @@ def _first(evaluation: Evaluation) -> MethodResult:
     return next(iter(evaluation.methods.values()))
 
 
-def _signed(number: float) -> str:
+def signed(number: float) -> str:
     """Return a difference with three decimals and its sign, as in +.051; 0 without one.
 
-    >>> _signed(0.0512), _signed(-0.1), _signed(0.0), _signed(-0.00001)
+    >>> signed(0.0512), signed(-0.1), signed(0.0), signed(-0.00001)
     ('+.051', '-.100', '.000', '.000')
     """
     rounded = round(number, 3)
@@ -238,9 +238,8 @@ def _learning_curves(evaluation: Evaluation) -> str:
         for panel, slice_name in zip(panels, slices, strict=True):
             panel.axhline(0, color="0.6", linewidth=1)
             for name, method in evaluation.methods.items():
-                curve = {
-                    0: (0.0, 0.0, 0.0)
-                }  # who has not searched finds what plain search does, but for others
+                # Who has not searched yet finds what plain search does, unless others searched beforehand.
+                curve = {0: (0.0, 0.0, 0.0)}
                 for sessions, of_slices in method.after.items():
                     found = of_slices[slice_name].difference
                     curve[sessions] = (found.mean, found.low, found.high)

@@ -142,6 +142,10 @@ class MemoryCollections:
             self._state.aliases[alias] = self._state.named(name).collection.name
             self._state.place_for_everyone({alias})
 
+    def order_for_everyone(self, name: str) -> int:
+        with self._state.lock:
+            return self._state.place_for_everyone(self._state.names(self._state.named(name).collection))
+
 
 class MemoryObjects:
     def __init__(self, state: State) -> None:
@@ -289,10 +293,6 @@ class MemoryOrders:
         with self._state.lock:
             self._state.visit(schema.session_id)
             return self._state.place(schema.session_id)
-
-    def create_for_everyone(self, collection: Collection) -> int:
-        with self._state.lock:
-            return self._state.place_for_everyone(self._state.names(collection))
 
     def get(self, session_id: str) -> SessionForImprovement:
         with self._state.lock:

@@ -101,6 +101,12 @@ class PostgresCollections:
 
         self._database.write(work)
 
+    def order_for_everyone(self, name: str) -> int:
+        def work(connection: Connection) -> int:
+            return place_for_all_users(connection, names_of(connection, find_collection(connection, name)))
+
+        return self._database.write(work)
+
 
 def find_collection(connection: Connection, name: str) -> Collection:
     """Return the collection that a name or alias stands for.

@@ -13,7 +13,6 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
     DEFAULT_EVENT_WEIGHTS,
     SessionForImprovement,
@@ -46,15 +45,6 @@ class PostgresOrders:
                 f"session {schema.session_id!r} was never registered; register it before learning from it"
             )
         return placed[0]
-
-    def create_for_everyone(self, collection: Collection) -> int:
-        given = {"collection_id": collection.collection_id}
-
-        def work(connection: Connection) -> int:
-            names = [name for (name,) in connection.execute(statements("collections.sql")["names"], given)]
-            return place_for_all_users(connection, names)
-
-        return self._database.write(work)
 
     def get(self, session_id: str) -> SessionForImprovement:
         return self._database.read(lambda connection: _order(connection, session_id))

@@ -41,6 +41,7 @@ Vectors = NDArray[np.float32]
 
 MAX_DETAIL_LENGTH = 2000
 """Characters to which storage cuts the detail of an order."""
+
 SHARED_QUERIES = 20
 SHARED_VOTES = 32
 """So many queries of others are looked at for one search, and of each so many votes, or ``shared_by``."""
@@ -104,6 +105,16 @@ class Collections(Protocol):
         """Let an alias stand for a collection from now on, and place an order for every user of it.
 
         The sessions recorded under the alias are folded anew against the collection's objects.
+        """
+        ...
+
+    def order_for_everyone(self, name: str) -> int:
+        """Place an order for every user of a collection who has any, and return for how many.
+
+        All are folded anew: what is learnt depends on the settings, and these may have changed.
+
+        Raises:
+            CollectionNotFoundError: nothing has this name.
         """
         ...
 
@@ -246,13 +257,6 @@ class Orders(Protocol):
         """
         ...
 
-    def create_for_everyone(self, collection: Collection) -> int:
-        """Place an order for every user of a collection who has any, and return for how many.
-
-        All are folded anew: what is learnt depends on the settings, and these may have changed.
-        """
-        ...
-
     def get(self, session_id: str) -> SessionForImprovement:
         """Return the order of a session.
 
@@ -364,9 +368,8 @@ class Personal(Protocol):
         What others say is counted so. Of all queries that anybody voted for, the ``SHARED_QUERIES`` nearest
         are looked at (ties by query_key), as far as they are above the threshold. Of each the
         ``SHARED_VOTES`` latest votes of others are taken, or ``shared_by`` if that is more (ties by
-        user_id). Who voted for several of these
-        queries counts once, for the nearest. The votes for one query are one memory. If fewer than
-        ``shared_by`` users are counted, ``shared`` is empty.
+        user_id). Who voted for several of these queries counts once, for the nearest. The votes for one
+        query are one memory. If fewer than ``shared_by`` users are counted, ``shared`` is empty.
         """
         ...
 

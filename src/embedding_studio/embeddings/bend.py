@@ -1,0 +1,101 @@
+"""What past queries do to one query: those of the user's own, those that others share, or both.
+
+The formulas stand in ``personal``. Axes: J memories of the user's own · Q parts of the query · D dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import NearMemories, QueryMemory, SharedMemory
+from embedding_studio.embeddings.personal import gates, object_gates, shared_evidence, shift_query
+
+Floats = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+Memory = TypeVar("Memory", QueryMemory, SharedMemory)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shared:
+    """What others clicked for near queries, as one memory (eq. 9)."""
+
+    users: int
+    gate: float
+    clicked_mean: Vectors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bend:
+    """What past queries do to one query; there is one at least, or something shared.
+
+    Attributes:
+        memories: J of the user's own.
+        gates: [J], all > 0.
+        strength: alpha of eq. 2.
+    """
+
+    memories: Sequence[QueryMemory]
+    gates: Floats
+    shared: Shared | None
+    strength: float
+
+    @classmethod
+    def of(
+        cls,
+        index: SearchIndexInfo,
+        query: Vectors,
+        near: NearMemories,
+        *,
+        threshold: float,
+        strength: float,
+        min_users: int,
+    ) -> Self | None:
+        """Return what near memories do to a query; None where all gates are closed.
+
+        Args:
+            query: [D], the mean over the query's parts.
+            threshold: of the gate.
+            min_users: nobody may count for more than one part in so many of what is shared.
+        """
+        own, own_gates = _open(index, query, near.own, threshold)
+        of_others, gates_of_others = _open(index, query, near.shared, threshold)
+        shared = None
+        if of_others:
+            users = [memory.users for memory in of_others]
+            means = np.stack([memory.clicked_mean for memory in of_others])
+            found = shared_evidence(gates_of_others, users, means, min_users=min_users)
+            shared = None if found is None else Shared(sum(users), *found)
+        return cls(own, own_gates, shared, strength) if own or shared else None
+
+    def shifted(self, index: SearchIndexInfo, queries: Vectors) -> Vectors:
+        """Return the parts of the query [Q, D] after the shift (eq. 2)."""
+        opened, means = self.gates, [memory.clicked_mean for memory in self.memories]
+        if self.shared is not None:
+            opened, means = np.append(opened, self.shared.gate), [*means, self.shared.clicked_mean]
+        return shift_query(index, queries, opened, np.stack(means), self.strength)
+
+    def object_gates(self) -> dict[str, float]:
+        """Return object_id -> how much the user's own vectors count (eq. 5)."""
+        return object_gates(self.gates, [memory.moved_ids for memory in self.memories])
+
+    def alone(self, j: int) -> Self:
+        """Return what one of the user's past queries would do by itself."""
+        return replace(self, memories=self.memories[j : j + 1], gates=self.gates[j : j + 1], shared=None)
+
+    def shared_alone(self) -> Self:
+        """Return what others' clicks would do by themselves."""
+        return replace(self, memories=(), gates=self.gates[:0])
+
+
+def _open(
+    index: SearchIndexInfo, query: Vectors, near: Sequence[Memory], threshold: float
+) -> tuple[list[Memory], Floats]:
+    """Return the memories whose gates are open for a query, and those gates."""
+    if not near:
+        return [], np.zeros(0)
+    of_near = gates(index, query, np.stack([memory.query for memory in near]), threshold)
+    return [memory for memory, gate in zip(near, of_near, strict=True) if gate > 0], of_near[of_near > 0]
