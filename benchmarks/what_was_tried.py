@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 from embedding_studio.bootstrap import Context
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.personal import gate_threshold_of
-from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery, load_collection
+from embedding_studio.evaluation import load_world
+from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery
 from embedding_studio.evaluation.methods import OpenMethod, Product
 from embedding_studio.evaluation.report import signed
 from embedding_studio.evaluation.run import compare
-from embedding_studio.evaluation.users import SimulatedUser, simulate_users
+from embedding_studio.evaluation.users import SimulatedUser
 
 SEEDS = (100, 101)
 CLICKS = ("standard", "noisy")
@@ -88,9 +89,8 @@ def worlds_of(folder: Path, seeds: Sequence[int], users: int) -> list[World]:
         assert embedder is not None
         worlds = []
         for seed in seeds:
-            collection = load_collection(folder, embedder=embedder, seed=seed)
-            simulated = simulate_users(
-                collection, users=users, sessions=SESSIONS, embedder=embedder, seed=seed
+            collection, simulated = load_world(
+                folder, embedder=embedder, users=users, sessions=SESSIONS, seed=seed
             )
             worlds.append((seed, collection, simulated))
         return worlds

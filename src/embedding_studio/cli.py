@@ -310,38 +310,34 @@ def evaluate(
         if context.embedder is None:
             raise EmbeddingError("EMBEDDER is none, and an evaluation embeds rewordings; name an embedder")
         evaluations = []
-        for folder, compared_by, counted_by, click_model in product(
-            folders,
-            metrics,
-            aggregation or [MetricAggregationType.MIN],
-            clicks or [Clicks.STANDARD],
-        ):
-            with Progress(console=err) as bars:
-                tasks: dict[str, TaskID] = {}
-
-                def show(what: str, done: int, total: int) -> None:
-                    if what not in tasks:  # noqa: B023, called within this turn of the loop
-                        tasks[what] = bars.add_task(what, total=total)  # noqa: B023
-                    bars.update(tasks[what], completed=done, total=total)  # noqa: B023
-
-                measured = evaluation.evaluate(
+        for folder in folders:
+            with _shown_progress() as show:
+                collection, simulated = evaluation.load_world(
                     folder,
                     embedder=context.embedder,
-                    methods=[each.value for each in chosen],
-                    clicks=click_model.value,
                     users=users,
                     sessions=sessions,
-                    others=others,
                     seed=seed,
-                    metric=compared_by,
-                    aggregation=counted_by,
                     parts=parts,
-                    baseline=baseline.value,
-                    open_storage=context.open_storage if storage is Place.POSTGRES else None,
                     progress=show,
                 )
-            out.print(evaluation.table(measured))
-            evaluations.append(measured)
+            for compared_by, counted_by, click_model in product(
+                metrics, aggregation or [MetricAggregationType.MIN], clicks or [Clicks.STANDARD]
+            ):
+                with _shown_progress() as show:
+                    measured = evaluation.compare(
+                        collection.compared_by(compared_by, counted_by, seed=seed),
+                        simulated,
+                        evaluation.methods_by_name([each.value for each in chosen]),
+                        clicks=click_model.value,
+                        others=others,
+                        seed=seed,
+                        baseline=baseline.value,
+                        open_storage=context.open_storage if storage is Place.POSTGRES else None,
+                        progress=show,
+                    )
+                out.print(evaluation.table(measured))
+                evaluations.append(measured)
     if json_file is not None:
         told = [each.to_json() for each in evaluations]
         json_file.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
@@ -517,6 +513,20 @@ def _index(context: Context, name: str, texts: Iterable[CatalogueText]) -> Index
         known = list(progress.track(texts, description="Reading"))
         task = progress.add_task("Embedding and storing", total=len(known))
         return context.index_objects(name, known, progress=lambda done: progress.advance(task, done))
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what draws a bar for each thing that is told to be done so far of so much."""
+    with Progress(console=err) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
 
 
 def _vector_or_text(query: str) -> Any:

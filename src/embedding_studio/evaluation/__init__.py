@@ -11,15 +11,27 @@ from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.embedders import Embedder
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.evaluation.clicks import CLICK_MODELS, click_model
-from embedding_studio.evaluation.collection_folder import Progress, load_collection
+from embedding_studio.evaluation.collection_folder import JudgedCollection, Progress, load_collection
 from embedding_studio.evaluation.methods import METHODS, PLAIN, methods_by_name
 from embedding_studio.evaluation.report import html_report, markdown, table
 from embedding_studio.evaluation.run import Evaluation, compare
 from embedding_studio.evaluation.taste import has_ratings, load_tastes
-from embedding_studio.evaluation.users import simulate_users
+from embedding_studio.evaluation.users import SimulatedUser, simulate_users
 from embedding_studio.storage.ports import Storage
 
-__all__ = ["CLICK_MODELS", "METHODS", "PLAIN", "Evaluation", "evaluate", "html_report", "markdown", "table"]
+__all__ = [
+    "CLICK_MODELS",
+    "METHODS",
+    "PLAIN",
+    "Evaluation",
+    "compare",
+    "evaluate",
+    "html_report",
+    "load_world",
+    "markdown",
+    "methods_by_name",
+    "table",
+]
 
 
 def evaluate(
@@ -70,27 +82,17 @@ def evaluate(
         raise InvalidInputError(
             f"there is no baseline {baseline!r} to compare with; choose from {', '.join((PLAIN, *METHODS))}"
         )
-    if users < 1 or sessions < 1:
-        raise InvalidInputError(
-            f"{users} users with {sessions} sessions each is nothing to evaluate; give at least 1"
-        )
     if others < 0:
         raise InvalidInputError(f"{others} other users are fewer than none; give 0 or more")
-    if parts is not None and parts < 1:
-        raise InvalidInputError(f"{parts} parts of an item are none; give at least 1")
-    if parts is not None and has_ratings(folder):
-        raise InvalidInputError(f"{folder} holds ratings of films, which are not split; leave parts out")
-    if has_ratings(folder):
-        collection, simulated = load_tastes(
-            folder, users=users, sessions=sessions, embedder=embedder, seed=seed, progress=progress
-        )
-    else:
-        collection = load_collection(
-            folder, embedder=embedder, seed=seed, most_parts=parts, progress=progress
-        )
-        simulated = simulate_users(
-            collection, users=users, sessions=sessions, embedder=embedder, seed=seed, progress=progress
-        )
+    collection, simulated = load_world(
+        folder,
+        embedder=embedder,
+        users=users,
+        sessions=sessions,
+        seed=seed,
+        parts=parts,
+        progress=progress,
+    )
     return compare(
         collection.compared_by(metric, aggregation, seed=seed),
         simulated,
@@ -102,3 +104,33 @@ def evaluate(
         open_storage=open_storage,
         progress=progress,
     )
+
+
+def load_world(
+    folder: Path | str,
+    *,
+    embedder: Embedder,
+    users: int,
+    sessions: int,
+    seed: int,
+    parts: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[JudgedCollection, list[SimulatedUser]]:
+    """Return what is in a folder, and users who search it; the arguments are those of ``evaluate``."""
+    if users < 1 or sessions < 1:
+        raise InvalidInputError(
+            f"{users} users with {sessions} sessions each is nothing to evaluate; give at least 1"
+        )
+    if parts is not None and parts < 1:
+        raise InvalidInputError(f"{parts} parts of an item are none; give at least 1")
+    if parts is not None and has_ratings(folder):
+        raise InvalidInputError(f"{folder} holds ratings of films, which are not split; leave parts out")
+    if has_ratings(folder):
+        return load_tastes(
+            folder, users=users, sessions=sessions, embedder=embedder, seed=seed, progress=progress
+        )
+    collection = load_collection(folder, embedder=embedder, seed=seed, most_parts=parts, progress=progress)
+    simulated = simulate_users(
+        collection, users=users, sessions=sessions, embedder=embedder, seed=seed, progress=progress
+    )
+    return collection, simulated
