@@ -1,4 +1,4 @@
-"""What only PostgreSQL can show: vector indexes, lost connections, several processes, its errors as ours."""
+"""What only PostgreSQL can show: codes, lost connections, several processes, its errors as ours."""
 
 import itertools
 import subprocess
@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.domain.index import HnswParameters, MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, SharedVote
 from embedding_studio.domain.sessions import (
     Session,
@@ -25,11 +25,10 @@ from embedding_studio.errors import (
     StorageError,
     StorageUnavailableError,
 )
-from embedding_studio.storage import pg_nearest, pg_objects
+from embedding_studio.storage import pg_codes, pg_nearest
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
 
-EXHAUSTIVE = {"m": 48, "ef_construction": 400, "ef_search": 1000}
 GEOMETRIES = list(itertools.product(MetricType, MetricAggregationType))
 I, D = 211, 5
 
@@ -48,11 +47,10 @@ def connection(postgres_url):
 
 @pytest.fixture
 def indexing(postgres_url, monkeypatch):
-    """Return a storage that indexes from 40 parts on, and must use the index."""
-    monkeypatch.setattr(pg_objects, "LARGE", 40)
-    monkeypatch.setattr(pg_nearest, "MANY", 30)
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET enable_seqscan = off")
+    """Return a storage that has codes from 40 parts on, and asks them even where they tell little apart."""
+    monkeypatch.setattr(pg_codes, "LARGE", 40)
+    monkeypatch.setattr(pg_nearest, "MOST_COMPARED", 1)
+    monkeypatch.setattr(pg_nearest, "FEW", 3)
     with closing(PostgresStorage(postgres_url)) as storage:
         yield storage
 
@@ -70,13 +68,8 @@ def catalogue(seed=3):
     ]
 
 
-def info(metric_type=MetricType.COSINE, aggregation=MetricAggregationType.MIN, **hnsw):
-    return SearchIndexInfo(
-        dimensions=D,
-        metric_type=metric_type,
-        metric_aggregation_type=aggregation,
-        hnsw=HnswParameters(**{"m": 5, "ef_construction": 200, "ef_search": 40} | hnsw),
-    )
+def info(metric_type=MetricType.COSINE, aggregation=MetricAggregationType.MIN):
+    return SearchIndexInfo(dimensions=D, metric_type=metric_type, metric_aggregation_type=aggregation)
 
 
 def filled(storage, index):
@@ -106,16 +99,20 @@ FILTERS = {
 }
 
 
-def index_scans(connection, name="parts_nearest"):
+def index_scans(connection, name):
     """Return how often a vector index was used by connections that have ended."""
-    while connection.execute(
-        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    ).rowcount:
-        pass
+    wait_for_the_end_of_others(connection)
     [(scans,)] = connection.execute(
         "SELECT coalesce(sum(idx_scan), 0) FROM pg_stat_user_indexes WHERE indexrelname = %s", [name]
     )
     return scans
+
+
+def wait_for_the_end_of_others(connection):
+    while connection.execute(
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    ).rowcount:
+        pass
 
 
 def place_anything(storage, session_id="s1"):
@@ -124,12 +121,12 @@ def place_anything(storage, session_id="s1"):
     storage.orders.create(SessionForImprovementCreateSchema(session_id=session_id))
 
 
-# The vector index
+# Codes
 
 
 @pytest.mark.parametrize(("metric_type", "aggregation"), GEOMETRIES)
 def test_a_large_collection_is_searched_like_a_small_one(indexing, metric_type, aggregation):
-    index = info(metric_type, aggregation, **EXHAUSTIVE)
+    index = info(metric_type, aggregation)
     twin = MemoryStorage()
     theirs, ours = filled(twin, index), filled(indexing, index)
 
@@ -143,8 +140,8 @@ def test_a_large_collection_is_searched_like_a_small_one(indexing, metric_type, 
 
 
 @pytest.mark.parametrize(("metric_type", "aggregation"), GEOMETRIES)
-def test_candidates_come_from_the_index_without_what_the_user_moved(indexing, metric_type, aggregation):
-    index = info(metric_type, aggregation, **EXHAUSTIVE)
+def test_candidates_come_from_codes_without_what_the_user_moved(indexing, metric_type, aggregation):
+    index = info(metric_type, aggregation)
     copies = {item.object_id: item.parts + 1 for item in catalogue()[:50]}
     moved_ids = [f"o{number}" for number in range(20, 80)]
     answers = []
@@ -161,7 +158,7 @@ def test_candidates_come_from_the_index_without_what_the_user_moved(indexing, me
 
 
 def test_a_filter_asked_many_times_is_planned_for_its_value_each_time(indexing):
-    index = info(**EXHAUSTIVE)
+    index = info()
     twin = MemoryStorage()
     theirs, ours = filled(twin, index), filled(indexing, index)
 
@@ -172,18 +169,27 @@ def test_a_filter_asked_many_times_is_planned_for_its_value_each_time(indexing):
         assert ids(indexing.objects.nearest(ours, a_query(), 9, filter=least)) == ids(expected)
 
 
-def test_a_search_of_a_large_collection_uses_its_index(indexing, connection):
+def test_a_search_of_a_large_collection_does_not_read_it(indexing, connection):
     things = filled(indexing, info())
 
-    for _ in range(3):
-        indexing.objects.nearest(things, a_query(Q=1), 5)
+    def vectors_read():
+        wait_for_the_end_of_others(connection)
+        [(read,)] = connection.execute(
+            "SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname = 'parts'"
+        )
+        return read
 
     indexing.close()
-    assert index_scans(connection) == 3
+    before = vectors_read()
+    with closing(PostgresStorage(connection.info.dsn)) as storage:
+        for seed in range(3):
+            storage.objects.nearest(things, a_query(Q=1, seed=seed), 5)
+
+    assert vectors_read() == before
 
 
 def test_a_longer_list_begins_with_the_shorter_one(indexing):
-    things = filled(indexing, info(ef_search=10))
+    things = filled(indexing, info())
 
     longest = ids(indexing.objects.nearest(things, a_query(), 150))
 
@@ -191,17 +197,16 @@ def test_a_longer_list_begins_with_the_shorter_one(indexing):
         assert ids(indexing.objects.nearest(things, a_query(), limit)) == longest[:limit]
 
 
-def test_a_small_collection_has_no_index_and_gets_one_as_it_grows(indexing, connection):
+def test_a_small_collection_has_no_codes_and_gets_them_as_it_grows(indexing):
     things = indexing.collections.create("things", info())
-    indexed = "SELECT count(*) FROM pg_indexes WHERE indexname = 'parts_nearest'"
     few = [item for item in catalogue() if len(item.parts) == 1]
 
     indexing.objects.upsert(things, few[:39])
-    while_small = connection.execute(indexed).fetchone()
+    while_small = indexing.objects.codes(things)
     indexing.objects.upsert(things, few)
 
-    assert while_small == (0,)
-    assert connection.execute(indexed).fetchone() == (1,)
+    assert while_small.parts == 0
+    assert indexing.objects.codes(things).parts == len(few)
     assert len(indexing.objects.nearest(things, a_query(Q=1), 50)) == 50
 
 
@@ -216,7 +221,7 @@ def test_another_process_that_knew_the_collection_as_small_finds_what_was_added(
     assert [len(objects) for objects in found] == [I, I]
 
 
-def test_more_dimensions_than_the_index_takes_are_stored_as_given_and_found(indexing):
+def test_many_dimensions_are_stored_as_given_and_found(indexing):
     rng = np.random.default_rng(7)
     vectors = rng.normal(size=(45, 2001)).astype(np.float32)
     wide = indexing.collections.create("wide", SearchIndexInfo(dimensions=2001))

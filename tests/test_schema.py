@@ -10,8 +10,9 @@ import psycopg
 import pytest
 
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import PersonalState, SharedVote
+from embedding_studio.domain.objects import CatalogueObject, PersonalState, SharedVote
 from embedding_studio.errors import StorageError, StorageUnavailableError, UnsupportedDatabaseError
+from embedding_studio.storage import pg_codes
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.schema import migrate, require_supported, without_password
 from embedding_studio.storage.sql import FOLDER, migrations
@@ -43,6 +44,7 @@ def definitions(connection):
             attnotnull::text, attcollation::regcollation::text
         FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
         WHERE relnamespace = 'collection_1'::regnamespace AND relkind = 'r' AND attnum > 0
+            AND NOT attisdropped
         UNION ALL
         SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), '', '', ''
         FROM pg_constraint
@@ -76,6 +78,7 @@ def test_collections_made_before_votes_are_like_those_made_since(connection, pos
     with closing(PostgresStorage(postgres_url)) as storage:
         films = storage.collections.create("films", SearchIndexInfo(dimensions=dimensions))
     made = definitions(connection)
+    without_codes(connection)
     connection.execute("DROP TABLE collection_1.shared_votes, collection_1.shared_queries")
     connection.execute("DELETE FROM embedding_studio.schema_migrations WHERE number >= 2")
     before = definitions(connection)
@@ -87,10 +90,50 @@ def test_collections_made_before_votes_are_like_those_made_since(connection, pos
         heard = storage.personal.near_memories(films, "bob", query, 0.5, shared_by=1).shared
 
     assert [memory.users for memory in heard] == [1]
-    assert {row[0].removeprefix("collection_1.") for row in set(made) - set(before)} == {
+    assert {row[0].removeprefix("collection_1.") for row in set(made) - set(before)} >= {
         "shared_queries",
         "shared_votes",
     }
+    assert definitions(connection) == made
+
+
+def without_codes(connection):
+    """Make the first collection what it was before codes."""
+    connection.execute(
+        """
+        DROP TABLE collection_1.codes, collection_1.revision;
+        ALTER TABLE collection_1.objects DROP COLUMN object_no;
+        ALTER TABLE collection_1.parts DROP COLUMN object_no;
+        CREATE INDEX parts_nearest ON collection_1.parts (part_no);
+        UPDATE embedding_studio.collections SET index_info = index_info || '{"hnsw": {"m": 16}}';
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 3;
+        """
+    )
+
+
+def test_collections_made_before_codes_get_them_and_are_searched_as_before(
+    connection, postgres_url, monkeypatch
+):
+    monkeypatch.setattr(pg_codes, "LARGE", 40)
+    vectors = np.random.default_rng(3).normal(size=(50, 3)).astype(np.float32)
+    objects = [CatalogueObject(f"o{k}", vectors[k : k + 1], {"k": k}) for k in range(50)]
+    with closing(PostgresStorage(postgres_url)) as storage:
+        films = storage.collections.create("films", SearchIndexInfo(dimensions=3))
+        storage.objects.upsert(films, objects)
+        before = storage.objects.nearest(films, vectors[:1], 50)
+    made = definitions(connection)
+    without_codes(connection)
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        films = storage.collections.get("films")
+        after = storage.objects.nearest(films, vectors[:1], 50)
+        codes = storage.objects.codes(films)
+        storage.objects.upsert(films, [CatalogueObject("new", vectors[:1])])
+        [nearest] = storage.objects.nearest(films, vectors[:1], 1)
+
+    assert after == before
+    assert codes.parts == 50
+    assert nearest.object_id == "new"
     assert definitions(connection) == made
 
 

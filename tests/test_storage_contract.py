@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.domain.index import HnswParameters, MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import (
     CatalogueObject,
     Neighbour,
@@ -205,7 +205,6 @@ def test_a_collection_is_found_as_it_was_made(storage):
         dimensions=5,
         metric_type=MetricType.EUCLID,
         metric_aggregation_type=MetricAggregationType.AVG,
-        hnsw=HnswParameters(m=8, ef_construction=32, ef_search=40),
     )
 
     made = storage.collections.create("shoes", info, embedder="minilm", gate_threshold=0.7)
@@ -236,7 +235,6 @@ def test_the_same_collection_made_again_is_the_one_that_is_there(storage):
         {"index": index(dimensions=4)},
         {"index": index(MetricType.DOT)},
         {"index": index(aggregation=MetricAggregationType.AVG)},
-        {"index": SearchIndexInfo(dimensions=3, hnsw=HnswParameters(m=8))},
         {"embedder": "another"},
         {"embedder": None},
         {"gate_threshold": 0.5},

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_studio import datetime_utils
 from embedding_studio.domain.index import (
-    HnswParameters,
     MetricAggregationType,
     MetricType,
     SearchIndexInfo,
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CatalogueText",
     "Context",
-    "HnswParameters",
     "MetricAggregationType",
     "MetricType",
     "PassiveAggressiveAdjuster",

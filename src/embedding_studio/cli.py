@@ -406,7 +406,7 @@ def collections(*, as_json: AsJson = False) -> None:
             {
                 "name": each.name,
                 "objects": storage.objects.count(each),
-                **each.index.model_dump(mode="json", exclude={"hnsw"}),
+                **each.index.model_dump(mode="json"),
                 "embedder": each.embedder,
                 "gate_threshold": each.gate_threshold,
                 "aliases": [alias for alias, name in aliases.items() if name == each.name],

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_DIMENSIONS = 4000
-"""pgvector indexes at most 2,000 dimensions as ``vector`` and 4,000 as ``halfvec``."""
+"""pgvector indexes at most 4,000 dimensions, as ``halfvec``."""
 
 
 class MetricType(StrEnum):
@@ -30,16 +30,6 @@ class MetricAggregationType(StrEnum):
     AVG = "avg"
 
 
-class HnswParameters(BaseModel):
-    """The graph index that pgvector builds; see its documentation on HNSW."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    m: int = Field(default=16, ge=2, le=100)
-    ef_construction: int = Field(default=64, ge=4, le=1000)
-    ef_search: int = Field(default=100, ge=1, le=1000)
-
-
 class SearchIndexInfo(BaseModel):
     """Metric, aggregation and size of a collection's vectors.
 
@@ -51,4 +41,3 @@ class SearchIndexInfo(BaseModel):
     dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
     metric_type: MetricType = MetricType.COSINE
     metric_aggregation_type: MetricAggregationType = MetricAggregationType.MIN
-    hnsw: HnswParameters = HnswParameters()

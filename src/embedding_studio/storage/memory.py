@@ -46,7 +46,7 @@ from embedding_studio.storage.memory_state import (
     cosines,
     stored_object,
 )
-from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, OrderOutcome, Vectors
+from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, CodesInfo, OrderOutcome, Vectors
 
 
 class MemoryStorage:
@@ -201,10 +201,19 @@ class MemoryObjects:
         *,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
         max_distance: float | None = None,
+        margin: float | None = None,  # noqa: ARG002, all are compared
     ) -> list[Neighbour]:
         with self._state.lock:
             shelf = self._state.shelf(collection)
             return shelf.nearest(queries, limit, payload_filter=filter, max_distance=max_distance)
+
+    def codes(self, collection: Collection) -> CodesInfo:
+        with self._state.lock:
+            return CodesInfo(parts=0, bytes_in_memory=0, margin=self._state.shelf(collection).margin)
+
+    def set_margin(self, collection: Collection, margin: float | None) -> None:
+        with self._state.lock:
+            self._state.shelf(collection).margin = margin
 
 
 class MemoryClickstream:

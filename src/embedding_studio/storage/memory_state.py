@@ -251,6 +251,7 @@ class Shelf:
     states: dict[str, PersonalState] = field(default_factory=dict)
     votes: Votes = field(default_factory=Votes)
     stack: "Stack | None" = None
+    margin: float | None = None
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
         before = {user_id: self.states.get(user_id, PersonalState()).votes for user_id in states}

@@ -36,7 +36,8 @@ class Database:
         self._locate = database_url if callable(database_url) else lambda: database_url
         self.url = self._locate()
         with self.errors(), self.connect() as connection:
-            migrate(connection)
+            self.applied = migrate(connection)
+            """The migrations applied just now."""
         self._pool = ConnectionPool(
             self._locate,
             min_size=1,
@@ -130,10 +131,9 @@ def only_row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 def _configure(connection: Connection) -> None:
     register(connection)
-    # To compile takes longer than our statements. Strict order keeps pages of a search stable.
     connection.execute(
-        "SELECT set_config('jit', 'off', false), set_config('hnsw.iterative_scan', 'strict_order', false)"
-    )
+        "SELECT set_config('jit', 'off', false)"
+    )  # to compile takes longer than our statements
 
 
 def _require_open(connection: Connection) -> None:

@@ -11,10 +11,9 @@ from embedding_studio.embeddings.preparation import prepare_vectors
 from embedding_studio.storage.ports import Vectors
 
 LARGEST_INDEXED_DIMENSIONS = 2000
-"""pgvector indexes more at half precision only; originals and distances keep full precision all the same."""
+"""pgvector indexes more (what users asked, for shared evidence) at half precision only."""
 
 _OPERATORS = {MetricType.COSINE: "<=>", MetricType.DOT: "<#>", MetricType.EUCLID: "<->"}
-_OPERATOR_CLASSES = {"<=>": "cosine", "<#>": "ip", "<->": "l2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +57,9 @@ class Geometry:
         """Return the pieces of SQL in which collections differ, beside their schema."""
         D = self.index.dimensions or 0
         kind = "vector" if D <= LARGEST_INDEXED_DIMENSIONS else "halfvec"
-        hnsw = self.index.hnsw
         return {
             "operator": sql.SQL(self.operator),
-            "operator_class": sql.SQL(f"{kind}_{_OPERATOR_CLASSES[self.operator]}_ops"),
             "cosine_class": sql.SQL(f"{kind}_cosine_ops"),
             "cast": sql.SQL("" if kind == "vector" else f"::halfvec({D})"),
             "aggregate": sql.SQL("avg" if self.averages_draw else "min"),
-            "m": sql.Literal(hnsw.m),
-            "ef_construction": sql.Literal(max(hnsw.ef_construction, 2 * hnsw.m)),  # pgvector wants that many
         }
-
-
-def index_name(collection_id: int) -> str:
-    return f"collection_{collection_id}.parts_nearest"

@@ -1,32 +1,39 @@
 """Objects and their originals in PostgreSQL."""
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, groupby
 from operator import itemgetter
 
 import numpy as np
-from psycopg import sql
+from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, Collection, Neighbour
 from embedding_studio.embeddings.preparation import check_vectors
+from embedding_studio.errors import InvalidVectorsError
+from embedding_studio.storage.pg_codes import advance, record, tidy
 from embedding_studio.storage.pg_collections import lock_collection, names_of
 from embedding_studio.storage.pg_database import Connection, Database, only_row
-from embedding_studio.storage.pg_geometry import Geometry, index_name
+from embedding_studio.storage.pg_geometry import Geometry
 from embedding_studio.storage.pg_nearest import NearestSearch
 from embedding_studio.storage.pg_orders import place_for_users
-from embedding_studio.storage.pg_vectors import pack, unpack
-from embedding_studio.storage.ports import Vectors
-from embedding_studio.storage.sql import in_schema, schema_of, statements
+from embedding_studio.storage.pg_vectors import pack, pack_numbers, unpack
+from embedding_studio.storage.ports import CodesInfo, Vectors
+from embedding_studio.storage.sql import in_schema
 
-BATCH = 500
+Numbers = NDArray[np.int64]
+
+BATCH = 1000
 """Objects a statement."""
-LARGE = 3000
-"""From so many parts on a collection has a vector index: below, comparing all is as fast, and exact."""
 AVERAGE = -1
 """The part_no of an average."""
+SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+"""What a binary COPY begins with."""
 
 
 class PostgresObjects:
@@ -35,28 +42,28 @@ class PostgresObjects:
         self._search = search
 
     def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:
-        given = {
-            item.object_id: replace(
-                item, parts=check_vectors(collection.index, item.parts, f"object {item.object_id!r}")
-            )
-            for item in objects
-        }
+        given = {item.object_id: item for item in checked_objects(collection.index, objects)}
 
         def work(connection: Connection) -> None:
             lock_collection(connection, collection)
             ordered = sorted(given.items())
             for start in range(0, len(ordered), BATCH):
                 _upsert(connection, collection, dict(ordered[start : start + BATCH]))
-            _ensure_index(connection, collection)
+            if given and tidy(connection, collection):
+                connection.execute(_of(collection, "analyze"))
 
         self._database.write(work)
 
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
         def work(connection: Connection) -> int:
             lock_collection(connection, collection)
-            deleted = connection.execute(_of(collection, "delete"), {"object_ids": list(object_ids)}).rowcount
+            deleted = connection.execute(
+                _of(collection, "delete"), {"object_ids": list(object_ids)}
+            ).fetchall()
+            if deleted:
+                _record(connection, collection, [], np.array([object_no for (object_no,) in deleted]))
             _fold_anew(connection, collection, object_ids)
-            return deleted
+            return len(deleted)
 
         return self._database.write(work)
 
@@ -98,15 +105,70 @@ class PostgresObjects:
         *,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
         max_distance: float | None = None,
+        margin: float | None = None,
     ) -> list[Neighbour]:
         neighbours, _ = self._database.read(
-            lambda connection: self._search(connection, collection, queries, limit, payload_filter=filter)
+            lambda connection: self._search(
+                connection, collection, queries, limit, payload_filter=filter, margin=margin
+            )
         )
         return [
             neighbour
             for neighbour in neighbours
             if max_distance is None or neighbour.distance <= max_distance
         ]
+
+    def codes(self, collection: Collection) -> CodesInfo:
+        def work(connection: Connection) -> CodesInfo:
+            state = self._search.state(connection, collection)
+            if state.view is None:
+                return CodesInfo(parts=0, bytes_in_memory=0, margin=state.margin)
+            return CodesInfo(len(state.view), state.view.nbytes, state.margin or self._search.margin)
+
+        return self._database.read(work)
+
+    def write_codes(self, collection: Collection) -> None:
+        """Write the codes of a collection that is large and has none."""
+
+        def work(connection: Connection) -> None:
+            lock_collection(connection, collection)
+            tidy(connection, collection)
+
+        self._database.write(work)
+
+    def set_margin(self, collection: Collection, margin: float | None) -> None:
+        def work(connection: Connection) -> None:
+            lock_collection(connection, collection)
+            connection.execute(
+                in_schema("codes.sql", "set_margin", collection.collection_id), {"margin": margin}
+            )
+
+        self._database.write(work)
+
+
+def checked_objects(index: SearchIndexInfo, objects: Sequence[CatalogueObject]) -> list[CatalogueObject]:
+    """Return the objects with their parts as arrays, all looked at in one go where they are arrays already.
+
+    Raises:
+        InvalidVectorsError: as ``check_vectors`` says; the message names the object.
+    """
+    shaped = [
+        item
+        for item in objects
+        if isinstance(item.parts, np.ndarray)
+        and item.parts.dtype == np.float32
+        and item.parts.ndim == 2
+        and item.parts.shape[0] > 0
+        and item.parts.shape[1] == index.dimensions
+    ]
+    if shaped and len(shaped) == len(objects):
+        with suppress(InvalidVectorsError):  # below the object is named
+            check_vectors(index, np.concatenate([item.parts for item in shaped]), "the objects")
+            return shaped
+    return [
+        replace(item, parts=check_vectors(index, item.parts, f"object {item.object_id!r}"))
+        for item in objects
+    ]
 
 
 def grouped_parts(rows: Sequence[tuple[str, bytes]]) -> dict[str, Vectors]:
@@ -123,40 +185,66 @@ def _of(collection: Collection, name: str) -> bytes:
 
 def _upsert(connection: Connection, collection: Collection, objects: Mapping[str, CatalogueObject]) -> None:
     """Store a batch; parts that are the same stay, and so does what users moved from them."""
-    geometry = Geometry(collection.index)
     ids = {"object_ids": list(objects)}
-    existing = grouped_parts(
-        connection.execute(_of(collection, "existing_parts"), ids, binary=True).fetchall()
-    )
+    with connection.pipeline():
+        nos_found = connection.execute(_of(collection, "existing_nos"), ids)
+        parts_found = connection.execute(_of(collection, "existing_parts"), ids, binary=True)
+    existing_nos: dict[str, int] = dict(nos_found.fetchall())
+    existing = grouped_parts(parts_found.fetchall()) if existing_nos else {}
     changed = [
         item
         for item in objects.values()
         if item.object_id not in existing or not np.array_equal(item.parts, existing[item.object_id])
     ]
     replaced = [item.object_id for item in changed if item.object_id in existing]
-    rows = [(item.object_id, part_no) for item in changed for part_no in range(len(item.parts))]
-    parts = [item.parts for item in changed]
-    if geometry.has_averages:
-        rows += [(item.object_id, AVERAGE) for item in changed]
-        parts += [geometry.average(item.parts) for item in changed]
-    connection.execute(
-        _of(collection, "upsert_objects"),
-        ids
-        | {
-            "payloads": [Jsonb(item.payload) for item in objects.values()],
-            "content_hashes": [item.content_hash for item in objects.values()],
-        },
-    )
+    removed = np.array([existing_nos[object_id] for object_id in replaced], dtype=np.int64)
+    first_no = _record(connection, collection, changed, removed)
+    nos = existing_nos | {item.object_id: first_no + k for k, item in enumerate(changed)}
+    given = ids | {
+        "payloads": [Jsonb(item.payload) for item in objects.values()],
+        "content_hashes": [item.content_hash for item in objects.values()],
+        "object_nos": pack_numbers(np.array([nos[object_id] for object_id in objects], dtype=np.int64)),
+    }
+    connection.execute(_of(collection, "upsert_objects"), given)
     if replaced:
         connection.execute(_of(collection, "delete_parts"), {"object_ids": replaced})
-    if rows:
-        given = {
-            "object_ids": [object_id for object_id, _ in rows],
-            "part_nos": [part_no for _, part_no in rows],
-            "embeddings": pack(np.concatenate(parts)),
-        }
-        connection.execute(_of(collection, "insert_parts"), given)
+    if changed:
+        with connection.cursor() as cursor, cursor.copy(_of(collection, "copy_parts")) as copy:
+            copy.write(SIGNATURE + b"".join(_part_rows(collection, changed, first_no)) + b"\xff\xff")
         _fold_anew(connection, collection, [item.object_id for item in changed])
+
+
+def _record(
+    connection: Connection, collection: Collection, changed: Sequence[CatalogueObject], removed: Numbers
+) -> int:
+    """Tell every process what changes, and return the first of the numbers that the changed objects get."""
+    change = advance(connection, collection, len(changed))
+    if change.epoch > 0:
+        geometry = Geometry(collection.index)
+        compared = [geometry.average(item.parts) if geometry.has_averages else item.parts for item in changed]
+        nos = np.repeat(
+            np.arange(change.first_no, change.first_no + len(changed)), [len(parts) for parts in compared]
+        )
+        vectors = np.concatenate(compared) if compared else np.empty((0, 0), dtype=np.float32)
+        record(connection, change, nos, vectors, removed)
+    return change.first_no
+
+
+def _part_rows(collection: Collection, objects: Sequence[CatalogueObject], first_no: int) -> Iterator[bytes]:
+    """Yield each part as a row of a binary COPY."""
+    geometry = Geometry(collection.index)
+    for object_no, item in enumerate(objects, start=first_no):
+        object_id = item.object_id.encode()
+        head = _ROW_HEAD.pack(5, len(object_id)) + object_id
+        tail = _ROW_TAIL.pack(8, object_no)
+        vectors = [(part_no, part) for part_no, part in enumerate(pack(item.parts))]
+        if geometry.has_averages:
+            vectors.append((AVERAGE, pack(geometry.average(item.parts))[0]))
+        for part_no, part in vectors:
+            yield head + _ROW_MIDDLE.pack(4, part_no, 1, part_no == AVERAGE, len(part)) + part + tail
+
+
+_ROW_HEAD, _ROW_MIDDLE, _ROW_TAIL = struct.Struct(">hi"), struct.Struct(">iii?i"), struct.Struct(">iq")
 
 
 def _fold_anew(connection: Connection, collection: Collection, object_ids: Sequence[str]) -> None:
@@ -167,18 +255,3 @@ def _fold_anew(connection: Connection, collection: Collection, object_ids: Seque
     users = [user_id for (user_id,) in connection.execute(_of(collection, "users_of"), given)]
     if users:
         place_for_users(connection, users, names)
-
-
-def _ensure_index(connection: Connection, collection: Collection) -> None:
-    """Build the vector index once it pays; to load first and index after is many times faster."""
-    given = {"index": index_name(collection.collection_id), "large": LARGE}
-    (is_needed,) = only_row(connection.execute(_of(collection, "needs_index"), given))
-    if is_needed:
-        geometry = Geometry(collection.index)
-        statement = statements("objects.sql")["create_index"].format(
-            **geometry.pieces(),
-            schema=schema_of(collection.collection_id),
-            is_average=sql.Literal(geometry.has_averages),
-        )
-        connection.execute(statement)
-        connection.execute(_of(collection, "analyze"))

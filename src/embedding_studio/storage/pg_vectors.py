@@ -1,4 +1,7 @@
-"""Vectors on the wire, many at a time: pgvector's binary format is two 16-bit numbers (D and 0), then floats.
+"""Vectors and numbers on the wire, many at a time.
+
+pgvector's binary format is two 16-bit numbers (D and 0), then floats; that of an array of numbers is a
+header, then a length and a number each.
 
 Packing and unpacking row by row took most of the time of loading and storing what is learnt.
 """
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from psycopg import Connection
 from psycopg.adapt import Dumper
 from psycopg.errors import UndefinedObject
@@ -16,6 +20,9 @@ from psycopg.types.string import ByteaBinaryLoader
 
 from embedding_studio.storage.ports import Vectors
 
+BIGINT, BIGINTS = 20, 1016
+"""PostgreSQL's numbers of the types bigint and bigint[]."""
+
 
 class PackedVector(bytes):
     """One vector as pgvector receives it."""
@@ -23,15 +30,25 @@ class PackedVector(bytes):
     __slots__ = ()
 
 
+class PackedNumbers(bytes):
+    """An array of bigint as PostgreSQL receives it."""
+
+    __slots__ = ()
+
+
 class _Dumper(Dumper):
     format = Format.BINARY
 
-    def dump(self, obj: PackedVector) -> PackedVector:
+    def dump(self, obj: bytes) -> bytes:
         return obj
 
 
+class _NumbersDumper(_Dumper):
+    oid = BIGINTS
+
+
 def register(connection: Connection[Any]) -> None:
-    """Let a connection send ``PackedVector`` and, where results are binary, bring vectors as bytes."""
+    """Let a connection send what is packed and, where results are binary, bring it as bytes."""
     info = TypeInfo.fetch(connection, "vector")
     if info is None:
         raise UndefinedObject("the type vector is not in the search path of this user")
@@ -39,6 +56,8 @@ def register(connection: Connection[Any]) -> None:
     dumper = type("_VectorDumper", (_Dumper,), {"oid": info.oid})
     connection.adapters.register_dumper(PackedVector, dumper)
     connection.adapters.register_loader(info.oid, ByteaBinaryLoader)
+    connection.adapters.register_dumper(PackedNumbers, _NumbersDumper)
+    connection.adapters.register_loader(BIGINTS, ByteaBinaryLoader)
 
 
 def pack(vectors: Vectors) -> list[PackedVector]:
@@ -59,3 +78,19 @@ def unpack(rows: Sequence[bytes]) -> Vectors:
     size = len(rows[0])
     data = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), size)
     return data[:, 4:].copy().view(">f4").astype(np.float32)
+
+
+def pack_numbers(numbers: NDArray[np.int64]) -> PackedNumbers:
+    """Return [N] as PostgreSQL receives a bigint[]."""
+    header = np.array([1, 0, BIGINT, len(numbers), 1] if len(numbers) else [0, 0, BIGINT], dtype=">i4")
+    items = np.empty(len(numbers), dtype=[("length", ">i4"), ("value", ">i8")])
+    items["length"], items["value"] = 8, numbers
+    return PackedNumbers(header.tobytes() + items.tobytes())
+
+
+def unpack_numbers(data: bytes | None) -> NDArray[np.int64]:
+    """Return [N] of a bigint[] without NULLs as PostgreSQL sends it; none of NULL."""
+    if data is None or len(data) <= 12:
+        return np.empty(0, dtype=np.int64)
+    items = np.frombuffer(data, dtype=[("length", ">i4"), ("value", ">i8")], offset=20)
+    return items["value"].astype(np.int64)

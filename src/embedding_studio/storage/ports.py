@@ -119,6 +119,21 @@ class Collections(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class CodesInfo:
+    """How a collection is searched.
+
+    Attributes:
+        parts: for which there are codes; 0 where all are compared, so that nothing can be missed.
+        margin: in standard errors: an object is left out where its estimated nearness misses that of the
+            nearest by so much; None where that does not matter.
+    """
+
+    parts: int
+    bytes_in_memory: int
+    margin: float | None
+
+
 class Objects(Protocol):
     def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:
         """Store objects and their originals, replacing those of equal id; all or none.
@@ -155,16 +170,26 @@ class Objects(Protocol):
         *,
         filter: PayloadFilter | None = None,  # noqa: A002, the field's name in the documented request
         max_distance: float | None = None,
+        margin: float | None = None,
     ) -> list[Neighbour]:
         """Return the ``limit`` nearest objects by (distance, object_id); fewer only if fewer match.
 
         Args:
             queries: [Q, D] float32, the parts of one query.
             max_distance: inclusive.
+            margin: instead of the collection's (see ``CodesInfo``); infinite: compare all, at whatever cost.
 
         The distance of an object is under the collection's metric and aggregation over all pairs of
         query part and object part, and by its originals. A longer list begins with the shorter one.
         """
+        ...
+
+    def codes(self, collection: Collection) -> CodesInfo:
+        """Return how the collection is searched."""
+        ...
+
+    def set_margin(self, collection: Collection, margin: float | None) -> None:
+        """Let every search from now on use a margin; None: that of the storage's own recall target."""
         ...
 
 

@@ -3,6 +3,7 @@
     pg_database     connections, transactions, errors
     pg_collections  a schema each: objects, parts, personal_parts, query_memory, shared_queries, shared_votes
     pg_objects      originals                 pg_nearest, pg_filters, pg_geometry  search among them
+    pg_codes        which may be nearest
     pg_clickstream  sessions and events       pg_orders  the queue
     pg_personal     what is learnt            pg_votes   what users tell each other
 
@@ -15,10 +16,13 @@ from collections.abc import Collection as Container
 from embedding_studio.storage.pg_clickstream import PostgresClickstream
 from embedding_studio.storage.pg_collections import PostgresCollections
 from embedding_studio.storage.pg_database import Database
-from embedding_studio.storage.pg_nearest import NearestSearch
+from embedding_studio.storage.pg_nearest import RECALL_TARGET, NearestSearch
 from embedding_studio.storage.pg_objects import PostgresObjects
 from embedding_studio.storage.pg_orders import PostgresOrders
 from embedding_studio.storage.pg_personal import PostgresPersonal
+
+CODES = 3
+"""The migration after which the program writes the codes of what is there already."""
 
 
 class PostgresStorage:
@@ -28,6 +32,8 @@ class PostgresStorage:
         database_url: of a PostgreSQL 15 or later with pgvector 0.8 or later; its tables are brought up to
             date. A callable is asked for each connection: so a server of our own is brought back.
         order_on: event types that place an order.
+        recall_target: in (0, 1], the share of the nearest that a search is to find in collections for which
+            this was not measured; 1 compares all, always.
         pool_size: connections at the most; one more listens for orders while ``orders.wait`` is used.
 
     Raises:
@@ -40,15 +46,19 @@ class PostgresStorage:
         database_url: str | Callable[[], str],
         *,
         order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"}),
+        recall_target: float = RECALL_TARGET,
         pool_size: int = 10,
     ) -> None:
         self._database = Database(database_url, pool_size=pool_size)
-        search = NearestSearch()
+        search = NearestSearch(recall_target)
         self.collections = PostgresCollections(self._database)
         self.objects = PostgresObjects(self._database, search)
         self.clickstream = PostgresClickstream(self._database, order_on)
         self.orders = PostgresOrders(self._database)
         self.personal = PostgresPersonal(self._database, search)
+        if CODES in self._database.applied:
+            for collection in self.collections.list():
+                self.objects.write_codes(collection)
 
     def ping(self) -> None:
         self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())

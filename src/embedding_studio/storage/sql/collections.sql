@@ -59,12 +59,41 @@ CREATE SCHEMA {schema}
 CREATE TABLE {schema}.objects (
     object_id text COLLATE "C" PRIMARY KEY,
     payload jsonb NOT NULL,
-    content_hash text
+    content_hash text,
+    object_no bigint NOT NULL
 )
 
 -- name: index_payloads
 -- Without fastupdate, whose list of what is not yet in the index made every filter a scan after a large load.
 CREATE INDEX objects_payload ON {schema}.objects USING gin (payload jsonb_path_ops) WITH (fastupdate = off)
+
+-- name: create_revision
+-- One row. object_no: the last that was given; an object gets a new one whenever its parts change, above all others.
+-- epoch: rises when the codes are written as a whole; 0 while there are none. margin: how cautious a search is, in
+-- standard errors, where it was measured.
+CREATE TABLE {schema}.revision (
+    revision bigint NOT NULL DEFAULT 0,
+    object_no bigint NOT NULL DEFAULT 0,
+    epoch bigint NOT NULL DEFAULT 0,
+    centre bytea,
+    margin double precision
+);
+INSERT INTO {schema}.revision DEFAULT VALUES
+
+-- name: create_codes
+-- What was added and removed, in the order in which it happened: float32, int64 and codes, little-endian.
+CREATE TABLE {schema}.codes (
+    block bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    revision bigint NOT NULL,
+    object_nos bytea NOT NULL,
+    codes bytea NOT NULL,
+    removed bytea NOT NULL
+);
+ALTER TABLE {schema}.codes
+    ALTER COLUMN object_nos SET STORAGE EXTERNAL,
+    ALTER COLUMN codes SET STORAGE EXTERNAL,
+    ALTER COLUMN removed SET STORAGE EXTERNAL;
+CREATE INDEX codes_by_revision ON {schema}.codes (revision)
 
 -- name: create_parts
 -- Originals as they were given, and under AVG one part more, the average of the others, numbered -1: of the
@@ -74,10 +103,12 @@ CREATE TABLE {schema}.parts (
     part_no integer,
     is_average boolean NOT NULL,
     embedding {vector} NOT NULL,
+    object_no bigint NOT NULL,
     PRIMARY KEY (object_id, part_no),
     CHECK (is_average = (part_no < 0))
 );
-ALTER TABLE {schema}.parts ALTER COLUMN embedding SET STORAGE {storage}
+ALTER TABLE {schema}.parts ALTER COLUMN embedding SET STORAGE {storage};
+CREATE INDEX parts_of_object ON {schema}.parts (object_no)
 
 -- name: create_personal_parts
 CREATE TABLE {schema}.personal_parts (

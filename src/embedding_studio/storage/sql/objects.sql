@@ -7,16 +7,18 @@ ORDER BY object_id, part_no
 -- name: delete_parts
 DELETE FROM {schema}.parts WHERE object_id = ANY(%(object_ids)s::text[])
 
--- name: upsert_objects
-INSERT INTO {schema}.objects (object_id, payload, content_hash)
-SELECT * FROM unnest(%(object_ids)s::text[], %(payloads)s::jsonb[], %(content_hashes)s::text[])
-ON CONFLICT (object_id) DO UPDATE SET payload = excluded.payload, content_hash = excluded.content_hash
+-- name: existing_nos
+SELECT object_id, object_no FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])
 
--- name: insert_parts
-INSERT INTO {schema}.parts (object_id, part_no, is_average, embedding)
-SELECT object_id, part_no, part_no < 0, embedding
-FROM unnest(%(object_ids)s::text[], %(part_nos)s::int[], %(embeddings)b::vector[])
-    AS part(object_id, part_no, embedding)
+-- name: upsert_objects
+INSERT INTO {schema}.objects (object_id, payload, content_hash, object_no)
+SELECT *
+FROM unnest(%(object_ids)s::text[], %(payloads)s::jsonb[], %(content_hashes)s::text[], %(object_nos)b::bigint[])
+ON CONFLICT (object_id) DO UPDATE
+SET payload = excluded.payload, content_hash = excluded.content_hash, object_no = excluded.object_no
+
+-- name: copy_parts
+COPY {schema}.parts (object_id, part_no, is_average, embedding, object_no) FROM STDIN (FORMAT binary)
 
 -- name: drop_copies
 DELETE FROM {schema}.personal_parts WHERE object_id = ANY(%(object_ids)s::text[])
@@ -32,7 +34,7 @@ WHERE user_id IS NOT NULL AND collection = ANY(%(collections)s::text[]) AND sess
 )
 
 -- name: delete
-DELETE FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])
+DELETE FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[]) RETURNING object_no
 
 -- name: get
 SELECT object_id, payload, content_hash
@@ -47,16 +49,6 @@ WHERE object_id = ANY(%(object_ids)s::text[]) AND content_hash IS NOT NULL
 -- name: count
 SELECT count(*) FROM {schema}.objects
 
--- name: needs_index
-SELECT to_regclass(%(index)s) IS NULL
-    AND (SELECT count(*) FROM (SELECT FROM {schema}.parts LIMIT %(large)s) AS counted) = %(large)s
-
 -- name: analyze
 -- Without statistics a few objects are looked for by reading all parts, until the server comes to analyse.
 ANALYZE {schema}.objects, {schema}.parts
-
--- name: create_index
-CREATE INDEX parts_nearest ON {schema}.parts
-USING hnsw ((embedding{cast}) {operator_class})
-WITH (m = {m}, ef_construction = {ef_construction})
-WHERE is_average = {is_average}

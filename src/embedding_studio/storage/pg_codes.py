@@ -1,0 +1,249 @@
+"""Codes of originals in PostgreSQL, and a process's copy of them.
+
+The table ``codes`` is a log: each change of originals appends what it added and removed, under one revision
+more. A process reads what is new since the revision it knows. Below ``LARGE`` parts a collection has no
+codes, for comparing all is as fast.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from embedding_studio.domain.index import MetricType
+from embedding_studio.domain.objects import Collection
+from embedding_studio.embeddings.codes import Coder, Codes, View
+from embedding_studio.storage.pg_database import Connection, only_row
+from embedding_studio.storage.pg_geometry import Geometry
+from embedding_studio.storage.pg_vectors import unpack
+from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.sql import in_schema, schema_of, statements
+
+Numbers = NDArray[np.int64]
+
+LARGE = 3000
+"""From so many parts on a collection has codes."""
+
+READ_AT_ONCE = 1 << 22
+"""Bytes of vectors that are encoded at a time, where all are."""
+
+MANY_REMOVED = 10_000
+"""So many removed objects stay in the log in any case before it is written anew."""
+
+_SQL = statements("codes.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The codes of a collection as one process knows them.
+
+    Attributes:
+        revision: of the originals; whatever is newer is not known here.
+        view: None where there are no codes, and all are compared.
+        margin: how cautious a search is, in standard errors; None where that was not measured.
+    """
+
+    revision: int
+    epoch: int
+    margin: float | None
+    view: View | None
+
+
+class CodesOfCollection:
+    """A process's copy of one collection's codes, brought up to date when it is found to be old."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._lock = threading.Lock()
+        self._codes: Codes | None = None
+        self._state: State | None = None
+
+    def state(self, connection: Connection, *, at_least: int = 0) -> State:
+        """Return the codes at a revision or a later one, in no round trip where they are known."""
+        state = self._state
+        if state is not None and state.revision >= at_least:
+            return state
+        with self._lock:
+            if self._state is None or self._state.revision < at_least:
+                self._state = self._read(connection)
+            return self._state
+
+    def _read(self, connection: Connection) -> State:
+        known = self._state
+        given = {"epoch": known.epoch if known else -1, "revision": known.revision if known else -1}
+        with connection.pipeline():
+            connection.execute(_SQL["begin"])
+            revision_row = connection.execute(_of(self._collection, "revision"))
+            centre_row = connection.execute(_of(self._collection, "centre"), binary=True)
+            changes = connection.execute(_of(self._collection, "changes"), given, binary=True)
+            connection.execute(_SQL["commit"])
+        revision, epoch, margin = only_row(revision_row)
+        (centre,) = only_row(centre_row)
+        if epoch == 0:
+            self._codes = None
+        elif self._codes is None or known is None or known.epoch != epoch:
+            self._codes = Codes(coder_of(self._collection, np.frombuffer(centre, dtype="<f4")))
+        if self._codes is not None:
+            for object_nos, codes, removed in changes:
+                self._codes.remove(np.frombuffer(removed, dtype="<i8"))
+                self._codes.add(
+                    np.frombuffer(object_nos, dtype="<i8"),
+                    np.frombuffer(codes, dtype=self._codes.coder.record),
+                )
+        view = None if self._codes is None else self._codes.view()
+        return State(revision, epoch, margin, view)
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """One revision more, within a transaction that changes originals.
+
+    Attributes:
+        first_no: of the object numbers given out with it.
+    """
+
+    collection: Collection
+    revision: int
+    epoch: int
+    first_no: int
+    centre: Vectors | None
+
+
+def advance(connection: Connection, collection: Collection, count: int) -> Advance:
+    """Begin a revision and give out so many object numbers."""
+    revision, epoch, last_no, centre = only_row(
+        connection.execute(_of(collection, "advance"), {"count": count}, binary=True)
+    )
+    vectors = None if centre is None else np.frombuffer(centre, dtype="<f4")
+    return Advance(collection, revision, epoch, last_no - count + 1, vectors)
+
+
+def record(
+    connection: Connection, change: Advance, object_nos: Numbers, vectors: Vectors, removed: Numbers
+) -> None:
+    """Append what a revision added and removed.
+
+    Args:
+        object_nos: [N], ascending, of the objects that the vectors [N, D] are compared for.
+        removed: numbers that are no longer anybody's.
+    """
+    if change.epoch == 0 or change.centre is None or not (len(object_nos) or len(removed)):
+        return
+    coder = coder_of(change.collection, change.centre)
+    _add(
+        connection,
+        change,
+        object_nos,
+        coder.encode(vectors) if len(vectors) else np.empty(0, dtype=coder.record),
+        removed,
+    )
+
+
+def tidy(connection: Connection, collection: Collection) -> bool:
+    """Write the codes where a collection has become large, and anew where most of their log is of no use.
+
+    Returns:
+        Whether they were written.
+    """
+    _, epoch, _ = only_row(connection.execute(_of(collection, "revision")))
+    if epoch == 0:
+        is_average = Geometry(collection.index).has_averages
+        given = {"large": LARGE, "is_average": is_average}
+        (is_large,) = only_row(connection.execute(_of(collection, "is_large"), given))
+        if is_large:
+            write_all(connection, collection)
+        return bool(is_large)
+    added, removed = only_row(connection.execute(_of(collection, "sizes")))
+    is_stale = removed > max(MANY_REMOVED, added // 2)
+    if is_stale:
+        write_all(connection, collection)
+    return bool(is_stale)
+
+
+def write_all(connection: Connection, collection: Collection) -> None:
+    """Write the codes of all parts anew, in a transaction that holds the collection."""
+    middle = "middle_of_directions" if _metric_of(collection) is MetricType.COSINE else "middle"
+    (packed,) = only_row(connection.execute(_parts_of(collection, middle), binary=True))
+    centre = unpack([packed])[0] if packed else np.zeros(collection.index.dimensions or 0, dtype=np.float32)
+    coder = coder_of(collection, centre)
+    connection.execute(_of(collection, "clear"))
+    connection.execute(_of(collection, "begin_epoch"), {"centre": centre.astype("<f4").tobytes()})
+    change = advance(connection, collection, 0)
+    with connection.cursor() as cursor, cursor.copy(_parts_of(collection, "all_parts")) as copy:
+        rows = _records(copy, _row_of(coder.dimensions))
+        blocks = [(part["object_no"], coder.encode(part["values"].astype(np.float32))) for part in rows]
+    for object_nos, codes in blocks:
+        _add(connection, change, object_nos, codes, np.empty(0, dtype=np.int64))
+
+
+def coder_of(collection: Collection, centre: Vectors) -> Coder:
+    return Coder(_metric_of(collection), centre.astype(np.float32))
+
+
+def _metric_of(collection: Collection) -> MetricType:
+    """Return what codes are compared under: averages of directions have lengths that count."""
+    return MetricType.DOT if Geometry(collection.index).averages_decide else collection.index.metric_type
+
+
+def _add(
+    connection: Connection, change: Advance, object_nos: Numbers, codes: NDArray[np.void], removed: Numbers
+) -> None:
+    given = {
+        "revision": change.revision,
+        "object_nos": object_nos.astype("<i8").tobytes(),
+        "codes": codes.tobytes(),
+        "removed": removed.astype("<i8").tobytes(),
+    }
+    connection.execute(_of(change.collection, "add"), given)
+
+
+def _row_of(D: int) -> np.dtype[np.void]:
+    """Return what a row (bigint, vector) is in a binary COPY."""
+    return np.dtype(
+        [
+            ("fields", ">i2"), ("length_1", ">i4"), ("object_no", ">i8"), ("length_2", ">i4"),
+            ("dimensions", ">u2"), ("unused", ">u2"), ("values", ">f4", (D,)),
+        ]
+    )  # fmt: skip
+
+
+def _parts_of(collection: Collection, name: str) -> bytes:
+    statement = _SQL[name].format(
+        schema=schema_of(collection.collection_id),
+        is_average=sql.Literal(Geometry(collection.index).has_averages),
+    )
+    return statement.as_bytes()
+
+
+def _records(
+    chunks: Iterable[bytes | bytearray | memoryview], row: np.dtype[np.void]
+) -> Iterator[NDArray[np.void]]:
+    """Yield the rows of a binary COPY whose rows are all of one size, many at a time."""
+    header = 19
+    rest = b""
+    pending: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        pending.append(bytes(chunk))
+        size += len(chunk)
+        if size < READ_AT_ONCE:
+            continue
+        rest, rows = _cut(rest + b"".join(pending), row, header)
+        header, pending, size = 0, [], 0
+        yield rows
+    _, rows = _cut(rest + b"".join(pending), row, header)
+    if len(rows):
+        yield rows
+
+
+def _cut(data: bytes, row: np.dtype[np.void], header: int) -> tuple[bytes, NDArray[np.void]]:
+    count = (len(data) - header) // row.itemsize
+    end = header + count * row.itemsize
+    return data[end:], np.frombuffer(data, dtype=row, count=count, offset=header)
+
+
+def _of(collection: Collection, name: str) -> bytes:
+    return in_schema("codes.sql", name, collection.collection_id)

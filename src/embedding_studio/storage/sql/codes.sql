@@ -1,0 +1,57 @@
+-- name: begin
+-- What is read after it is of one moment.
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
+
+-- name: commit
+COMMIT
+
+-- name: revision
+SELECT revision, epoch, margin FROM {schema}.revision
+
+-- name: centre
+SELECT centre FROM {schema}.revision
+
+-- name: changes
+SELECT object_nos, codes, removed
+FROM {schema}.codes
+WHERE revision > (SELECT CASE epoch WHEN %(epoch)s THEN %(revision)s ELSE -1 END FROM {schema}.revision)
+ORDER BY block
+
+-- name: advance
+-- Give out object numbers, and let every process know that something has changed.
+UPDATE {schema}.revision
+SET revision = revision + 1, object_no = object_no + %(count)s
+RETURNING revision, epoch, object_no, centre
+
+-- name: add
+INSERT INTO {schema}.codes (revision, object_nos, codes, removed)
+VALUES (%(revision)s, %(object_nos)b, %(codes)b, %(removed)b)
+
+-- name: is_large
+SELECT count(*) = %(large)s
+FROM (SELECT FROM {schema}.parts WHERE is_average = %(is_average)s LIMIT %(large)s) AS counted
+
+-- name: sizes
+-- Codes that were ever added, and objects removed since the last time that all were written.
+SELECT coalesce(sum(length(object_nos)), 0)::bigint / 8, coalesce(sum(length(removed)), 0)::bigint / 8
+FROM {schema}.codes
+
+-- name: middle
+SELECT avg(embedding) FROM {schema}.parts WHERE is_average = {is_average}
+
+-- name: middle_of_directions
+SELECT avg(l2_normalize(embedding)) FROM {schema}.parts WHERE is_average = {is_average}
+
+-- name: all_parts
+COPY (
+    SELECT object_no, embedding FROM {schema}.parts WHERE is_average = {is_average} ORDER BY object_no, part_no
+) TO STDOUT (FORMAT binary)
+
+-- name: clear
+DELETE FROM {schema}.codes
+
+-- name: begin_epoch
+UPDATE {schema}.revision SET epoch = epoch + 1, centre = %(centre)b
+
+-- name: set_margin
+UPDATE {schema}.revision SET margin = %(margin)s, revision = revision + 1
