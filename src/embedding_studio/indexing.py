@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.catalogue import CatalogueText
-from embedding_studio.domain.objects import JSON, CatalogueObject, Collection
+from embedding_studio.domain.objects import JSON, TEXT_HASH_LENGTH, CatalogueObject, Collection
 from embedding_studio.embedders import Embedder
 from embedding_studio.errors import ConflictError
 from embedding_studio.storage.ports import Storage
@@ -141,7 +141,7 @@ class _ContentHash:
 
 def _digest(value: JSON | list[str]) -> str:
     told = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:TEXT_HASH_LENGTH]
 
 
 def _batches(texts: Iterable[CatalogueText], size: int) -> Iterator[list[CatalogueText]]:
