@@ -487,6 +487,9 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path):
         write_objects(tmp_path / "films.csv", WRITTEN, id_column="id", vector_column=None)
     with pytest.raises(InvalidDataError, match="cannot be written"):
         write_objects(tmp_path / "absent" / "films.jsonl", WRITTEN, id_column="id", vector_column=None)
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidDataError, match="cannot be written"):
+        write_objects(tmp_path / "file" / "films.jsonl", WRITTEN, id_column="id", vector_column=None)
 
 
 # Documentation

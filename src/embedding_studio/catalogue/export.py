@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -58,7 +58,7 @@ def _row(item: CatalogueObject, id_column: str, vector_column: str | None) -> di
 
 def _numbers(part: NDArray[np.float32]) -> list[float]:
     """Return [D], each number with as few digits as tell it from its neighbours in float32."""
-    short = [float(digits) for digits in part.astype(str)]
+    short = list(map(float, part.astype(str).tolist()))
     # Read by way of float64, a number that lies halfway between two neighbours could be rounded twice.
     exact: list[float] = part.tolist()
     return short if np.array_equal(np.array(short, dtype=np.float32), part) else exact
@@ -84,4 +84,5 @@ def _replaced(path: str | Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise InvalidDataError(f"{path}: cannot be written: {error}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or never was
+            unfinished.unlink()

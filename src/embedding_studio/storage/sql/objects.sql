@@ -49,7 +49,7 @@ RETURNING o.object_id
 -- name: scroll
 -- The payload stands beside the first part alone.
 WITH page AS (
-    SELECT *
+    SELECT o.object_id, o.payload, o.content_hash
     FROM {schema}.objects AS o
     WHERE (%(after)s::text IS NULL OR o.object_id > %(after)s::text) AND {condition}
     ORDER BY o.object_id
