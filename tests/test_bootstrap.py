@@ -11,7 +11,9 @@ import pytest
 from embedding_studio import CatalogueText, Context, SearchIndexInfo, load_settings
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
+from embedding_studio.indexing import BATCH_TEXTS
 from embedding_studio.storage.memory import MemoryStorage
+from test_indexing import MeetingEmbedder
 
 HERE = CatalogueObject("brought", np.array([[1, 0]], dtype=np.float32))
 
@@ -108,6 +110,14 @@ def test_a_stream_is_stored_while_it_is_read(context):
 
     assert report.indexed == 10_000
     assert max(number - stored for number, stored in enumerate(stored_at)) <= 3_000
+
+
+def test_so_many_batches_are_embedded_at_once_as_the_setting_says(memory):
+    context = Context(load_settings(embedder="none", index_threads=2), storage=memory)
+    context.embedder = MeetingEmbedder(2)
+    texts = [CatalogueText(str(number), "a") for number in range(2 * BATCH_TEXTS)]
+
+    assert context.index_objects("default", texts).indexed == 512
 
 
 def test_the_gate_is_guarded_by_a_sample_of_a_stream(context):
