@@ -20,6 +20,9 @@ from test_api_service import (
 
 UPSERT = "/api/v1/embeddings/upsert"
 DELETE = "/api/v1/embeddings/delete"
+PAYLOADS = "/api/v1/embeddings/payloads"
+OBJECTS = "/api/v1/embeddings/objects"
+SCROLL = "/api/v1/embeddings/scroll"
 COLLECTIONS = "/api/v1/collections"
 ORDERS = "/api/v1/improvement/orders"
 IRRELEVANT = "/api/v1/clickstream/session/irrelevant"
@@ -712,12 +715,98 @@ def test_one_wrong_item_is_pointed_at_and_nothing_is_stored(client, item, pointe
     assert client.post(SEARCH, json={"search_query": "a"}).json().get("search_results", []) == []
 
 
+def test_payloads_are_replaced_alone_and_unknown_ids_are_named(client):
+    fill(client)
+
+    answer = client.post(
+        PAYLOADS,
+        json={
+            "payloads": [
+                {"object_id": "all-a", "payload": {"price": 5}},
+                {"object_id": "no-z", "payload": {}},
+                {"object_id": "no-y", "payload": {}},
+            ]
+        },
+    )
+    again = client.post(
+        UPSERT, json={"items": [{"object_id": "all-a", "text": "aaa", "payload": {"price": 30}}]}
+    )
+
+    assert answer.json() == {"updated": 1, "unknown": ["no-y", "no-z"]}
+    assert again.json() == {"indexed": 0, "updated": 1, "unchanged": 0}
+
+
+def test_objects_are_read_in_the_order_asked_for(client):
+    fill(client)
+    client.post(PAYLOADS, json={"payloads": [{"object_id": "all-b", "payload": {"new": [1, None]}}]})
+
+    answer = client.post(OBJECTS, json={"object_ids": ["all-b", "unknown", "a-and-b"]})
+
+    assert answer.json() == {
+        "objects": [
+            {"object_id": "all-b", "payload": {"new": [1, None]}, "vectors": [[0, 2, 0]]},
+            {"object_id": "a-and-b", "payload": {"price": 10, "brand": "apex"}, "vectors": [[1, 1, 0]]},
+        ]
+    }
+
+
+def test_a_collection_is_scrolled_to_its_end(client):
+    fill(client)
+    acme = {"query": {"term": {"field": "brand", "value": "acme"}}}
+
+    first = client.post(SCROLL, json={"limit": 2}).json()
+    second = client.post(SCROLL, json={"limit": 2, "after": first["next_after"]}).json()
+    whole = client.post(SCROLL, json={"limit": 3}).json()
+    some = client.post(SCROLL, json={"filter": acme, "with_vectors": True}).json()
+
+    assert [each["object_id"] for each in first["objects"]] == ["a-and-b", "all-a"]
+    assert first["objects"][0] == {
+        "object_id": "a-and-b",
+        "payload": {"price": 10, "brand": "apex"},
+        "vectors": None,
+    }
+    assert [each["object_id"] for each in second["objects"]] == ["all-b"]
+    assert (first["next_after"], second["next_after"], whole["next_after"]) == ("all-a", None, None)
+    assert whole["objects"] == first["objects"] + second["objects"]
+    assert [(each["object_id"], each["vectors"]) for each in some["objects"]] == [
+        ("all-a", [[3, 0, 0]]),
+        ("all-b", [[0, 2, 0]]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointer"),
+    [
+        (PAYLOADS, {"payloads": [{"object_id": "a"}]}, "#/payloads/0/payload"),
+        (PAYLOADS, {"payloads": [{"object_id": "a", "payload": {}}] * 2}, "#/payloads/1/object_id"),
+        (PAYLOADS, {"payloads": [{"object_id": "a", "payload": [1]}]}, "#/payloads/0/payload"),
+        (PAYLOADS, {"payloads": [{"object_id": str(n), "payload": {}} for n in range(1001)]}, "#/payloads"),
+        (OBJECTS, {"object_ids": [str(n) for n in range(1001)]}, "#/object_ids"),
+        (OBJECTS, {"object_ids": [""]}, "#/object_ids/0"),
+        (SCROLL, {"limit": 0}, "#/limit"),
+        (SCROLL, {"limit": 1001}, "#/limit"),
+        (SCROLL, {"after": ""}, "#/after"),
+        (SCROLL, {"filter": {"query": {"trem": 1}}}, "#/filter"),
+    ],
+)
+def test_what_is_asked_of_objects_and_cannot_be_is_pointed_at(client, path, body, pointer):
+    fill(client)
+
+    assert pointers_of(client.post(path, json=body)) == [pointer]
+
+
 def test_objects_for_an_unknown_collection_do_not_make_one(client):
     answer = client.post(UPSERT, json={"collection": "typo", "items": [{"object_id": "o1", "text": "a"}]})
 
     assert answer.status_code == 404
     assert client.get(COLLECTIONS).json() == {"collections": []}
-    assert client.post(DELETE, json={"collection": "typo", "object_ids": ["o1"]}).status_code == 404
+    for path, body in {
+        DELETE: {"object_ids": ["o1"]},
+        OBJECTS: {"object_ids": []},
+        PAYLOADS: {"payloads": []},
+        SCROLL: {},
+    }.items():
+        assert client.post(path, json=body | {"collection": "typo"}).status_code == 404
 
 
 def test_without_an_embedder_vectors_serve_and_texts_are_refused(make_context):

@@ -10,8 +10,10 @@ import pytest
 
 from embedding_studio import CatalogueText, Context, SearchIndexInfo, load_settings
 from embedding_studio.domain.objects import CatalogueObject
-from embedding_studio.errors import ConflictError, EmbeddingError
+from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
+from embedding_studio.indexing import BATCH_TEXTS
 from embedding_studio.storage.memory import MemoryStorage
+from test_indexing import MeetingEmbedder
 
 HERE = CatalogueObject("brought", np.array([[1, 0]], dtype=np.float32))
 
@@ -84,6 +86,50 @@ def test_nothing_is_stored_in_a_collection_of_another_embedder(memory):
         context.index_objects("other", [HERE, CatalogueText("text", "words")])
 
     assert memory.objects.count(memory.collections.get("other")) == 0
+
+
+def test_what_is_neither_a_text_nor_an_object_is_refused_by_its_place(context):
+    context.collection(index=SearchIndexInfo(dimensions=2))
+
+    with pytest.raises(
+        InvalidInputError, match=r"object 1 .* is \{'id': 'a'\}, a dict; give a CatalogueText"
+    ):
+        context.index_objects("default", [HERE, {"id": "a"}])
+
+
+def test_a_stream_is_stored_while_it_is_read(context):
+    collection = context.collection(index=SearchIndexInfo(dimensions=2))
+    stored_at = []
+
+    def stream():
+        for number in range(10_000):
+            stored_at.append(context.storage.objects.count(collection))
+            yield CatalogueObject(str(number), np.array([[1, number]], dtype=np.float32))
+
+    report = context.index_objects("default", stream())
+
+    assert report.indexed == 10_000
+    assert max(number - stored for number, stored in enumerate(stored_at)) <= 3_000
+
+
+def test_so_many_batches_are_embedded_at_once_as_the_setting_says(memory):
+    context = Context(load_settings(embedder="none", index_threads=2), storage=memory)
+    context.embedder = MeetingEmbedder(2)
+    texts = [CatalogueText(str(number), "a") for number in range(2 * BATCH_TEXTS)]
+
+    assert context.index_objects("default", texts).indexed == 512
+
+
+def test_the_gate_is_guarded_by_a_sample_of_a_stream(context):
+    collection = context.collection(index=SearchIndexInfo(dimensions=2))
+    alike = (
+        CatalogueObject(str(number), np.array([[1, number * 1e-6]], dtype=np.float32))
+        for number in range(2_345)
+    )
+
+    context.index_objects("default", alike)
+
+    assert context.storage.collections.get(collection.name).gate_threshold == 0.95
 
 
 def test_an_embedded_server_that_was_started_again_ends_with_the_process():

@@ -1,14 +1,24 @@
 import asyncio
+import gzip
 import json
+import logging
+import re
+import shlex
+import signal
 import socket
+from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from embedding_studio.bootstrap import Context
 from embedding_studio.cli import Baseline, Clicks, Method, _bound, app
 from embedding_studio.evaluation import CLICK_MODELS, METHODS, PLAIN
 from embedding_studio.settings import Settings, load_settings
+
+QUICKSTART = Path(__file__).parents[1] / "docs" / "quickstart.md"
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
@@ -19,6 +29,10 @@ def test_the_verbs_are_those_that_people_know():
             [
                 "evaluate",
                 "index",
+                "payloads",
+                "get",
+                "delete",
+                "export",
                 "search",
                 "serve",
                 "worker",
@@ -82,3 +96,285 @@ def test_the_service_answers_without_waiting_for_acknowledgements():
 
 def test_a_wrong_option_exits_with_2():
     assert CliRunner().invoke(app, ["search", "x", "--limit", "0"]).exit_code == 2
+
+
+# Objects by file
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Return what runs a command in a folder of its own and returns how it ended."""
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("EMBEDDER", "none")
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    loggers = logging.getLogger().handlers[:]
+    yield lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+    logging.getLogger().handlers[:] = loggers
+
+
+@pytest.fixture
+def stored(monkeypatch, memory):
+    """Return the storage of all commands, in memory."""
+    monkeypatch.setattr(Context, "open_storage", lambda _: memory)
+    return memory
+
+
+def told(ended):
+    assert ended.exit_code == 0, ended.output
+    return json.loads(ended.stdout)
+
+
+def refusal(ended):
+    assert ended.exit_code == 1, ended.output
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+    return " ".join(ended.stderr.split())
+
+
+def write(name, *rows):
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def count(storage, name="default"):
+    return storage.objects.count(storage.collections.get(name))
+
+
+ROWS = [{"id": f"o{n}", "vector": [1, n, 0.5], "title": f"number {n}", "n": n} for n in range(7)]
+
+
+def test_a_collection_is_made_for_the_vectors_that_a_file_brings(command, stored):
+    write("o.jsonl", *ROWS)
+
+    options = ("--vector-column", "vector", "--metric", "dot", "--aggregation", "avg", "-c", "films")
+    report = told(command("index", "o.jsonl", *options, "--json"))
+    found = command("search", "[1, 1, 0.5]", "-c", "films", "--limit", "1", "--json")
+
+    films = stored.collections.get("films")
+    assert (report["indexed"], report["unchanged"]) == (7, 0)
+    assert "pruned" not in report
+    assert (films.index.dimensions, films.index.metric_type, films.embedder) == (3, "dot", None)
+    assert films.index.metric_aggregation_type == "avg"
+    [best] = told(found)["results"]
+    assert (best["object_id"], best["payload"]) == ("o6", {"title": "number 6", "n": 6})
+
+
+def test_vectors_of_a_file_of_numpy_are_those_of_the_rows(command, stored, monkeypatch):
+    monkeypatch.setenv("EMBEDDER", "a model that is nowhere")
+    Path("o.csv").write_text("sku,price\n7,1.5\n8,2\n")
+    np.save("o.npy", np.array([[1, 0], [0, 1]], dtype=np.float16))
+
+    told(command("index", "o.csv", "--id-column", "sku", "--vectors", "o.npy", "--json"))
+
+    default = stored.collections.get("default")
+    seven, eight = stored.objects.get(default, ["7", "8"])
+    assert (seven.parts.tolist(), seven.payload) == ([[1, 0]], {"price": 1.5})
+    assert (eight.parts.tolist(), eight.payload) == ([[0, 1]], {"price": 2})
+    assert default.embedder is None
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        ('{"vector": [1]}', ["--vector-column", "vector"], "o.jsonl, line 1: no column 'id'"),
+        ('{"id": "a"}', ["--vector-column", "vector"], "o.jsonl, line 1: no column 'vector'"),
+        (
+            '{"id": "a", "vector": [0]}',
+            ["--vector-column", "vector"],
+            "o.jsonl, line 1, column 'vector' is zero",
+        ),
+        ('{"id": "a"}\n{"id": "b"}\n', ["--vectors", "o.npy"], "3 vectors for the 2 rows of o.jsonl"),
+        ("", ["--vector-column", "vector"], "there is no row in it, so the size of its vectors is unknown"),
+        ("", ["--vectors", "absent.npy"], "absent.npy: there is no such file"),
+        ('{"id": "a"}', [], "o.jsonl, line 1: no column 'text'"),
+        ("", ["--prune"], "there is no row in it, so --prune would remove every object"),
+    ],
+)
+def test_a_file_is_looked_at_before_anything_is_made(command, stored, content, options, said):
+    Path("o.jsonl").write_text(content)
+    np.save("o.npy", np.ones((3, 2)))
+
+    assert said in refusal(command("index", "o.jsonl", *options))
+    assert stored.collections.list() == []
+
+
+def test_vectors_that_do_not_fit_a_collection_that_is_there_are_refused_with_their_place(command, stored):
+    write("o.jsonl", *ROWS)
+    write("wrong.jsonl", {"id": "w", "vector": [1, 2]})
+    told(command("index", "o.jsonl", "--vector-column", "vector", "--json"))
+
+    other_size = command("index", "wrong.jsonl", "--vector-column", "vector")
+    other_metric = command("index", "o.jsonl", "--vector-column", "vector", "--metric", "dot")
+
+    assert "wrong.jsonl, line 1, column 'vector' have 2 dimensions, the collection has 3" in refusal(
+        other_size
+    )
+    assert "'default' exists as" in refusal(other_metric)
+    assert count(stored) == 7
+
+
+def test_what_was_read_before_a_wrong_row_is_stored_in_whole_batches(command, stored):
+    rows = [{"id": str(n), "vector": [1, n]} for n in range(2_500)]
+    write("o.jsonl", *rows, {"id": "wrong", "vector": [1, "2"]})
+
+    said = refusal(command("index", "o.jsonl", "--vector-column", "vector", "--prune"))
+
+    assert "o.jsonl, line 2501, column 'vector': a vector is a list of numbers" in said
+    assert count(stored) == 2_000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--vector-column", "v", "--vectors", "v.npy"], ["--vector-column", "v", "--text-column", "text"]],
+)
+def test_options_that_exclude_each_other_exit_with_2(command, options):
+    assert command("index", "o.jsonl", *options).exit_code == 2
+
+
+def test_pruning_removes_what_the_file_does_not_name_and_a_dry_run_only_says_so(command, stored):
+    write("o.jsonl", *ROWS)
+    write("fewer.jsonl", *ROWS[:3], {"id": "new", "vector": [1, 1, 1]})
+    brings = ("--vector-column", "vector", "--json")
+
+    before = told(command("index", "o.jsonl", *brings, "--prune", "--dry-run"))
+    nothing = stored.collections.list()
+    told(command("index", "o.jsonl", *brings))
+    rehearsed = told(command("index", "fewer.jsonl", *brings, "--prune", "--dry-run"))
+    still = count(stored)
+    pruned = told(command("index", "fewer.jsonl", *brings, "--prune"))
+
+    assert (before, nothing) == ({"would_index": 7, "would_prune": 0}, [])
+    assert (rehearsed, still) == ({"would_index": 4, "would_prune": 4}, 7)
+    assert (pruned["indexed"], pruned["pruned"]) == (4, 4)
+    assert told(command("get", "new", "o2", "--json"))[0] == {
+        "id": "new",
+        "payload": {},
+        "vectors": [[1, 1, 1]],
+    }
+    assert count(stored) == 4
+
+
+def test_an_empty_file_prunes_nothing(command, stored):
+    write("o.jsonl", *ROWS)
+    write("empty.jsonl")
+    told(command("index", "o.jsonl", "--vector-column", "vector", "--json"))
+
+    said = refusal(command("index", "empty.jsonl", "--vector-column", "vector", "--prune"))
+
+    assert "--prune would remove every object" in said
+    assert count(stored) == 7
+
+
+def test_payloads_are_replaced_and_vectors_stay(command, stored):
+    write("o.jsonl", *ROWS)
+    Path("prices.csv").write_text("id,price\no1,9.5\nunknown,1\n")
+    told(command("index", "o.jsonl", "--vector-column", "vector", "--json"))
+
+    report = told(command("payloads", "prices.csv", "--json"))
+
+    assert report == {"updated": 1, "unknown": 1}
+    assert told(command("get", "o1", "o0", "--json")) == [
+        {"id": "o1", "payload": {"price": 9.5}, "vectors": [[1, 1, 0.5]]},
+        {"id": "o0", "payload": {"title": "number 0", "n": 0}, "vectors": [[1, 0, 0.5]]},
+    ]
+    assert "absent" in refusal(command("payloads", "prices.csv", "-c", "absent"))
+
+
+def test_objects_are_shown_and_deleted_and_an_unknown_one_is_told(command, stored):
+    write("o.jsonl", *ROWS)
+    told(command("index", "o.jsonl", "--vector-column", "vector", "--json"))
+
+    shown = command("get", "o1", "unknown")
+    deleted = told(command("delete", "o1", "o2", "unknown", "--json"))
+
+    assert '{"title": "number 1", "n": 1}' in shown.stdout
+    assert "'default' has no object 'unknown'" in refusal(shown)
+    assert deleted == {"deleted": 2}
+    assert count(stored) == 5
+
+
+def test_an_export_is_written_to_standard_output_where_no_file_is_named(command, stored):
+    write("o.jsonl", *ROWS)
+    told(command("index", "o.jsonl", "--vector-column", "vector", "--json"))
+
+    few = '{"query": {"field": "n", "range": {"lt": 2}}}'
+    lines = command("export", "--filter", few).stdout.splitlines()
+
+    assert [json.loads(line) for line in lines] == [
+        {"id": "o0", "title": "number 0", "n": 0},
+        {"id": "o1", "title": "number 1", "n": 1},
+    ]
+
+
+def exported(command, name, *options):
+    ended = command("export", "-o", name, *options)
+    assert ended.exit_code == 0, ended.output
+    return gzip.decompress(Path(name).read_bytes()) if name.endswith(".gz") else Path(name).read_bytes()
+
+
+def test_what_was_exported_and_indexed_again_is_the_same(command, monkeypatch, postgres_url):
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    rng = np.random.default_rng(11)
+    odd = ["o'1", "%s {0} \\ $1", "靴 größe 🙂", " spaces ", "7", "x" * 512]
+    rows = [
+        {
+            "id": object_id,
+            "vector": rng.normal(size=(1 + n % 3, 5)).tolist(),
+            "tags": ["x", None, True],
+            "deep": {"n": n, "x": 0.1 * n, "word": "größe\n"},
+        }
+        for n, object_id in enumerate([*odd, *map(str, range(1_000, 2_100))])
+    ]
+    write("o.jsonl", *rows)
+    told(command("index", "o.jsonl", "--vector-column", "vector", "--aggregation", "avg", "--json"))
+
+    first = exported(command, "first.jsonl.gz", "--vectors")
+    told(
+        command(
+            "index",
+            "first.jsonl.gz",
+            "--vector-column",
+            "vector",
+            "--aggregation",
+            "avg",
+            "-c",
+            "again",
+            "--json",
+        )
+    )
+    second = exported(command, "second.jsonl", "--vectors", "-c", "again")
+    without = [json.loads(line) for line in exported(command, "without.jsonl").splitlines()]
+
+    assert first == second
+    assert without == sorted(
+        [{name: value for name, value in row.items() if name != "vector"} for row in rows],
+        key=lambda row: row["id"],
+    )
+    vectors = {row["id"]: row["vector"] for row in map(json.loads, first.splitlines())}
+    for row in rows:
+        np.testing.assert_array_equal(
+            np.atleast_2d(np.array(vectors[row["id"]], dtype=np.float32)),
+            np.array(row["vector"], dtype=np.float32),
+        )
+
+
+def test_the_quickstarts_commands_for_vectors_of_ones_own_run(command, stored):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    section = QUICKSTART.read_text().partition("## Bring your own vectors\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"^embedding-studio (.*)$", section, re.MULTILINE)
+    vectors = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+    table = {"sku": ["sku-17", "sku-18", "sku-19"], "price": [70, 80, 90]}
+    parquet.write_table(pa.table(table | {"embedding": vectors.tolist()}), "products.parquet")
+    Path("products.csv").write_text("sku,price\nsku-17,70\nsku-18,80\nsku-19,90\n")
+    Path("prices.csv").write_text("sku,price\nsku-17,60\n")
+    np.save("products.npy", vectors)
+
+    ended = [(line, command(*shlex.split(line))) for line in commands]
+
+    assert len(commands) >= 6
+    assert [(line, each.output) for line, each in ended if each.exit_code != 0] == []
+    assert "EMBEDDER=none" in section
+    assert len(gzip.decompress(Path("products.jsonl.gz").read_bytes()).splitlines()) == 3

@@ -13,7 +13,7 @@ from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import read_python_documentation
 from embedding_studio.demo import COLLECTION, OTHER_USER, SCENES, UNRELATED_QUERY, USER, Demo
 from embedding_studio.errors import EmbeddingStudioError
-from embedding_studio.indexing import index_texts
+from embedding_studio.indexing import index_objects
 from embedding_studio.storage.memory import MemoryStorage
 
 pytest.importorskip("sentence_transformers")
@@ -34,7 +34,7 @@ def service():
     """The real service with its worker, over a small part of the documentation, at an address of its own."""
     texts = [entry for entry in read_python_documentation() if entry.object_id in SHOWN]
     with Context(storage=MemoryStorage()) as context, socket.socket() as listening:
-        index_texts(context.storage, context.collection(COLLECTION), texts, context.embedder)
+        index_objects(context.storage, context.collection(COLLECTION), texts, context.embedder)
         listening.bind(("127.0.0.1", 0))
         application = create_app(context, background=context.worker().run)
         server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))

@@ -1,13 +1,15 @@
 import itertools
+import threading
 
 import numpy as np
 import pytest
 
 from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.embedders import Embedder
-from embedding_studio.errors import ConflictError, EmbeddingError
-from embedding_studio.indexing import IndexingReport, index_texts
+from embedding_studio.errors import ConflictError, EmbeddingError, InvalidDataError
+from embedding_studio.indexing import IndexingReport, every_object, index_objects, prune, update_payloads
 from embedding_studio.storage.memory import MemoryStorage
 
 
@@ -58,7 +60,7 @@ def outcome(report: IndexingReport):
 def test_texts_become_objects_with_their_parts_and_payload(storage, collection, embedder):
     texts = [CatalogueText("a", "banana", {"n": 1}), CatalogueText("b", "one;queue;tea")]
 
-    report = index_texts(storage, collection, texts, embedder)
+    report = index_objects(storage, collection, texts, embedder)
 
     a, b = storage.objects.get(collection, ["a", "b"])
     assert outcome(report) == (2, 0, 0, 0)
@@ -68,22 +70,22 @@ def test_texts_become_objects_with_their_parts_and_payload(storage, collection, 
 
 def test_indexing_again_embeds_nothing(storage, collection, embedder):
     texts = [CatalogueText(str(n), "a" * (n + 1), {"n": n}) for n in range(7)]
-    index_texts(storage, collection, texts, embedder, batch_objects=3)
+    index_objects(storage, collection, texts, embedder, batch_texts=3)
     embedder.embedded.clear()
 
-    report = index_texts(storage, collection, texts, embedder, batch_objects=3)
+    report = index_objects(storage, collection, texts, embedder, batch_texts=3)
 
     assert outcome(report) == (0, 0, 7, 0)
     assert embedder.embedded == []
 
 
 def test_only_what_changed_is_embedded_anew(storage, collection, embedder):
-    index_texts(
+    index_objects(
         storage, collection, [CatalogueText("a", "ant", {"n": 1}), CatalogueText("b", "bee")], embedder
     )
     embedder.embedded.clear()
 
-    report = index_texts(
+    report = index_objects(
         storage,
         collection,
         [CatalogueText("a", "ant", {"n": 2}), CatalogueText("b", "beetle"), CatalogueText("c", "crow")],
@@ -97,9 +99,9 @@ def test_only_what_changed_is_embedded_anew(storage, collection, embedder):
 
 
 def test_the_order_of_a_payloads_keys_is_no_change(storage, collection, embedder):
-    index_texts(storage, collection, [CatalogueText("a", "ant", {"x": 1, "y": [2]})], embedder)
+    index_objects(storage, collection, [CatalogueText("a", "ant", {"x": 1, "y": [2]})], embedder)
 
-    report = index_texts(storage, collection, [CatalogueText("a", "ant", {"y": [2], "x": 1})], embedder)
+    report = index_objects(storage, collection, [CatalogueText("a", "ant", {"y": [2], "x": 1})], embedder)
 
     assert outcome(report) == (0, 0, 1, 0)
 
@@ -107,14 +109,14 @@ def test_the_order_of_a_payloads_keys_is_no_change(storage, collection, embedder
 def test_texts_without_a_word_are_left_out_and_counted(storage, collection, embedder):
     texts = [CatalogueText("a", " \n"), CatalogueText("b", "bee"), CatalogueText("c", "")]
 
-    report = index_texts(storage, collection, texts, embedder)
+    report = index_objects(storage, collection, texts, embedder)
 
     assert outcome(report) == (1, 0, 0, 2)
     assert storage.objects.count(collection) == 1
 
 
 def test_of_two_texts_with_one_id_the_last_counts(storage, collection, embedder):
-    report = index_texts(
+    report = index_objects(
         storage, collection, [CatalogueText("a", "ant"), CatalogueText("a", "bee")], embedder
     )
 
@@ -124,19 +126,19 @@ def test_of_two_texts_with_one_id_the_last_counts(storage, collection, embedder)
 
 
 def test_nothing_to_index_is_no_error(storage, collection, embedder):
-    assert outcome(index_texts(storage, collection, [], embedder)) == (0, 0, 0, 0)
+    assert outcome(index_objects(storage, collection, [], embedder)) == (0, 0, 0, 0)
 
 
 def test_progress_counts_every_text_once_as_batches_are_stored(storage, collection, embedder):
     seen = []
 
-    index_texts(
+    index_objects(
         storage,
         collection,
         (CatalogueText(str(n), "" if n == 3 else "a") for n in range(7)),
         embedder,
         progress=lambda done: seen.append((done, storage.objects.count(collection))),
-        batch_objects=3,
+        batch_texts=3,
     )
 
     assert seen == [(3, 3), (3, 5), (1, 6)]
@@ -153,7 +155,7 @@ def test_a_stream_is_read_only_as_far_as_it_is_stored(storage, collection, embed
         raise EnoughError
 
     with pytest.raises(EnoughError):
-        index_texts(storage, collection, endless, embedder, progress=stop, batch_objects=3)
+        index_objects(storage, collection, endless, embedder, progress=stop, batch_texts=3)
 
     assert storage.objects.count(collection) == 3
 
@@ -162,11 +164,11 @@ def test_what_was_stored_before_a_failure_is_not_embedded_again(storage, collect
     texts = [CatalogueText(str(n), "a" * (n + 1)) for n in range(7)]
     embedder.fails_on = "aaaaa"
     with pytest.raises(EmbeddingError, match="gone"):
-        index_texts(storage, collection, texts, embedder, batch_objects=3)
+        index_objects(storage, collection, texts, embedder, batch_texts=3)
     embedder.fails_on = None
     embedder.embedded.clear()
 
-    report = index_texts(storage, collection, texts, embedder, batch_objects=3)
+    report = index_objects(storage, collection, texts, embedder, batch_texts=3)
 
     assert outcome(report) == (4, 0, 3, 0)
     assert embedder.embedded == ["aaaa", "aaaaa", "aaaaaa", "aaaaaaa"]
@@ -174,4 +176,135 @@ def test_what_was_stored_before_a_failure_is_not_embedded_again(storage, collect
 
 def test_a_collection_takes_the_vectors_of_one_embedder_only(storage, collection):
     with pytest.raises(ConflictError, match="holds vectors of 'vowels', and those of 'consonants'"):
-        index_texts(storage, collection, [CatalogueText("a", "ant")], VowelEmbedder("consonants"))
+        index_objects(storage, collection, [CatalogueText("a", "ant")], VowelEmbedder("consonants"))
+
+
+def brought(object_id, *vector, **payload):
+    return CatalogueObject(object_id, np.array([vector], dtype=np.float32), payload)
+
+
+def letters(count, *, start=0):
+    return [CatalogueText(f"{number:03}", "a" * (number + 1)) for number in range(start, start + count)]
+
+
+def first_vowels(storage, collection):
+    return {each.object_id: int(each.parts[0, 0]) for each in every_object(storage, collection)}
+
+
+def test_vectors_are_stored_as_they_come_in_batches(storage, collection):
+    seen = []
+
+    report = index_objects(
+        storage,
+        collection,
+        (brought(str(number), 1, 0, 0, 0, number) for number in range(7)),
+        None,
+        progress=lambda done: seen.append((done, storage.objects.count(collection))),
+        batch_objects=3,
+    )
+
+    assert outcome(report) == (7, 0, 0, 0)
+    assert seen == [(3, 3), (3, 6), (1, 7)]
+
+
+def test_a_batch_may_hold_texts_and_vectors(storage, collection, embedder):
+    mixed = [brought("v", 1, 2, 3, 4, 5), CatalogueText("t", "bee"), CatalogueText("e", ""), *letters(5)]
+
+    report = index_objects(storage, collection, mixed, embedder, batch_texts=3)
+
+    assert outcome(report) == (7, 0, 0, 1)
+    assert storage.objects.get(collection, ["v"])[0].parts.tolist() == [[1, 2, 3, 4, 5]]
+
+
+class MeetingEmbedder(VowelEmbedder):
+    """Embeds nothing before so many threads have come to embed something."""
+
+    def __init__(self, threads):
+        super().__init__()
+        self._together = threading.Barrier(threads)
+
+    def embed(self, texts, *, progress=None):
+        self._together.wait(timeout=30)
+        return super().embed(texts, progress=progress)
+
+
+def test_several_batches_are_embedded_at_once_and_stored_in_their_order(storage, collection):
+    seen = []
+
+    report = index_objects(
+        storage,
+        collection,
+        letters(24),
+        MeetingEmbedder(4),
+        threads=4,
+        batch_texts=3,
+        progress=lambda _: seen.append(max(first_vowels(storage, collection).values())),
+    )
+
+    assert outcome(report) == (24, 0, 0, 0)
+    assert seen == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert first_vowels(storage, collection) == {f"{number:03}": number + 1 for number in range(24)}
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_with_any_number_of_threads_the_batches_before_a_failure_are_stored_and_none_after(
+    storage, collection, embedder, threads
+):
+    embedder.fails_on = "a" * 8
+
+    with pytest.raises(EmbeddingError, match="gone"):
+        index_objects(storage, collection, letters(24), embedder, threads=threads, batch_texts=3)
+
+    assert sorted(first_vowels(storage, collection).values()) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_was_read_before_a_row_that_cannot_be_read_is_stored(storage, collection, embedder, threads):
+    def rows():
+        yield from letters(7)
+        raise InvalidDataError("line 8")
+
+    with pytest.raises(InvalidDataError, match="line 8"):
+        index_objects(storage, collection, rows(), embedder, threads=threads, batch_texts=3)
+
+    assert sorted(first_vowels(storage, collection).values()) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_of_two_texts_with_one_id_in_different_batches_the_last_counts(
+    storage, collection, embedder, threads
+):
+    index_objects(storage, collection, [CatalogueText("a", "ant")], embedder)
+    texts = [CatalogueText("a", "aaa"), CatalogueText("b", "bee"), CatalogueText("a", "ant")]
+
+    index_objects(storage, collection, texts, embedder, threads=threads, batch_texts=1)
+
+    assert first_vowels(storage, collection)["a"] == 1
+
+
+def test_after_its_payload_was_updated_an_object_is_indexed_without_embedding(storage, collection, embedder):
+    texts = [CatalogueText("a", "ant", {"n": 1}), CatalogueText("b", "bee", {"n": 1})]
+    index_objects(storage, collection, texts, embedder)
+    embedder.embedded.clear()
+
+    replaced = update_payloads(storage, collection, [("a", {"n": 2}), ("unknown", {})])
+    then = [each.payload for each in every_object(storage, collection)]
+    report = index_objects(storage, collection, texts, embedder)
+
+    assert (replaced.updated, replaced.unknown) == (1, 1)
+    assert then == [{"n": 2}, {"n": 1}]
+    assert outcome(report) == (0, 1, 1, 0)
+    assert embedder.embedded == []
+    assert [each.payload for each in every_object(storage, collection)] == [{"n": 1}, {"n": 1}]
+
+
+def test_pruning_leaves_what_is_named_alone(storage, collection):
+    index_objects(storage, collection, [brought(f"{n:04}", 1, 0, 0, 0, n) for n in range(2500)], None)
+    named = {f"{n:04}" for n in range(0, 2500, 2)} | {"never stored"}
+
+    would_go = prune(storage, collection, named, dry_run=True)
+    before = storage.objects.count(collection)
+    gone = prune(storage, collection, named)
+
+    assert (would_go, before, gone) == (1250, 2500, 1250)
+    assert {each.object_id for each in every_object(storage, collection)} == named - {"never stored"}

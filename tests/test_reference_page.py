@@ -27,7 +27,7 @@ from embedding_studio import (
 from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.objects import personal_id
 from embedding_studio.domain.sessions import SessionForImprovementStatus
-from embedding_studio.indexing import index_texts
+from embedding_studio.indexing import index_objects
 
 PAGE = Path(__file__).parents[2] / "shared" / "TUNING.md"
 
@@ -63,7 +63,7 @@ def embedder():
 def context(memory, embedder):
     with Context(load_settings(), storage=memory) as context:
         context.__dict__["embedder"] = embedder
-        index_texts(
+        index_objects(
             memory,
             context.collection(),
             [CatalogueText(object_id, text, {}) for object_id, text in TEXTS.items()],

@@ -193,6 +193,21 @@ class TwoStorages(RuleBasedStateMachine):
         given = [CatalogueObject(i, rows, payload) for i, (rows, payload) in objects.items()]
         self.both(lambda s: s.objects.upsert(s.collections.get(name), given))
 
+    @rule(name=names, given=st.dictionaries(object_ids, payloads, max_size=3))
+    def update_payloads(self, name, given):
+        self.both(lambda s: s.objects.update_payloads(s.collections.get(name), given))
+
+    @rule(
+        name=names,
+        after=st.one_of(st.none(), object_ids),
+        limit=st.integers(0, 4),
+        wanted=st.sampled_from(FILTERS),
+    )
+    def scroll(self, *, name, after, limit, wanted):
+        self.both(
+            lambda s: s.objects.scroll(s.collections.get(name), after=after, limit=limit, filter=wanted)
+        )
+
     @rule(name=names, objects=st.lists(object_ids, max_size=2))
     def delete(self, name, objects):
         self.both(lambda s: s.objects.delete(s.collections.get(name), objects))

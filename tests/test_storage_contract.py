@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 import time
 
@@ -412,6 +413,10 @@ def test_what_was_dropped_is_not_found(storage, films):
     with pytest.raises(CollectionNotFoundError):
         storage.objects.count(films)
     with pytest.raises(CollectionNotFoundError):
+        storage.objects.scroll(films)
+    with pytest.raises(CollectionNotFoundError):
+        storage.objects.update_payloads(films, {"a": {}})
+    with pytest.raises(CollectionNotFoundError):
         storage.objects.nearest(films, vectors([1, 0, 0]), 1)
     with pytest.raises(CollectionNotFoundError):
         storage.objects.upsert(films, [thing("a", [1, 0, 0])])
@@ -496,11 +501,80 @@ def test_content_hashes_are_told_of_those_that_exist_and_have_one(storage):
     assert storage.objects.content_hashes(shoes, []) == {}
 
 
+def test_a_payload_is_replaced_alone(storage, films):
+    clicked(storage, "s1", "ann", shown="ab")
+    settle(storage)
+    learn(storage, films, moved={"a": [[1, 1, 0]]})
+    storage.objects.upsert(films, [thing("b", [0, 1, 0], content_hash="t" * 32 + "p" * 32, price=3)])
+
+    unknown = storage.objects.update_payloads(
+        films, {"unknown": {"price": 1}, "b": {"tags": ["größe", None]}, "a": {"price": 2}, "also": {}}
+    )
+
+    a, b, c = storage.objects.get(films, ["a", "b", "c"])
+    assert unknown == ["also", "unknown"]
+    assert (a.payload, b.payload, c.payload) == ({"price": 2}, {"tags": ["größe", None]}, {})
+    assert (a.parts.tolist(), b.parts.tolist()) == ([[1, 0, 0]], [[0, 1, 0]])
+    assert (a.content_hash, b.content_hash) == (None, "t" * 32)  # of the text; the payload is another now
+    assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 1, 0]]})
+    assert claimed(storage) == []
+    assert storage.objects.count(films) == 3
+    assert storage.objects.nearest(films, vectors([1, 0, 0]), 1) == [Neighbour("a", 0.0, {"price": 2})]
+
+
+def test_payloads_are_replaced_all_or_none(storage, films):
+    with pytest.raises(InvalidInputError):
+        storage.objects.update_payloads(films, {"a": {"price": 1}, "b": {"price": float("nan")}})
+
+    assert [each.payload for each in storage.objects.get(films, ["a", "b"])] == [{}, {}]
+
+
+def test_a_collection_is_scrolled_in_the_order_of_ids_page_by_page(storage):
+    shoes = storage.collections.create("shoes", index(aggregation=MetricAggregationType.AVG))
+    mixed = ["b", "a", "B", "é", "z", "a1", "_", "靴", "a b", "10", "9"]
+    parts = {object_id: [[k + 1, 0, 1], [0, k, 2]][: 1 + k % 2] for k, object_id in enumerate(mixed)}
+    storage.objects.upsert(shoes, [thing(i, *parts[i], content_hash=f"hash of {i}", name=i) for i in mixed])
+
+    pages = [storage.objects.scroll(shoes, limit=4)]
+    while len(pages[-1]) == 4:
+        pages.append(storage.objects.scroll(shoes, after=pages[-1][-1].object_id, limit=4))
+
+    assert [ids(page) for page in pages] == [
+        ["10", "9", "B", "_"], ["a", "a b", "a1", "b"], ["z", "é", "靴"],
+    ]  # fmt: skip
+    for item in itertools.chain(*pages):
+        assert item.parts.tolist() == parts[item.object_id]
+        assert item.parts.dtype == np.float32
+        assert item.payload == {"name": item.object_id}
+        assert item.content_hash == f"hash of {item.object_id}"
+    assert ids(storage.objects.scroll(shoes)) == ids(itertools.chain(*pages))
+
+
+def test_scrolling_begins_after_an_id_that_need_not_exist_and_ends_with_an_empty_page(storage, films):
+    assert ids(storage.objects.scroll(films, after="aa")) == ["b", "c"]
+    assert ids(storage.objects.scroll(films, after="")) == ["a", "b", "c"]
+    assert storage.objects.scroll(films, after="c") == []
+    assert storage.objects.scroll(films, limit=0) == []
+
+
+def test_scrolling_keeps_to_a_filter(storage):
+    shoes = storage.collections.create("shoes", index())
+    storage.objects.upsert(shoes, [thing(f"o{k}", [1, 0, k], even=k % 2 == 0) for k in range(9)])
+    even = PayloadFilter.parse({"query": {"term": {"field": "even", "value": True}}})
+
+    first = storage.objects.scroll(shoes, limit=3, filter=even)
+    second = storage.objects.scroll(shoes, after="o4", limit=3, filter=even)
+
+    assert ids(first) == ["o0", "o2", "o4"]
+    assert ids(second) == ["o6", "o8"]
+
+
 def test_no_objects_at_all_are_no_special_case(storage, films):
     storage.objects.upsert(films, [])
 
     assert storage.objects.get(films, []) == []
     assert storage.objects.delete(films, []) == 0
+    assert storage.objects.update_payloads(films, {}) == []
     assert storage.objects.count(films) == 3
 
 
@@ -531,6 +605,8 @@ def test_an_object_and_a_user_may_have_any_id(storage, films, object_id):
     assert ids(near) == ["a"]
     assert ids(moved) == [object_id]
     assert claimed(storage) == [object_id]
+    assert storage.objects.update_payloads(films, {object_id: {"new": True}}) == []
+    assert object_id in ids(storage.objects.scroll(films))
     assert storage.objects.delete(films, [object_id]) == 1
     assert storage.clickstream.forget_user(user_id) == 1
 

@@ -24,6 +24,7 @@ from embedding_studio.domain.sessions import (
 if TYPE_CHECKING:
     from embedding_studio.bootstrap import Context
     from embedding_studio.catalogue import CatalogueText
+    from embedding_studio.domain.objects import CatalogueObject
     from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
     from embedding_studio.embeddings.improvement.torch_based_adjuster import TorchBasedAdjuster
     from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     context: Context
 
 __all__ = [
+    "CatalogueObject",
     "CatalogueText",
     "Context",
     "MetricAggregationType",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
+    "CatalogueObject": "embedding_studio.domain.objects",
     "CatalogueText": "embedding_studio.catalogue",
     "Context": "embedding_studio.bootstrap",
     "PassiveAggressiveAdjuster": "embedding_studio.embeddings.improvement.passive_aggressive_adjuster",

@@ -1,8 +1,7 @@
 """Where settings meet implementations: a ``Context`` holds one process's parts, each made on first use."""
 
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -14,18 +13,18 @@ from embedding_studio.embedders import Embedder, embedder_by_name
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
-from embedding_studio.errors import CollectionNotFoundError, EmbeddingError
+from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.feedback.selection import SessionSelection
 from embedding_studio.feedback.worker import Worker
-from embedding_studio.indexing import IndexingReport, index_texts
+from embedding_studio.indexing import IndexingReport, index_objects
 from embedding_studio.plugins import Plugin, PluginDefaults, load_plugin
 from embedding_studio.search import SearchService
 from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.embedded import EmbeddedServer
 from embedding_studio.storage.ports import Clickstream, Orders, Storage
 from embedding_studio.storage.postgres import PostgresStorage
-from embedding_studio.tuning import guard_gate
+from embedding_studio.tuning import SAMPLED_OBJECTS, guard_gate
 
 if TYPE_CHECKING:
     made_once = cached_property
@@ -189,29 +188,30 @@ class Context:
     ) -> IndexingReport:
         """Store texts, which are embedded where they are new, and objects that bring their vectors.
 
+        They are stored in batches, as they come: a stream may be longer than memory is large, and what
+        was stored before a failure stays.
+
         Args:
             name: of the collection; made for this process's embedder if there is none.
             progress: called with the number of objects newly done.
 
         Raises:
             EmbeddingError: there is a text and no embedder, or it failed.
+            InvalidInputError: there is something that is neither, or vectors that do not fit.
         """
         collection = self.collection(name)
-        given = list(objects)
-        brought = [each for each in given if isinstance(each, CatalogueObject)]
-        texts = [each for each in given if isinstance(each, CatalogueText)]
-        report = IndexingReport(indexed=0, updated=0, unchanged=0, empty=0, seconds=0.0)
-        if texts:
-            if self.embedder is None:
-                raise EmbeddingError("there is no embedder for texts; bring vectors, or set EMBEDDER")
-            report = index_texts(self.storage, collection, texts, self.embedder, progress=progress)
-        if brought:
-            self.storage.objects.upsert(collection, brought)
-            if progress is not None:
-                progress(len(brought))
+        some_ids: list[str] = []
+        report = index_objects(
+            self.storage,
+            collection,
+            _sampled(objects, some_ids),
+            self.embedder,
+            progress=progress,
+            threads=self.settings.index_threads,
+        )
         if "gate_threshold" not in self.settings.model_fields_set:
-            guard_gate(self.storage, collection, [each.object_id for each in given])
-        return replace(report, indexed=report.indexed + len(brought))
+            guard_gate(self.storage, collection, some_ids)
+        return report
 
     def open_storage(self) -> Storage:
         """Open the database of the settings once more; for the caller to close."""
@@ -259,3 +259,22 @@ class Context:
 
     def _ordering_event_types(self) -> frozenset[str]:
         return self.settings.learning_event_types if self.settings.improve_on_click else frozenset()
+
+
+def _sampled(
+    objects: Iterable[CatalogueText | CatalogueObject], ids: list[str]
+) -> Iterator[CatalogueText | CatalogueObject]:
+    """Yield the objects, and leave evenly spaced ids in ``ids``: all of a few, 200 to 400 of many."""
+    step = 1
+    for number, each in enumerate(objects):
+        if not isinstance(each, CatalogueText | CatalogueObject):
+            raise InvalidInputError(
+                f"object {number} of those to index is {repr(each)[:80]}, a {type(each).__name__}; "
+                "give a CatalogueText, or a CatalogueObject if you bring its vectors"
+            )
+        if number % step == 0:
+            ids.append(each.object_id)
+            if len(ids) == 2 * SAMPLED_OBJECTS:
+                del ids[1::2]
+                step *= 2
+        yield each

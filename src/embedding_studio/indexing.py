@@ -1,30 +1,41 @@
-"""Catalogue texts into a collection. Axes: P parts · D dimensions."""
+"""Objects into a collection: texts are embedded, vectors stored as brought. Axes: P parts · D dimensions."""
 
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.catalogue import CatalogueText
-from embedding_studio.domain.objects import JSON, CatalogueObject, Collection
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.objects import JSON, TEXT_HASH_LENGTH, CatalogueObject, Collection
 from embedding_studio.embedders import Embedder
-from embedding_studio.errors import ConflictError
+from embedding_studio.errors import ConflictError, EmbeddingError
 from embedding_studio.storage.ports import Storage
 
-BATCH_OBJECTS = 256
+BATCH_TEXTS = 256
+BATCH_OBJECTS = 1000
+"""So many texts, or so many objects, are stored at once: no transaction is long, and little is lost."""
+
+Batch = list[CatalogueText | CatalogueObject]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class IndexingReport:
-    """What became of the texts of a catalogue; their number is the sum of the first four.
+    """What became of the objects; their number is the sum of the first four.
 
     Attributes:
-        indexed: embedded and stored.
+        indexed: stored with vectors that are new, or brought.
         updated: stored with a new payload and the vectors they had, since the text is the same.
         unchanged: there already, text and payload.
         empty: left out, since there is no text to embed.
@@ -37,49 +48,154 @@ class IndexingReport:
     seconds: float
 
 
-def index_texts(
+def index_objects(
     storage: Storage,
     collection: Collection,
-    texts: Iterable[CatalogueText],
-    embedder: Embedder,
+    objects: Iterable[CatalogueText | CatalogueObject],
+    embedder: Embedder | None,
     *,
     progress: Callable[[int], None] | None = None,
+    threads: int = 1,
+    batch_texts: int = BATCH_TEXTS,
     batch_objects: int = BATCH_OBJECTS,
 ) -> IndexingReport:
-    """Store the texts as objects, embedding only what is new; what is stored already costs a look.
+    """Store objects, embedding only texts that are new; what is stored already costs a look.
 
-    Each batch is stored at once, so an indexing that was stopped goes on where it was when it is run
-    again. Of several texts with one id in a batch the last counts. Objects that the texts no longer
-    name stay.
+    Batches are stored one by one in their order, so an indexing that was stopped goes on where it was
+    when it is run again. Of several texts with one id the last counts. Objects that are no longer named
+    stay.
 
     Args:
         collection: its vectors come from this embedder.
-        texts: may be a stream; long ones become several parts.
-        progress: called with the number of texts newly done.
+        objects: may be a stream, which is read a few batches ahead; long texts become several parts.
+        embedder: None where every object brings its vectors.
+        progress: called with the number of objects newly done.
+        threads: so many batches are embedded at once, while another is stored.
 
     Raises:
-        ConflictError: the collection holds the vectors of another embedder.
-        EmbeddingError: the embedder failed; the batches before are stored.
+        ConflictError: there is a text, and the collection holds the vectors of another embedder.
+        EmbeddingError: there is a text and no embedder, or it failed.
+        InvalidVectorsError: vectors do not fit the collection.
+
+    Whatever is raised, the batches before are stored.
     """
-    if collection.embedder is not None and collection.embedder != embedder.name:
+    started = time.monotonic()
+    done = dict.fromkeys(("indexed", "updated", "unchanged", "empty"), 0)
+    prepare = partial(_prepare, storage, collection, embedder)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="indexing")
+    try:
+        for ready in _prepared(pool, prepare, _batches(objects, batch_texts, batch_objects), threads):
+            if ready.objects:
+                storage.objects.upsert(collection, ready.objects)
+            for outcome, count in ready.outcomes.items():
+                done[outcome] += count
+            if progress is not None:
+                progress(sum(ready.outcomes.values()))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return IndexingReport(**done, seconds=time.monotonic() - started)
+
+
+def every_object(
+    storage: Storage,
+    collection: Collection,
+    *,
+    filter: PayloadFilter | None = None,  # noqa: A002, the port's name
+) -> Iterator[CatalogueObject]:
+    """Yield the objects of a collection by object_id, read page by page."""
+    after: str | None = None
+    while page := storage.objects.scroll(collection, after=after, limit=BATCH_OBJECTS, filter=filter):
+        yield from page
+        if len(page) < BATCH_OBJECTS:
+            return
+        after = page[-1].object_id
+
+
+def prune(storage: Storage, collection: Collection, named: AbstractSet[str], *, dry_run: bool = False) -> int:
+    """Remove the objects that are not ``named``; return how many they are.
+
+    Args:
+        dry_run: remove nothing.
+    """
+    others = (each.object_id for each in every_object(storage, collection) if each.object_id not in named)
+    return sum(
+        len(batch) if dry_run else storage.objects.delete(collection, batch)
+        for batch in _sliced(others, BATCH_OBJECTS)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadsReport:
+    """How many payloads were replaced, and how many ids there is no object of."""
+
+    updated: int
+    unknown: int
+
+
+def update_payloads(
+    storage: Storage,
+    collection: Collection,
+    payloads: Iterable[tuple[str, JSON]],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> PayloadsReport:
+    """Replace the payloads of objects by id, batch by batch; nothing is embedded."""
+    updated = unknown = 0
+    for batch in _sliced(payloads, BATCH_OBJECTS):
+        absent = len(storage.objects.update_payloads(collection, dict(batch)))
+        updated += len(batch) - absent
+        unknown += absent
+        if progress is not None:
+            progress(len(batch))
+    return PayloadsReport(updated, unknown)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What is to be stored of a batch, and what became of each of its objects."""
+
+    objects: list[CatalogueObject]
+    outcomes: dict[str, int]
+
+
+def _prepared(
+    pool: ThreadPoolExecutor, prepare: Callable[[Batch], _Prepared], batches: Iterator[Batch], threads: int
+) -> Iterator[_Prepared]:
+    """Yield batches in their order, each prepared while those before it are stored.
+
+    A batch that names an object of one before it waits until that one is stored: it must see it.
+    """
+    waiting: deque[tuple[set[str], Future[_Prepared]]] = deque()
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception:  # a row that cannot be read: what was read before it is stored
+            while waiting:
+                yield waiting.popleft()[1].result()
+            raise
+        ids = {each.object_id for each in batch or ()}
+        while waiting and (
+            batch is None or len(waiting) > threads or any(ids & earlier for earlier, _ in waiting)
+        ):
+            yield waiting.popleft()[1].result()
+        if batch is None:
+            return
+        waiting.append((ids, pool.submit(prepare, batch)))
+
+
+def _prepare(storage: Storage, collection: Collection, embedder: Embedder | None, batch: Batch) -> _Prepared:
+    brought = [each for each in batch if isinstance(each, CatalogueObject)]
+    texts = [each for each in batch if isinstance(each, CatalogueText)]
+    if not texts:
+        return _Prepared(brought, {"indexed": len(brought)})
+    if embedder is None:
+        raise EmbeddingError("there is no embedder for texts; bring vectors, or set EMBEDDER")
+    if collection.embedder not in (None, embedder.name):
         raise ConflictError(
             f"the collection {collection.name!r} holds vectors of {collection.embedder!r}, and those of "
             f"{embedder.name!r} cannot be compared with them; index into another collection"
         )
-    started = time.monotonic()
-    done = dict.fromkeys(("indexed", "updated", "unchanged", "empty"), 0)
-    for batch in _batches(texts, batch_objects):
-        for outcome, count in _index_batch(storage, collection, batch, embedder).items():
-            done[outcome] += count
-        if progress is not None:
-            progress(len(batch))
-    return IndexingReport(**done, seconds=time.monotonic() - started)
-
-
-def _index_batch(
-    storage: Storage, collection: Collection, batch: Sequence[CatalogueText], embedder: Embedder
-) -> dict[str, int]:
-    wanted = {text.object_id: text for text in batch if text.text.strip()}
+    wanted = {text.object_id: text for text in texts if text.text.strip()}
     hashes = {object_id: _ContentHash.of(text, embedder) for object_id, text in wanted.items()}
     stored = storage.objects.content_hashes(collection, list(wanted))
     unchanged = {object_id for object_id, content in hashes.items() if stored.get(object_id) == str(content)}
@@ -94,21 +210,20 @@ def _index_batch(
         text for object_id, text in wanted.items() if object_id not in unchanged and object_id not in parts
     ]
     parts |= _embed(new, embedder)
-    if parts:
-        storage.objects.upsert(
-            collection,
-            [
-                CatalogueObject(object_id, vectors, wanted[object_id].payload, str(hashes[object_id]))
-                for object_id, vectors in parts.items()
-            ],
-        )
-    empty = sum(1 for text in batch if not text.text.strip())
-    return {
-        "indexed": len(new),
-        "updated": updated,
-        "unchanged": len(batch) - empty - len(new) - updated,
-        "empty": empty,
-    }
+    embedded = [
+        CatalogueObject(object_id, vectors, wanted[object_id].payload, str(hashes[object_id]))
+        for object_id, vectors in parts.items()
+    ]
+    empty = sum(1 for text in texts if not text.text.strip())
+    return _Prepared(
+        embedded + brought,
+        {
+            "indexed": len(new) + len(brought),
+            "updated": updated,
+            "unchanged": len(texts) - empty - len(new) - updated,
+            "empty": empty,
+        },
+    )
 
 
 def _embed(texts: Sequence[CatalogueText], embedder: Embedder) -> dict[str, NDArray[np.float32]]:
@@ -141,10 +256,25 @@ class _ContentHash:
 
 def _digest(value: JSON | list[str]) -> str:
     told = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:TEXT_HASH_LENGTH]
 
 
-def _batches(texts: Iterable[CatalogueText], size: int) -> Iterator[list[CatalogueText]]:
-    stream = iter(texts)
-    while batch := list(islice(stream, size)):
+def _batches(
+    objects: Iterable[CatalogueText | CatalogueObject], most_texts: int, most_objects: int
+) -> Iterator[Batch]:
+    batch: Batch = []
+    texts = 0
+    for each in objects:
+        batch.append(each)
+        texts += isinstance(each, CatalogueText)
+        if texts == most_texts or len(batch) == most_objects:
+            yield batch
+            batch, texts = [], 0
+    if batch:
+        yield batch
+
+
+def _sliced(stream: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(stream)
+    while batch := list(islice(rest, size)):
         yield batch

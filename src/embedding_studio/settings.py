@@ -142,6 +142,13 @@ class Settings(BaseSettings):
     embedder_api_key: SecretStr | None = Field(
         default=None, description="Sent to an OpenAI-compatible endpoint."
     )
+    index_threads: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Batches of texts that are embedded at once while indexing: 4 keeps an `openai:` endpoint"
+        " busy; a local model uses all cores by itself.",
+    )
     plugins_path: Path | None = Field(
         default=None, description="A Python file, or a folder of them, with one plugin class."
     )

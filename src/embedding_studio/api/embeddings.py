@@ -1,5 +1,6 @@
 """Search, and the objects that are searched for."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
@@ -19,6 +20,9 @@ from embedding_studio.errors import ConflictError, InvalidFilterError
 from embedding_studio.search import MAX_LIMIT, MAX_REACH, Explanation, SortBy
 
 router = APIRouter(prefix="/embeddings", tags=["embeddings"])
+
+MAX_OBJECTS = 1_000
+"""So many objects are read, or payloads replaced, in one request."""
 
 
 class SortBody(Body):
@@ -104,6 +108,46 @@ class DeleteBody(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"object_ids": ["csv.reader"]}]})
 
 
+class PayloadBody(Body):
+    object_id: Id
+    payload: Json
+
+
+class PayloadsBody(Body):
+    payloads: tuple[PayloadBody, ...] = Field(max_length=MAX_OBJECTS)
+    collection: Id = DEFAULT_COLLECTION
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"payloads": [{"object_id": "csv.reader", "payload": {"package": "csv"}}]}]
+        }
+    )
+
+
+class ObjectsBody(Body):
+    object_ids: tuple[Id, ...] = Field(max_length=MAX_OBJECTS)
+    collection: Id = DEFAULT_COLLECTION
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"object_ids": ["csv.reader"]}]})
+
+
+class ScrollBody(Body):
+    after: Id | None = Field(default=None, description="`next_after` of the page before; absent: the first")
+    limit: int = Field(default=100, ge=1, le=MAX_OBJECTS)
+    filter: Json | None = Field(default=None, description='what the payload must say: `{"query": ...}`')
+    with_vectors: bool = False
+    collection: Id = DEFAULT_COLLECTION
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"limit": 50, "filter": {"query": {"term": {"field": "package", "value": "csv"}}}},
+                {"after": "csv.reader", "with_vectors": True},
+            ]
+        }
+    )
+
+
 class FoundObject(BaseModel):
     object_id: str
     distance: float = Field(description="smaller is nearer, under every metric")
@@ -137,6 +181,26 @@ class Indexed(BaseModel):
 
 class Deleted(BaseModel):
     deleted: int = Field(description="how many were there")
+
+
+class PayloadsReplaced(BaseModel):
+    updated: int
+    unknown: list[str] = Field(description="ids of which there is no object, sorted")
+
+
+class StoredObject(BaseModel):
+    object_id: str
+    payload: JSON
+    vectors: list[list[float]] | None = Field(description="one for each part; null where not asked for")
+
+
+class StoredObjects(BaseModel):
+    objects: list[StoredObject]
+
+
+class ScrolledPage(BaseModel):
+    objects: list[StoredObject] = Field(description="by object_id, in the order of its UTF-8 bytes")
+    next_after: str | None = Field(description="where the next page begins; null on the last page")
 
 
 @router.post("/similarity-search", operation_id="similarity_search")
@@ -199,16 +263,9 @@ def upsert_objects(body: UpsertBody, context: InContext) -> Indexed:
         collection = context.collection()  # made on first use, so that nothing must be set up to begin
     else:
         collection = context.storage.collections.get(body.collection)
-    places: dict[str, int] = {}
+    _check_each_once([item.object_id for item in body.items], "items")
     objects: list[CatalogueText | CatalogueObject] = []
     for place, item in enumerate(body.items):
-        if places.setdefault(item.object_id, place) != place:
-            raise wrong_body(
-                f"item {places[item.object_id]} has this id too; send an object once",
-                "items",
-                place,
-                "object_id",
-            )
         if item.text is not None and item.vectors is None:
             _check_embedder(context, "items", place, "text")
             if not item.text.strip():
@@ -228,6 +285,53 @@ def delete_objects(body: DeleteBody, context: InContext) -> Deleted:
     """Remove objects, and all that was learnt about them."""
     collection = context.storage.collections.get(body.collection)
     return Deleted(deleted=context.storage.objects.delete(collection, body.object_ids))
+
+
+@router.post("/payloads", operation_id="update_payloads", dependencies=[ADMIN])
+def update_payloads(body: PayloadsBody, context: InContext) -> PayloadsReplaced:
+    """Replace the payloads of objects, each as a whole; vectors, and what was learnt about them, stay."""
+    _check_each_once([each.object_id for each in body.payloads], "payloads")
+    collection = context.storage.collections.get(body.collection)
+    unknown = context.storage.objects.update_payloads(
+        collection, {each.object_id: each.payload for each in body.payloads}
+    )
+    return PayloadsReplaced(updated=len(body.payloads) - len(unknown), unknown=unknown)
+
+
+@router.post("/objects", operation_id="get_objects", dependencies=[ADMIN])
+def get_objects(body: ObjectsBody, context: InContext) -> StoredObjects:
+    """Return objects with their vectors: those that exist, in the order asked for."""
+    collection = context.storage.collections.get(body.collection)
+    found = context.storage.objects.get(collection, body.object_ids)
+    return StoredObjects(objects=[_stored(each, with_vectors=True) for each in found])
+
+
+@router.post("/scroll", operation_id="scroll_objects", dependencies=[ADMIN])
+def scroll_objects(body: ScrollBody, context: InContext) -> ScrolledPage:
+    """Return the objects of a collection page by page, whatever it holds."""
+    collection = context.storage.collections.get(body.collection)
+    found = context.storage.objects.scroll(
+        collection, after=body.after, limit=body.limit + 1, filter=_filter(body.filter)
+    )
+    page = found[: body.limit]
+    return ScrolledPage(
+        objects=[_stored(each, with_vectors=body.with_vectors) for each in page],
+        next_after=page[-1].object_id if len(found) > len(page) else None,
+    )
+
+
+def _stored(item: CatalogueObject, *, with_vectors: bool) -> StoredObject:
+    vectors = item.parts.tolist() if with_vectors else None
+    return StoredObject(object_id=item.object_id, payload=item.payload, vectors=vectors)
+
+
+def _check_each_once(object_ids: Sequence[str], field: str) -> None:
+    places: dict[str, int] = {}
+    for place, object_id in enumerate(object_ids):
+        if (first := places.setdefault(object_id, place)) != place:
+            raise wrong_body(
+                f"number {first} has this id too; send an object once", field, place, "object_id"
+            )
 
 
 def _check_embedder(context: Context, *place: str | int) -> None:

@@ -11,6 +11,9 @@ from embedding_studio.domain.index import SearchIndexInfo
 
 JSON = dict[str, Any]
 
+TEXT_HASH_LENGTH = 32
+"""So many characters of a content hash tell of the text alone; what follows, of the payload."""
+
 
 @dataclass(frozen=True, slots=True)
 class Collection:
@@ -36,7 +39,8 @@ class CatalogueObject:
 
     Attributes:
         parts: [P, D] float32, the vectors that the embedding model gave, in order of ``part_no``.
-        content_hash: of the text that was embedded; equal hashes need no new embedding.
+        content_hash: of the text that was embedded, then of the payload; equal beginnings
+            (``TEXT_HASH_LENGTH``) need no new embedding. None where the vectors were brought.
     """
 
     object_id: str

@@ -5,6 +5,7 @@ else. What it stores and what it answers are copies, so a caller's later changes
 """
 
 import copy
+import heapq
 import itertools
 import secrets
 import time
@@ -18,6 +19,8 @@ import numpy as np
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import (
+    JSON,
+    TEXT_HASH_LENGTH,
     CatalogueObject,
     Collection,
     MovedObject,
@@ -45,6 +48,7 @@ from embedding_studio.storage.memory_state import (
     copied_state,
     cosines,
     stored_object,
+    stored_payload,
 )
 from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, CodesInfo, OrderOutcome, Vectors
 
@@ -166,6 +170,16 @@ class MemoryObjects:
             shelf.stack = None
             self._state.fold_anew(shelf, changed)
 
+    def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
+        given = {object_id: stored_payload(object_id, payload) for object_id, payload in payloads.items()}
+        with self._state.lock:
+            objects = self._state.shelf(collection).objects
+            for object_id in given.keys() & objects.keys():
+                known = objects[object_id]
+                text_hash = known.content_hash and known.content_hash[:TEXT_HASH_LENGTH]
+                objects[object_id] = replace(known, payload=given[object_id], content_hash=text_hash)
+            return sorted(given.keys() - objects.keys())
+
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
         with self._state.lock:
             self._state.wait_for_folds_of_collection(collection)
@@ -182,6 +196,23 @@ class MemoryObjects:
             objects = self._state.shelf(collection).objects
             there = [objects[object_id] for object_id in object_ids if object_id in objects]
             return [copied_object(item) for item in there]
+
+    def scroll(
+        self,
+        collection: Collection,
+        *,
+        after: str | None = None,
+        limit: int = 1000,
+        filter: PayloadFilter | None = None,  # noqa: A002, the port's name
+    ) -> list[CatalogueObject]:
+        with self._state.lock:
+            objects = self._state.shelf(collection).objects
+            matching = (
+                object_id
+                for object_id, item in objects.items()
+                if (after is None or object_id > after) and (filter is None or filter.matches(item.payload))
+            )
+            return [copied_object(objects[object_id]) for object_id in heapq.nsmallest(limit, matching)]
 
     def content_hashes(self, collection: Collection, object_ids: Sequence[str]) -> dict[str, str]:
         with self._state.lock:

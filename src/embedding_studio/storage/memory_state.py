@@ -19,6 +19,7 @@ from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import (
+    JSON,
     CatalogueObject,
     Collection,
     Neighbour,
@@ -395,11 +396,15 @@ class Ticket:
 def stored_object(collection: Collection, given: CatalogueObject) -> CatalogueObject:
     """Return an object as storage keeps it: vectors checked, payload as JSON gives it back."""
     parts = check_vectors(collection.index, given.parts, f"object {given.object_id!r}")
+    return replace(given, parts=parts.copy(), payload=stored_payload(given.object_id, given.payload))
+
+
+def stored_payload(object_id: str, payload: JSON) -> JSON:
     try:
-        payload = json.loads(json.dumps(given.payload, allow_nan=False))
+        stored: JSON = json.loads(json.dumps(payload, allow_nan=False))
     except ValueError as error:
-        raise InvalidInputError(f"the payload of object {given.object_id!r} is not JSON: {error}") from error
-    return replace(given, parts=parts.copy(), payload=payload)
+        raise InvalidInputError(f"the payload of object {object_id!r} is not JSON: {error}") from error
+    return stored
 
 
 def copied_object(item: CatalogueObject) -> CatalogueObject:

@@ -9,22 +9,30 @@ from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, Collection, Neighbour
+from embedding_studio.domain.objects import (
+    JSON,
+    TEXT_HASH_LENGTH,
+    CatalogueObject,
+    Collection,
+    Neighbour,
+)
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import InvalidVectorsError
 from embedding_studio.storage.pg_codes import advance, record, tidy
 from embedding_studio.storage.pg_collections import lock_collection, names_of
 from embedding_studio.storage.pg_database import Connection, Database, only_row
+from embedding_studio.storage.pg_filters import condition
 from embedding_studio.storage.pg_geometry import Geometry
 from embedding_studio.storage.pg_nearest import NearestSearch
 from embedding_studio.storage.pg_orders import place_for_users
 from embedding_studio.storage.pg_vectors import pack, pack_numbers, unpack
 from embedding_studio.storage.ports import CodesInfo, Vectors
-from embedding_studio.storage.sql import in_schema
+from embedding_studio.storage.sql import in_schema, schema_of, statements
 
 Numbers = NDArray[np.int64]
 
@@ -53,6 +61,21 @@ class PostgresObjects:
                 connection.execute(_of(collection, "analyze"))
 
         self._database.write(work)
+
+    def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
+        object_ids = sorted(payloads)
+        given = {
+            "object_ids": object_ids,
+            "payloads": [Jsonb(payloads[object_id]) for object_id in object_ids],
+            "text_hash_length": TEXT_HASH_LENGTH,
+        }
+
+        def work(connection: Connection) -> set[str]:
+            advance(connection, collection, 0)  # what matches a filter is remembered by the revision
+            updated = connection.execute(_of(collection, "update_payloads"), given)
+            return {object_id for (object_id,) in updated}
+
+        return sorted(payloads.keys() - self._database.write(work))
 
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
         def work(connection: Connection) -> int:
@@ -83,6 +106,31 @@ class PostgresObjects:
             ]
 
         return self._database.read(work)
+
+    def scroll(
+        self,
+        collection: Collection,
+        *,
+        after: str | None = None,
+        limit: int = 1000,
+        filter: PayloadFilter | None = None,  # noqa: A002, the port's name
+    ) -> list[CatalogueObject]:
+        matches, values = (sql.SQL("true"), {}) if filter is None else condition(filter)
+        statement = statements("objects.sql")["scroll"].format(
+            schema=schema_of(collection.collection_id), condition=matches
+        )
+        given = values | {"after": after, "limit": limit}
+        # Never prepared: which index is used depends on the values.
+        rows = self._database.read(
+            lambda connection: connection.execute(statement, given, prepare=False, binary=True).fetchall()
+        )
+        parts = grouped_parts([(object_id, part) for object_id, part, *_ in rows])
+        told = {
+            object_id: (payload, content_hash)
+            for object_id, _, content_hash, payload in rows
+            if payload is not None
+        }
+        return [CatalogueObject(object_id, parts[object_id], *told[object_id]) for object_id in told]
 
     def content_hashes(self, collection: Collection, object_ids: Sequence[str]) -> dict[str, str]:
         given = {"object_ids": list(object_ids)}

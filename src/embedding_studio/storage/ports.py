@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import (
+    JSON,
     CatalogueObject,
     Collection,
     MovedObject,
@@ -148,12 +149,37 @@ class Objects(Protocol):
         """
         ...
 
+    def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
+        """Replace the payloads of those that exist, all or none; return the other ids, sorted.
+
+        Vectors and users' copies stay, and no order is placed. Of a content hash the text's part stays.
+        """
+        ...
+
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
         """Remove objects with all copies of them; return how many were there. Orders as in ``upsert``."""
         ...
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
         """Return those that exist, in the order asked for."""
+        ...
+
+    def scroll(
+        self,
+        collection: Collection,
+        *,
+        after: str | None = None,
+        limit: int = 1000,
+        filter: PayloadFilter | None = None,  # noqa: A002, the field's name in the documented request
+    ) -> list[CatalogueObject]:
+        """Return the first ``limit`` objects by object_id, in the order of its UTF-8 bytes.
+
+        Args:
+            after: only ids beyond this one, which need not exist; None: from the first.
+
+        A page shorter than ``limit`` is the last. Each page is of its own instant: an object that is
+        stored or removed between two pages may be missing from the whole, or in it.
+        """
         ...
 
     def content_hashes(self, collection: Collection, object_ids: Sequence[str]) -> dict[str, str]:

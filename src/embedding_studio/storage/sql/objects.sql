@@ -41,6 +41,27 @@ SELECT object_id, payload, content_hash
 FROM {schema}.objects
 WHERE object_id = ANY(%(object_ids)s::text[])
 
+-- name: update_payloads
+UPDATE {schema}.objects AS o
+SET payload = given.payload, content_hash = left(o.content_hash, %(text_hash_length)s)
+FROM unnest(%(object_ids)s::text[], %(payloads)s::jsonb[]) AS given(object_id, payload)
+WHERE o.object_id = given.object_id
+RETURNING o.object_id
+
+-- name: scroll
+-- The payload stands beside the first part alone.
+WITH page AS (
+    SELECT o.object_id, o.payload, o.content_hash
+    FROM {schema}.objects AS o
+    WHERE (%(after)s::text IS NULL OR o.object_id > %(after)s::text) AND {condition}
+    ORDER BY o.object_id
+    LIMIT %(limit)s
+)
+SELECT object_id, embedding, content_hash, CASE part_no WHEN 0 THEN payload END
+FROM page JOIN {schema}.parts USING (object_id)
+WHERE NOT is_average
+ORDER BY object_id, part_no
+
 -- name: content_hashes
 SELECT object_id, content_hash
 FROM {schema}.objects
