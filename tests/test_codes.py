@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_studio.domain.index import MetricType
-from embedding_studio.embeddings.codes import WHOLE_DIMENSIONS, Coder, Codes, rotate
+from embedding_studio.embeddings.codes import ROUNDING, WHOLE_DIMENSIONS, Coder, Codes, rotate
 from embedding_studio.embeddings.preparation import prepare_vectors
 
 SIZES = [5, WHOLE_DIMENSIONS, WHOLE_DIMENSIONS + 1, 97, 384]
@@ -26,6 +26,21 @@ def coded(given, metric=MetricType.COSINE, centre=None, numbers=None):
     codes = Codes(coder)
     codes.add(np.arange(len(given)) if numbers is None else numbers, coder.encode(given))
     return codes
+
+
+def by_object(numbers, distances):
+    """Return the smallest distance of each object."""
+    smallest = np.full(numbers.max() + 1, np.inf)
+    np.minimum.at(smallest, numbers, distances)
+    return smallest
+
+
+def candidates(view, query, count, distances, *, margin=CAUTIOUS, among=None):
+    """Return what a search compares: the likeliest, then what may be as near as the last wanted of them."""
+    ranking = view.ranking(np.atleast_2d(query), margin, among)
+    likeliest = ranking.likeliest(count)
+    farthest = np.sort(distances[likeliest])[min(count, len(likeliest)) - 1]
+    return np.union1d(likeliest, ranking.within(farthest))
 
 
 def distances_by_definition(metric, query, given):
@@ -59,11 +74,11 @@ def test_codes_stay_what_they_are():
         np.arange(97, dtype=np.float32)[None] - 40
     )
 
-    assert code.dtype.itemsize == 2 * 8 + 4 * 4
+    assert code.dtype.itemsize == 2 * 2 * 8 + 4 * 4
     assert code["content"][0].tobytes().hex() == GOLDEN
 
 
-GOLDEN = "fa83d1117c4dee8a0eb6752600000000"
+GOLDEN = "fa83d1117c4dee8a0eb675260000000046e4bc8090e25830bc88405800000000"
 
 
 @pytest.mark.parametrize("metric", MetricType)
@@ -74,16 +89,26 @@ def test_all_that_are_nearest_are_candidates(metric, D, parts):
     numbers = np.arange(3001) // parts
     view = coded(given, metric, numbers=numbers).view()
 
+    missed = 0
     for query in vectors(20, D, seed=7):
-        by_part = distances_by_definition(metric, query, given)
-        distances = np.full(numbers[-1] + 1, np.inf)
-        np.minimum.at(distances, numbers, by_part)
-        nearest = np.argsort(distances)[:16]
+        distances = by_object(numbers, distances_by_definition(metric, query, given))
 
-        found = view.candidates(query[None], 16, CAUTIOUS)
+        found = candidates(view, query, 16, distances)
 
-        assert set(nearest.tolist()) <= set(found.tolist())
         assert np.array_equal(found, np.unique(found))
+        missed += len(set(np.argsort(distances)[:16].tolist()) - set(found.tolist()))
+
+    assert missed <= 2  # of 320; one at the edge is missed with a probability of .6 %
+
+
+def test_candidates_are_few():
+    given = vectors(20_000, 384)
+    view = coded(given).view()
+
+    for noise in vectors(10, 384, seed=7):
+        query = given[3] + 0.5 * noise
+        distances = distances_by_definition(MetricType.COSINE, query, given)
+        assert len(candidates(view, query, 16, distances)) < 2000
 
 
 @pytest.mark.parametrize("D", [5, 384])
@@ -93,9 +118,10 @@ def test_what_is_not_among_the_wanted_is_no_candidate_and_hides_none(D):
     among = np.arange(2, 3001, 3)
 
     for query in vectors(10, D, seed=7):
-        nearest = among[np.argsort(distances_by_definition(MetricType.COSINE, query, given[among]))[:16]]
+        distances = distances_by_definition(MetricType.COSINE, query, given)
+        nearest = among[np.argsort(distances[among])[:16]]
 
-        found = view.candidates(query[None], 16, CAUTIOUS, among=among)
+        found = candidates(view, query, 16, distances, among=among)
 
         assert set(nearest.tolist()) <= set(found.tolist()) <= set(among.tolist())
 
@@ -105,43 +131,50 @@ def test_each_part_of_a_query_has_its_candidates():
     view = coded(given).view()
     queries = vectors(2, 97, seed=3)
 
-    both = view.candidates(queries, 16, 1.5)
+    both = view.ranking(queries, 1.5).likeliest(16)
 
-    one_by_one = [view.candidates(query[None], 16, 1.5).tolist() for query in queries]
+    one_by_one = [view.ranking(query[None], 1.5).likeliest(16).tolist() for query in queries]
     assert both.tolist() == sorted(set(one_by_one[0] + one_by_one[1]))
 
 
 @pytest.mark.parametrize("D", [5, 384])
-def test_vectors_that_are_equal_are_all_candidates_or_none_is(D):
+@pytest.mark.parametrize("metric", MetricType)
+def test_vectors_that_are_equal_are_all_candidates_or_none_is(D, metric):
     same, other = vectors(2, D, seed=11)
-    view = coded(np.concatenate([np.tile(same, (2500, 1)), np.tile(other, (5, 1))])).view()
+    view = coded(np.concatenate([np.tile(same, (2500, 1)), np.tile(other, (5, 1))]), metric).view()
+    of_other = distances_by_definition(metric, other, np.stack([same, other]))
+    of_same = distances_by_definition(metric, same, np.stack([same, other]))
+    far, near = (np.repeat(each, [2500, 5]) for each in (of_other, of_same))
 
-    assert view.candidates(other[None], 5, 1.5).tolist() == list(range(2500, 2505))
-    assert set(range(2500)) <= set(view.candidates(same[None], 16, 1.5).tolist())
+    assert set(range(2500, 2505)) <= set(candidates(view, other, 5, far).tolist())
+    assert set(range(2500)) <= set(candidates(view, same, 16, near).tolist())
 
 
-@pytest.mark.parametrize("D", [5, 384])
-def test_far_and_tight_clusters_hide_nothing(D):
+@pytest.mark.parametrize("D", [5, 97, 384])
+@pytest.mark.parametrize("spread", [0.01, 0.1, 1])
+def test_far_and_tight_clusters_hide_nothing(D, spread):
     rng = np.random.default_rng(5)
     ends = 10 * np.eye(2, D) + 20
-    given = (np.repeat(ends, 1500, axis=0) + 0.1 * rng.normal(size=(3000, D))).astype(np.float32)
+    given = (np.repeat(ends, 1500, axis=0) + spread * rng.normal(size=(3000, D))).astype(np.float32)
     view = coded(given, MetricType.EUCLID, centre=given[:300].mean(axis=0)).view()  # as it was loaded first
 
-    for end in ends:
-        query = (end + 0.1 * rng.normal(size=D)).astype(np.float32)
-        nearest = np.argsort(distances_by_definition(MetricType.EUCLID, query, given))[:16]
+    missed = 0
+    for query in np.repeat(ends, 10, axis=0) + spread * rng.normal(size=(20, D)):
+        asked = query.astype(np.float32)
+        distances = distances_by_definition(MetricType.EUCLID, asked.astype(np.float64), given)
+        found = candidates(view, asked, 10, distances)
+        missed += len(set(np.argsort(distances)[:10].tolist()) - set(found.tolist()))
 
-        assert set(nearest.tolist()) <= set(view.candidates(query[None], 16, CAUTIOUS).tolist())
+    assert missed <= 2  # of 200
 
 
 def test_what_was_removed_is_no_candidate_and_the_rest_still_is():
     given = vectors(1500, 97)
     codes = coded(given)
-    query = given[8]
 
     codes.remove(np.array([8, 700, 9999]))
 
-    found = codes.view().candidates(query[None], 1500, 1.0)
+    found = codes.view().ranking(given[8:9], 1.0).likeliest(1500)
     assert found.tolist() == [k for k in range(1500) if k not in {8, 700}]
 
 
@@ -152,8 +185,19 @@ def test_a_view_does_not_see_what_is_added_after_it():
 
     codes.add(np.arange(300, 5300), codes.coder.encode(vectors(5000, 97, seed=2)))
 
-    assert before.candidates(given[:1], 6000, 1.0).tolist() == list(range(300))
-    assert len(codes.view().candidates(given[:1], 6000, 1.0)) == 5300
+    assert before.ranking(given[:1], 1.0).likeliest(6000).tolist() == list(range(300))
+    assert len(codes.view().ranking(given[:1], 1.0).likeliest(6000)) == 5300
+
+
+def test_what_lives_is_told_as_it_was_added():
+    given = vectors(100, 97)
+    codes = coded(given)
+    codes.remove(np.arange(50))
+
+    numbers, records = codes.live()
+
+    assert numbers.tolist() == list(range(50, 100))
+    assert records.tobytes() == codes.coder.encode(given)[50:].tobytes()
 
 
 @pytest.mark.parametrize("D", [97, 384])
@@ -168,9 +212,9 @@ def test_the_error_is_as_large_as_it_says(D, metric):
 
     misses = []
     for query in queries:
-        question = coder.question(query)
-        estimates, errors = view._estimates(question, np.arange(2000))
         truth = prepared @ (prepare_vectors(query[None], metric)[0] - coder.centre)
+        [part] = view.ranking(query[None], 1.0)._parts
+        estimates, errors = part._estimates(np.arange(2000))
         misses.append((estimates - coder.encode(given)["offset"] - truth) / errors)
 
     assert np.std(misses) == pytest.approx(1, abs=0.1)
@@ -182,9 +226,26 @@ def test_the_error_is_as_large_as_it_says(D, metric):
 def test_where_all_are_wanted_all_are_candidates(D, n, count, metric):
     given = vectors(n, D, seed=n)
 
-    found = coded(given, metric).view().candidates(given[:1], n + count, 1.0)
+    found = coded(given, metric).view().ranking(given[:1], 1.0).likeliest(n + count)
 
     assert found.tolist() == list(range(n))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 130), st.integers(0, 999), st.sampled_from(list(MetricType)))
+def test_a_score_at_a_distance_is_reached_by_what_is_there(D, seed, metric):
+    given, [query] = vectors(200, D, seed=seed), vectors(1, D, seed=seed + 1)
+    coder = Coder(metric, prepare_vectors(given, metric).mean(axis=0))
+    prepared = prepare_vectors(given, metric).astype(np.float64)
+    question = prepare_vectors(query[None], metric)[0].astype(np.float64) - coder.centre
+    scores = (prepared - coder.centre) @ question + coder.encode(given)["offset"]
+    distances = distances_by_definition(metric, query.astype(np.float64), given.astype(np.float64))
+
+    reached = [coder.score_at(float(distance), query) for distance in distances]
+
+    rounding = ROUNDING * np.linalg.norm(prepared - coder.centre, axis=1) * np.linalg.norm(question)
+    assert (scores + rounding >= reached).all()
+    assert (np.argsort(-scores)[:5] == np.argsort(distances)[:5]).all()
 
 
 def test_an_object_in_the_centre_is_compared_like_others():
@@ -192,4 +253,4 @@ def test_an_object_in_the_centre_is_compared_like_others():
     given[3] = given[:3].mean(axis=0)
     codes = coded(given, MetricType.EUCLID, centre=given[3])
 
-    assert 3 in codes.view().candidates(given[3:4], 1, 1.0)
+    assert 3 in codes.view().ranking(given[3:4], 1.0).likeliest(1)

@@ -1,11 +1,11 @@
 """Short codes of vectors, from which it can be said which objects may be among the nearest.
 
-A code keeps the signs of a vector's components after a rotation, one bit each, and four numbers. From it an
-inner product with a query is estimated together with the standard error of that estimate, so the candidates
-are not "the first so many" but all that the error does not rule out; their exact distances are computed
-elsewhere. All codes are compared, so neither the shape of a catalogue (several subjects, far clusters) nor a
-filter can hide an object, as they do in a graph of neighbours. Vectors of few components are kept as they
-are.
+A code keeps, for each component of a vector after a rotation, its sign and whether it is large, two bits, and
+four numbers. From it an inner product with a query is estimated together with the standard error of that
+estimate, so the candidates are not "the first so many" but all that the error does not rule out; their exact
+distances are computed elsewhere. All codes are compared, so neither the shape of a catalogue (several
+subjects, far clusters) nor a filter can hide an object, as they do in a graph of neighbours. Vectors of few
+components are kept as they are.
 
 Axes: N parts of objects · D dimensions · W words of 64 bits.
 
@@ -16,7 +16,7 @@ Approximate Nearest Neighbor Search", SIGMOD 2024; the rotation by signs and Had
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,6 +32,12 @@ Numbers = NDArray[np.int64]
 
 WHOLE_DIMENSIONS = 64
 """Up to so many dimensions a vector is its own code: few signs say little, and it is not much longer."""
+
+LARGE = 0.9816
+LEVELS = (0.4528, 1.5104)
+"""What is large, and what small and large components stand for, in standard deviations: the best for two bits
+of what is normally distributed, as components are after the rotation; [max1960], "Quantizing for minimum
+distortion"."""
 
 ROUNDS = 4
 UNPACKED = 1024
@@ -67,7 +73,7 @@ class Coder:
     def record(self) -> np.dtype[np.void]:
         """How the code of one part is stored: little-endian, without gaps."""
         D = self.dimensions
-        content = ("<f4", (D,)) if D <= WHOLE_DIMENSIONS else ("<u8", (_words(D),))
+        content = ("<f4", (D,)) if D <= WHOLE_DIMENSIONS else ("<u8", (2, _words(D)))
         return np.dtype([("content", *content), *((name, "<f4") for name in NUMBERS)])
 
     def encode(self, vectors: Vectors) -> NDArray[np.void]:
@@ -92,18 +98,31 @@ class Coder:
             codes["error"] = ROUNDING * np.sqrt(squares)
             return codes
         rotated = rotate(from_centre.astype(np.float32))
-        lengths = np.abs(rotated).sum(axis=1, dtype=np.float64)
-        bits = np.zeros((N, 64 * _words(D)), dtype=bool)
-        bits[:, :D] = rotated >= 0
-        codes["content"] = np.packbits(bits, axis=1, bitorder="little").view("<u8")
+        sizes = np.abs(rotated)
+        is_large = sizes > LARGE * (codes["length"] / math.sqrt(D))[:, None]
+        codes["content"] = _packed(np.stack([rotated >= 0, is_large], axis=1))
+        levels = np.where(is_large, np.float32(LEVELS[1]), np.float32(LEVELS[0]))
+        products = np.vecdot(levels, sizes).astype(np.float64)
+        lengths = np.vecdot(levels, levels).astype(np.float64)
         # [gao2024], eq. 12 and theorem 3.2: <r, y> is estimated by factor <signs of r, y>, and the standard
         # error is |y| times the second number, both after the rotation.
         with np.errstate(divide="ignore", invalid="ignore"):
-            factors = np.where(lengths > 0, squares / lengths, 0)
-            missed = 1 - np.where(squares > 0, lengths**2 / (D * squares), 1)
+            factors = np.where(products > 0, squares / products, 0)
+            missed = lengths - np.where(squares > 0, products**2 / squares, lengths)
         codes["factor"] = factors
-        codes["error"] = factors * np.sqrt(np.clip(missed, 0, 1) * D / (D - 1))
+        codes["error"] = factors * np.sqrt(np.clip(missed, 0, None) / (D - 1))
         return codes
+
+    def score_at(self, distance: float, query: Vectors) -> float:
+        """Return a score that no object at this distance from a query [D], or nearer, fails to reach."""
+        [prepared] = prepare_vectors(query[None], self.metric).astype(np.float64)
+        if self.metric is MetricType.EUCLID:
+            square = float(prepared @ prepared)
+            score, size = (square - distance**2) / 2, (square + distance**2) / 2
+        else:
+            score = size = 1 - distance if self.metric is MetricType.COSINE else -distance
+        at_centre = float(prepared @ self.centre.astype(np.float64))
+        return score - at_centre - ROUNDING * (abs(size) + abs(at_centre))
 
     def question(self, query: Vectors) -> Vectors:
         """Return [D] what codes are compared with for a query [D]."""
@@ -160,12 +179,14 @@ class _Columns:
 
     Attributes:
         signs: [W, capacity] words; W is 0 where whole vectors are kept.
+        sizes: as signs; which components are large.
         whole: [capacity, D] vectors; D is 0 where signs are kept.
         factor, error, offset, length: [capacity].
         numbers: [capacity], of the objects.
     """
 
     signs: NDArray[np.uint64]
+    sizes: NDArray[np.uint64]
     whole: Vectors
     factor: Floats
     error: Floats
@@ -187,6 +208,7 @@ class _Columns:
         W, D = (0, D) if D <= WHOLE_DIMENSIONS else (_words(D), 0)
         return cls(
             signs=np.empty((W, capacity), dtype=np.uint64),
+            sizes=np.empty((W, capacity), dtype=np.uint64),
             whole=np.empty((capacity, D), dtype=np.float32),
             factor=np.empty(capacity, dtype=np.float32),
             error=np.empty(capacity, dtype=np.float32),
@@ -205,14 +227,18 @@ class _Columns:
         if self.is_whole:
             self.whole[rows] = codes["content"]
         else:
-            self.signs[:, rows] = codes["content"].T
+            self.signs[:, rows], self.sizes[:, rows] = codes["content"].transpose(1, 2, 0)
         for name in NUMBERS:
             getattr(self, name)[rows] = codes[name]
         self.numbers[rows] = numbers
 
     def records(self, coder: Coder, rows: Numbers) -> NDArray[np.void]:
         codes = np.empty(len(rows), dtype=coder.record)
-        codes["content"] = self.whole[rows] if self.is_whole else self.signs[:, rows].T
+        codes["content"] = (
+            self.whole[rows]
+            if self.is_whole
+            else np.stack([self.signs[:, rows], self.sizes[:, rows]]).transpose(2, 0, 1)
+        )
         for name in NUMBERS:
             codes[name] = getattr(self, name)[rows]
         return codes
@@ -226,95 +252,160 @@ class View:
     _columns: _Columns
     _size: int
 
-    def candidates(
-        self, queries: Vectors, count: int, margin: float, *, among: Numbers | None = None
-    ) -> Numbers:
-        """Return the numbers of all objects that may be among the ``count`` nearest to a query, sorted.
-
-        Args:
-            queries: [Q, D], the parts of the query.
-            margin: > 0, in standard errors: an object is ruled out where its estimate plus so many of them
-                lies below the ``count``-th largest estimate less so many.
-            among: sorted numbers of the only objects that count; None: all count.
-        """
-        found = [self._candidates_of_part(query, count, margin, among) for query in queries]
-        numbers = np.sort(np.concatenate(found))
-        return numbers[_is_last(numbers)]
-
     def __len__(self) -> int:
         return self._size
 
     @property
     def nbytes(self) -> int:
-        columns = self._columns
-        return self._size * (self.coder.record.itemsize + columns.numbers.itemsize)
+        return self._size * (self.coder.record.itemsize + self._columns.numbers.itemsize)
 
-    def _candidates_of_part(
-        self, query: Vectors, count: int, margin: float, among: Numbers | None
-    ) -> Numbers:
-        question = self.coder.question(query)
+    def ranking(self, queries: Vectors, margin: float, among: Numbers | None = None) -> "Ranking":
+        """Compare a query with all codes.
+
+        Args:
+            queries: [Q, D], the parts of the query.
+            margin: > 0; so many standard errors an estimate may be wrong.
+            among: sorted numbers of the only objects that count; None: all count.
+        """
         rows = None if among is None else _rows_of(self._columns.numbers[: self._size], among)
-        if not self._columns.is_whole and (self._size if rows is None else len(rows)) > UNPACKED:
-            rows = self._survivors(question, count, margin, rows)
-        elif rows is None:
-            rows = np.arange(self._size)
-        estimates, errors = self._estimates(question, rows)
-        numbers = self._columns.numbers[rows]
-        likely = _likely(estimates, count)
-        bound = _count_th((estimates - margin * errors)[likely], numbers[likely], count)
-        kept = np.flatnonzero((estimates + margin * errors >= bound) & np.isfinite(estimates))
-        return numbers[kept]
+        return Ranking(
+            [
+                _Ranking(self.coder, self._columns, query, size=self._size, margin=margin, rows=rows)
+                for query in queries
+            ]
+        )
 
-    def _survivors(self, question: Vectors, count: int, margin: float, rows: Numbers | None) -> Numbers:
-        """Return rows that a coarser estimate, by the signs of the query alone, does not rule out.
+
+class Ranking:
+    """How near objects may be to a query of one or several parts.
+
+    First the likeliest are compared exactly, elsewhere; then ``within`` the distance of the last one wanted
+    there is whatever else could still be nearer.
+    """
+
+    def __init__(self, parts: "Sequence[_Ranking]") -> None:
+        self._parts = parts
+
+    def likeliest(self, count: int) -> Numbers:
+        """Return the numbers of objects, sorted, that are probably the ``count`` nearest, and some more."""
+        return _union([part.likeliest(count) for part in self._parts])
+
+    def within(self, distance: float) -> Numbers:
+        """Return the numbers of all objects, sorted, that may be as near as this."""
+        return _union([part.within(distance) for part in self._parts])
+
+
+class _Ranking:
+    """How near parts of objects may be to one part of a query.
+
+    What is estimated is a score (``Coder.encode``). There is a coarse estimate of all, by the signs of the
+    query alone, and a finer one of those that the coarse one does not rule out.
+    """
+
+    def __init__(
+        self,
+        coder: Coder,
+        columns: _Columns,
+        query: Vectors,
+        *,
+        size: int,
+        margin: float,
+        rows: Numbers | None,
+    ) -> None:
+        self._coder = coder
+        self._query = query
+        self._question = coder.question(query)
+        self._length = float(np.linalg.norm(self._question))
+        self._columns = columns
+        self._rows = rows
+        self._chosen = slice(size) if rows is None else rows
+        self._size = size if rows is None else len(rows)
+        self._margin = margin
+        self._is_coarse = not columns.is_whole and self._size > UNPACKED
+        if self._is_coarse:
+            self._compare_signs()
+        else:
+            self._fine = self._estimates(np.arange(self._size))
+
+    def likeliest(self, count: int) -> Numbers:
+        if self._is_coarse:
+            likely = _likely(self._coarse, count)
+            bound = _count_th(self._coarse[likely] - self._doubts(likely), self._numbers(likely), count)
+            places = self._above(bound, 1)
+            estimates, errors = self._estimates(places)
+        else:
+            places = np.arange(self._size)
+            estimates, errors = self._fine
+        likely = _likely(estimates, count)
+        bound = _count_th((estimates - errors)[likely], self._numbers(places[likely]), count)
+        return self._numbers(places[(estimates + self._margin * errors >= bound) & np.isfinite(estimates)])
+
+    def within(self, distance: float) -> Numbers:
+        score = self._coder.score_at(distance, self._query)
+        if self._is_coarse:
+            places = self._above(score, self._margin)
+            estimates, errors = self._estimates(places)
+        else:
+            places = np.arange(self._size)
+            estimates, errors = self._fine
+        return self._numbers(places[estimates + self._margin * errors >= score])
+
+    def _numbers(self, places: Numbers) -> Numbers:
+        return self._columns.numbers[places if self._rows is None else self._rows[places]]
+
+    def _compare_signs(self) -> None:
+        """Estimate all coarsely.
 
         The angle between two vectors is pi times the share p of rotated signs in which they differ, and the
         standard error of that share is sqrt(p (1 - p) / D); [charikar2002], "Similarity estimation techniques
         from rounding algorithms".
         """
-        columns, D = self._columns, self.coder.dimensions
-        size = self._size if rows is None else len(rows)
-        length = float(np.linalg.norm(question))
-        signs = _packed_signs(question)
+        columns, D = self._columns, self._coder.dimensions
+        signs = _packed(self._question >= 0)
         shares = np.arange(D + 1) / D
         inside = np.clip(shares, 0.5 / D, 1 - 0.5 / D)
-        cosines = (length * np.cos(np.pi * shares)).astype(np.float32)
-        doubts = (
-            margin * length * np.pi * np.sin(np.pi * inside) * np.sqrt(inside * (1 - inside) / D)
+        cosines = (self._length * np.cos(np.pi * shares)).astype(np.float32)
+        self._doubt_by_differing = (
+            self._length * np.pi * np.sin(np.pi * inside) * np.sqrt(inside * (1 - inside) / D)
         ).astype(np.float32)
-        differing = np.empty(size, dtype=np.uint16)
-        estimates = np.empty(size, dtype=np.float32)
-        for block in _blocks(size):
-            chosen = block if rows is None else rows[block]
-            differing[block] = _differing(columns.signs, chosen, signs)
-            part = estimates[block]
-            np.take(cosines, differing[block], out=part, mode="clip")
+        self._differing = np.empty(self._size, dtype=np.uint16)
+        self._coarse = np.empty(self._size, dtype=np.float32)
+        for block in _blocks(self._size):
+            chosen = block if self._rows is None else self._rows[block]
+            self._differing[block] = _differing(columns.signs, chosen, signs)
+            part = self._coarse[block]
+            np.take(cosines, self._differing[block], out=part, mode="clip")
             part *= columns.length[chosen]
             part += columns.offset[chosen]
 
-        def doubt_of(places: Numbers) -> Floats:
-            of = places if rows is None else rows[places]
-            return np.asarray(doubts[differing[places]] * columns.length[of])
+    def _doubts(self, places: Numbers) -> Floats:
+        """Return the standard errors of the coarse estimates."""
+        rows = places if self._rows is None else self._rows[places]
+        return np.asarray(self._doubt_by_differing[self._differing[places]] * self._columns.length[rows])
 
-        likely = _likely(estimates, count)
-        numbers = columns.numbers[likely if rows is None else rows[likely]]
-        bound = _count_th(estimates[likely] - doubt_of(likely), numbers, count)
-        longest = float(columns.length[:size].max() if rows is None else columns.length[rows].max())
-        kept = np.flatnonzero(estimates >= bound - float(doubts.max()) * longest)
-        kept = kept[estimates[kept] + doubt_of(kept) >= bound]
-        return kept if rows is None else rows[kept]
+    def _above(self, score: float, margin: float) -> Numbers:
+        """Return where the coarse estimate and so many of its standard errors reach a score."""
+        largest = float(self._doubt_by_differing.max()) * float(self._columns.length[self._chosen].max())
+        places = np.flatnonzero(self._coarse >= score - margin * largest)
+        return places[self._coarse[places] + margin * self._doubts(places) >= score]
 
-    def _estimates(self, question: Vectors, rows: Numbers) -> tuple[Floats, Floats]:
-        """Return the scores of rows and the standard errors of these: [N], [N]."""
+    def _estimates(self, places: Numbers) -> tuple[Floats, Floats]:
+        """Return finer estimates and their standard errors: [N], [N].
+
+        Only the part of a query that stands at right angles to a vector is estimated with an error
+        ([gao2024], eq. 15); how large it is follows from the estimate, up to that error itself.
+        """
         columns = self._columns
-        length = np.float32(np.linalg.norm(question))
+        rows = places if self._rows is None else self._rows[places]
         if columns.is_whole:
-            everything = len(rows) == self._size
-            whole = columns.whole[: self._size] if everything else columns.whole[rows]
-            products: Floats = whole @ question
-        else:
-            products = _products(columns.signs, rows, question)
-        return columns.factor[rows] * products + columns.offset[rows], columns.error[rows] * length
+            whole = columns.whole[self._chosen if len(places) == self._size else rows]
+            return whole @ self._question + columns.offset[rows], columns.error[rows] * self._length
+        products = columns.factor[rows] * _products(columns.signs, columns.sizes, rows, self._question)
+        errors = columns.error[rows]
+        lengths = np.maximum(columns.length[rows], _TINY)
+        cosines = np.minimum(np.abs(products) / np.maximum(lengths * np.float32(self._length), _TINY), 1)
+        across = np.minimum(1 - cosines**2 + (errors / lengths) ** 2, 1)
+        return products + columns.offset[rows], errors * np.float32(self._length) * np.sqrt(across)
 
 
 def rotate(vectors: Vectors) -> Vectors:
@@ -356,10 +447,6 @@ def _words(D: int) -> int:
     return -(-D // 64)
 
 
-def _packed_signs(question: Vectors) -> NDArray[np.uint64]:
-    return _packed(question >= 0)
-
-
 def _packed(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Return [..., W] of [..., D]."""
     D = bits.shape[-1]
@@ -379,39 +466,60 @@ def _differing(
     return total
 
 
-def _products(codes: NDArray[np.uint64], rows: Numbers, question: Vectors) -> Floats:
-    """Return the inner products [N] of the signs of codes with a query."""
-    W, N = len(codes), len(rows)
+def _products(
+    signs: NDArray[np.uint64], sizes: NDArray[np.uint64], rows: Numbers, question: Vectors
+) -> Floats:
+    """Return the inner products [N] of what codes stand for with a query."""
+    W, N = len(signs), len(rows)
     padded = np.zeros(64 * W, dtype=np.float32)
     padded[: len(question)] = question
     if N <= UNPACKED:
-        bits = np.unpackbits(_bytes(codes[:, rows].T), axis=-1, bitorder="little").reshape(N, 64 * W)
-        return np.asarray(2 * (bits.astype(np.float32) @ padded) - padded.sum())
-    sums = padded.reshape(8 * W, 8) @ _SIGNS  # what each byte of a code adds, for all that it can be
+        is_positive, is_large = (
+            np.unpackbits(_bytes(words[:, rows].T), axis=-1, bitorder="little").reshape(N, 64 * W)
+            for words in (signs, sizes)
+        )
+        return np.asarray(_MEANINGS[is_positive + 2 * is_large] @ padded)
+    sums = padded.reshape(16 * W, 4) @ _FOURS  # what each byte of two fours adds, for all that it can be
     products = np.zeros(N, dtype=np.float32)
     for block in _blocks(N):
         part = products[block]
         summand = np.empty_like(part)
-        for word, sums_of_word in zip(codes[:, rows[block]], sums.reshape(W, 8, 256), strict=True):
-            for byte, sums_of_byte in zip(np.ascontiguousarray(_bytes(word).T), sums_of_word, strict=True):
-                np.take(sums_of_byte, byte, out=summand, mode="clip")
+        chosen = rows[block]
+        words = zip(signs[:, chosen], sizes[:, chosen], sums.reshape(W, 8, 2, 256), strict=True)
+        for sign_word, size_word, sums_of_word in words:
+            halves = zip(_bytes(sign_word).T, _bytes(size_word).T, sums_of_word, strict=True)
+            for sign, size, (sums_of_low, sums_of_high) in halves:
+                np.take(sums_of_low, (sign & 15) | (size << 4), out=summand, mode="clip")
+                part += summand
+                np.take(sums_of_high, (sign >> 4) | (size & 240), out=summand, mode="clip")
                 part += summand
     return products
 
 
 def _bytes(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Return [..., N, 8] of [..., N], the byte with the first signs first."""
+    """Return [..., N, 8] of [..., N], the byte with the first components first."""
     return np.ascontiguousarray(words, dtype="<u8")[..., None].view(np.uint8)
 
 
-_SIGNS = (2 * np.unpackbits(np.arange(256, dtype=np.uint8)[None], axis=0, bitorder="little") - 1.0).astype(
-    np.float32
+_MEANINGS = np.array([-LEVELS[0], LEVELS[0], -LEVELS[1], LEVELS[1]], dtype=np.float32)
+"""What a component is, by its sign bit plus twice its size bit."""
+
+_TINY = np.float32(1e-30)
+
+_SIGN_BITS, _SIZE_BITS = (
+    (np.arange(256) >> shift) & 1 for shift in (np.arange(4)[:, None], np.arange(4, 8)[:, None])
 )
-"""[8, 256], the signs that a byte stands for."""
+_FOURS = _MEANINGS[_SIGN_BITS + 2 * _SIZE_BITS]
+"""[4, 256], what four components are, by their signs plus 16 times their sizes."""
 
 
 def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+
+
+def _union(numbers: Sequence[Numbers]) -> Numbers:
+    together = np.sort(np.concatenate(numbers))
+    return together[_is_last(together)]
 
 
 def _rows_of(sorted_numbers: Numbers, wanted: Numbers) -> Numbers:

@@ -1,16 +1,17 @@
 """Which objects are nearest: the plans, and the choice between them.
 
-A small collection is compared as a whole. In a large one, codes say which objects may be among the nearest
-(``embeddings/codes``), and these are compared. A filter is asked of the nearest; where too few of them match,
-the database says which objects match at all, and the codes of these say which may be the nearest. Where codes
-cannot tell enough apart, all is compared. A list is short only if no more objects match.
+A small collection is compared as a whole. In a large one, codes say which objects are likely to be the
+nearest (``embeddings/codes``), and these are compared; then whatever else may still be nearer than the last
+of them that is wanted. Where too few of the likeliest match a filter, the database says which objects match
+at all, and only the codes of these are asked. Where codes cannot tell enough apart, all is compared. A list
+is short only if no more objects match.
 """
 
 import math
 import statistics
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -23,6 +24,7 @@ from psycopg import Cursor, sql
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, MovedObject, Neighbour
+from embedding_studio.embeddings.codes import Ranking, View
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.storage.pg_codes import CodesOfCollection, State
 from embedding_studio.storage.pg_database import Connection, only_row
@@ -35,15 +37,13 @@ from embedding_studio.storage.sql import in_schema, schema_of, statements
 RECALL_TARGET = 0.99
 
 FEWEST = 16
-"""Codes are asked for at least so many objects, and for twice as many each time: pages near to each other are
-made from the same candidates."""
-CONSIDERED = (4, 32)
-"""A filter is asked of so many times the objects wanted, one after the other, before all that match are
-looked for. So many are drawn, too, by their averages where the parts decide."""
-SPARE = 32
-"""So many neighbours more are asked for first, where some may turn out to be moved."""
+"""Codes are asked for at least so many objects, for others are needed where some turn out to be moved."""
+FILTERED = 4
+"""A filter is asked first of the likeliest of so many times the objects wanted."""
+MOST_FILTERED = 2000
+"""Where more must be asked whether they match, it is faster to find all that match."""
 MOST_COMPARED = 0.25
-"""Where the candidates are a larger share of all parts, to compare all in their order is as fast."""
+"""Where a larger share of all parts must be compared one by one, to compare all in their order is as fast."""
 FEW = 1000
 """So many that match are compared without asking their codes."""
 ATTEMPTS = 4
@@ -121,69 +121,94 @@ class NearestSearch:
     def _by_codes(
         self, connection: Connection, question: "_Question", margin: float | None
     ) -> "_Answer | None":
-        """Return an answer from codes; None where they do not help."""
+        """Return an answer from codes, which may be old; None where codes do not help."""
         codes = self._codes_of(question.collection)
         state = codes.state(connection)
         if state.view is None or self._recall_target == 1:
             return None
         margin = margin or state.margin or self.margin
-        answer = None
-        for plan in self._plans(connection, question, state, margin):
-            if plan is None:
-                return None
-            answer = self._ask(connection, question, plan)
-            if answer.revision != state.revision:
-                codes.state(connection, at_least=answer.revision)
-                return replace(answer, is_old=True)
-            if len(answer.neighbours) >= question.limit:
-                return answer
-        return None if question.geometry.averages_draw else answer
+        among: Numbers | None = None
+        answer: _Answer | None = None
+        if question.condition is not None:
+            if not self._matches.are_known(question):
+                answer = self._tried(connection, question, state.view.ranking(question.compared, margin))
+            if answer is None:
+                among = self._matches.find(connection, question, state.revision)
+        if answer is None:
+            answer = self._compared(connection, question, state.view, margin, among)
+        if answer is not None and answer.revision != state.revision:
+            codes.state(connection, at_least=answer.revision)
+            return replace(answer, is_old=True)
+        return answer
 
-    def _plans(
-        self, connection: Connection, question: "_Question", state: State, margin: float
-    ) -> Iterator["_Plan | None"]:
-        """Yield plans until one brings enough; None where all must be compared."""
-        view = state.view
-        assert view is not None  # noqa: S101, its only caller has looked
-        some = min(question.spare, SPARE)
+    def _tried(self, connection: Connection, question: "_Question", ranking: Ranking) -> "_Answer | None":
+        """Return the nearest that match a filter; None where too many had to be asked for that."""
+        likeliest = ranking.likeliest(max(FEWEST, FILTERED * question.limit))
+        if len(likeliest) > MOST_FILTERED:
+            return None
+        answer = self._ask(connection, question, question.chosen(likeliest, is_filtered=True))
+        if len(answer.neighbours) < question.limit:
+            return None
+        others = question.others(ranking, answer, likeliest)
+        if len(others) > MOST_FILTERED:
+            return None
+        return self._with_others(connection, question, answer, others, is_filtered=True)
 
-        def plan(wanted: int, spare: int, among: Numbers | None = None) -> "_Plan | None":
-            count = max(FEWEST, 1 << (wanted + spare - 1).bit_length())
-            if among is not None and len(among) <= FEW:
-                found = among
-            else:
-                found = view.candidates(question.compared, count, margin, among=among)
-                if len(found) > MOST_COMPARED * len(view):
+    def _compared(
+        self,
+        connection: Connection,
+        question: "_Question",
+        view: View,
+        margin: float,
+        among: Numbers | None,
+    ) -> "_Answer | None":
+        """Return what is nearest among the likeliest and whatever else may be nearer."""
+        if among is not None and len(among) <= FEW:
+            return self._ask(connection, question, question.chosen(among, is_filtered=False))
+        most = MOST_COMPARED * len(view)
+        ranking = view.ranking(question.compared, margin, among)
+        count = max(FEWEST, question.limit)
+        likeliest = ranking.likeliest(count)
+        while len(likeliest) <= most:
+            answer = self._ask(connection, question, question.chosen(likeliest, is_filtered=False))
+            if len(answer.neighbours) == question.limit:
+                others = question.others(ranking, answer, likeliest)
+                if len(others) > most:
                     return None
-            return question.chosen(
-                found, considered=count, spare=spare, is_filtered=among is None, are_all=found is among
-            )
+                return self._with_others(connection, question, answer, others, is_filtered=False)
+            if len(likeliest) < count:
+                return answer  # there are no more
+            count *= 4  # some of them are moved
+            likeliest = ranking.likeliest(count)
+        return None
 
-        if question.condition is None and not question.geometry.averages_draw:
-            yield from (plan(question.limit, spare) for spare in _spares(question.spare))
-            return
-        for times in CONSIDERED[self._matches.level(question) :]:
-            if times * question.limit <= len(view):
-                yield plan(times * question.limit, some)
-                self._matches.raise_level(question)
-        if question.condition is None:
-            yield None
-            return
-        matching = self._matches.get(connection, question, state.revision)
-        times = CONSIDERED[-1] if question.geometry.averages_draw else 1
-        yield from (plan(times * question.limit, spare, matching) for spare in _spares(question.spare))
+    def _with_others(
+        self,
+        connection: Connection,
+        question: "_Question",
+        answer: "_Answer",
+        others: Numbers,
+        *,
+        is_filtered: bool,
+    ) -> "_Answer":
+        if not len(others):
+            return answer
+        more = self._ask(connection, question, question.chosen(others, is_filtered=is_filtered))
+        neighbours = sorted(
+            answer.neighbours + more.neighbours, key=lambda each: (each.distance, each.object_id)
+        )
+        return replace(answer, neighbours=neighbours[: question.limit], revision=more.revision)
 
     def _ask(self, connection: Connection, question: "_Question", plan: "_Plan") -> "_Answer":
         given = question.parameters | plan.parameters
         with connection.pipeline():
-            if question.needs_snapshot:
+            if plan.needs_snapshot:
                 connection.execute(_SQL["begin"])
-            asked = question.ask_moved(connection)
-            if plan.needs_custom_plan:
                 connection.execute(_SQL["settings"], given)
+            asked = question.ask_moved(connection)
             nearest = connection.execute(plan.statement, given, binary=True)
             revision = connection.execute(question.revision)
-            if question.needs_snapshot:
+            if plan.needs_snapshot:
                 connection.execute(_SQL["commit"])
         near = nearest.fetchall()
         found = [] if asked is None else _moved_objects(asked.fetchall())
@@ -218,7 +243,7 @@ class _Plan:
 
     statement: bytes
     parameters: dict[str, Any]
-    needs_custom_plan: bool
+    needs_snapshot: bool
 
 
 class _Question:
@@ -244,41 +269,38 @@ class _Question:
         """[Q, D], what codes are asked with."""
         self.parameters: dict[str, Any] = {
             "queries": pack(self.compared if self.geometry.averages_decide else parts),
-            "average_query": pack(self.compared)[0],
         }
         if payload_filter is not None:
             self.condition, values = condition(payload_filter)
             self.parameters |= values
         self.has_moved = moved is not None and bool(moved.object_ids)
-        self.needs_snapshot = self.has_moved and self.condition is not None
         if moved is not None:
             self.parameters |= {"user_id": moved.user_id, "moved_ids": list(moved.object_ids)}
 
     def exact(self) -> _Plan:
         among = "all" if self.condition is None else "matching"
-        return _Plan(
-            self._statement("exact", among), {"limit": self.limit + self.spare}, needs_custom_plan=True
-        )
+        return _Plan(self._statement("exact", among), {"limit": self.limit + self.spare}, needs_snapshot=True)
 
-    def chosen(
-        self, candidates: Numbers, *, considered: int, spare: int, is_filtered: bool, are_all: bool
-    ) -> _Plan:
-        """Return a plan that compares candidates.
-
-        Args:
-            considered: so many of the nearest are asked whether they match.
-            is_filtered: whether that must be asked at all.
-            are_all: whether nothing else can be among the nearest.
-        """
-        name = "chosen_by_average" if self.geometry.averages_draw else "chosen"
+    def chosen(self, candidates: Numbers, *, is_filtered: bool) -> _Plan:
+        """Return a plan that compares candidates, and asks whether they match where that is not known."""
+        most = self.limit + self.spare
         given = {
             "candidates": pack_numbers(candidates),
-            "considered": max(considered, len(candidates)) if are_all else considered,
-            "limit": self.limit + spare,
-            "are_all": are_all,
+            "considered": len(candidates) if is_filtered else most,
+            "limit": most,
         }
-        statement = self._statement(name, "all") if is_filtered else _unfiltered(self.collection, name)
-        return _Plan(statement, given, needs_custom_plan=False)
+        if is_filtered:
+            statement = self._statement("chosen", "all")
+        else:
+            statement = _unfiltered(self.collection, "chosen")
+        return _Plan(statement, given, needs_snapshot=False)
+
+    def others(self, ranking: Ranking, answer: "_Answer", compared: Numbers) -> Numbers:
+        """Return the numbers of what was not compared and may be as near as the last of a full answer."""
+        if self.limit == 0:
+            return np.empty(0, dtype=np.int64)
+        farthest = answer.neighbours[-1].distance - self.geometry.offset
+        return np.setdiff1d(ranking.within(farthest), compared, assume_unique=True)
 
     def matching(self, connection: Connection) -> Numbers:
         """Return the numbers of all objects that match, sorted."""
@@ -299,36 +321,27 @@ class _Question:
 
 
 class _Matches:
-    """What matches the filters asked last, and how far one had to look. Safe to use from several threads."""
+    """What matches the filters for which this had to be found. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: OrderedDict[tuple[int, str], tuple[int, Numbers]] = OrderedDict()
-        self._levels: OrderedDict[tuple[int, str], int] = OrderedDict()
 
-    def level(self, question: _Question) -> int:
+    def are_known(self, question: _Question) -> bool:
+        """Return whether what matches had to be found before."""
         with self._lock:
-            return self._levels.get(_key(question), 0)
+            return _key(question) in self._found
 
-    def raise_level(self, question: _Question) -> None:
-        """Remember that what was tried first brought too little."""
+    def find(self, connection: Connection, question: _Question, revision: int) -> Numbers:
+        """Return the numbers of all objects that match, sorted, as of a revision or a later one."""
         with self._lock:
-            key = _key(question)
-            self._levels[key] = min(self._levels.pop(key, 0) + 1, len(CONSIDERED))
-            while len(self._levels) > REMEMBERED_FILTERS:
-                self._levels.popitem(last=False)
-
-    def get(self, connection: Connection, question: _Question, revision: int) -> Numbers:
-        """Return the numbers of all objects that match at a revision, sorted."""
-        key = _key(question)
-        with self._lock:
-            found = self._found.get(key)
-        if found is not None and found[0] == revision:
-            return found[1]
+            known, numbers = self._found.get(_key(question), (-1, None))
+        if numbers is not None and known == revision:
+            return numbers
         matching = question.matching(connection)
         with self._lock:
-            self._found.pop(key, None)
-            self._found[key] = revision, matching
+            self._found.pop(_key(question), None)
+            self._found[_key(question)] = revision, matching
             while (
                 len(self._found) > REMEMBERED_FILTERS
                 or sum(len(numbers) for _, numbers in self._found.values()) > REMEMBERED_MATCHES
@@ -338,12 +351,11 @@ class _Matches:
 
 
 def margin_for(recall_target: float) -> float:
-    """Return a margin, in standard errors, that has kept a recall wherever tried (docs/recall.md).
+    """Return so many standard errors as an estimate stays within with a probability.
 
-    An object at the very edge is missed where its error and that of the edge together pass twice the margin;
-    the factor is what remained of that on real vectors.
+    An object at the very edge of a list is missed as often as its estimate is worse than that; others less.
     """
-    return 0.65 * statistics.NormalDist().inv_cdf((1 + min(recall_target, 0.999999)) / 2)
+    return statistics.NormalDist().inv_cdf((1 + min(recall_target, 0.999999)) / 2)
 
 
 def _key(question: _Question) -> tuple[int, str]:
@@ -351,15 +363,6 @@ def _key(question: _Question) -> tuple[int, str]:
         question.collection.collection_id,
         "" if question.filter is None else question.filter.model_dump_json(),
     )
-
-
-def _spares(most: int) -> Iterator[int]:
-    """Yield how many neighbours more are asked for, one number after the other."""
-    spare = min(most, SPARE)
-    while spare < most:
-        yield spare
-        spare *= 8
-    yield most
 
 
 @lru_cache(maxsize=1024)

@@ -32,7 +32,7 @@ FROM (
 ORDER BY near.distance, near.object_id
 
 -- name: chosen
--- Candidates are compared, and the filter is asked of the nearest of them: if enough match, no other is nearer.
+-- Candidates are compared, and the filter is asked of the nearest of them.
 WITH near AS MATERIALIZED (
     SELECT part.object_id, {aggregate}(part.embedding {operator} query.vector) AS distance
     FROM unnest(%(candidates)b::bigint[]) AS candidate(object_no)
@@ -48,31 +48,6 @@ FROM near JOIN {schema}.objects AS o USING (object_id)
 WHERE {condition}
 ORDER BY near.distance, near.object_id
 LIMIT %(limit)s
-
--- name: chosen_by_average
--- The distance to the average vector is never more than the average distance: candidates come by the first and are
--- ranked by the second. Once the first passes the last of those wanted, none that is missing is nearer.
-WITH drawn AS MATERIALIZED (
-    SELECT part.object_no, part.embedding {operator} %(average_query)b::vector AS distance
-    FROM unnest(%(candidates)b::bigint[]) AS candidate(object_no) JOIN {schema}.parts AS part USING (object_no)
-    WHERE part.is_average
-    ORDER BY distance, part.object_no
-    LIMIT %(considered)s
-),
-near AS MATERIALIZED (
-    SELECT part.object_id, avg(part.embedding {operator} query.vector) AS distance
-    FROM drawn JOIN {schema}.parts AS part USING (object_no)
-        JOIN {schema}.objects AS o USING (object_id)
-        CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
-    WHERE NOT part.is_average AND {condition}
-    GROUP BY part.object_id
-    ORDER BY distance, part.object_id
-    LIMIT %(limit)s
-)
-SELECT near.object_id, near.distance, objects.payload
-FROM near JOIN {schema}.objects AS objects USING (object_id)
-WHERE %(are_all)s OR (SELECT max(distance) FROM drawn) > (SELECT max(distance) FROM near)
-ORDER BY near.distance, near.object_id
 
 -- name: moved
 SELECT
