@@ -221,6 +221,82 @@ def test_another_process_that_knew_the_collection_as_small_finds_what_was_added(
     assert [len(objects) for objects in found] == [I, I]
 
 
+@pytest.mark.parametrize("dimensions", [5, 97])
+def test_while_others_come_change_and_go_what_stays_is_found_by_each_search(
+    indexing, postgres_url, dimensions
+):
+    rng = np.random.default_rng(9)
+    query = rng.normal(size=dimensions).astype(np.float32)
+    staying = [
+        CatalogueObject(f"stays{k}", (query + 0.01 * k * rng.normal(size=(1, dimensions))).astype(np.float32))
+        for k in range(5)
+    ]
+    things = indexing.collections.create("things", SearchIndexInfo(dimensions=dimensions))
+    indexing.objects.upsert(things, [*staying, *(CatalogueObject(f"o{k}", -query[None]) for k in range(60))])
+    end = threading.Event()
+    rounds = itertools.count()
+
+    def change():
+        with closing(PostgresStorage(postgres_url)) as other:
+            while not end.is_set():
+                number = next(rounds)
+                chosen = rng.choice(60, size=20, replace=False)
+                other.objects.upsert(
+                    things,
+                    [
+                        CatalogueObject(f"o{k}", rng.normal(size=(1, dimensions)).astype(np.float32) - query)
+                        for k in chosen
+                    ],
+                )
+                if number % 3 == 0:
+                    other.objects.delete(things, [f"o{k}" for k in chosen[:7]])
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        lists = [ids(indexing.objects.nearest(things, query[None], 5)) for _ in range(150)]
+    finally:
+        end.set()
+        changing.join()
+
+    assert next(rounds) > 5
+    assert {tuple(sorted(found)) for found in lists} == {tuple(f"stays{k}" for k in range(5))}
+    assert indexing.objects.codes(things).parts >= indexing.objects.count(things)
+
+
+def test_what_matches_a_filter_is_looked_for_anew_once_a_payload_has_changed(indexing, postgres_url):
+    things = filled(indexing, info())
+    wanted = a_filter(field="number", range={"gte": I - 9})
+    before = [ids(indexing.objects.nearest(things, a_query(), 20, filter=wanted)) for _ in range(3)]
+
+    with closing(PostgresStorage(postgres_url)) as other:
+        other.objects.update_payloads(things, {"o3": {"number": I}, f"o{I - 1}": {"number": 0}})
+        after = [
+            ids(storage.objects.nearest(things, a_query(), 20, filter=wanted))
+            for storage in (indexing, other)
+        ]
+
+    assert [sorted(found) for found in before] == 3 * [sorted(f"o{k}" for k in range(I - 9, I))]
+    assert [sorted(found) for found in after] == 2 * [sorted(["o3", *(f"o{k}" for k in range(I - 9, I - 1))])]
+
+
+def test_codes_of_what_is_gone_do_not_pile_up(indexing, monkeypatch):
+    monkeypatch.setattr(pg_codes, "MANY_REMOVED", 100)
+    things = filled(indexing, info())
+
+    for seed in range(6):
+        indexing.objects.upsert(things, catalogue(seed=seed + 20))
+        indexing.objects.nearest(things, a_query(), 3)
+
+    parts = sum(len(item.parts) for item in catalogue())
+    assert parts <= indexing.objects.codes(things).parts <= 2 * parts
+    twin = MemoryStorage()
+    theirs = filled(twin, info())
+    twin.objects.upsert(theirs, catalogue(seed=25))
+    expected = twin.objects.nearest(theirs, a_query(), 20)
+    assert ids(indexing.objects.nearest(things, a_query(), 20)) == ids(expected)
+
+
 def test_many_dimensions_are_stored_as_given_and_found(indexing):
     rng = np.random.default_rng(7)
     vectors = rng.normal(size=(45, 2001)).astype(np.float32)

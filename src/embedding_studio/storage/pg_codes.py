@@ -6,7 +6,7 @@ codes, for comparing all is as fast.
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +30,13 @@ LARGE = 3000
 READ_AT_ONCE = 1 << 22
 """Bytes of vectors that are encoded at a time, where all are."""
 
-MANY_REMOVED = 10_000
-"""So many removed objects stay in the log in any case before it is written anew."""
+MANY_REMOVED, MANY_BLOCKS, PARTS_A_BLOCK = 10_000, 1_000, 100
+"""The log is put in order once half of it is of no use, or its rows are short; but not for so few."""
+MERGED = 8_192
+"""Parts a row of a log in order."""
+RECENTRED, RECENTRED_AT_MOST = 8, 250_000
+"""Once there are so many times the parts, a new centre is chosen, for what came first may have been of one
+subject; in a larger collection it has been chosen from enough."""
 
 _SQL = statements("codes.sql")
 
@@ -87,12 +92,8 @@ class CodesOfCollection:
         elif self._codes is None or known is None or known.epoch != epoch:
             self._codes = Codes(coder_of(self._collection, np.frombuffer(centre, dtype="<f4")))
         if self._codes is not None:
-            for object_nos, codes, removed in changes:
-                self._codes.remove(np.frombuffer(removed, dtype="<i8"))
-                self._codes.add(
-                    np.frombuffer(object_nos, dtype="<i8"),
-                    np.frombuffer(codes, dtype=self._codes.coder.record),
-                )
+            for change in changes:
+                _apply(self._codes, *change)
         view = None if self._codes is None else self._codes.view()
         return State(revision, epoch, margin, view)
 
@@ -128,7 +129,7 @@ def record(
 
     Args:
         object_nos: [N], ascending, of the objects that the vectors [N, D] are compared for.
-        removed: numbers that are no longer anybody's.
+        removed: numbers that are no longer anybody's, one for each part.
     """
     if change.epoch == 0 or change.centre is None or not (len(object_nos) or len(removed)):
         return
@@ -143,40 +144,70 @@ def record(
 
 
 def tidy(connection: Connection, collection: Collection) -> bool:
-    """Write the codes where a collection has become large, and anew where most of their log is of no use.
+    """Write the codes where a collection has become large, and order their log where it has become long.
+
+    In a transaction that holds the collection.
 
     Returns:
-        Whether they were written.
+        Whether they were written for the first time, or around another centre.
     """
-    _, epoch, _ = only_row(connection.execute(_of(collection, "revision")))
+    row = only_row(connection.execute(_of(collection, "sizes"), binary=True))
+    epoch, centre, encoded, added, removed, blocks = row
     if epoch == 0:
-        is_average = Geometry(collection.index).has_averages
-        given = {"large": LARGE, "is_average": is_average}
-        (is_large,) = only_row(connection.execute(_of(collection, "is_large"), given))
-        if is_large:
-            write_all(connection, collection)
-        return bool(is_large)
-    added, removed = only_row(connection.execute(_of(collection, "sizes")))
-    is_stale = removed > max(MANY_REMOVED, added // 2)
-    if is_stale:
-        write_all(connection, collection)
-    return bool(is_stale)
+        given = {"large": LARGE, "is_average": Geometry(collection.index).has_averages}
+        (is_due,) = only_row(connection.execute(_of(collection, "is_large"), given))
+    else:
+        is_due = RECENTRED * encoded <= added - removed <= RECENTRED_AT_MOST
+    if is_due:
+        _write_all(connection, collection)
+    elif removed > max(MANY_REMOVED, added // 2) or blocks > max(MANY_BLOCKS, added // PARTS_A_BLOCK):
+        _merge(connection, collection, np.frombuffer(centre, dtype="<f4"), encoded)
+    return bool(is_due)
 
 
-def write_all(connection: Connection, collection: Collection) -> None:
-    """Write the codes of all parts anew, in a transaction that holds the collection."""
+def _write_all(connection: Connection, collection: Collection) -> None:
+    """Write the codes of all parts anew, around their middle."""
     middle = "middle_of_directions" if _metric_of(collection) is MetricType.COSINE else "middle"
     (packed,) = only_row(connection.execute(_parts_of(collection, middle), binary=True))
     centre = unpack([packed])[0] if packed else np.zeros(collection.index.dimensions or 0, dtype=np.float32)
     coder = coder_of(collection, centre)
-    connection.execute(_of(collection, "clear"))
-    connection.execute(_of(collection, "begin_epoch"), {"centre": centre.astype("<f4").tobytes()})
-    change = advance(connection, collection, 0)
     with connection.cursor() as cursor, cursor.copy(_parts_of(collection, "all_parts")) as copy:
         rows = _records(copy, _row_of(coder.dimensions))
         blocks = [(part["object_no"], coder.encode(part["values"].astype(np.float32))) for part in rows]
+    _begin_epoch(connection, collection, centre, sum(len(object_nos) for object_nos, _ in blocks), blocks)
+
+
+def _merge(connection: Connection, collection: Collection, centre: Vectors, encoded: int) -> None:
+    """Write the codes of what is left into few rows."""
+    codes = Codes(coder_of(collection, centre))
+    for object_nos, added, removed in connection.execute(_of(collection, "all_blocks"), binary=True):
+        _apply(codes, object_nos, added, removed)
+    numbers, records = codes.live()
+    blocks = [
+        (numbers[start : start + MERGED], records[start : start + MERGED])
+        for start in range(0, len(numbers), MERGED)
+    ]
+    _begin_epoch(connection, collection, centre, encoded, blocks)
+
+
+def _begin_epoch(
+    connection: Connection,
+    collection: Collection,
+    centre: Vectors,
+    encoded: int,
+    blocks: Sequence[tuple[Numbers, NDArray[np.void]]],
+) -> None:
+    given = {"centre": centre.astype("<f4").tobytes(), "encoded": encoded}
+    connection.execute(_of(collection, "clear"))
+    connection.execute(_of(collection, "begin_epoch"), given)
+    change = advance(connection, collection, 0)
     for object_nos, codes in blocks:
         _add(connection, change, object_nos, codes, np.empty(0, dtype=np.int64))
+
+
+def _apply(codes: Codes, object_nos: bytes, added: bytes, removed: bytes) -> None:
+    codes.remove(np.frombuffer(removed, dtype="<i8"))
+    codes.add(np.frombuffer(object_nos, dtype="<i8"), np.frombuffer(added, dtype=codes.coder.record))
 
 
 def coder_of(collection: Collection, centre: Vectors) -> Coder:
@@ -193,6 +224,8 @@ def _add(
 ) -> None:
     given = {
         "revision": change.revision,
+        "added": len(object_nos),
+        "gone": len(removed),
         "object_nos": object_nos.astype("<i8").tobytes(),
         "codes": codes.tobytes(),
         "removed": removed.astype("<i8").tobytes(),

@@ -80,13 +80,14 @@ class PostgresObjects:
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
         def work(connection: Connection) -> int:
             lock_collection(connection, collection)
-            deleted = connection.execute(
-                _of(collection, "delete"), {"object_ids": list(object_ids)}
-            ).fetchall()
-            if deleted:
-                _record(connection, collection, [], np.array([object_no for (object_no,) in deleted]))
+            given = {"object_ids": list(object_ids), "is_average": Geometry(collection.index).has_averages}
+            compared = connection.execute(_of(collection, "compared_parts"), given).fetchall()
+            if compared:
+                _record(connection, collection, [], np.array([object_no for (object_no,) in compared]))
+            deleted = connection.execute(_of(collection, "delete"), given).rowcount
+            tidy(connection, collection)
             _fold_anew(connection, collection, object_ids)
-            return len(deleted)
+            return deleted
 
         return self._database.write(work)
 
@@ -233,6 +234,7 @@ def _of(collection: Collection, name: str) -> bytes:
 
 def _upsert(connection: Connection, collection: Collection, objects: Mapping[str, CatalogueObject]) -> None:
     """Store a batch; parts that are the same stay, and so does what users moved from them."""
+    geometry = Geometry(collection.index)
     ids = {"object_ids": list(objects)}
     with connection.pipeline():
         nos_found = connection.execute(_of(collection, "existing_nos"), ids)
@@ -245,7 +247,8 @@ def _upsert(connection: Connection, collection: Collection, objects: Mapping[str
         if item.object_id not in existing or not np.array_equal(item.parts, existing[item.object_id])
     ]
     replaced = [item.object_id for item in changed if item.object_id in existing]
-    removed = np.array([existing_nos[object_id] for object_id in replaced], dtype=np.int64)
+    counts = [1 if geometry.has_averages else len(existing[object_id]) for object_id in replaced]
+    removed = np.repeat(np.array([existing_nos[object_id] for object_id in replaced], dtype=np.int64), counts)
     first_no = _record(connection, collection, changed, removed)
     nos = existing_nos | {item.object_id: first_no + k for k, item in enumerate(changed)}
     given = ids | {

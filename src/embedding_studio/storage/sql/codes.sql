@@ -24,6 +24,10 @@ SET revision = revision + 1, object_no = object_no + %(count)s
 RETURNING revision, epoch, object_no, centre
 
 -- name: add
+WITH counted AS (
+    UPDATE {schema}.revision
+    SET added = added + %(added)s, removed = removed + %(gone)s, blocks = blocks + 1
+)
 INSERT INTO {schema}.codes (revision, object_nos, codes, removed)
 VALUES (%(revision)s, %(object_nos)b, %(codes)b, %(removed)b)
 
@@ -32,9 +36,10 @@ SELECT count(*) = %(large)s
 FROM (SELECT FROM {schema}.parts WHERE is_average = %(is_average)s LIMIT %(large)s) AS counted
 
 -- name: sizes
--- Codes that were ever added, and objects removed since the last time that all were written.
-SELECT coalesce(sum(length(object_nos)), 0)::bigint / 8, coalesce(sum(length(removed)), 0)::bigint / 8
-FROM {schema}.codes
+SELECT epoch, centre, encoded, added, removed, blocks FROM {schema}.revision
+
+-- name: all_blocks
+SELECT object_nos, codes, removed FROM {schema}.codes ORDER BY block
 
 -- name: middle
 SELECT avg(embedding) FROM {schema}.parts WHERE is_average = {is_average}
@@ -51,7 +56,8 @@ COPY (
 DELETE FROM {schema}.codes
 
 -- name: begin_epoch
-UPDATE {schema}.revision SET epoch = epoch + 1, centre = %(centre)b
+UPDATE {schema}.revision
+SET epoch = epoch + 1, centre = %(centre)b, encoded = %(encoded)s, added = 0, removed = 0, blocks = 0
 
 -- name: set_margin
 UPDATE {schema}.revision SET margin = %(margin)s, revision = revision + 1

@@ -70,13 +70,18 @@ CREATE INDEX objects_payload ON {schema}.objects USING gin (payload jsonb_path_o
 -- name: create_revision
 -- One row. object_no: the last that was given; an object gets a new one whenever its parts change, above all others.
 -- epoch: rises when the codes are written as a whole; 0 while there are none. margin: how cautious a search is, in
--- standard errors, where it was measured.
+-- standard errors, where it was measured. encoded: parts there were when the centre was chosen. added, removed, blocks:
+-- parts and rows that the log of this epoch holds.
 CREATE TABLE {schema}.revision (
     revision bigint NOT NULL DEFAULT 0,
     object_no bigint NOT NULL DEFAULT 0,
     epoch bigint NOT NULL DEFAULT 0,
     centre bytea,
-    margin double precision
+    margin double precision,
+    encoded bigint NOT NULL DEFAULT 0,
+    added bigint NOT NULL DEFAULT 0,
+    removed bigint NOT NULL DEFAULT 0,
+    blocks bigint NOT NULL DEFAULT 0
 );
 INSERT INTO {schema}.revision DEFAULT VALUES
 

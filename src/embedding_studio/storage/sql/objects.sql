@@ -34,7 +34,13 @@ WHERE user_id IS NOT NULL AND collection = ANY(%(collections)s::text[]) AND sess
 )
 
 -- name: delete
-DELETE FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[]) RETURNING object_no
+DELETE FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])
+
+-- name: compared_parts
+-- The object's number for each part that has a code.
+SELECT object_no
+FROM {schema}.parts
+WHERE object_id = ANY(%(object_ids)s::text[]) AND is_average = %(is_average)s
 
 -- name: get
 SELECT object_id, payload, content_hash

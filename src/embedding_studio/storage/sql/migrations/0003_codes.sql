@@ -25,7 +25,11 @@ BEGIN
                 object_no bigint NOT NULL DEFAULT 0,
                 epoch bigint NOT NULL DEFAULT 0,
                 centre bytea,
-                margin double precision
+                margin double precision,
+                encoded bigint NOT NULL DEFAULT 0,
+                added bigint NOT NULL DEFAULT 0,
+                removed bigint NOT NULL DEFAULT 0,
+                blocks bigint NOT NULL DEFAULT 0
             );
             INSERT INTO %1$I.revision (object_no) SELECT count(*) FROM %1$I.objects;
             CREATE TABLE %1$I.codes (
