@@ -322,32 +322,28 @@ class _Ranking:
         self._size = size if rows is None else len(rows)
         self._margin = margin
         self._is_coarse = not columns.is_whole and self._size > UNPACKED
+        self._is_fine = np.zeros(self._size, dtype=bool)
+        self._fine = np.empty((2, self._size), dtype=np.float32)
+        """The finer estimates and their standard errors, as far as they were asked for."""
         if self._is_coarse:
             self._compare_signs()
-        else:
-            self._fine = self._estimates(np.arange(self._size))
 
     def likeliest(self, count: int) -> Numbers:
         if self._is_coarse:
             likely = _likely(self._coarse, count)
             bound = _count_th(self._coarse[likely] - self._doubts(likely), self._numbers(likely), count)
-            places = self._above(bound, 1)
-            estimates, errors = self._estimates(places)
         else:
-            places = np.arange(self._size)
-            estimates, errors = self._fine
+            bound = -math.inf
+        places = self._above(bound, 1)
+        estimates, errors = self._finely(places)
         likely = _likely(estimates, count)
         bound = _count_th((estimates - errors)[likely], self._numbers(places[likely]), count)
         return self._numbers(places[(estimates + self._margin * errors >= bound) & np.isfinite(estimates)])
 
     def within(self, distance: float) -> Numbers:
         score = self._coder.score_at(distance, self._query)
-        if self._is_coarse:
-            places = self._above(score, self._margin)
-            estimates, errors = self._estimates(places)
-        else:
-            places = np.arange(self._size)
-            estimates, errors = self._fine
+        places = self._above(score, self._margin)
+        estimates, errors = self._finely(places)
         return self._numbers(places[estimates + self._margin * errors >= score])
 
     def _numbers(self, places: Numbers) -> Numbers:
@@ -384,10 +380,20 @@ class _Ranking:
         return np.asarray(self._doubt_by_differing[self._differing[places]] * self._columns.length[rows])
 
     def _above(self, score: float, margin: float) -> Numbers:
-        """Return where the coarse estimate and so many of its standard errors reach a score."""
+        """Return where the coarse estimate, if there is one, and so many of its errors reach a score."""
+        if not self._is_coarse:
+            return np.arange(self._size)
         largest = float(self._doubt_by_differing.max()) * float(self._columns.length[self._chosen].max())
         places = np.flatnonzero(self._coarse >= score - margin * largest)
         return places[self._coarse[places] + margin * self._doubts(places) >= score]
+
+    def _finely(self, places: Numbers) -> Floats:
+        """Return finer estimates and their standard errors, each computed once: [2, N]."""
+        missing = places[~self._is_fine[places]]
+        if len(missing):
+            self._fine[:, missing] = self._estimates(missing)
+            self._is_fine[missing] = True
+        return self._fine[:, places]
 
     def _estimates(self, places: Numbers) -> tuple[Floats, Floats]:
         """Return finer estimates and their standard errors: [N], [N].
@@ -478,7 +484,8 @@ def _products(
             np.unpackbits(_bytes(words[:, rows].T), axis=-1, bitorder="little").reshape(N, 64 * W)
             for words in (signs, sizes)
         )
-        return np.asarray(_MEANINGS[is_positive + 2 * is_large] @ padded)
+        meanings = np.take(_MEANINGS, is_positive + 2 * is_large, mode="clip")
+        return np.asarray(meanings @ padded)
     sums = padded.reshape(16 * W, 4) @ _FOURS  # what each byte of two fours adds, for all that it can be
     products = np.zeros(N, dtype=np.float32)
     for block in _blocks(N):
