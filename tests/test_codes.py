@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_studio.domain.index import MetricType
+from embedding_studio.embeddings import codes
 from embedding_studio.embeddings.codes import ROUNDING, WHOLE_DIMENSIONS, Coder, Codes, rotate
 from embedding_studio.embeddings.preparation import prepare_vectors
 
@@ -23,9 +24,9 @@ def vectors(n, D, seed=0, spread=1.0):
 
 def coded(given, metric=MetricType.COSINE, centre=None, numbers=None):
     coder = Coder(metric, prepare_vectors(given, metric).mean(axis=0) if centre is None else centre)
-    codes = Codes(coder)
-    codes.add(np.arange(len(given)) if numbers is None else numbers, coder.encode(given))
-    return codes
+    made = Codes(coder)
+    made.add(np.arange(len(given)) if numbers is None else numbers, coder.encode(given))
+    return made
 
 
 def by_object(numbers, distances):
@@ -101,6 +102,16 @@ def test_all_that_are_nearest_are_candidates(metric, D, parts):
     assert missed <= 2  # of 320; one at the edge is missed with a probability of .6 %
 
 
+def test_threads_compare_as_one_does(monkeypatch):
+    given = vectors(40_000, 97)
+    view = coded(given).view()
+    alone = view.ranking(given[:1], 2.0).likeliest(30).tolist()
+
+    monkeypatch.setattr(codes, "SHARED_AMONG_THREADS", 1)
+
+    assert view.ranking(given[:1], 2.0).likeliest(30).tolist() == alone
+
+
 def test_candidates_are_few():
     given = vectors(20_000, 384)
     view = coded(given).view()
@@ -170,34 +181,34 @@ def test_far_and_tight_clusters_hide_nothing(D, spread):
 
 def test_what_was_removed_is_no_candidate_and_the_rest_still_is():
     given = vectors(1500, 97)
-    codes = coded(given)
+    made = coded(given)
 
-    codes.remove(np.array([8, 700, 9999]))
+    made.remove(np.array([8, 700, 9999]))
 
-    found = codes.view().ranking(given[8:9], 1.0).likeliest(1500)
+    found = made.view().ranking(given[8:9], 1.0).likeliest(1500)
     assert found.tolist() == [k for k in range(1500) if k not in {8, 700}]
 
 
 def test_a_view_does_not_see_what_is_added_after_it():
     given = vectors(300, 97)
-    codes = coded(given)
-    before = codes.view()
+    made = coded(given)
+    before = made.view()
 
-    codes.add(np.arange(300, 5300), codes.coder.encode(vectors(5000, 97, seed=2)))
+    made.add(np.arange(300, 5300), made.coder.encode(vectors(5000, 97, seed=2)))
 
     assert before.ranking(given[:1], 1.0).likeliest(6000).tolist() == list(range(300))
-    assert len(codes.view().ranking(given[:1], 1.0).likeliest(6000)) == 5300
+    assert len(made.view().ranking(given[:1], 1.0).likeliest(6000)) == 5300
 
 
 def test_what_lives_is_told_as_it_was_added():
     given = vectors(100, 97)
-    codes = coded(given)
-    codes.remove(np.arange(50))
+    made = coded(given)
+    made.remove(np.arange(50))
 
-    numbers, records = codes.live()
+    numbers, records = made.live()
 
     assert numbers.tolist() == list(range(50, 100))
-    assert records.tobytes() == codes.coder.encode(given)[50:].tobytes()
+    assert records.tobytes() == made.coder.encode(given)[50:].tobytes()
 
 
 @pytest.mark.parametrize("D", [97, 384])
@@ -205,9 +216,9 @@ def test_what_lives_is_told_as_it_was_added():
 def test_the_error_is_as_large_as_it_says(D, metric):
     given, queries = vectors(2000, D), vectors(50, D, seed=9)
     coder = Coder(metric, prepare_vectors(given, metric).mean(axis=0))
-    codes = Codes(coder)
-    codes.add(np.arange(2000), coder.encode(given))
-    view = codes.view()
+    made = Codes(coder)
+    made.add(np.arange(2000), coder.encode(given))
+    view = made.view()
     prepared = prepare_vectors(given, metric) - coder.centre
 
     misses = []
@@ -251,6 +262,6 @@ def test_a_score_at_a_distance_is_reached_by_what_is_there(D, seed, metric):
 def test_an_object_in_the_centre_is_compared_like_others():
     given = vectors(50, 97)
     given[3] = given[:3].mean(axis=0)
-    codes = coded(given, MetricType.EUCLID, centre=given[3])
+    made = coded(given, MetricType.EUCLID, centre=given[3])
 
-    assert 3 in codes.view().ranking(given[3:4], 1.0).likeliest(1)
+    assert 3 in made.view().ranking(given[3:4], 1.0).likeliest(1)

@@ -16,7 +16,9 @@ Approximate Nearest Neighbor Search", SIGMOD 2024; the rotation by signs and Had
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -46,6 +48,8 @@ BLOCK = 16_384
 """Codes compared at a time: their intermediate results stay in the processor's cache."""
 
 SMALLEST_BLOCK = 64
+SHARED_AMONG_THREADS = 200_000
+"""From so many codes on all processors compare them; numpy lets go of Python's lock meanwhile."""
 STRETCHES = 64
 NUMBERS = ("factor", "error", "offset", "length")
 """What a code holds beside the signs."""
@@ -366,13 +370,18 @@ class _Ranking:
         ).astype(np.float32)
         self._differing = np.empty(self._size, dtype=np.uint16)
         self._coarse = np.empty(self._size, dtype=np.float32)
-        for block in _blocks(self._size):
+
+        def compare(block: slice) -> None:
             chosen = block if self._rows is None else self._rows[block]
             self._differing[block] = _differing(columns.signs, chosen, signs)
             part = self._coarse[block]
             np.take(cosines, self._differing[block], out=part, mode="clip")
             part *= columns.length[chosen]
             part += columns.offset[chosen]
+
+        in_turn = map if self._size < SHARED_AMONG_THREADS else _threads(os.getpid()).map
+        for _ in in_turn(compare, _blocks(self._size)):
+            pass
 
     def _doubts(self, places: Numbers) -> Floats:
         """Return the standard errors of the coarse estimates."""
@@ -518,6 +527,11 @@ _SIGN_BITS, _SIZE_BITS = (
 )
 _FOURS = _MEANINGS[_SIGN_BITS + 2 * _SIZE_BITS]
 """[4, 256], what four components are, by their signs plus 16 times their sizes."""
+
+
+@lru_cache(maxsize=1)
+def _threads(process_id: int) -> ThreadPoolExecutor:  # noqa: ARG001, a fork has none of its parent's threads
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="codes")
 
 
 def _blocks(size: int) -> Iterator[slice]:
