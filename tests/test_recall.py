@@ -17,7 +17,7 @@ from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.domain.sessions import SessionForImprovementCreateSchema
 from embedding_studio.errors import CollectionNotFoundError, InvalidInputError, StorageUnavailableError
-from embedding_studio.recall import ENOUGH_QUERIES, MARGINS, MeasuredRecall, measure_recall
+from embedding_studio.recall import ENOUGH_QUERIES, MARGINS, MeasuredRecall, measure_recall, share_found
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.pg_nearest import margin_for
 
@@ -78,18 +78,18 @@ class Catalogue:
         return pairs.min(axis=1) if self.index.metric_aggregation_type is MIN else pairs.mean(axis=1)
 
     def compare(self, queries, where=None, matches=lambda _: True):
-        """Return recall@10 and the share of right first results; as near as the tenth is as good."""
+        """Return recall@10 and the share of right first results."""
         matching = np.array([matches(payload) for payload in self.payloads])
         recalls, firsts = [], []
         for query in queries:
             distances = np.where(matching, self.distances(query), np.inf)
             nearest = np.sort(distances)[:K]
-            slack = 1e-5 * max(1, abs(nearest[-1]))
             found = self.storage.objects.nearest(self.collection, query[None], K, filter=where)
             true = distances[[int(each.object_id[1:]) for each in found]]
             assert len(found) == K
-            recalls.append(np.mean(true <= nearest[-1] + slack))
-            firsts.append(true[0] <= nearest[0] + slack)
+            recall, first = share_found(true.tolist(), nearest.tolist())
+            recalls.append(recall)
+            firsts.append(first)
         return np.mean(recalls), np.mean(firsts)
 
 
@@ -220,6 +220,23 @@ def test_a_direction_that_all_vectors_share_makes_them_no_harder_to_tell_apart(p
 
 
 # Measuring
+
+
+@pytest.mark.parametrize(
+    ("found", "nearest", "share", "first"),
+    [
+        ([1, 2, 3], [1, 2, 3], 1, True),
+        ([1, 3, 3], [1, 2, 3], 2 / 3, True),  # there is one place for what is as near as the last
+        ([3, 3, 3], [1, 2, 3], 1 / 3, False),
+        ([2, 3, 4], [1, 2, 3], 2 / 3, False),
+        ([1], [1, 1, 1], 1 / 3, True),
+        ([], [1, 2], 0, False),
+        ([], [], 1, True),
+        ([-2e6 + 1, -1e6], [-2e6, -1e6], 1, True),  # float32 cannot tell the first two apart
+    ],
+)
+def test_what_is_as_near_as_the_last_fills_the_places_that_are_left(found, nearest, share, first):
+    assert share_found(found, nearest) == (pytest.approx(share), first)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.domain.objects import CatalogueObject, Collection, Neighbour
+from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.storage.ports import Storage, Vectors
 
@@ -33,7 +33,7 @@ CHANGE = 0.3
 """The length of the change, in lengths of the vector: the cosine to what was changed is about .96."""
 
 RESAMPLES = 2_000
-TOLERANCE = 1e-6
+TOLERANCE = 2e-6
 """Relative: distances this close are the same distance."""
 
 READ_AT_ONCE = 1_000
@@ -46,7 +46,7 @@ class RecallAtMargin:
 
     Attributes:
         margin: in standard errors; None: all are compared.
-        recall: mean share of the k nearest that is found; one as near as the k-th counts.
+        recall: mean share of the k nearest that is found (see ``share_found``).
         low, high: the 95 % bootstrap interval of the mean. One query more that misses one result is drawn
             for ``low``: that nothing was missed in few queries does not make it certain.
         right_first: share of queries whose first result is as near as the nearest.
@@ -226,22 +226,22 @@ def _compared(
     tried = [*margins, math.inf]
     recalls, firsts, seconds = (np.ones((len(tried), len(queries))) for _ in range(3))
 
-    def search(query: Vectors, margin: float) -> list[Neighbour]:
-        return storage.objects.nearest(collection, query, k, margin=margin)
+    def search(query: Vectors, margin: float) -> list[float]:
+        return [each.distance for each in storage.objects.nearest(collection, query, k, margin=margin)]
 
     for margin in tried:  # the first of each is slower
         search(queries[0], margin)
     for n, query in enumerate(queries):
-        found: list[list[Neighbour]] = [[] for _ in tried]
+        found: list[list[float]] = [[] for _ in tried]
         for t in rng.permutation(len(tried)).tolist():
             started = time.perf_counter()
             found[t] = search(query, tried[t])
             seconds[t, n] = time.perf_counter() - started
         for t, each in enumerate(found):
-            recalls[t, n], firsts[t, n] = _share_found(each, found[-1])
+            recalls[t, n], firsts[t, n] = share_found(each, found[-1])
     rows = []
     for t, margin in enumerate(tried):
-        low, high = _interval(recalls[t], k)
+        low, high = bootstrap_interval(recalls[t], k)
         p50, p95 = np.percentile(1000 * seconds[t], [50, 95])
         rows.append(
             RecallAtMargin(
@@ -257,19 +257,28 @@ def _compared(
     return rows
 
 
-def _share_found(found: Sequence[Neighbour], exact: Sequence[Neighbour]) -> tuple[float, bool]:
-    """Return the share of the nearest that is found, and whether the first is as near as can be."""
-    if not exact:
+def share_found(found: Sequence[float], nearest: Sequence[float]) -> tuple[float, bool]:
+    """Return the share of the k nearest that is found, and whether the first is as near as can be.
+
+    Of objects that are as near as the k-th, any will do, but only for as many as there are places.
+
+    Args:
+        found: distances of at most k results.
+        nearest: the k smallest distances, ascending; fewer only where there are fewer objects.
+
+    >>> share_found([0.1, 0.3, 0.3], [0.1, 0.2, 0.3])
+    (0.6666666666666666, True)
+    """
+    if len(nearest) == 0:
         return 1.0, True
+    k, last = len(nearest), nearest[-1]
+    slack = TOLERANCE * max(1.0, abs(last))
+    nearer, places = (sum(each < last - slack for each in distances) for distances in (found, nearest))
+    equal = sum(abs(each - last) <= slack for each in found)
+    return (nearer + min(equal, k - places)) / k, len(found) > 0 and found[0] <= nearest[0] + slack
 
-    def is_within(each: Neighbour, limit: Neighbour) -> bool:
-        return each.distance <= limit.distance + TOLERANCE * max(1.0, abs(limit.distance))
 
-    count = sum(is_within(each, exact[-1]) for each in found[: len(exact)])
-    return count / len(exact), bool(found) and is_within(found[0], exact[0])
-
-
-def _interval(recalls: Floats, k: int) -> tuple[float, float]:
+def bootstrap_interval(recalls: Floats, k: int) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the mean of [N]; the lower end as ``RecallAtMargin`` says."""
     rng = np.random.default_rng(SEED)
     missing = np.append(recalls, min(1 - 1 / k, recalls.mean()))
