@@ -23,10 +23,11 @@ from fastapi.responses import StreamingResponse
 from embedding_studio import errors
 from embedding_studio.api.app import STATUSES, create_app
 from embedding_studio.api.border import BodyLimit
+from embedding_studio.api.metrics import Metrics
 from embedding_studio.bootstrap import Context
 from embedding_studio.settings import Settings
 from embedding_studio.storage.memory import MemoryStorage
-from embedding_studio.storage.ports import Storage
+from embedding_studio.storage.ports import CodesInfo, Storage
 
 SEARCH = "/api/v1/embeddings/similarity-search"
 SESSION = "/api/v1/clickstream/session"
@@ -618,6 +619,46 @@ def test_metrics_count_searches_events_and_orders(counted):
     assert seen['embedding_studio_orders{status="pending"}'] == 1
     assert seen['embedding_studio_orders{status="failed"}'] == 0
     assert seen["embedding_studio_exploration_slots_total"] == 0
+
+
+def test_metrics_tell_of_collections_and_of_codes_only_where_they_are_in_memory(make_context):
+    context = make_context()
+    with serving(create_app(context)) as client:
+        client.post("/api/v1/embeddings/upsert", json={"items": [{"object_id": "o1", "text": "abc"}]})
+        before = samples(client)
+        client.post(SEARCH, json={"search_query": "a"})
+        after = samples(client)
+        context.storage.collections.drop("default")
+        dropped = samples(client)
+
+    objects = 'embedding_studio_collection_objects{collection="default"}'
+    codes = 'embedding_studio_codes_bytes{collection="default"}'
+    assert before[objects] == after[objects] == 1
+    assert codes not in before
+    assert after[codes] == 0
+    assert not any("collection=" in name for name in dropped)
+
+
+def test_objects_are_counted_again_after_a_minute_or_when_there_are_other_collections():
+    metrics = Metrics()
+    metrics.set_objects({"films": 3}, now=1_000.0)
+
+    counted = [metrics.are_counted(names, now) for names, now in (
+        ({"films"}, 1_059.9), ({"films"}, 1_060.0), ({"films", "few"}, 1_001.0),
+    )]  # fmt: skip
+
+    assert counted == [True, False, False]
+
+
+def test_the_margin_of_a_collection_that_was_searched_by_codes_is_told():
+    metrics = Metrics()
+
+    metrics.set_codes({"films": CodesInfo(4_000, 300_000, 1.5), "few": CodesInfo(0, 0, 1.5)})
+
+    exposed = metrics.exposition().decode()
+    assert 'embedding_studio_recall_margin{collection="films"} 1.5' in exposed
+    assert 'embedding_studio_codes_bytes{collection="films"} 300000.0' in exposed
+    assert 'embedding_studio_recall_margin{collection="few"}' not in exposed
 
 
 def test_no_label_tells_of_users_queries_or_objects(counted):

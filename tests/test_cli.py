@@ -41,6 +41,8 @@ def test_the_verbs_are_those_that_people_know():
                 "migrate",
                 "settings",
                 "tune",
+                "recall",
+                "doctor",
                 "collections",
                 "forget",
             ]
@@ -378,3 +380,71 @@ def test_the_quickstarts_commands_for_vectors_of_ones_own_run(command, stored):
     assert [(line, each.output) for line, each in ended if each.exit_code != 0] == []
     assert "EMBEDDER=none" in section
     assert len(gzip.decompress(Path("products.jsonl.gz").read_bytes()).splitlines()) == 3
+
+
+# Recall and doctor
+
+
+@pytest.fixture
+def films(command, monkeypatch, postgres_url):
+    """A database with a collection that has codes; returns what runs commands on it."""
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    np.save("o.npy", np.random.default_rng(5).normal(size=(3_000, 66)).astype(np.float32))
+    write("o.jsonl", *({"id": f"o{n}"} for n in range(3_000)))
+    told(command("index", "o.jsonl", "--vectors", "o.npy", "-c", "films", "--json"))
+    return command
+
+
+def test_recall_is_measured_and_a_table_and_a_sentence_tell_it(films):
+    options = ("films", "--queries", "20", "--k", "5", "--target", "0.8")
+
+    rehearsed = told(films("recall", *options, "--dry-run", "--json"))
+    shown = films("recall", *options)
+    again = told(films("recall", *options, "--dry-run", "--json"))
+    checked = told(films("doctor", "--json"))
+
+    assert (rehearsed["queries"], rehearsed["recorded"], rehearsed["k"]) == (20, 0, 5)
+    assert shown.exit_code == 0, shown.output
+    assert "from now on" in shown.stdout
+    assert "20 objects slightly changed" in shown.stderr
+    assert f"With a margin of {rehearsed['after']:g} 'films' finds" in shown.stdout
+    assert again["before"] == rehearsed["after"] != rehearsed["before"]
+    assert {each["grade"] for each in checked} == {"OK"}
+
+
+def test_recall_of_a_collection_that_is_compared_as_a_whole_is_one(command, stored):
+    write("o.jsonl", *ROWS)
+    told(command("index", "o.jsonl", "--vector-column", "vector", "--json"))
+
+    shown = command("recall")
+
+    assert shown.stdout == "All objects of 'default' are compared: recall is 1 by construction.\n"
+
+
+def test_a_recall_below_one_is_not_measured_where_all_are_compared(command, stored, monkeypatch):
+    monkeypatch.setenv("RECALL_TARGET", "1")
+
+    assert "RECALL_TARGET is 1, so all are compared" in refusal(command("recall", "--target", "0.9"))
+
+
+def test_the_doctor_prints_a_line_for_each_thing(command, stored):
+    shown = command("doctor", "--embedder")
+
+    assert shown.exit_code == 0, shown.output
+    assert re.search(r"OK +│ settings", shown.stdout)
+    assert re.search(r"OK +│ storage +│ in the memory of this process", shown.stdout)
+    assert re.search(r"WARN +│ collections +│ there is none yet", shown.stdout)
+
+
+def test_the_doctor_exits_with_1_and_says_what_fails(command, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://ann:secret@127.0.0.1:1/shop")
+
+    storage = command("doctor", "--json")
+    monkeypatch.setenv("RECALL_TARGET", "2")
+    settings = command("doctor", "--json")
+
+    assert storage.exit_code == settings.exit_code == 1
+    assert [each["grade"] for each in json.loads(storage.stdout)] == ["OK", "OK", "FAIL"]
+    [failed] = json.loads(settings.stdout)
+    assert failed["told"].startswith("RECALL_TARGET: Input should be less than or equal to 1")
+    assert "secret" not in storage.stdout

@@ -69,6 +69,8 @@ def test_a_value_outside_the_documented_range_is_used_with_a_warning(caplog):
         ({"adjustment_rate": 0}, "ADJUSTMENT_RATE: Input should be greater than 0"),
         ({"num_iterations": "fast"}, "NUM_ITERATIONS: give a number or one of quick, standard, deep"),
         ({"gate_threshold": 1}, "GATE_THRESHOLD: Input should be less than 1"),
+        ({"recall_target": 0.5}, "RECALL_TARGET: Input should be greater than 0.5"),
+        ({"recall_target": 1.01}, "RECALL_TARGET: Input should be less than or equal to 1"),
         ({"adjuster": "adam"}, "ADJUSTER: Input should be 'passive_aggressive' or 'torch'"),
         ({"event_weights": {"click": 0}}, "at least one type of event needs a weight above 0"),
         ({"event_weights": {"click": -1}}, "weights are numbers from 0 upwards"),

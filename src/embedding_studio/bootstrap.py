@@ -219,6 +219,7 @@ class Context:
         return PostgresStorage(
             given.get_secret_value() if given is not None else self._start_server,
             order_on=self._ordering_event_types(),
+            recall_target=self.settings.recall_target,
             pool_size=self.settings.pool_size,
         )
 

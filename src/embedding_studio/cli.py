@@ -57,6 +57,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.indexing import IndexingReport, every_object, update_payloads
 from embedding_studio.indexing import prune as prune_objects
+from embedding_studio.recall import measure_recall
 from embedding_studio.settings import Settings, load_settings, settings_markdown
 from embedding_studio.tuning import reset_gate, tune_gate
 
@@ -507,6 +508,88 @@ def tune(
     if not as_json:
         told |= {name: setting for name in ("before", "after") if told[name] is None}
     _print(told, as_json=as_json)
+
+
+@app.command()
+def recall(
+    collection: Annotated[str, typer.Argument(help="Name or alias of the collection.")] = DEFAULT_COLLECTION,
+    *,
+    queries: Annotated[int, typer.Option(min=1, help="Compare so many of its latest queries.")] = 200,
+    k: Annotated[int, typer.Option("--k", min=1, help="Results looked at.")] = 10,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Share of the nearest that is to be found. Default: RECALL_TARGET."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether the nearest are found, and let searches be as cautious as that needs."""
+    with _context() as context:
+        setting = context.settings.recall_target
+        if setting == 1 and target not in (None, 1):
+            raise InvalidInputError(
+                f"RECALL_TARGET is 1, so all are compared, and there is nothing to measure for {target}; "
+                "set it to less"
+            )
+        measured = measure_recall(
+            context.storage,
+            collection,
+            queries=queries,
+            k=k,
+            target=setting if target is None else target,
+            dry_run=dry_run,
+        )
+    if as_json:
+        _print(measured, as_json=True)
+        return
+    table = Table("margin", f"recall@{k}", "95 % interval", "first is right", "p50 ms", "p95 ms", "")
+    for each in measured.compared:
+        notes = {
+            "before": each.margin is not None and each.margin == measured.before,
+            "chosen" if dry_run else "from now on": each.margin is not None and each.margin == measured.after,
+        }
+        table.add_row(
+            "all" if each.margin is None else f"{each.margin:.3g}",
+            f"{each.recall:.4f}",
+            f"{each.low:.4f} to {each.high:.4f}",
+            f"{each.right_first:.1%}",
+            f"{each.p50_ms:.1f}",
+            f"{each.p95_ms:.1f}",
+            ", ".join(note for note, is_true in notes.items() if is_true),
+        )
+    if measured.compared:
+        out.print(table)
+        made = measured.queries - measured.recorded
+        err.print(
+            f"{measured.recorded} recorded queries"
+            + (f", and {made} objects slightly changed." if made else ".")
+        )
+    out.print(escape(measured.told[:1].upper() + measured.told[1:] + "."), soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    *,
+    embedder: Annotated[
+        bool, typer.Option("--embedder", help="Load the embedder and embed a word with it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say how everything fares: OK, WARN or FAIL and a sentence each; exits with 1 where anything fails."""
+    from embedding_studio.doctor import examine
+
+    with _context() as context:
+        findings = examine(context, load_embedder=embedder)
+    if as_json:
+        _print([asdict(each) for each in findings], as_json=True)
+    else:
+        table = Table("", "what", "how it is")
+        colours = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
+        for each in findings:
+            table.add_row(f"[{colours[each.grade]}]{each.grade}[/]", escape(each.what), escape(each.told))
+        out.print(table)
+    if any(each.grade == "FAIL" for each in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

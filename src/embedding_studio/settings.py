@@ -118,6 +118,13 @@ class Settings(BaseSettings):
         description="Share of slots that show the plain search's next result instead of the personalised"
         " one's.",
     )
+    recall_target: float = Field(
+        default=0.99,
+        gt=0.5,
+        le=1,
+        description="Share of the true nearest results that a search is to find, in collections for which"
+        " this was not measured (embedding-studio recall); 1 compares all, always.",
+    )
     users_per_batch: int = Field(default=100, ge=1, description="Users that a worker claims at once.")
     lease_seconds: float = Field(
         default=60, gt=0, description="After so long the orders of a dead worker are claimed by another."

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, IsAdmin, check_admin
-from embedding_studio.api.dependencies import InContext
+from embedding_studio.api.dependencies import InContext, InMetrics
 from embedding_studio.api.fields import Body, Id, Json, Query, Text, Vectors, check_fit
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
@@ -204,7 +204,9 @@ class ScrolledPage(BaseModel):
 
 
 @router.post("/similarity-search", operation_id="similarity_search")
-def similarity_search(request: Request, body: SearchBody, context: InContext, is_admin: IsAdmin) -> FoundPage:
+def similarity_search(
+    request: Request, body: SearchBody, context: InContext, metrics: InMetrics, is_admin: IsAdmin
+) -> FoundPage:
     """Return what is nearest to a query, for this user."""
     if body.explain:
         check_admin(is_admin=is_admin)
@@ -233,6 +235,7 @@ def similarity_search(request: Request, body: SearchBody, context: InContext, is
         )
     except ConflictError as error:
         raise session_taken(body.session_id) from error
+    metrics.searched.add(collection.name)
     request.state.personalised = page.personalised
     request.state.explored_slots = sum(result.propensity < 1 for result in page.results)
     found = [

@@ -2,6 +2,7 @@
 
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,6 +14,7 @@ from embedding_studio.domain.sessions import (
     SessionEvent,
     SessionForImprovementStatus,
 )
+from embedding_studio.storage.ports import CodesInfo
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
@@ -20,6 +22,9 @@ OTHER = "other"
 """Stands for every type of event that the settings do not name, so that callers cannot make up labels."""
 
 SEARCH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+COUNT_SECONDS = 60
+"""To count the objects of a collection takes the longer the more there are, so not every scrape does."""
 
 
 class Metrics:
@@ -31,6 +36,8 @@ class Metrics:
 
     def __init__(self, event_types: Iterable[str] = DEFAULT_EVENT_WEIGHTS) -> None:
         self._event_types = frozenset(event_types)
+        self.searched: set[str] = set()
+        """The collections that this process has searched, whose codes it therefore holds."""
         self._registry = CollectorRegistry()
         self._search_seconds = Histogram(
             "embedding_studio_search_duration_seconds",
@@ -62,6 +69,41 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._objects = Gauge(
+            "embedding_studio_collection_objects",
+            "Objects of each collection, as counted at most a minute ago.",
+            ["collection"],
+            registry=self._registry,
+        )
+        self._codes_bytes = Gauge(
+            "embedding_studio_codes_bytes",
+            "Memory of this process for the codes of each collection that it has searched.",
+            ["collection"],
+            registry=self._registry,
+        )
+        self._recall_margin = Gauge(
+            "embedding_studio_recall_margin",
+            "How cautiously each collection that this process has searched by codes is searched, in standard "
+            "errors; absent where all are compared.",
+            ["collection"],
+            registry=self._registry,
+        )
+        self._counted: AbstractSet[str] = frozenset()
+        self._counted_at = 0.0
+
+    def are_counted(self, collections: AbstractSet[str], now: float) -> bool:
+        """Return whether just these collections were counted, less than ``COUNT_SECONDS`` ago."""
+        return collections == self._counted and now < self._counted_at + COUNT_SECONDS
+
+    def set_objects(self, counts: Mapping[str, int], now: float) -> None:
+        self._counted, self._counted_at = set(counts), now
+        _set(self._objects, counts)
+
+    def set_codes(self, codes: Mapping[str, CodesInfo]) -> None:
+        _set(self._codes_bytes, {name: each.bytes_in_memory for name, each in codes.items()})
+        margins = {name: each.margin for name, each in codes.items() if each.parts}
+        _set(self._recall_margin, {name: each for name, each in margins.items() if each is not None})
+
     def count_search(self, status: int, seconds: float, *, personalised: bool, explored_slots: int) -> None:
         self._searches.labels(str(status), str(personalised).lower()).inc()
         self._explored_slots.inc(explored_slots)
@@ -74,10 +116,15 @@ class Metrics:
             self._events.labels(kind, disposition.value).inc(number)
 
     def set_orders(self, counts: Mapping[SessionForImprovementStatus, int]) -> None:
-        self._orders.clear()
-        for status, number in counts.items():
-            self._orders.labels(status.value).set(number)
+        _set(self._orders, {status.value: number for status, number in counts.items()})
 
     def exposition(self) -> bytes:
         """Return the text that Prometheus reads, of type ``CONTENT_TYPE_LATEST``."""
         return generate_latest(self._registry)
+
+
+def _set(gauge: Gauge, values: Mapping[str, float]) -> None:
+    """Let a gauge have these labels and no others."""
+    gauge.clear()
+    for label, value in values.items():
+        gauge.labels(label).set(value)

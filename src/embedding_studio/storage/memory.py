@@ -74,6 +74,9 @@ class MemoryStorage:
     def ping(self) -> None:
         """Return, for memory always answers."""
 
+    def about(self) -> str:
+        return "in the memory of this process"
+
     def close(self) -> None:
         """Do nothing: there is nothing to give back."""
 

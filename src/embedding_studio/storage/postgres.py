@@ -20,6 +20,7 @@ from embedding_studio.storage.pg_nearest import RECALL_TARGET, NearestSearch
 from embedding_studio.storage.pg_objects import PostgresObjects
 from embedding_studio.storage.pg_orders import PostgresOrders
 from embedding_studio.storage.pg_personal import PostgresPersonal
+from embedding_studio.storage.schema import describe
 
 CODES = 3
 """The migration after which the program writes the codes of what is there already."""
@@ -62,6 +63,9 @@ class PostgresStorage:
 
     def ping(self) -> None:
         self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())
+
+    def about(self) -> str:
+        return self._database.read(describe)
 
     def close(self) -> None:
         self.orders.close()

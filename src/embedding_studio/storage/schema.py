@@ -88,6 +88,16 @@ def require_supported(
         raise UnsupportedDatabaseError(f"{place} has pgvector {found}, and 0.8 or later is needed: {remedy}")
 
 
+def describe(connection: psycopg.Connection) -> str:
+    """Return which database this is, and the versions of server, pgvector and tables."""
+    [(server, installed, _)] = connection.execute(_SQL["versions"])
+    applied = max(number for (number,) in connection.execute(_SQL["applied_migrations"]))
+    return (
+        f"{where(connection)}, PostgreSQL {server}, pgvector {installed}, tables of migration {applied}, "
+        "the latest that this program knows"
+    )
+
+
 def where(connection: psycopg.Connection) -> str:
     """Return which database this is, without its password."""
     return f"database {connection.info.dbname!r} at {connection.info.host}:{connection.info.port}"
