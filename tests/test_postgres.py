@@ -12,7 +12,7 @@ import pytest
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, PersonalState, SharedVote
+from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory, SharedVote
 from embedding_studio.domain.sessions import (
     Session,
     SessionEvent,
@@ -25,6 +25,7 @@ from embedding_studio.errors import (
     StorageError,
     StorageUnavailableError,
 )
+from embedding_studio.search import SearchService
 from embedding_studio.storage import pg_codes, pg_nearest
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
@@ -219,6 +220,57 @@ def test_another_process_that_knew_the_collection_as_small_finds_what_was_added(
         found = [ids(other.objects.nearest(things, a_query(), I)) for _ in range(2)]
 
     assert [len(objects) for objects in found] == [I, I]
+
+
+@pytest.mark.parametrize("dimensions", [5, 97])
+@pytest.mark.parametrize(("metric_type", "aggregation"), GEOMETRIES)
+def test_personal_search_is_that_of_the_users_own_catalogue(indexing, metric_type, aggregation, dimensions):
+    """The twin compares all, and is itself held to the formulas (test_search)."""
+    rng = np.random.default_rng(31)
+    index = SearchIndexInfo(
+        dimensions=dimensions, metric_type=metric_type, metric_aggregation_type=aggregation
+    )
+    centres = rng.normal(size=(3, dimensions))
+    objects = [
+        CatalogueObject(
+            f"o{k}",
+            (centres[k // 80] + 0.7 * rng.normal(size=(1 + k % 3, dimensions))).astype(np.float32),
+            {"colour": "red" if k % 3 == 0 else "blue", "rare": k % 20 == 0, "number": k},
+        )
+        for k in range(240)
+    ]
+    queries = (centres + 0.3 * rng.normal(size=(3, dimensions))).astype(np.float32)
+    memories = [
+        QueryMemory(
+            f"s{j}",
+            f"text {j}",
+            j,
+            queries[j % 2],
+            objects[9 * j].parts[0],
+            (f"o{9 * j}",),
+            tuple(sorted({f"o{k}" for k in rng.integers(240, size=30)})),
+        )
+        for j in range(4)
+    ]
+    moved_ids = sorted({name for memory in memories for name in memory.moved_ids})[:70]
+    copies = {name: objects[int(name[1:])].parts + np.float32(0.2) for name in moved_ids}
+    answers = []
+    for storage in (MemoryStorage(), indexing):
+        things = storage.collections.create("default", index)
+        storage.objects.upsert(things, objects)
+        with storage.personal.learning(things, ["ann"]) as transaction:
+            transaction.replace_states({"ann": PersonalState(tuple(memories), copies)})
+        search = SearchService(storage).search
+        answers.append(
+            [
+                ids(search(query, user_id=user, limit=limit, offset=offset, filter=wanted).results)
+                for query, user in itertools.product([queries[0], queries[2], queries[:2]], ["ann", "bob"])
+                for limit, offset in ((3, 3), (20, 7))
+                for wanted in FILTERS.values()
+            ]
+        )
+
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("dimensions", [5, 97])
