@@ -780,6 +780,25 @@ def test_a_filtered_list_is_shorter_only_if_fewer_match(storage):
         assert ids(storage.objects.nearest(shoes, query, 300, filter=wanted)) == expected[:300]
 
 
+@pytest.mark.parametrize("margin", [0, -1, np.inf, np.nan])
+def test_a_margin_that_no_search_can_have_is_refused(storage, margin):
+    shoes = storage.collections.create("shoes", index())
+
+    with pytest.raises(InvalidInputError, match="margin"):
+        storage.objects.set_margin(shoes, margin)
+
+
+def test_a_margin_that_was_set_is_told_until_it_is_taken_back(storage):
+    shoes = storage.collections.create("shoes", index())
+
+    storage.objects.set_margin(shoes, 1.5)
+    while_set = storage.objects.codes(shoes).margin
+    storage.objects.set_margin(shoes, None)
+
+    assert while_set == 1.5
+    assert storage.objects.codes(shoes).margin is None
+
+
 def test_filter_and_largest_distance_hold_together(storage):
     shoes = storage.collections.create("shoes", index(MetricType.EUCLID))
     storage.objects.upsert(shoes, [thing(f"o{k}", [k, 0, 0], even=k % 2 == 0) for k in range(9)])

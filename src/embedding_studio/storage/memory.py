@@ -50,7 +50,14 @@ from embedding_studio.storage.memory_state import (
     stored_object,
     stored_payload,
 )
-from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, CodesInfo, OrderOutcome, Vectors
+from embedding_studio.storage.ports import (
+    MAX_DETAIL_LENGTH,
+    Claim,
+    CodesInfo,
+    OrderOutcome,
+    Vectors,
+    check_margin,
+)
 
 
 class MemoryStorage:
@@ -246,6 +253,7 @@ class MemoryObjects:
             return CodesInfo(parts=0, bytes_in_memory=0, margin=self._state.shelf(collection).margin)
 
     def set_margin(self, collection: Collection, margin: float | None) -> None:
+        check_margin(margin)
         with self._state.lock:
             self._state.shelf(collection).margin = margin
 

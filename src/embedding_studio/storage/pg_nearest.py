@@ -124,9 +124,10 @@ class NearestSearch:
         """Return an answer from codes, which may be old; None where codes do not help."""
         codes = self._codes_of(question.collection)
         state = codes.state(connection)
-        if state.view is None or self._recall_target == 1:
+        if state.view is None or (margin is None and self._recall_target == 1):
             return None
-        margin = margin or state.margin or self.margin
+        if margin is None:
+            margin = self.margin if state.margin is None else state.margin
         among: Numbers | None = None
         answer: _Answer | None = None
         if question.condition is not None:

@@ -31,7 +31,7 @@ from embedding_studio.storage.pg_geometry import Geometry
 from embedding_studio.storage.pg_nearest import NearestSearch
 from embedding_studio.storage.pg_orders import place_for_users
 from embedding_studio.storage.pg_vectors import pack, pack_numbers, unpack
-from embedding_studio.storage.ports import CodesInfo, Vectors
+from embedding_studio.storage.ports import CodesInfo, Vectors, check_margin
 from embedding_studio.storage.sql import in_schema, schema_of, statements
 
 Numbers = NDArray[np.int64]
@@ -186,6 +186,8 @@ class PostgresObjects:
         self._database.write(work)
 
     def set_margin(self, collection: Collection, margin: float | None) -> None:
+        check_margin(margin)
+
         def work(connection: Connection) -> None:
             lock_collection(connection, collection)
             connection.execute(

@@ -8,6 +8,7 @@ A method that takes a ``Collection`` takes what ``Collections.get`` returned; it
 its number never changes (its ``gate_threshold`` may). Methods that take a name resolve aliases.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementCreateSchema,
     SessionForImprovementStatus,
 )
+from embedding_studio.errors import InvalidInputError
 
 Vectors = NDArray[np.float32]
 
@@ -46,6 +48,19 @@ MAX_DETAIL_LENGTH = 2000
 SHARED_QUERIES = 20
 SHARED_VOTES = 32
 """So many queries of others are looked at for one search, and of each so many votes, or ``shared_by``."""
+
+
+def check_margin(margin: float | None) -> None:
+    """Return if a margin can be stored.
+
+    Raises:
+        InvalidInputError: it is not a finite number above 0.
+    """
+    if margin is not None and not 0 < margin < math.inf:
+        raise InvalidInputError(
+            f"the margin is {margin}; give a finite number of standard errors above 0, or set RECALL_TARGET=1 "
+            "to compare all"
+        )
 
 
 class Collections(Protocol):
@@ -215,7 +230,11 @@ class Objects(Protocol):
         ...
 
     def set_margin(self, collection: Collection, margin: float | None) -> None:
-        """Let every search from now on use a margin; None: that of the storage's own recall target."""
+        """Let every search from now on use a margin; None: that of the storage's own recall target.
+
+        Raises:
+            InvalidInputError: it is not a finite number above 0.
+        """
         ...
 
 
