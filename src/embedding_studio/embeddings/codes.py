@@ -298,6 +298,11 @@ class Ranking:
         """Return the numbers of all objects, sorted, that may be as near as this."""
         return _union([part.within(distance) for part in self._parts])
 
+    def leave_out(self, numbers: Numbers) -> None:
+        """Let objects, given by their sorted numbers, be returned no more."""
+        for part in self._parts:
+            part.leave_out(numbers)
+
 
 class _Ranking:
     """How near parts of objects may be to one part of a query.
@@ -349,6 +354,13 @@ class _Ranking:
         places = self._above(score, self._margin)
         estimates, errors = self._finely(places)
         return self._numbers(places[estimates + self._margin * errors >= score])
+
+    def leave_out(self, numbers: Numbers) -> None:
+        places = _rows_of(self._columns.numbers[self._chosen], numbers)
+        if self._is_coarse:
+            self._coarse[places] = -np.inf
+        self._fine[0, places], self._fine[1, places] = -np.inf, 0
+        self._is_fine[places] = True
 
     def _numbers(self, places: Numbers) -> Numbers:
         return self._columns.numbers[places if self._rows is None else self._rows[places]]

@@ -54,6 +54,7 @@ REMEMBERED_MATCHES = 4_000_000
 objects."""
 
 _SQL = statements("nearest.sql")
+_NONE: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 Row = tuple[Any, ...]
 Numbers = NDArray[np.int64]
@@ -170,17 +171,20 @@ class NearestSearch:
         ranking = view.ranking(question.compared, margin, among)
         count = max(FEWEST, question.limit)
         likeliest = ranking.likeliest(count)
+        known: _Answer | None = None
         while len(likeliest) <= most:
-            answer = self._ask(connection, question, question.chosen(likeliest, is_filtered=False))
+            plan = question.chosen(likeliest, is_filtered=False)
+            answer = self._ask(connection, question, plan, known=known)
             if len(answer.neighbours) == question.limit:
                 others = question.others(ranking, answer, likeliest)
                 if len(others) > most:
                     return None
                 return self._with_others(connection, question, answer, others, is_filtered=False)
-            if len(likeliest) < count:
-                return answer  # there are no more
-            count *= 4  # some of them are moved
+            if len(likeliest) < count or known is not None:
+                return answer  # there are no more, or some went meanwhile, which its revision tells
+            ranking.leave_out(answer.moved_nos)
             likeliest = ranking.likeliest(count)
+            known = answer
         return None
 
     def _with_others(
@@ -194,25 +198,36 @@ class NearestSearch:
     ) -> "_Answer":
         if not len(others):
             return answer
-        more = self._ask(connection, question, question.chosen(others, is_filtered=is_filtered))
+        plan = question.chosen(others, is_filtered=is_filtered)
+        more = self._ask(connection, question, plan, known=answer)
         neighbours = sorted(
             answer.neighbours + more.neighbours, key=lambda each: (each.distance, each.object_id)
         )
         return replace(answer, neighbours=neighbours[: question.limit], revision=more.revision)
 
-    def _ask(self, connection: Connection, question: "_Question", plan: "_Plan") -> "_Answer":
+    def _ask(
+        self, connection: Connection, question: "_Question", plan: "_Plan", *, known: "_Answer | None" = None
+    ) -> "_Answer":
+        """Return what a plan brings, in one round trip.
+
+        Args:
+            known: an answer to the same question, which has found already what is moved.
+        """
         given = question.parameters | plan.parameters
         with connection.pipeline():
             if plan.needs_snapshot:
                 connection.execute(_SQL["begin"])
                 connection.execute(_SQL["settings"], given)
-            asked = question.ask_moved(connection)
+            asked = question.ask_moved(connection) if known is None else None
             nearest = connection.execute(plan.statement, given, binary=True)
             revision = connection.execute(question.revision)
             if plan.needs_snapshot:
                 connection.execute(_SQL["commit"])
         near = nearest.fetchall()
-        found = [] if asked is None else _moved_objects(asked.fetchall())
+        if known is None:
+            found, nos = ([], _NONE) if asked is None else _moved_objects(asked.fetchall())
+        else:
+            found, nos = known.moved, known.moved_nos
         moved_ids = {each.object_id for each in found}
         offset = question.geometry.offset
         neighbours = [
@@ -220,7 +235,7 @@ class NearestSearch:
             for object_id, distance, payload in near
             if object_id not in moved_ids
         ]
-        return _Answer(neighbours[: question.limit], found, only_row(revision)[0], is_old=False)
+        return _Answer(neighbours[: question.limit], found, nos, only_row(revision)[0], is_old=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +243,14 @@ class _Answer:
     """What one plan brought.
 
     Attributes:
+        moved_nos: the numbers of what is moved, sorted.
         revision: of the originals after it; all that it brought is of this one, if the codes were.
         is_old: originals have changed since the codes were read.
     """
 
     neighbours: list[Neighbour]
     moved: list[MovedObject]
+    moved_nos: Numbers
     revision: int
     is_old: bool
 
@@ -299,7 +316,7 @@ class _Question:
     def others(self, ranking: Ranking, answer: "_Answer", compared: Numbers) -> Numbers:
         """Return the numbers of what was not compared and may be as near as the last of a full answer."""
         if self.limit == 0:
-            return np.empty(0, dtype=np.int64)
+            return _NONE
         farthest = answer.neighbours[-1].distance - self.geometry.offset
         return np.setdiff1d(ranking.within(farthest), compared, assume_unique=True)
 
@@ -388,8 +405,12 @@ def _composed(collection: Collection, name: str, among: str, condition: sql.Comp
     )
 
 
-def _moved_objects(rows: Sequence[Row]) -> list[MovedObject]:
-    """Return the objects of rows (object_id, payload with the first part, original part, personal part)."""
+def _moved_objects(rows: Sequence[Row]) -> tuple[list[MovedObject], Numbers]:
+    """Return the objects, and their numbers, of rows that each bring a part.
+
+    Args:
+        rows: (object_id, payload with the first part, original part, personal part, object_no).
+    """
     originals, personals = unpack([row[2] for row in rows]), unpack([row[3] for row in rows])
     moved, start = [], 0
     for object_id, parts in groupby(rows, itemgetter(0)):
@@ -397,4 +418,4 @@ def _moved_objects(rows: Sequence[Row]) -> list[MovedObject]:
         end = start + len(payloads)
         moved.append(MovedObject(object_id, payloads[0], originals[start:end], personals[start:end]))
         start = end
-    return moved
+    return moved, np.unique(np.array([row[4] for row in rows], dtype=np.int64))

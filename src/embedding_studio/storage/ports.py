@@ -58,8 +58,8 @@ def check_margin(margin: float | None) -> None:
     """
     if margin is not None and not 0 < margin < math.inf:
         raise InvalidInputError(
-            f"the margin is {margin}; give a finite number of standard errors above 0, or set RECALL_TARGET=1 "
-            "to compare all"
+            f"the margin is {margin}; give a finite number of standard errors above 0, or set "
+            "RECALL_TARGET=1 to compare all"
         )
 
 

@@ -54,7 +54,8 @@ SELECT
     part.object_id,
     CASE part.part_no WHEN 0 THEN o.payload END,
     part.embedding,
-    personal.embedding
+    personal.embedding,
+    o.object_no
 FROM {schema}.personal_parts AS personal
     JOIN {schema}.parts AS part USING (object_id, part_no)
     JOIN {schema}.objects AS o USING (object_id)
