@@ -61,11 +61,55 @@ def test_the_rotation_keeps_lengths_and_angles(D):
     np.testing.assert_allclose(rotated @ rotated.T, given @ given.T, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("D", [97, 384])
+@pytest.mark.parametrize("D", [97, 127, 250, 255, 384, 1000])
 def test_the_rotation_spreads_what_stands_in_one_component_over_all(D):
     rotated = rotate(np.eye(D, dtype=np.float32))
 
     assert np.abs(rotated).max() < 7 / np.sqrt(D)
+
+
+@pytest.mark.parametrize("D", [97, 127, 250, 255, 384, 500, 1000])
+@pytest.mark.parametrize("side", ["front", "back"])
+def test_the_rotation_spreads_what_stands_in_one_half_over_both(D, side):
+    given = np.random.default_rng(2).normal(size=(300, D)).astype(np.float32)
+    given[:, slice(D // 2, None) if side == "front" else slice(D // 2)] = 0
+
+    rotated = rotate(given)
+
+    shares = np.square(rotated[:, : D // 2]).sum(axis=1) / np.square(rotated).sum(axis=1)
+    assert shares.mean() == pytest.approx(0.5, abs=0.03)
+    assert shares.std() < 1.5 * np.sqrt(1 / (2 * D))
+
+
+@pytest.mark.parametrize("D", [127, 255])
+@pytest.mark.parametrize("kind", ["padded", "falling", "sparse"])
+def test_vectors_whose_components_differ_in_weight_hide_nothing(D, kind):
+    rng = np.random.default_rng(4)
+    weights = {"padded": np.arange(D) < D // 2, "falling": 1 / np.arange(1, D + 1), "sparse": np.ones(D)}[
+        kind
+    ]
+    given, queries = ((rng.normal(size=(n, D)) * weights).astype(np.float32) for n in (4000, 20))
+    if kind == "sparse":
+        given *= rng.random(given.shape) < 8 / D
+        given[:, 0] += 0.01
+    view = coded(given).view()
+
+    missed = 0
+    for query in queries:
+        distances = distances_by_definition(MetricType.COSINE, query.astype(np.float64), given)
+        found = candidates(view, query, 10, distances)
+        missed += len(set(np.argsort(distances)[:10].tolist()) - set(found.tolist()))
+
+    assert missed <= 3  # of 200
+
+
+def test_an_object_of_many_parts_is_removed_in_proportion_to_them():
+    given = vectors(30_000, 5)
+    made = coded(given, numbers=np.arange(30_000) // 15_000)
+
+    made.remove(np.zeros(15_000, dtype=np.int64))  # a row for each pair would be 2 GB
+
+    assert made.view().ranking(given[:1], 1.0).likeliest(10).tolist() == [1]
 
 
 def test_codes_stay_what_they_are():
@@ -79,7 +123,7 @@ def test_codes_stay_what_they_are():
     assert code["content"][0].tobytes().hex() == GOLDEN
 
 
-GOLDEN = "fa83d1117c4dee8a0eb675260000000046e4bc8090e25830bc88405800000000"
+GOLDEN = "ec70946e52304bfbeeb920b501000000080214d56184200a989b061001000000"
 
 
 @pytest.mark.parametrize("metric", MetricType)

@@ -332,6 +332,18 @@ def test_what_matches_a_filter_is_looked_for_anew_once_a_payload_has_changed(ind
     assert [sorted(found) for found in after] == 2 * [sorted(["o3", *(f"o{k}" for k in range(I - 9, I - 1))])]
 
 
+def test_codes_of_a_dropped_collection_are_let_go(indexing, postgres_url):
+    things = filled(indexing, info())
+    indexing.objects.nearest(things, a_query(), 3)
+    with closing(PostgresStorage(postgres_url)) as other:
+        other.collections.drop("things")
+
+    with pytest.raises(CollectionNotFoundError):
+        indexing.objects.nearest(things, a_query(), 3)
+
+    assert indexing.objects._search._codes == {}
+
+
 def test_codes_of_what_is_gone_do_not_pile_up(indexing, monkeypatch):
     monkeypatch.setattr(pg_codes, "MANY_REMOVED", 100)
     things = filled(indexing, info())

@@ -780,7 +780,7 @@ def test_a_filtered_list_is_shorter_only_if_fewer_match(storage):
         assert ids(storage.objects.nearest(shoes, query, 300, filter=wanted)) == expected[:300]
 
 
-@pytest.mark.parametrize("margin", [0, -1, np.inf, np.nan])
+@pytest.mark.parametrize("margin", [0, -1, 101, np.inf, np.nan])
 def test_a_margin_that_no_search_can_have_is_refused(storage, margin):
     shoes = storage.collections.create("shoes", index())
 

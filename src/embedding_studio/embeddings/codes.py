@@ -41,7 +41,7 @@ LEVELS = (0.4528, 1.5104)
 of what is normally distributed, as components are after the rotation; [max1960], "Quantizing for minimum
 distortion"."""
 
-ROUNDS = 4
+ROUNDS = 8
 UNPACKED = 1024
 """Up to so many codes it is faster to unpack their bits."""
 BLOCK = 16_384
@@ -161,7 +161,7 @@ class Codes:
 
     def remove(self, numbers: Numbers) -> None:
         """Let objects be found no more; those that are not there are passed over."""
-        rows = _rows_of(self._columns.numbers[: self._size], np.sort(numbers))
+        rows = _rows_of(self._columns.numbers[: self._size], np.unique(numbers))
         self._columns.offset[rows] = -np.inf
         self._columns.error[rows] = 0
 
@@ -438,18 +438,22 @@ class _Ranking:
 def rotate(vectors: Vectors) -> Vectors:
     """Return [N, D] after a fixed rotation that leaves no component more important than others.
 
-    Signs are flipped and a Hadamard matrix is applied to as many components as a power of two covers, in turn
-    from the front and from the back.
+    Signs are flipped, a Hadamard matrix is applied to as many components as a power of two covers, in turn
+    from the front and from the back, and the two halves are mixed, which what is covered twice alone does
+    not do where it is little.
     """
     D = vectors.shape[1]
     covered = 1 << (D.bit_length() - 1)
     left, right, signs = _rotation(D)
+    half, even = D // 2, np.float32(math.sqrt(0.5))
     rotated = vectors.copy()
     for k in range(ROUNDS):
         rotated *= signs[k]
         part = rotated[:, :covered] if k % 2 == 0 else rotated[:, D - covered :]
         square = part.reshape(-1, len(left), len(right))
         part[:] = (left @ square @ right).reshape(-1, covered)
+        front, back = rotated[:, :half] * even, rotated[:, D - half :] * even
+        rotated[:, :half], rotated[:, D - half :] = front + back, front - back
     return rotated
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import Cursor, sql
+from psycopg.errors import UndefinedTable
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, MovedObject, Neighbour
@@ -99,6 +100,15 @@ class NearestSearch:
             margin: in standard errors, instead of the collection's; infinite: compare all.
         """
         question = _Question(collection, queries, limit, payload_filter, moved)
+        try:
+            return self._answered(connection, question, margin)
+        except UndefinedTable:
+            self._codes.pop(collection.collection_id, None)  # it was dropped
+            raise
+
+    def _answered(
+        self, connection: Connection, question: "_Question", margin: float | None
+    ) -> tuple[list[Neighbour], list[MovedObject]]:
         if margin != math.inf:
             for _ in range(ATTEMPTS):
                 answer = self._by_codes(connection, question, margin)

@@ -8,7 +8,6 @@ A method that takes a ``Collection`` takes what ``Collections.get`` returned; it
 its number never changes (its ``gate_threshold`` may). Methods that take a name resolve aliases.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -42,6 +41,9 @@ from embedding_studio.errors import InvalidInputError
 
 Vectors = NDArray[np.float32]
 
+WIDEST_MARGIN = 100
+"""In standard errors."""
+
 MAX_DETAIL_LENGTH = 2000
 """Characters to which storage cuts the detail of an order."""
 
@@ -54,12 +56,12 @@ def check_margin(margin: float | None) -> None:
     """Return if a margin can be stored.
 
     Raises:
-        InvalidInputError: it is not a finite number above 0.
+        InvalidInputError: it is not above 0, or above ``WIDEST_MARGIN``.
     """
-    if margin is not None and not 0 < margin < math.inf:
+    if margin is not None and not 0 < margin <= WIDEST_MARGIN:
         raise InvalidInputError(
-            f"the margin is {margin}; give a finite number of standard errors above 0, or set "
-            "RECALL_TARGET=1 to compare all"
+            f"the margin is {margin}; give a number of standard errors above 0 and up to {WIDEST_MARGIN}, or "
+            "set RECALL_TARGET=1 to compare all"
         )
 
 
@@ -233,7 +235,7 @@ class Objects(Protocol):
         """Let every search from now on use a margin; None: that of the storage's own recall target.
 
         Raises:
-            InvalidInputError: it is not a finite number above 0.
+            InvalidInputError: it is not above 0, or above ``WIDEST_MARGIN``.
         """
         ...
 
