@@ -10,8 +10,7 @@ components are kept as they are.
 Axes: N parts of objects · D dimensions · W words of 64 bits.
 
 Source: [gao2024] Gao and Long, "RaBitQ: Quantizing High-Dimensional Vectors with a Theoretical Error Bound
-    for
-Approximate Nearest Neighbor Search", SIGMOD 2024; the rotation by signs and Hadamard matrices is theirs too.
+for Approximate Nearest Neighbor Search", SIGMOD 2024; rotating by signs and Hadamard matrices is theirs too.
 """
 
 import hashlib

@@ -117,6 +117,8 @@ class NearestSearch:
                 if not answer.is_old:
                     return answer.neighbours, answer.moved
         answer = self._ask(connection, question, question.exact())
+        if self._recall_target < 1:  # a collection that was small may have codes by now, for the next search
+            self._codes_of(question.collection).state(connection, at_least=answer.revision)
         return answer.neighbours, answer.moved
 
     def state(self, connection: Connection, collection: Collection) -> State:
@@ -133,9 +135,11 @@ class NearestSearch:
         self, connection: Connection, question: "_Question", margin: float | None
     ) -> "_Answer | None":
         """Return an answer from codes, which may be old; None where codes do not help."""
+        if margin is None and self._recall_target == 1:
+            return None
         codes = self._codes_of(question.collection)
         state = codes.state(connection)
-        if state.view is None or (margin is None and self._recall_target == 1):
+        if state.view is None:
             return None
         if margin is None:
             margin = self.margin if state.margin is None else state.margin

@@ -455,7 +455,7 @@ class Personal(Protocol):
         *,
         filter: PayloadFilter | None = None,  # noqa: A002
     ) -> tuple[list[Neighbour], list[MovedObject]]:
-        """Return the nearest objects by their originals, and the user's moved ones, in one round trip.
+        """Return the nearest objects by their originals, and the user's moved ones.
 
         Args:
             moved_ids: objects to return as ``MovedObject`` where the user has a copy and the filter
