@@ -141,19 +141,18 @@ def test_a_large_collection_is_searched_like_a_small_one(indexing, metric_type, 
 
 
 @pytest.mark.parametrize(("metric_type", "aggregation"), GEOMETRIES)
-def test_candidates_come_from_codes_without_what_the_user_moved(indexing, metric_type, aggregation):
+def test_the_nearest_for_a_user_come_from_codes_as_from_comparing_all(indexing, metric_type, aggregation):
     index = info(metric_type, aggregation)
     copies = {item.object_id: item.parts + 1 for item in catalogue()[:50]}
-    moved_ids = [f"o{number}" for number in range(20, 80)]
+    gates = {f"o{number}": 1 / (1 + number % 3) for number in range(20, 80)}
     answers = []
     for storage in (MemoryStorage(), indexing):
         things = filled(storage, index)
         with storage.personal.learning(things, ["ann"]) as transaction:
             transaction.replace_states({"ann": PersonalState((), copies)})
         for wanted in FILTERS.values():
-            near, moved = storage.personal.candidates(things, "ann", a_query(), 15, moved_ids, filter=wanted)
-            parts = {item.object_id: (item.original.tolist(), item.personal.tolist()) for item in moved}
-            answers.append((ids(near), parts))
+            near = storage.personal.nearest(things, "ann", a_query(), 15, gates, filter=wanted)
+            answers.append(ids(near))
 
     assert answers[: len(FILTERS)] == answers[len(FILTERS) :]
 
@@ -785,9 +784,9 @@ def test_an_object_is_neighbour_or_moved_never_both_or_neither_while_it_is_being
     learning.start()
     try:
         for _ in range(150):
-            near, moved = postgres.personal.candidates(things, "ann", a_query(), I, list(copies))
+            near = postgres.personal.nearest(things, "ann", a_query(), I, dict.fromkeys(copies, 1.0))
 
-            assert sorted(ids(near) + ids(moved)) == sorted(item.object_id for item in catalogue())
+            assert sorted(ids(near)) == sorted(item.object_id for item in catalogue())
     finally:
         is_over.set()
         learning.join(timeout=60)

@@ -777,7 +777,7 @@ def test_a_search_takes_two_round_trips_at_most(memory):
     search(QUERY, user_id="new")
     search(QUERY, user_id="ann")
 
-    assert calls == ["nearest", "near_memories", "nearest", "near_memories", "candidates"]
+    assert calls == ["nearest", "near_memories", "nearest", "near_memories", "nearest"]
 
 
 def test_searching_makes_no_classes(memory):

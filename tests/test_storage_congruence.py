@@ -219,22 +219,22 @@ class TwoStorages(RuleBasedStateMachine):
         wanted=st.sampled_from(FILTERS),
         max_distance=st.sampled_from([None, 1.1, 2.3, 0.3, -0.5]),
         user_id=users,
-        moved_ids=st.lists(object_ids, max_size=5),
+        gates=st.dictionaries(object_ids, st.sampled_from([0.25, 0.5, 1.0]), max_size=5),
         shared_by=st.integers(0, 3),
     )
-    def look(self, *, name, queries, limit, wanted, max_distance, user_id, moved_ids, shared_by):
+    def look(self, *, name, queries, limit, wanted, max_distance, user_id, gates, shared_by):
         self.both(
             lambda s: s.objects.nearest(
                 s.collections.get(name), queries, limit, filter=wanted, max_distance=max_distance
             )
         )
 
-        def candidates(s):
-            collection = s.collections.get(name)
-            near, moved = s.personal.candidates(collection, user_id, queries, limit, moved_ids, filter=wanted)
-            return near, sorted(moved, key=lambda item: item.object_id)
-
-        self.both(candidates)
+        self.both(
+            lambda s: s.personal.nearest(
+                s.collections.get(name), user_id, queries, limit, gates, filter=wanted
+            )
+        )
+        self.both(lambda s: s.personal.copies(s.collections.get(name), user_id, sorted(gates)))
         self.both(lambda s: s.clickstream.recent_queries(s.collections.get(name), limit))
         for asking in (user_id, None):
             self.both(

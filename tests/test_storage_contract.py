@@ -599,11 +599,14 @@ def test_an_object_and_a_user_may_have_any_id(storage, films, object_id):
         moved={object_id: [[3, 1, 0]]},
     )
 
-    near, moved = storage.personal.candidates(films, user_id, vectors([1, 1, 0]), 1, [object_id])
+    near = storage.personal.nearest(films, user_id, vectors([1, 1, 0]), 2, {object_id: 1.0})
 
     assert ids(storage.objects.nearest(films, vectors([1, 1, 0]), 1)) == [object_id]
-    assert ids(near) == ["a"]
-    assert ids(moved) == [object_id]
+    assert [(n.object_id, n.distance) for n in near] == [
+        (object_id, pytest.approx(1 - 4 / np.sqrt(20), abs=1e-6)),
+        ("a", pytest.approx(1 - np.sqrt(0.5), abs=1e-6)),
+    ]
+    assert list(storage.personal.copies(films, user_id, [object_id])) == [object_id]
     assert claimed(storage) == [object_id]
     assert storage.objects.update_payloads(films, {object_id: {"new": True}}) == []
     assert object_id in ids(storage.objects.scroll(films))
@@ -738,7 +741,7 @@ def test_a_query_that_cannot_be_compared_is_refused(storage, films, bad):
     with pytest.raises(InvalidVectorsError, match="query"):
         storage.objects.nearest(films, query, 3)
     with pytest.raises(InvalidVectorsError, match="query"):
-        storage.personal.candidates(films, "ann", query, 3, [])
+        storage.personal.nearest(films, "ann", query, 3, {})
 
 
 def test_an_empty_collection_has_nothing_near(storage):
@@ -837,7 +840,8 @@ def test_a_collection_large_enough_for_a_vector_index_keeps_the_promises(storage
     common = PayloadFilter.parse({"query": {"field": "rank", "range": {"gte": 1500}}})
 
     near = storage.objects.nearest(shoes, query, 200)
-    unmoved, moved = storage.personal.candidates(shoes, "ann", query, 30, order[:40])
+    own = storage.personal.nearest(shoes, "ann", query, 70, dict.fromkeys(order[:40], 1.0))
+    far = distance_by_definition(metric_type, aggregation, query, np.full((2, 5), 9, dtype=np.float32))
 
     assert len(set(ids(near))) == 200
     assert near == sorted(near, key=lambda n: (n.distance, n.object_id))
@@ -850,9 +854,10 @@ def test_a_collection_large_enough_for_a_vector_index_keeps_the_promises(storage
     found = ids(storage.objects.nearest(shoes, query, 30, filter=common))
     assert len(set(found) & set(order[1500:1530])) >= 24
     assert len(found) == len(set(found)) == 30
-    assert sorted(ids(moved)) == sorted(order[:40])
-    assert len(set(ids(unmoved)) & set(order[40:70])) >= 24
-    assert len(set(ids(unmoved)) - set(order[:40])) == 30
+    by_place = {object_id: far if n < 40 else true[int(object_id[1:])] for n, object_id in enumerate(order)}
+    best = sorted(by_place, key=lambda object_id: (by_place[object_id], object_id))[:70]
+    assert [n.distance for n in own] == pytest.approx([by_place[n.object_id] for n in own], abs=1e-5)
+    assert len(set(ids(own)) & set(best)) >= 60
 
 
 # Originals and copies
@@ -882,8 +887,9 @@ def test_copies_of_many_users_leave_the_plain_search_as_it_is(storage, films):
         learn(storage, films, f"u{number}", moved={i: [[1, 0.5, 0.25]] for i in "abc"})
 
     assert storage.objects.nearest(films, query, 3) == before
-    assert storage.personal.candidates(films, "nobody", query, 3, []) == (before, [])
-    assert storage.personal.candidates(films, "u1", query, 3, []) == (before, [])
+    assert storage.personal.nearest(films, "nobody", query, 3, {}) == before
+    assert storage.personal.nearest(films, "nobody", query, 3, dict.fromkeys("abc", 1.0)) == before
+    assert storage.personal.nearest(films, "u1", query, 3, {}) == before
 
 
 def test_changed_parts_drop_the_copies_and_fold_whoever_met_the_object(storage, films):
@@ -1960,23 +1966,36 @@ def test_a_users_state_is_read_for_that_user_alone(storage, films, intruder):
 
     assert told(storage.personal.state(films, intruder)) == NOTHING
     assert storage.personal.near_memories(films, intruder, vectors(1, 0, 0), 0.0).own == []
-    assert storage.personal.candidates(films, intruder, vectors([1, 0, 0]), 3, ["b"]) == (plain, [])
+    assert storage.personal.nearest(films, intruder, vectors([1, 0, 0]), 3, {"b": 1.0}) == plain
+    assert storage.personal.copies(films, intruder, ["b"]) == {}
 
 
-def test_moved_objects_are_left_out_of_the_neighbours_before_the_cut(storage):
+def test_what_a_user_moved_stands_where_its_gate_puts_it(storage):
     shoes = storage.collections.create("shoes", index(MetricType.EUCLID))
     storage.objects.upsert(shoes, [thing(f"o{k}", [k, 0, 0], [k, 1, 0], number=k) for k in range(9)])
-    learn(storage, shoes, moved={f"o{k}": [[k, 5, 0], [k, 6, 0]] for k in (0, 2, 3)})
+    learn(storage, shoes, moved={f"o{k}": [[k, 5, 0], [k, 6, 0]] for k in (0, 3)} | {"o8": [[1, 0, 0]] * 2})
 
-    near, moved = storage.personal.candidates(
-        shoes, "ann", vectors([0, 0, 0]), 4, ["o2", "o0", "o5", "unknown", "o2"]
+    near = storage.personal.nearest(
+        shoes, "ann", vectors([0, 0, 0]), 5, {"o8": 1.0, "o0": 0.5, "o5": 1.0, "unknown": 1.0}
     )
 
-    assert near == [Neighbour(f"o{k}", float(k), {"number": k}) for k in (1, 3, 4, 5)]
-    assert sorted(ids(moved)) == ["o0", "o2"]
-    o2 = next(m for m in moved if m.object_id == "o2")
-    assert (o2.payload, o2.original.dtype, o2.personal.dtype) == ({"number": 2}, np.float32, np.float32)
-    assert (o2.original.tolist(), o2.personal.tolist()) == ([[2, 0, 0], [2, 1, 0]], [[2, 5, 0], [2, 6, 0]])
+    assert near == [
+        Neighbour("o1", 1.0, {"number": 1}),
+        Neighbour("o8", 1.0, {"number": 8}),  # (1 - 1) * 8 + 1 * 1
+        Neighbour("o2", 2.0, {"number": 2}),
+        Neighbour("o0", 2.5, {"number": 0}),  # (1 - 1/2) * 0 + 1/2 * 5
+        Neighbour("o3", 3.0, {"number": 3}),  # moved, and no gate is open for it
+    ]
+
+
+def test_copies_are_those_that_there_are(storage, films):
+    learn(storage, films, moved={"b": [[1, 1, 0]], "c": [[0, 1, 1]]})
+
+    copies = storage.personal.copies(films, "ann", ["a", "b", "unknown"])
+
+    assert {object_id: parts.tolist() for object_id, parts in copies.items()} == {"b": [[1, 1, 0]]}
+    assert copies["b"].dtype == np.float32
+    assert storage.personal.copies(films, "ann", []) == {}
 
 
 def test_a_filter_holds_for_moved_objects_too(storage):
@@ -1985,31 +2004,40 @@ def test_a_filter_holds_for_moved_objects_too(storage):
     learn(storage, shoes, moved={f"o{k}": [[k, 5, 0]] for k in range(4)})
     even = PayloadFilter.parse({"query": {"term": {"field": "even", "value": True}}})
 
-    near, moved = storage.personal.candidates(
-        shoes, "ann", vectors([0, 0, 0]), 3, ["o0", "o1", "o2", "o3"], filter=even
+    near = storage.personal.nearest(
+        shoes, "ann", vectors([0, 0, 0]), 4, dict.fromkeys(["o0", "o1", "o2", "o3"], 1.0), filter=even
     )
 
-    assert ids(near) == ["o4", "o6", "o8"]
-    assert sorted(ids(moved)) == ["o0", "o2"]
+    assert ids(near) == ["o4", "o0", "o2", "o6"]
 
 
 @pytest.mark.parametrize(("metric_type", "aggregation"), CLOSED_FORMS)
-def test_candidates_without_moved_objects_are_the_nearest(storage, metric_type, aggregation):
+def test_the_nearest_for_a_user_are_those_by_definition(storage, metric_type, aggregation):
     rng = np.random.default_rng(19)
     shoes = storage.collections.create("shoes", index(metric_type, aggregation, dimensions=5))
     objects = rng.normal(size=(57, 3, 5)).astype(np.float32)
+    copies = rng.normal(size=(20, 3, 5)).astype(np.float32)
     storage.objects.upsert(shoes, [CatalogueObject(f"o{k}", parts) for k, parts in enumerate(objects)])
-    learn(storage, shoes, moved={f"o{k}": rng.normal(size=(3, 5)) for k in range(20)})
+    learn(storage, shoes, moved={f"o{k}": parts for k, parts in enumerate(copies)})
     queries = rng.normal(size=(2, 5)).astype(np.float32)
-    nearest = storage.objects.nearest(shoes, queries, 57)
+    gates = {f"o{k}": 1 / (1 + k % 4) for k in range(0, 40, 3)}
 
-    plain = storage.personal.candidates(shoes, "ann", queries, 9, [])
-    near, moved = storage.personal.candidates(shoes, "ann", queries, 57, [f"o{k}" for k in range(0, 40, 3)])
+    def distance(parts):
+        return distance_by_definition(metric_type, aggregation, queries, parts)
 
-    gone = {f"o{k}" for k in range(0, 20, 3)}
-    assert plain == (nearest[:9], [])
-    assert set(ids(moved)) == gone
-    assert near == [n for n in nearest if n.object_id not in gone]
+    expected = {f"o{k}": distance(parts) for k, parts in enumerate(objects)}
+    for k in range(0, 20, 3):
+        gate = gates[f"o{k}"]
+        expected[f"o{k}"] = (1 - gate) * expected[f"o{k}"] + gate * distance(copies[k])
+
+    plain = storage.personal.nearest(shoes, "ann", queries, 9, {})
+    near = storage.personal.nearest(shoes, "ann", queries, 57, gates)
+
+    assert plain == storage.objects.nearest(shoes, queries, 9)
+    assert ids(near) == sorted(expected, key=lambda object_id: (expected[object_id], object_id))
+    assert [n.distance for n in near] == pytest.approx([expected[n.object_id] for n in near], abs=1e-5)
+    for limit in (1, 9, 30):
+        assert storage.personal.nearest(shoes, "ann", queries, limit, gates) == near[:limit]
 
 
 # What users tell each other

@@ -7,8 +7,7 @@ import hashlib
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,14 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import JSON, Collection, MovedObject, Neighbour, QueryMemory
+from embedding_studio.domain.objects import JSON, Collection, Neighbour, QueryMemory
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION, MAX_ID_LENGTH, SearchResultItem, Session
 from embedding_studio.embedders import Embedder
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import blend, query_mean
 from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.embeddings.similarity import distances, similarities
+from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
 from embedding_studio.storage.ports import Storage, Vectors
 
@@ -318,7 +316,6 @@ class _Lists:
     Attributes:
         queries: [Q, D], as given.
         bend: None where the plain list is the only one.
-        moved: the user's own copies, as far as they were fetched.
     """
 
     storage: Storage
@@ -328,7 +325,6 @@ class _Lists:
     max_distance: float | None
     user_id: str | None
     bend: Bend | None
-    moved: dict[str, MovedObject] = field(default_factory=dict)
 
     def plain(self, count: int) -> list[Neighbour]:
         """Return the ``count`` nearest for anybody."""
@@ -347,24 +343,10 @@ class _Lists:
             return self.storage.objects.nearest(
                 self.collection, shifted, count, filter=self.filter, max_distance=self.max_distance
             )
-        unmoved, moved = self.storage.personal.candidates(
-            self.collection, self.user_id, shifted, count, sorted(gate_of), filter=self.filter
+        found = self.storage.personal.nearest(
+            self.collection, self.user_id, shifted, count, gate_of, filter=self.filter
         )
-        self.moved.update((each.object_id, each) for each in moved)
-        found = unmoved
-        if moved:
-            both = [each.original for each in moved] + [each.personal for each in moved]
-            alike = _similarities(index, shifted, both)
-            object_gates = np.array([gate_of[each.object_id] for each in moved])
-            blended = blend(alike[: len(moved)], alike[len(moved) :], object_gates)
-            found = unmoved + [
-                Neighbour(each.object_id, distance, each.payload)
-                for each, distance in zip(moved, distances(index, blended).tolist(), strict=True)
-            ]
-            found.sort(key=lambda each: (each.distance, each.object_id))
-        return [
-            each for each in found[:count] if self.max_distance is None or each.distance <= self.max_distance
-        ]
+        return [each for each in found if self.max_distance is None or each.distance <= self.max_distance]
 
     def sorted_by(self, sort_by: SortBy) -> list[Neighbour]:
         """Return all within ``max_distance``, or the nearest ``SORT_WINDOW``, by a payload field."""
@@ -384,43 +366,43 @@ class _Lists:
         if self.bend is None:
             return {}
         index = self.collection.index
-        originals = {each.object_id: each.original for each in self.moved.values()}
-        missing = [each.object_id for each in results if each.object_id not in originals]
-        originals |= {
-            each.object_id: each.parts for each in self.storage.objects.get(self.collection, missing)
-        }
+        ids = [each.object_id for each in results]
+        originals = {each.object_id: each.parts for each in self.storage.objects.get(self.collection, ids)}
+        gate_of = self.bend.object_gates()
+        moved = [object_id for object_id in ids if object_id in gate_of]
+        copies = (
+            self.storage.personal.copies(self.collection, self.user_id, moved)
+            if self.user_id and moved
+            else {}
+        )
         there = [each for each in results if each.object_id in originals]  # the others are gone by now
         if not there:
             return {}
         original = [originals[each.object_id] for each in there]
-        personal = [
-            self.moved[each.object_id].personal if each.object_id in self.moved else originals[each.object_id]
-            for each in there
-        ]
+        personal = [copies.get(each.object_id, originals[each.object_id]) for each in there]
 
         def distances_by(bend: Bend) -> NDArray[np.float64]:
             gate_of = bend.object_gates()
             shifted = bend.shifted(index, self.queries)
             blended = blend(
-                _similarities(index, shifted, original),
-                _similarities(index, shifted, personal),
+                similarities_of(index, shifted, original),
+                similarities_of(index, shifted, personal),
                 np.array([gate_of.get(each.object_id, 0.0) for each in there]),
             )
             return distances(index, blended)
 
-        base = distances(index, _similarities(index, self.queries, original))
-        shifted = distances(index, _similarities(index, self.bend.shifted(index, self.queries), original))
+        base = distances(index, similarities_of(index, self.queries, original))
+        shifted = distances(index, similarities_of(index, self.bend.shifted(index, self.queries), original))
         changes = [distances_by(self.bend.alone(j)) - base for j in range(len(self.bend.memories))]
         widest_first = np.argsort(-self.bend.gates, kind="stable").tolist()
         shared = self.bend.shared
         shared_changes = distances_by(self.bend.shared_alone()) - base if shared else base
-        gate_of = self.bend.object_gates()
         return {
             each.object_id: Explanation(
                 base_distance=float(base[r]),
                 shifted_distance=float(shifted[r]),
                 distance=each.distance,
-                gate=gate_of.get(each.object_id, 0.0) if each.object_id in self.moved else 0.0,
+                gate=gate_of[each.object_id] if each.object_id in copies else 0.0,
                 influences=tuple(
                     _influence(self.bend.memories[j], float(self.bend.gates[j]), float(changes[j][r]))
                     for j in widest_first
@@ -464,14 +446,6 @@ def _slots(
             slot = (other, False, ratio) if draw < ratio else (own, True, 1.0 - ratio)
         taken.add(slot[0].object_id)
         yield slot
-
-
-def _similarities(
-    index: SearchIndexInfo, queries: Vectors, objects: Sequence[Vectors]
-) -> NDArray[np.float64]:
-    """Return how alike each object, R arrays [P, D], is to the query: [R]."""
-    starts = np.array([0, *accumulate(len(parts) for parts in objects[:-1])])
-    return similarities(index, queries, np.concatenate(objects), starts)
 
 
 def _served(results: Iterable[SearchResult]) -> tuple[SearchResultItem, ...]:

@@ -59,21 +59,6 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MovedObject:
-    """An object with a user's own copy of its vectors.
-
-    Attributes:
-        original: [P, D] float32.
-        personal: [P, D] float32, part by part the moved original.
-    """
-
-    object_id: str
-    payload: JSON
-    original: NDArray[np.float32]
-    personal: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class QueryMemory:
     """A past query of one user and what was clicked for it.
 

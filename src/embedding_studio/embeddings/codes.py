@@ -1,9 +1,9 @@
 """Short codes of vectors, from which it can be said which objects may be among the nearest.
 
-A code keeps, for each component of a vector after a rotation, its sign and whether it is large, two bits, and
-four numbers. From it an inner product with a query is estimated together with the standard error of that
-estimate, so the candidates are not "the first so many" but all that the error does not rule out; their exact
-distances are computed elsewhere. All codes are compared, so neither the shape of a catalogue (several
+A code keeps a byte for each component of a vector after a rotation, and four numbers. From it an inner
+product with a query is estimated together with the standard error of that estimate, so the candidates are
+not "the first so many" but all that the error does not rule out; their exact distances are computed
+elsewhere. All codes are compared, first by their signs alone, so neither the shape of a catalogue (several
 subjects, far clusters) nor a filter can hide an object, as they do in a graph of neighbours. Vectors of few
 components are kept as they are.
 
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,24 +35,27 @@ Numbers = NDArray[np.int64]
 WHOLE_DIMENSIONS = 64
 """Up to so many dimensions a vector is its own code: few signs say little, and it is not much longer."""
 
-LARGE = 0.9816
-LEVELS = (0.4528, 1.5104)
-"""What is large, and what small and large components stand for, in standard deviations: the best for two bits
-of what is normally distributed, as components are after the rotation; [max1960], "Quantizing for minimum
-distortion"."""
+LARGEST_LEVEL = 127
+"""A component x is kept as the level floor(x / step), from -128 to 127, which stands for the middle of its
+step; so its sign is that of the component."""
 
 ROUNDS = 8
-UNPACKED = 1024
-"""Up to so many codes it is faster to unpack their bits."""
+COARSE = 2048
+"""From so many codes on, signs are compared before all else."""
 BLOCK = 16_384
 """Codes compared at a time: their intermediate results stay in the processor's cache."""
 
+FINE_BLOCK = 256
 SMALLEST_BLOCK = 64
-SHARED_AMONG_THREADS = 200_000
+SHARED_AMONG_THREADS, FINE_SHARED_AMONG_THREADS = 200_000, 20_000
 """From so many codes on all processors compare them; numpy lets go of Python's lock meanwhile."""
 STRETCHES = 64
+FIRST = 16
+"""So many times the objects wanted are first estimated finely, to learn what others must reach."""
+LARGEST_MATRIX = 1024
+"""Up to so many dimensions a query is rotated by a matrix, for one vector needs less calls so."""
 NUMBERS = ("factor", "error", "offset", "length")
-"""What a code holds beside the signs."""
+"""What a code holds beside the levels."""
 ROUNDING = 4e-6
 """Relative error of an inner product in float32, which is all the error that a whole vector has."""
 
@@ -76,8 +80,8 @@ class Coder:
     def record(self) -> np.dtype[np.void]:
         """How the code of one part is stored: little-endian, without gaps."""
         D = self.dimensions
-        content = ("<f4", (D,)) if D <= WHOLE_DIMENSIONS else ("<u8", (2, _words(D)))
-        return np.dtype([("content", *content), *((name, "<f4") for name in NUMBERS)])
+        kind = "<f4" if D <= WHOLE_DIMENSIONS else "i1"
+        return np.dtype([("content", kind, (D,)), *((name, "<f4") for name in NUMBERS)])
 
     def encode(self, vectors: Vectors) -> NDArray[np.void]:
         """Return the codes of [N, D], N records.
@@ -101,19 +105,18 @@ class Coder:
             codes["error"] = ROUNDING * np.sqrt(squares)
             return codes
         rotated = rotate(from_centre.astype(np.float32))
-        sizes = np.abs(rotated)
-        is_large = sizes > LARGE * (codes["length"] / math.sqrt(D))[:, None]
-        codes["content"] = _packed(np.stack([rotated >= 0, is_large], axis=1))
-        levels = np.where(is_large, np.float32(LEVELS[1]), np.float32(LEVELS[0]))
-        products = np.vecdot(levels, sizes).astype(np.float64)
-        lengths = np.vecdot(levels, levels).astype(np.float64)
-        # [gao2024], eq. 12 and theorem 3.2: <r, y> is estimated by factor <signs of r, y>, and the standard
+        steps = np.abs(rotated).max(axis=1, keepdims=True) / LARGEST_LEVEL
+        levels = np.floor(rotated / np.where(steps > 0, steps, 1)).clip(-LARGEST_LEVEL - 1, LARGEST_LEVEL)
+        codes["content"] = levels
+        middles = (levels + np.float32(0.5)).astype(np.float64)
+        products = np.vecdot(middles, rotated.astype(np.float64))
+        # [gao2024], eq. 12 and theorem 3.2: <r, y> is estimated by factor <middles of r, y>, and the standard
         # error is |y| times the second number, both after the rotation.
         with np.errstate(divide="ignore", invalid="ignore"):
             factors = np.where(products > 0, squares / products, 0)
-            missed = lengths - np.where(squares > 0, products**2 / squares, lengths)
+            missed = np.vecdot(middles, middles) - np.where(squares > 0, products**2 / squares, np.inf)
         codes["factor"] = factors
-        codes["error"] = factors * np.sqrt(np.clip(missed, 0, None) / (D - 1))
+        codes["error"] = factors * np.sqrt(np.clip(missed, 0, None) / (D - 1)) + ROUNDING * np.sqrt(squares)
         return codes
 
     def score_at(self, distance: float, query: Vectors) -> float:
@@ -130,7 +133,12 @@ class Coder:
     def question(self, query: Vectors) -> Vectors:
         """Return [D] what codes are compared with for a query [D]."""
         prepared: Vectors = prepare_vectors(query[None], self.metric)[0] - self.centre
-        return prepared if self.dimensions <= WHOLE_DIMENSIONS else rotate(prepared[None])[0]
+        if self.dimensions <= WHOLE_DIMENSIONS:
+            return prepared
+        if self.dimensions <= LARGEST_MATRIX:
+            return np.asarray(prepared @ _rotation_matrix(self.dimensions))
+        rotated: Vectors = rotate(prepared[None])[0]
+        return rotated
 
 
 class Codes:
@@ -181,16 +189,14 @@ class _Columns:
     """Codes by columns, so that what is done to one column of all is done in one go.
 
     Attributes:
-        signs: [W, capacity] words; W is 0 where whole vectors are kept.
-        sizes: as signs; which components are large.
-        whole: [capacity, D] vectors; D is 0 where signs are kept.
+        content: [capacity, D] levels, int8, or whole vectors, float32.
+        signs: [W, capacity] words of the levels' signs; W is 0 where whole vectors are kept.
         factor, error, offset, length: [capacity].
         numbers: [capacity], of the objects.
     """
 
+    content: NDArray[np.int8] | Vectors
     signs: NDArray[np.uint64]
-    sizes: NDArray[np.uint64]
-    whole: Vectors
     factor: Floats
     error: Floats
     offset: Floats
@@ -203,16 +209,15 @@ class _Columns:
 
     @property
     def is_whole(self) -> bool:
-        return bool(self.whole.shape[1])
+        return not len(self.signs)
 
     @classmethod
     def empty(cls, coder: Coder, capacity: int) -> "_Columns":
         D = coder.dimensions
-        W, D = (0, D) if D <= WHOLE_DIMENSIONS else (_words(D), 0)
+        content = coder.record["content"]
         return cls(
-            signs=np.empty((W, capacity), dtype=np.uint64),
-            sizes=np.empty((W, capacity), dtype=np.uint64),
-            whole=np.empty((capacity, D), dtype=np.float32),
+            content=np.empty((capacity, D), dtype=content.base),
+            signs=np.empty((0 if D <= WHOLE_DIMENSIONS else _words(D), capacity), dtype=np.uint64),
             factor=np.empty(capacity, dtype=np.float32),
             error=np.empty(capacity, dtype=np.float32),
             offset=np.empty(capacity, dtype=np.float32),
@@ -223,26 +228,22 @@ class _Columns:
     def copied(self, coder: Coder, capacity: int, size: int) -> "_Columns":
         """Return the first ``size`` in new arrays; whoever reads the old ones is not disturbed."""
         new = _Columns.empty(coder, capacity)
-        new.write(slice(size), self.numbers[:size], self.records(coder, np.arange(size)))
+        new.content[:size], new.signs[:, :size] = self.content[:size], self.signs[:, :size]
+        for name in (*NUMBERS, "numbers"):
+            getattr(new, name)[:size] = getattr(self, name)[:size]
         return new
 
     def write(self, rows: slice, numbers: Numbers, codes: NDArray[np.void]) -> None:
-        if self.is_whole:
-            self.whole[rows] = codes["content"]
-        else:
-            self.signs[:, rows], self.sizes[:, rows] = codes["content"].transpose(1, 2, 0)
+        self.content[rows] = codes["content"]
+        if not self.is_whole:
+            self.signs[:, rows] = _packed(codes["content"] >= 0).T
         for name in NUMBERS:
             getattr(self, name)[rows] = codes[name]
         self.numbers[rows] = numbers
 
     def records(self, coder: Coder, rows: Numbers) -> NDArray[np.void]:
         codes = np.empty(len(rows), dtype=coder.record)
-        codes["content"] = (
-            self.whole[rows]
-            if self.is_whole
-            else np.stack([self.signs[:, rows], self.sizes[:, rows]]).transpose(2, 0, 1)
-        )
-        for name in NUMBERS:
+        for name in ("content", *NUMBERS):
             codes[name] = getattr(self, name)[rows]
         return codes
 
@@ -260,7 +261,7 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        return self._size * (self.coder.record.itemsize + self._columns.numbers.itemsize)
+        return self._size * (self.coder.record.itemsize + 8 * (len(self._columns.signs) + 1))
 
     def ranking(self, queries: Vectors, margin: float, among: Numbers | None = None) -> "Ranking":
         """Compare a query with all codes.
@@ -306,8 +307,8 @@ class Ranking:
 class _Ranking:
     """How near parts of objects may be to one part of a query.
 
-    What is estimated is a score (``Coder.encode``). There is a coarse estimate of all, by the signs of the
-    query alone, and a finer one of those that the coarse one does not rule out.
+    What is estimated is a score (``Coder.encode``). There is a coarse estimate of all, by signs alone, and a
+    finer one of those that the coarse one does not rule out.
     """
 
     def __init__(
@@ -329,28 +330,31 @@ class _Ranking:
         self._chosen = slice(size) if rows is None else rows
         self._size = size if rows is None else len(rows)
         self._margin = margin
-        self._is_coarse = not columns.is_whole and self._size > UNPACKED
+        self._is_coarse = not columns.is_whole and self._size > COARSE
         self._is_fine = np.zeros(self._size, dtype=bool)
         self._fine = np.empty((2, self._size), dtype=np.float32)
         """The finer estimates and their standard errors, as far as they were asked for."""
+        self._reached: tuple[float, Numbers] | None = None
+        """A score, and where the coarse estimate may reach it."""
         if self._is_coarse:
             self._compare_signs()
 
     def likeliest(self, count: int) -> Numbers:
+        bound = -math.inf
         if self._is_coarse:
             likely = _likely(self._coarse, count)
-            bound = _count_th(self._coarse[likely] - self._doubts(likely), self._numbers(likely), count)
-        else:
-            bound = -math.inf
-        places = self._above(bound, 1)
+            if len(likely) > FIRST * count:
+                last = len(likely) - FIRST * count
+                likely = likely[np.argpartition(self._coarse[likely], last)[last:]]
+            bound = self._reached_by(count, likely)
+        places = self._above(bound)
         estimates, errors = self._finely(places)
-        likely = _likely(estimates, count)
-        bound = _count_th((estimates - errors)[likely], self._numbers(places[likely]), count)
+        bound = self._reached_by(count, places[_likely(estimates, count)])
         return self._numbers(places[(estimates + self._margin * errors >= bound) & np.isfinite(estimates)])
 
     def within(self, distance: float) -> Numbers:
         score = self._coder.score_at(distance, self._query)
-        places = self._above(score, self._margin)
+        places = self._above(score)
         estimates, errors = self._finely(places)
         return self._numbers(places[estimates + self._margin * errors >= score])
 
@@ -360,6 +364,7 @@ class _Ranking:
             self._coarse[places] = -np.inf
         self._fine[0, places], self._fine[1, places] = -np.inf, 0
         self._is_fine[places] = True
+        self._reached = None
 
     def _numbers(self, places: Numbers) -> Numbers:
         return self._columns.numbers[places if self._rows is None else self._rows[places]]
@@ -399,13 +404,22 @@ class _Ranking:
         rows = places if self._rows is None else self._rows[places]
         return np.asarray(self._doubt_by_differing[self._differing[places]] * self._columns.length[rows])
 
-    def _above(self, score: float, margin: float) -> Numbers:
-        """Return where the coarse estimate, if there is one, and so many of its errors reach a score."""
+    def _reached_by(self, count: int, places: Numbers) -> float:
+        """Return a score that ``count`` different objects probably reach, of those at some places."""
+        estimates, errors = self._finely(places)
+        return _count_th(estimates - self._margin * errors, self._numbers(places), count)
+
+    def _above(self, score: float) -> Numbers:
+        """Return where the coarse estimate, if there is one, does not rule out that a score is reached."""
         if not self._is_coarse:
             return np.arange(self._size)
-        largest = float(self._doubt_by_differing.max()) * float(self._columns.length[self._chosen].max())
-        places = np.flatnonzero(self._coarse >= score - margin * largest)
-        return places[self._coarse[places] + margin * self._doubts(places) >= score]
+        if self._reached is None or score < self._reached[0]:
+            longest = float(self._columns.length[self._chosen].max())
+            most = self._margin * float(self._doubt_by_differing.max()) * longest
+            places = np.flatnonzero(self._coarse >= score - most)
+            reached = self._coarse[places] + self._margin * self._doubts(places) >= score
+            self._reached = score, places[reached]
+        return self._reached[1]
 
     def _finely(self, places: Numbers) -> Floats:
         """Return finer estimates and their standard errors, each computed once: [2, N]."""
@@ -424,9 +438,9 @@ class _Ranking:
         columns = self._columns
         rows = places if self._rows is None else self._rows[places]
         if columns.is_whole:
-            whole = columns.whole[self._chosen if len(places) == self._size else rows]
+            whole = columns.content[self._chosen if len(places) == self._size else rows]
             return whole @ self._question + columns.offset[rows], columns.error[rows] * self._length
-        products = columns.factor[rows] * _products(columns.signs, columns.sizes, rows, self._question)
+        products = columns.factor[rows] * _products(columns.content, rows, self._question)
         errors = columns.error[rows]
         lengths = np.maximum(columns.length[rows], _TINY)
         cosines = np.minimum(np.abs(products) / np.maximum(lengths * np.float32(self._length), _TINY), 1)
@@ -465,6 +479,11 @@ def _rotation(D: int) -> tuple[Floats, Floats, Floats]:
     return _hadamard(power // 2), _hadamard(power - power // 2), 1 - 2 * bits.astype(np.float32)
 
 
+@lru_cache(maxsize=16)
+def _rotation_matrix(D: int) -> Vectors:
+    return rotate(np.eye(D, dtype=np.float32))
+
+
 def _hadamard(power: int) -> Floats:
     """Return the matrix of 2 ** power rows whose columns have unit length."""
     matrix = np.ones((1, 1))
@@ -496,52 +515,23 @@ def _differing(
     return total
 
 
-def _products(
-    signs: NDArray[np.uint64], sizes: NDArray[np.uint64], rows: Numbers, question: Vectors
-) -> Floats:
-    """Return the inner products [N] of what codes stand for with a query."""
-    W, N = len(signs), len(rows)
-    padded = np.zeros(64 * W, dtype=np.float32)
-    padded[: len(question)] = question
-    if N <= UNPACKED:
-        is_positive, is_large = (
-            np.unpackbits(_bytes(words[:, rows].T), axis=-1, bitorder="little").reshape(N, 64 * W)
-            for words in (signs, sizes)
-        )
-        meanings = np.take(_MEANINGS, is_positive + 2 * is_large, mode="clip")
-        return np.asarray(meanings @ padded)
-    sums = padded.reshape(16 * W, 4) @ _FOURS  # what each byte of two fours adds, for all that it can be
-    products = np.zeros(N, dtype=np.float32)
-    for block in _blocks(N):
-        part = products[block]
-        summand = np.empty_like(part)
-        chosen = rows[block]
-        words = zip(signs[:, chosen], sizes[:, chosen], sums.reshape(W, 8, 2, 256), strict=True)
-        for sign_word, size_word, sums_of_word in words:
-            halves = zip(_bytes(sign_word).T, _bytes(size_word).T, sums_of_word, strict=True)
-            for sign, size, (sums_of_low, sums_of_high) in halves:
-                np.take(sums_of_low, (sign & 15) | (size << 4), out=summand, mode="clip")
-                part += summand
-                np.take(sums_of_high, (sign >> 4) | (size & 240), out=summand, mode="clip")
-                part += summand
+def _products(levels: NDArray[Any], rows: Numbers, question: Vectors) -> Floats:
+    """Return the inner products [N] of what levels stand for with a query."""
+    products = np.empty(len(rows), dtype=np.float32)
+
+    def multiply(stretch: slice) -> None:
+        part, chosen = products[stretch], rows[stretch]
+        for block in _blocks(len(part), FINE_BLOCK):
+            np.dot(levels[chosen[block]].astype(np.float32), question, out=part[block])
+
+    in_turn = map if len(rows) < FINE_SHARED_AMONG_THREADS else _threads(os.getpid()).map
+    for _ in in_turn(multiply, _blocks(len(rows))):
+        pass
+    products += question.sum() / 2
     return products
 
 
-def _bytes(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Return [..., N, 8] of [..., N], the byte with the first components first."""
-    return np.ascontiguousarray(words, dtype="<u8")[..., None].view(np.uint8)
-
-
-_MEANINGS = np.array([-LEVELS[0], LEVELS[0], -LEVELS[1], LEVELS[1]], dtype=np.float32)
-"""What a component is, by its sign bit plus twice its size bit."""
-
 _TINY = np.float32(1e-30)
-
-_SIGN_BITS, _SIZE_BITS = (
-    (np.arange(256) >> shift) & 1 for shift in (np.arange(4)[:, None], np.arange(4, 8)[:, None])
-)
-_FOURS = _MEANINGS[_SIGN_BITS + 2 * _SIZE_BITS]
-"""[4, 256], what four components are, by their signs plus 16 times their sizes."""
 
 
 @lru_cache(maxsize=1)
@@ -549,8 +539,8 @@ def _threads(process_id: int) -> ThreadPoolExecutor:  # noqa: ARG001, a fork has
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="codes")
 
 
-def _blocks(size: int) -> Iterator[slice]:
-    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+def _blocks(size: int, step: int = BLOCK) -> Iterator[slice]:
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def _union(numbers: Sequence[Numbers]) -> Numbers:

@@ -1,5 +1,7 @@
 """How alike a query and objects are. Larger is more alike, under every metric; a distance is smaller."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import assert_never
 
 import numpy as np
@@ -33,6 +35,12 @@ def similarities(
         return np.maximum.reduceat(pairs.max(axis=0), starts)
     counts = np.diff(starts, append=len(parts))
     return np.add.reduceat(pairs.mean(axis=0), starts) / counts
+
+
+def similarities_of(index: SearchIndexInfo, queries: Vectors, objects: Sequence[Vectors]) -> Floats:
+    """Return how alike each object, R arrays [P, D], is to one query: [R]."""
+    starts = np.array([0, *accumulate(len(parts) for parts in objects[:-1])])
+    return similarities(index, queries, np.concatenate(objects), starts)
 
 
 def pair_similarities(metric_type: MetricType, queries: Vectors, parts: Vectors) -> Floats:

@@ -23,7 +23,6 @@ from embedding_studio.domain.objects import (
     TEXT_HASH_LENGTH,
     CatalogueObject,
     Collection,
-    MovedObject,
     NearMemories,
     Neighbour,
     PersonalState,
@@ -37,6 +36,8 @@ from embedding_studio.domain.sessions import (
     SessionForImprovement,
     SessionForImprovementCreateSchema,
 )
+from embedding_studio.embeddings.personal import blend
+from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.memory_state import (
     Shelf,
@@ -443,28 +444,39 @@ class MemoryPersonal:
                 shelf.votes.near(user_id, query, threshold, shared_by) if shared_by else [],
             )
 
-    def candidates(
+    def nearest(
         self,
         collection: Collection,
         user_id: str,
         queries: Vectors,
         limit: int,
-        moved_ids: Sequence[str],
+        gates: Mapping[str, float],
         *,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
-    ) -> tuple[list[Neighbour], list[MovedObject]]:
+    ) -> list[Neighbour]:
+        index = collection.index
         with self._state.lock:
             shelf = self._state.shelf(collection)
-            personal = shelf.states.get(user_id, PersonalState()).vectors
-            moved = [
-                MovedObject(i, copy.deepcopy(item.payload), item.parts.copy(), personal[i].copy())
-                for i in dict.fromkeys(moved_ids)
-                if i in personal
-                and (item := shelf.objects.get(i)) is not None
-                and (filter is None or filter.matches(item.payload))
-            ]
-            without = {item.object_id for item in moved}
-            return shelf.nearest(queries, limit, payload_filter=filter, without=without), moved
+            copies = shelf.states.get(user_id, PersonalState()).vectors
+            moved = [i for i in gates if i in copies and i in shelf.objects]
+            near = shelf.nearest(queries, limit, payload_filter=filter, without=frozenset(moved))
+            if moved:
+                blended = blend(
+                    similarities_of(index, queries, [shelf.objects[i].parts for i in moved]),
+                    similarities_of(index, queries, [copies[i] for i in moved]),
+                    np.array([gates[i] for i in moved]),
+                )
+                near += [
+                    Neighbour(object_id, distance, copy.deepcopy(shelf.objects[object_id].payload))
+                    for object_id, distance in zip(moved, distances(index, blended).tolist(), strict=True)
+                    if filter is None or filter.matches(shelf.objects[object_id].payload)
+                ]
+            return sorted(near, key=lambda each: (each.distance, each.object_id))[:limit]
+
+    def copies(self, collection: Collection, user_id: str, object_ids: Sequence[str]) -> dict[str, Vectors]:
+        with self._state.lock:
+            copies = self._state.shelf(collection).states.get(user_id, PersonalState()).vectors
+            return {object_id: copies[object_id].copy() for object_id in object_ids if object_id in copies}
 
     def state(self, collection: Collection, user_id: str) -> PersonalState:
         with self._state.lock:

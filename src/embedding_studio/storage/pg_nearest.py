@@ -11,11 +11,9 @@ import math
 import statistics
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,14 +22,14 @@ from psycopg import Cursor, sql
 from psycopg.errors import UndefinedTable
 
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.domain.objects import Collection, MovedObject, Neighbour
+from embedding_studio.domain.objects import Collection, Neighbour
 from embedding_studio.embeddings.codes import Ranking, View
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.storage.pg_codes import CodesOfCollection, State
 from embedding_studio.storage.pg_database import Connection, only_row
 from embedding_studio.storage.pg_filters import condition
 from embedding_studio.storage.pg_geometry import Geometry
-from embedding_studio.storage.pg_vectors import pack, pack_numbers, unpack, unpack_numbers
+from embedding_studio.storage.pg_vectors import pack, pack_numbers, unpack_numbers
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.sql import in_schema, schema_of, statements
 
@@ -63,10 +61,14 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Objects that are left out of the neighbours, and returned apart, where the user has copies."""
+    """How much a user's copies count, for the objects of which there are any.
+
+    Attributes:
+        gates: object_id -> in (0, 1].
+    """
 
     user_id: str
-    object_ids: Sequence[str]
+    gates: Mapping[str, float]
 
 
 class NearestSearch:
@@ -93,8 +95,8 @@ class NearestSearch:
         payload_filter: PayloadFilter | None,
         moved: Moved | None = None,
         margin: float | None = None,
-    ) -> tuple[list[Neighbour], list[MovedObject]]:
-        """Return neighbours and moved objects; one round trip where nothing changed since the last search.
+    ) -> list[Neighbour]:
+        """Return the nearest; one round trip where nothing changed since the last search.
 
         Args:
             margin: in standard errors, instead of the collection's; infinite: compare all.
@@ -108,18 +110,18 @@ class NearestSearch:
 
     def _answered(
         self, connection: Connection, question: "_Question", margin: float | None
-    ) -> tuple[list[Neighbour], list[MovedObject]]:
+    ) -> list[Neighbour]:
         if margin != math.inf:
             for _ in range(ATTEMPTS):
                 answer = self._by_codes(connection, question, margin)
                 if answer is None:
                     break
                 if not answer.is_old:
-                    return answer.neighbours, answer.moved
+                    return answer.merged(question.limit)
         answer = self._ask(connection, question, question.exact())
         if self._recall_target < 1:  # a collection that was small may have codes by now, for the next search
             self._codes_of(question.collection).state(connection, at_least=answer.revision)
-        return answer.neighbours, answer.moved
+        return answer.merged(question.limit)
 
     def state(self, connection: Connection, collection: Collection) -> State:
         """Return the codes of a collection, up to date."""
@@ -214,9 +216,7 @@ class NearestSearch:
             return answer
         plan = question.chosen(others, is_filtered=is_filtered)
         more = self._ask(connection, question, plan, known=answer)
-        neighbours = sorted(
-            answer.neighbours + more.neighbours, key=lambda each: (each.distance, each.object_id)
-        )
+        neighbours = _in_order(answer.neighbours + more.neighbours)
         return replace(answer, neighbours=neighbours[: question.limit], revision=more.revision)
 
     def _ask(
@@ -238,18 +238,18 @@ class NearestSearch:
             if plan.needs_snapshot:
                 connection.execute(_SQL["commit"])
         near = nearest.fetchall()
-        if known is None:
-            found, nos = ([], _NONE) if asked is None else _moved_objects(asked.fetchall())
+        if known is not None:
+            moved, nos = known.moved, known.moved_nos
         else:
-            found, nos = known.moved, known.moved_nos
-        moved_ids = {each.object_id for each in found}
+            moved, nos = ([], _NONE) if asked is None else _moved(asked.fetchall())
+        is_moved = set(nos.tolist())
         offset = question.geometry.offset
         neighbours = [
             Neighbour(object_id, distance + offset, payload)
-            for object_id, distance, payload in near
-            if object_id not in moved_ids
+            for object_id, distance, payload, object_no in near
+            if object_no not in is_moved
         ]
-        return _Answer(neighbours[: question.limit], found, nos, only_row(revision)[0], is_old=False)
+        return _Answer(neighbours[: question.limit], moved, nos, only_row(revision)[0], is_old=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,16 +257,22 @@ class _Answer:
     """What one plan brought.
 
     Attributes:
-        moved_nos: the numbers of what is moved, sorted.
+        moved: the nearest of what is moved.
+        moved_nos: the numbers of all that is moved, sorted.
         revision: of the originals after it; all that it brought is of this one, if the codes were.
         is_old: originals have changed since the codes were read.
     """
 
     neighbours: list[Neighbour]
-    moved: list[MovedObject]
+    moved: list[Neighbour]
     moved_nos: Numbers
     revision: int
     is_old: bool
+
+    def merged(self, limit: int) -> list[Neighbour]:
+        if not self.moved:
+            return self.neighbours
+        return _in_order(self.neighbours + self.moved)[:limit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +298,7 @@ class _Question:
         parts = check_vectors(collection.index, queries, "the query")
         self.collection = collection
         self.limit = limit
-        self.spare = 0 if moved is None else len(moved.object_ids)
+        self.spare = 0 if moved is None else len(moved.gates)
         self.geometry = Geometry(collection.index)
         self.filter = payload_filter
         self.condition: sql.Composable | None = None
@@ -305,9 +311,16 @@ class _Question:
         if payload_filter is not None:
             self.condition, values = condition(payload_filter)
             self.parameters |= values
-        self.has_moved = moved is not None and bool(moved.object_ids)
+        self.has_moved = moved is not None
         if moved is not None:
-            self.parameters |= {"user_id": moved.user_id, "moved_ids": list(moved.object_ids)}
+            self.parameters |= {
+                "user_id": moved.user_id,
+                "moved_ids": list(moved.gates),
+                "gates": list(moved.gates.values()),
+                "parts": pack(parts),
+                "offset": self.geometry.offset,
+                "wanted": limit,
+            }
 
     def exact(self) -> _Plan:
         among = "all" if self.condition is None else "matching"
@@ -419,17 +432,16 @@ def _composed(collection: Collection, name: str, among: str, condition: sql.Comp
     )
 
 
-def _moved_objects(rows: Sequence[Row]) -> tuple[list[MovedObject], Numbers]:
-    """Return the objects, and their numbers, of rows that each bring a part.
+def _moved(rows: Sequence[Row]) -> tuple[list[Neighbour], Numbers]:
+    """Return the nearest of what is moved, and the numbers of all."""
+    nos = next(packed for object_id, *_, packed in rows if object_id is None)
+    nearest = [
+        Neighbour(object_id, distance, payload)
+        for object_id, distance, payload, _ in rows
+        if object_id is not None
+    ]
+    return nearest, unpack_numbers(nos)
 
-    Args:
-        rows: (object_id, payload with the first part, original part, personal part, object_no).
-    """
-    originals, personals = unpack([row[2] for row in rows]), unpack([row[3] for row in rows])
-    moved, start = [], 0
-    for object_id, parts in groupby(rows, itemgetter(0)):
-        payloads = [payload for _, payload, *_ in parts]
-        end = start + len(payloads)
-        moved.append(MovedObject(object_id, payloads[0], originals[start:end], personals[start:end]))
-        start = end
-    return moved, np.unique(np.array([row[4] for row in rows], dtype=np.int64))
+
+def _in_order(neighbours: Sequence[Neighbour]) -> list[Neighbour]:
+    return sorted(neighbours, key=lambda each: (each.distance, each.object_id))

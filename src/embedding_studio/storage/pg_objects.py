@@ -156,7 +156,7 @@ class PostgresObjects:
         max_distance: float | None = None,
         margin: float | None = None,
     ) -> list[Neighbour]:
-        neighbours, _ = self._database.read(
+        neighbours = self._database.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, margin=margin
             )

@@ -11,7 +11,6 @@ import numpy as np
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import (
     Collection,
-    MovedObject,
     NearMemories,
     Neighbour,
     PersonalState,
@@ -84,20 +83,28 @@ class PostgresPersonal:
             return NearMemories([], [])
         return self._database.read(work)
 
-    def candidates(
+    def nearest(
         self,
         collection: Collection,
         user_id: str,
         queries: Vectors,
         limit: int,
-        moved_ids: Sequence[str],
+        gates: Mapping[str, float],
         *,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
-    ) -> tuple[list[Neighbour], list[MovedObject]]:
-        moved = Moved(user_id, moved_ids)
+    ) -> list[Neighbour]:
+        moved = Moved(user_id, gates) if gates else None
         return self._database.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, moved=moved
+            )
+        )
+
+    def copies(self, collection: Collection, user_id: str, object_ids: Sequence[str]) -> dict[str, Vectors]:
+        given = {"user_id": user_id, "object_ids": list(object_ids)}
+        return self._database.read(
+            lambda connection: grouped_parts(
+                connection.execute(_of(collection, "copies"), given, binary=True).fetchall()
             )
         )
 

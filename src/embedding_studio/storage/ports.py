@@ -22,7 +22,6 @@ from embedding_studio.domain.objects import (
     JSON,
     CatalogueObject,
     Collection,
-    MovedObject,
     NearMemories,
     Neighbour,
     PersonalState,
@@ -445,22 +444,29 @@ class Personal(Protocol):
         """
         ...
 
-    def candidates(
+    def nearest(
         self,
         collection: Collection,
         user_id: str,
         queries: Vectors,
         limit: int,
-        moved_ids: Sequence[str],
+        gates: Mapping[str, float],
         *,
         filter: PayloadFilter | None = None,  # noqa: A002
-    ) -> tuple[list[Neighbour], list[MovedObject]]:
-        """Return the nearest objects by their originals, and the user's moved ones.
+    ) -> list[Neighbour]:
+        """Return the nearest objects to a query, for one user.
 
         Args:
-            moved_ids: objects to return as ``MovedObject`` where the user has a copy and the filter
-                matches; exactly those returned are left out of the neighbours, before the cut.
+            gates: object_id -> in (0, 1], how much the user's copy counts, where there is one; the distance
+                is then a mean of those to the original and to the copy (``embeddings.personal.blend``).
+
+        Returns:
+            Each object once, by (distance, object_id).
         """
+        ...
+
+    def copies(self, collection: Collection, user_id: str, object_ids: Sequence[str]) -> dict[str, Vectors]:
+        """Return object_id -> [P, D], the user's own vectors, of those objects for which there are any."""
         ...
 
     def state(self, collection: Collection, user_id: str) -> PersonalState:

@@ -22,7 +22,7 @@ from embedding_studio.storage.pg_orders import PostgresOrders
 from embedding_studio.storage.pg_personal import PostgresPersonal
 from embedding_studio.storage.schema import describe
 
-CODES = 3
+CODES = 4
 """The migration after which the program writes the codes of what is there already."""
 
 

@@ -17,6 +17,12 @@ FROM {schema}.personal_parts
 WHERE user_id = %(user_id)s
 ORDER BY object_id, part_no
 
+-- name: copies
+SELECT object_id, embedding
+FROM {schema}.personal_parts
+WHERE user_id = %(user_id)s AND object_id = ANY(%(object_ids)s::text[])
+ORDER BY object_id, part_no
+
 -- name: recent_sessions
 SELECT
     session.session_id, search_query, session.user_id, created_at, collection, search_meta, is_irrelevant,
