@@ -130,6 +130,14 @@ class Coder:
         at_centre = float(prepared @ self.centre.astype(np.float64))
         return score - at_centre - ROUNDING * (abs(size) + abs(at_centre))
 
+    def distances_at(self, scores: Floats, query: Vectors) -> NDArray[np.float64]:
+        """Return the distances [N] from a query [D] at which objects have these scores."""
+        [prepared] = prepare_vectors(query[None], self.metric).astype(np.float64)
+        alike: NDArray[np.float64] = scores + prepared @ self.centre.astype(np.float64)
+        if self.metric is MetricType.EUCLID:
+            alike = -np.sqrt(np.maximum(prepared @ prepared - 2 * alike, 0))
+        return (1.0 if self.metric is MetricType.COSINE else 0.0) - alike
+
     def question(self, query: Vectors) -> Vectors:
         """Return [D] what codes are compared with for a query [D]."""
         prepared: Vectors = prepare_vectors(query[None], self.metric)[0] - self.centre
@@ -290,13 +298,26 @@ class Ranking:
     def __init__(self, parts: "Sequence[_Ranking]") -> None:
         self._parts = parts
 
-    def likeliest(self, count: int) -> Numbers:
-        """Return the numbers of objects, sorted, that are probably the ``count`` nearest, and some more."""
-        return _union([part.likeliest(count) for part in self._parts])
+    def likeliest(self, count: int, within: float = math.inf) -> Numbers:
+        """Return the numbers of objects, sorted, that are probably the ``count`` nearest, and some more.
+
+        Args:
+            within: objects farther than this are not wanted.
+        """
+        return _union([part.likeliest(count, within) for part in self._parts])
 
     def within(self, distance: float) -> Numbers:
         """Return the numbers of all objects, sorted, that may be as near as this."""
         return _union([part.within(distance) for part in self._parts])
+
+    def bounds(self, numbers: Numbers) -> NDArray[np.float64]:
+        """Return the least and the largest distance that each object may have: [2, N].
+
+        Args:
+            numbers: [N], sorted; of what is not there both distances are infinite.
+        """
+        bounds: NDArray[np.float64] = np.min([part.bounds(numbers) for part in self._parts], axis=0)
+        return bounds
 
     def leave_out(self, numbers: Numbers) -> None:
         """Let objects, given by their sorted numbers, be returned no more."""
@@ -339,9 +360,9 @@ class _Ranking:
         if self._is_coarse:
             self._compare_signs()
 
-    def likeliest(self, count: int) -> Numbers:
-        bound = -math.inf
-        if self._is_coarse:
+    def likeliest(self, count: int, within: float) -> Numbers:
+        bound = least = -math.inf if within == math.inf else self._coder.score_at(within, self._query)
+        if self._is_coarse and bound == -math.inf:
             likely = _likely(self._coarse, count)
             if len(likely) > FIRST * count:
                 last = len(likely) - FIRST * count
@@ -349,7 +370,7 @@ class _Ranking:
             bound = self._reached_by(count, likely)
         places = self._above(bound)
         estimates, errors = self._finely(places)
-        bound = self._reached_by(count, places[_likely(estimates, count)])
+        bound = max(self._reached_by(count, places[_likely(estimates, count)]), least)
         return self._numbers(places[(estimates + self._margin * errors >= bound) & np.isfinite(estimates)])
 
     def within(self, distance: float) -> Numbers:
@@ -357,6 +378,15 @@ class _Ranking:
         places = self._above(score)
         estimates, errors = self._finely(places)
         return self._numbers(places[estimates + self._margin * errors >= score])
+
+    def bounds(self, numbers: Numbers) -> NDArray[np.float64]:
+        places = _rows_of(self._columns.numbers[self._chosen], numbers)
+        estimates, errors = self._estimates(places)
+        rows = np.searchsorted(numbers, self._numbers(places))
+        scores = np.full((2, len(numbers)), -np.inf, dtype=np.float32)
+        np.maximum.at(scores[0], rows, estimates + self._margin * errors)
+        np.maximum.at(scores[1], rows, estimates - self._margin * errors)
+        return self._coder.distances_at(scores, self._query)
 
     def leave_out(self, numbers: Numbers) -> None:
         places = _rows_of(self._columns.numbers[self._chosen], numbers)

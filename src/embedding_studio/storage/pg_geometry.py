@@ -63,5 +63,4 @@ class Geometry:
             "cosine_class": sql.SQL(f"{kind}_cosine_ops"),
             "cast": sql.SQL("" if kind == "vector" else f"::halfvec({D})"),
             "aggregate": sql.SQL("avg" if self.averages_draw else "min"),
-            "pair_aggregate": sql.SQL("avg" if self.has_averages else "min"),
         }

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import Cursor, sql
+from psycopg import sql
 from psycopg.errors import UndefinedTable
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, Neighbour
 from embedding_studio.embeddings.codes import Ranking, View
+from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.storage.pg_codes import CodesOfCollection, State
 from embedding_studio.storage.pg_database import Connection, only_row
@@ -47,16 +48,17 @@ FEW = 1000
 """So many that match are compared without asking their codes."""
 ATTEMPTS = 4
 """So often codes are brought up to date when originals change while they are asked."""
+MOST_LOOKED_UP = 200
+"""Of a user's copies; to read all that there are of this user is faster than to look up more."""
 REMEMBERED_FILTERS = 64
 REMEMBERED_MATCHES = 4_000_000
 """For so many filters it is remembered what matches (as long as no object changes), together at most so many
 objects."""
 
 _SQL = statements("nearest.sql")
-_NONE: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
-Row = tuple[Any, ...]
 Numbers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,9 @@ class NearestSearch:
         Args:
             margin: in standard errors, instead of the collection's; infinite: compare all.
         """
-        question = _Question(collection, queries, limit, payload_filter, moved)
+        question = _Question(collection, queries, max(limit, 1), payload_filter, moved)
         try:
-            return self._answered(connection, question, margin)
+            return self._answered(connection, question, margin)[:limit]
         except UndefinedTable:
             self._codes.pop(collection.collection_id, None)  # it was dropped
             raise
@@ -117,11 +119,11 @@ class NearestSearch:
                 if answer is None:
                     break
                 if not answer.is_old:
-                    return answer.merged(question.limit)
-        answer = self._ask(connection, question, question.exact())
+                    return answer.neighbours
+        answer = self._exact(connection, question)
         if self._recall_target < 1:  # a collection that was small may have codes by now, for the next search
             self._codes_of(question.collection).state(connection, at_least=answer.revision)
-        return answer.merged(question.limit)
+        return answer.neighbours
 
     def state(self, connection: Connection, collection: Collection) -> State:
         """Return the codes of a collection, up to date."""
@@ -145,111 +147,113 @@ class NearestSearch:
             return None
         if margin is None:
             margin = self.margin if state.margin is None else state.margin
-        among: Numbers | None = None
-        answer: _Answer | None = None
-        if question.condition is not None:
-            if not self._matches.are_known(question):
-                answer = self._tried(connection, question, state.view.ranking(question.compared, margin))
-            if answer is None:
-                among = self._matches.find(connection, question, state.revision)
-        if answer is None:
-            answer = self._compared(connection, question, state.view, margin, among)
+        answer = self._asked_of(connection, question, state.view, state.revision, margin)
         if answer is not None and answer.revision != state.revision:
             codes.state(connection, at_least=answer.revision)
             return replace(answer, is_old=True)
         return answer
 
-    def _tried(self, connection: Connection, question: "_Question", ranking: Ranking) -> "_Answer | None":
-        """Return the nearest that match a filter; None where too many had to be asked for that."""
-        likeliest = ranking.likeliest(max(FEWEST, FILTERED * question.limit))
-        if len(likeliest) > MOST_FILTERED:
-            return None
-        answer = self._ask(connection, question, question.chosen(likeliest, is_filtered=True))
-        if len(answer.neighbours) < question.limit:
-            return None
-        others = question.others(ranking, answer, likeliest)
-        if len(others) > MOST_FILTERED:
-            return None
-        return self._with_others(connection, question, answer, others, is_filtered=True)
+    def _asked_of(
+        self, connection: Connection, question: "_Question", view: View, revision: int, margin: float
+    ) -> "_Answer | None":
+        """Return what codes and, for what they say is likely, the database answer."""
+        copies = question.copies(connection)
+        among: Numbers | None = None
+        if question.condition is not None:
+            if not self._matches.are_known(question):
+                ranking = view.ranking(question.compared, margin)
+                count = max(FEWEST, FILTERED * question.limit)
+                answer = self._compared(
+                    connection, question, ranking, copies, count, most=MOST_FILTERED, is_filtered=True
+                )
+                if answer is not None:
+                    return answer
+            among = self._matches.find(connection, question, revision)
+            if len(among) <= FEW:
+                return self._ask(connection, question, question.chosen(among, copies), copies)
+            copies = copies.among(among)
+        ranking = view.ranking(question.compared, margin, among)
+        count, most = max(FEWEST, question.limit), int(MOST_COMPARED * len(view))
+        return self._compared(connection, question, ranking, copies, count, most=most, is_filtered=False)
 
     def _compared(
         self,
         connection: Connection,
         question: "_Question",
-        view: View,
-        margin: float,
-        among: Numbers | None,
-    ) -> "_Answer | None":
-        """Return what is nearest among the likeliest and whatever else may be nearer."""
-        if among is not None and len(among) <= FEW:
-            return self._ask(connection, question, question.chosen(among, is_filtered=False))
-        most = MOST_COMPARED * len(view)
-        ranking = view.ranking(question.compared, margin, among)
-        count = max(FEWEST, question.limit)
-        likeliest = ranking.likeliest(count)
-        known: _Answer | None = None
-        while len(likeliest) <= most:
-            plan = question.chosen(likeliest, is_filtered=False)
-            answer = self._ask(connection, question, plan, known=known)
-            if len(answer.neighbours) == question.limit:
-                others = question.others(ranking, answer, likeliest)
-                if len(others) > most:
-                    return None
-                return self._with_others(connection, question, answer, others, is_filtered=False)
-            if len(likeliest) < count or known is not None:
-                return answer  # there are no more, or some went meanwhile, which its revision tells
-            ranking.leave_out(answer.moved_nos)
-            likeliest = ranking.likeliest(count)
-            known = answer
-        return None
-
-    def _with_others(
-        self,
-        connection: Connection,
-        question: "_Question",
-        answer: "_Answer",
-        others: Numbers,
+        ranking: Ranking,
+        copies: "_Copies",
+        count: int,
         *,
+        most: int,
         is_filtered: bool,
-    ) -> "_Answer":
-        if not len(others):
-            return answer
-        plan = question.chosen(others, is_filtered=is_filtered)
-        more = self._ask(connection, question, plan, known=answer)
-        neighbours = _in_order(answer.neighbours + more.neighbours)
-        return replace(answer, neighbours=neighbours[: question.limit], revision=more.revision)
-
-    def _ask(
-        self, connection: Connection, question: "_Question", plan: "_Plan", *, known: "_Answer | None" = None
-    ) -> "_Answer":
-        """Return what a plan brings, in one round trip.
+    ) -> "_Answer | None":
+        """Return what is nearest among the likeliest and whatever else may be nearer.
 
         Args:
-            known: an answer to the same question, which has found already what is moved.
+            count: of objects that are asked for first.
+            most: None is returned where more must be compared.
+            is_filtered: whether a filter is to be asked of them; then None also where too few match.
         """
+        least, largest = copies.bounds(ranking, question.geometry)
+        ranking.leave_out(copies.object_nos)
+        reach = _smallest(largest, question.limit)
+        likeliest = ranking.likeliest(count, reach - question.geometry.offset)
+        if len(likeliest) > most:
+            return None
+        if reach == math.inf:
+            reach = _smallest(least, question.limit)
+        compared = np.union1d(likeliest, copies.object_nos[least <= reach])
+        plan = question.chosen(compared, copies, is_filtered=is_filtered)
+        answer = self._ask(connection, question, plan, copies)
+        is_full = len(answer.neighbours) == question.limit
+        if is_filtered and not is_full:
+            return None
+        # One that is not full has all there is, unless some went meanwhile, which its revision tells.
+        farthest = answer.neighbours[-1].distance if is_full else math.inf
+        others = copies.object_nos[least <= farthest]
+        if is_full:
+            others = np.union1d(others, ranking.within(farthest - question.geometry.offset))
+        others = np.setdiff1d(others, compared, assume_unique=True)
+        if not len(others):
+            return answer
+        if len(others) > most:
+            return None
+        plan = question.chosen(others, copies, is_filtered=is_filtered)
+        return self._ask(connection, question, plan, copies).with_those_of(answer, question.limit)
+
+    def _exact(self, connection: Connection, question: "_Question") -> "_Answer":
+        """Return what is nearest, with all compared."""
+        copies = question.copies(connection)
+        answer = self._ask(connection, question, question.exact(copies), copies)
+        if not len(copies):
+            return answer
+        plan = question.chosen(copies.object_nos, copies, is_filtered=question.condition is not None)
+        return self._ask(connection, question, plan, copies).with_those_of(answer, question.limit)
+
+    def _ask(
+        self, connection: Connection, question: "_Question", plan: "_Plan", copies: "_Copies"
+    ) -> "_Answer":
+        """Return what a plan brings, in one round trip."""
         given = question.parameters | plan.parameters
         with connection.pipeline():
             if plan.needs_snapshot:
                 connection.execute(_SQL["begin"])
                 connection.execute(_SQL["settings"], given)
-            asked = question.ask_moved(connection) if known is None else None
-            nearest = connection.execute(plan.statement, given, binary=True)
+            found = connection.execute(plan.statement, given, binary=True)
             revision = connection.execute(question.revision)
             if plan.needs_snapshot:
                 connection.execute(_SQL["commit"])
-        near = nearest.fetchall()
-        if known is not None:
-            moved, nos = known.moved, known.moved_nos
-        else:
-            moved, nos = ([], _NONE) if asked is None else _moved(asked.fetchall())
-        is_moved = set(nos.tolist())
-        offset = question.geometry.offset
+        rows = found.fetchall()
+        distances = np.array([distance for _, distance, *_ in rows]) + question.geometry.offset
+        if len(copies):
+            distances = copies.blended(np.array([object_no for *_, object_no in rows]), distances)
         neighbours = [
-            Neighbour(object_id, distance + offset, payload)
-            for object_id, distance, payload, object_no in near
-            if object_no not in is_moved
+            Neighbour(object_id, distance, payload)
+            for (object_id, _, payload, _), distance in zip(rows, distances.tolist(), strict=True)
         ]
-        return _Answer(neighbours[: question.limit], moved, nos, only_row(revision)[0], is_old=False)
+        if len(copies):
+            neighbours = _in_order(neighbours)
+        return _Answer(neighbours[: question.limit], only_row(revision)[0], is_old=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,22 +261,60 @@ class _Answer:
     """What one plan brought.
 
     Attributes:
-        moved: the nearest of what is moved.
-        moved_nos: the numbers of all that is moved, sorted.
         revision: of the originals after it; all that it brought is of this one, if the codes were.
         is_old: originals have changed since the codes were read.
     """
 
     neighbours: list[Neighbour]
-    moved: list[Neighbour]
-    moved_nos: Numbers
     revision: int
     is_old: bool
 
-    def merged(self, limit: int) -> list[Neighbour]:
-        if not self.moved:
-            return self.neighbours
-        return _in_order(self.neighbours + self.moved)[:limit]
+    def with_those_of(self, earlier: "_Answer", limit: int) -> "_Answer":
+        """Return one that has also the neighbours of an earlier one, which are others."""
+        return replace(self, neighbours=_in_order(earlier.neighbours + self.neighbours)[:limit])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Copies:
+    """A user's own copies, M objects, and how they bear on a query.
+
+    Attributes:
+        object_nos: [M], sorted.
+        gates: [M], in (0, 1].
+        distances: [M], from the query to the user's vectors.
+    """
+
+    object_nos: Numbers
+    gates: Floats
+    distances: Floats
+
+    def __len__(self) -> int:
+        return len(self.object_nos)
+
+    def among(self, object_nos: Numbers) -> "_Copies":
+        """Return those of some objects."""
+        kept = np.isin(self.object_nos, object_nos)
+        return _Copies(self.object_nos[kept], self.gates[kept], self.distances[kept])
+
+    def blended(self, object_nos: Numbers, distances: Floats) -> Floats:
+        """Return the distances [N] of objects, given those to their originals."""
+        places = np.searchsorted(self.object_nos, object_nos).clip(max=len(self) - 1)
+        gates = np.where(self.object_nos[places] == object_nos, self.gates[places], 0)
+        blended: Floats = blend(distances, self.distances[places], gates)
+        return blended
+
+    def bounds(self, ranking: Ranking, geometry: Geometry) -> Floats:
+        """Return the least and the largest distance that each may have, [2, M], from what codes say."""
+        least, largest = ranking.bounds(self.object_nos) + geometry.offset
+        if geometry.averages_draw:  # the average stands no farther than its parts do on average
+            largest = np.full_like(largest, np.inf)
+        with np.errstate(invalid="ignore"):
+            return np.where(
+                self.gates < 1, blend(np.stack([least, largest]), self.distances, self.gates), self.distances
+            )
+
+
+_NO_COPIES = _Copies(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +340,6 @@ class _Question:
         parts = check_vectors(collection.index, queries, "the query")
         self.collection = collection
         self.limit = limit
-        self.spare = 0 if moved is None else len(moved.gates)
         self.geometry = Geometry(collection.index)
         self.filter = payload_filter
         self.condition: sql.Composable | None = None
@@ -311,27 +352,42 @@ class _Question:
         if payload_filter is not None:
             self.condition, values = condition(payload_filter)
             self.parameters |= values
-        self.has_moved = moved is not None
-        if moved is not None:
-            self.parameters |= {
-                "user_id": moved.user_id,
-                "moved_ids": list(moved.gates),
-                "gates": list(moved.gates.values()),
-                "parts": pack(parts),
-                "offset": self.geometry.offset,
-                "wanted": limit,
-            }
+        self._parts = parts
+        self._moved = moved
 
-    def exact(self) -> _Plan:
+    def copies(self, connection: Connection) -> _Copies:
+        """Return what the user moved and a gate is open for; in one round trip, if that may be anything."""
+        if self._moved is None:
+            return _NO_COPIES
+        gate_of = self._moved.gates
+        given = {"parts": pack(self._parts), "user_id": self._moved.user_id, "object_ids": list(gate_of)}
+        among = "some" if len(gate_of) <= MOST_LOOKED_UP else "all"
+        statement = _unfiltered(self.collection, "copied", among)
+        rows = connection.execute(statement, given, binary=True).fetchall()
+        object_nos, firsts, places, pairs = np.unique(
+            np.array([object_no for _, object_no, _ in rows], dtype=np.int64),
+            return_index=True, return_inverse=True, return_counts=True,
+        )  # fmt: skip
+        of_pairs = np.array([distance for *_, distance in rows])
+        if self.geometry.has_averages:
+            distances = np.bincount(places, of_pairs, len(object_nos)) / pairs
+        else:
+            distances = np.full(len(object_nos), np.inf)
+            np.minimum.at(distances, places, of_pairs)
+        gates = np.array([gate_of.get(rows[first][0], 0.0) for first in firsts])
+        return _Copies(object_nos[gates > 0], gates[gates > 0], distances[gates > 0])
+
+    def exact(self, without: _Copies) -> _Plan:
         among = "all" if self.condition is None else "matching"
-        return _Plan(self._statement("exact", among), {"limit": self.limit + self.spare}, needs_snapshot=True)
+        given = {"limit": self.limit, "without": pack_numbers(without.object_nos)}
+        return _Plan(self._statement("exact", among), given, needs_snapshot=True)
 
-    def chosen(self, candidates: Numbers, *, is_filtered: bool) -> _Plan:
+    def chosen(self, candidates: Numbers, copies: _Copies, *, is_filtered: bool = False) -> _Plan:
         """Return a plan that compares candidates, and asks whether they match where that is not known."""
-        most = self.limit + self.spare
+        most = None if len(copies) else self.limit  # what stands far may have a copy that stands near
         given = {
             "candidates": pack_numbers(candidates),
-            "considered": len(candidates) if is_filtered else most,
+            "considered": None if is_filtered else most,
             "limit": most,
         }
         if is_filtered:
@@ -340,24 +396,12 @@ class _Question:
             statement = _unfiltered(self.collection, "chosen")
         return _Plan(statement, given, needs_snapshot=False)
 
-    def others(self, ranking: Ranking, answer: "_Answer", compared: Numbers) -> Numbers:
-        """Return the numbers of what was not compared and may be as near as the last of a full answer."""
-        if self.limit == 0:
-            return _NONE
-        farthest = answer.neighbours[-1].distance - self.geometry.offset
-        return np.setdiff1d(ranking.within(farthest), compared, assume_unique=True)
-
     def matching(self, connection: Connection) -> Numbers:
         """Return the numbers of all objects that match, sorted."""
         # Never prepared: whether the index on payloads is used depends on the value asked for.
         statement = self._statement("matching", "all")
         (packed,) = only_row(connection.execute(statement, self.parameters, prepare=False, binary=True))
         return unpack_numbers(packed)
-
-    def ask_moved(self, connection: Connection) -> Cursor[Row] | None:
-        if not self.has_moved:
-            return None
-        return connection.execute(self._statement("moved", "all"), self.parameters, binary=True)
 
     def _statement(self, name: str, among: str) -> bytes:
         if self.condition is None:
@@ -411,8 +455,8 @@ def _key(question: _Question) -> tuple[int, str]:
 
 
 @lru_cache(maxsize=1024)
-def _unfiltered(collection: Collection, name: str) -> bytes:
-    return _composed(collection, name, "all", sql.SQL("true"))
+def _unfiltered(collection: Collection, name: str, among: str = "all") -> bytes:
+    return _composed(collection, name, among, sql.SQL("true"))
 
 
 def _composed(collection: Collection, name: str, among: str, condition: sql.Composable) -> bytes:
@@ -432,15 +476,9 @@ def _composed(collection: Collection, name: str, among: str, condition: sql.Comp
     )
 
 
-def _moved(rows: Sequence[Row]) -> tuple[list[Neighbour], Numbers]:
-    """Return the nearest of what is moved, and the numbers of all."""
-    nos = next(packed for object_id, *_, packed in rows if object_id is None)
-    nearest = [
-        Neighbour(object_id, distance, payload)
-        for object_id, distance, payload, _ in rows
-        if object_id is not None
-    ]
-    return nearest, unpack_numbers(nos)
+def _smallest(values: Floats, count: int) -> float:
+    """Return the ``count``-th smallest; infinite where they are fewer."""
+    return float(np.partition(values, count - 1)[count - 1]) if len(values) >= count else math.inf
 
 
 def _in_order(neighbours: Sequence[Neighbour]) -> list[Neighbour]:

@@ -177,7 +177,12 @@ class PostgresLearning:
             self._connection.execute(_of(self._collection, "delete_vectors"), given)
             self._connection.execute(_of(self._collection, "delete_memories"), given)
             voted = ask_voted(self._connection, self._collection, list(states))
-        self._copy("copy_vectors", ["text", "text", "int4", "vector"], _vector_rows(states))
+            numbered = self._connection.execute(
+                _of(self._collection, "object_nos"),
+                {"object_ids": list({object_id for state in states.values() for object_id in state.vectors})},
+            )
+        rows = _vector_rows(states, dict(numbered.fetchall()))
+        self._copy("copy_vectors", ["text", "text", "int4", "vector", "int8"], rows)
         self._copy(
             "copy_memories",
             ["text", "text", "text", "int8", "vector", "vector", "text[]", "text[]"],
@@ -210,7 +215,7 @@ def _packed_one(vector: Vectors) -> PackedVector:
     return pack(np.asarray(vector, dtype=np.float32).reshape(1, -1))[0]
 
 
-def _vector_rows(states: Mapping[str, PersonalState]) -> Iterator[Row]:
+def _vector_rows(states: Mapping[str, PersonalState], object_nos: Mapping[str, int]) -> Iterator[Row]:
     """Yield rows in the order of their key, so that what one search reads stands together."""
     keys: list[tuple[str, str, int]] = []
     vectors: list[Vectors] = []
@@ -220,7 +225,7 @@ def _vector_rows(states: Mapping[str, PersonalState]) -> Iterator[Row]:
             vectors.append(parts)
     if keys:
         for key, packed_vector in zip(keys, pack(np.concatenate(vectors)), strict=True):
-            yield *key, packed_vector
+            yield *key, packed_vector, object_nos.get(key[1])
 
 
 def _memory_rows(states: Mapping[str, PersonalState]) -> Iterator[Row]:

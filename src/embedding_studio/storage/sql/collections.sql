@@ -121,6 +121,7 @@ CREATE TABLE {schema}.personal_parts (
     object_id text COLLATE "C",
     part_no integer,
     embedding {vector} NOT NULL,
+    object_no bigint,
     PRIMARY KEY (user_id, object_id, part_no)
 );
 ALTER TABLE {schema}.personal_parts ALTER COLUMN embedding SET STORAGE {storage}

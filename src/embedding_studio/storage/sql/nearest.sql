@@ -18,13 +18,16 @@ true
 -- name: among_matching
 part.object_id IN (SELECT object_id FROM {schema}.objects AS o WHERE {condition})
 
+-- name: among_some
+object_id = ANY(%(object_ids)s::text[])
+
 -- name: exact
 -- All are compared.
 SELECT near.object_id, near.distance, objects.payload, near.object_no
 FROM (
     SELECT part.object_id, part.object_no, {aggregate}(part.embedding {operator} query.vector) AS distance
     FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
-    WHERE part.is_average = {is_average} AND {among}
+    WHERE part.is_average = {is_average} AND {among} AND part.object_no <> ALL(%(without)b::bigint[])
     GROUP BY part.object_id, part.object_no
     ORDER BY distance, part.object_id
     LIMIT %(limit)s
@@ -32,8 +35,9 @@ FROM (
 ORDER BY near.distance, near.object_id
 
 -- name: chosen
--- Candidates are compared, and the filter is asked of the nearest of them.
-WITH near AS MATERIALIZED (
+-- Candidates are compared, and asked whether they match a filter.
+SELECT o.object_id, near.distance, o.payload, near.object_no
+FROM (
     SELECT part.object_id, part.object_no, {aggregate}(part.embedding {operator} query.vector) AS distance
     FROM unnest(%(candidates)b::bigint[]) AS candidate(object_no)
         JOIN {schema}.parts AS part USING (object_no)
@@ -41,45 +45,14 @@ WITH near AS MATERIALIZED (
     WHERE part.is_average = {is_average}
     GROUP BY part.object_id, part.object_no
     ORDER BY distance, part.object_id
-    LIMIT %(considered)s
-)
-SELECT near.object_id, near.distance, o.payload, near.object_no
-FROM near JOIN {schema}.objects AS o USING (object_id)
+    LIMIT %(considered)s::bigint
+) AS near JOIN {schema}.objects AS o USING (object_id)
 WHERE {condition}
-ORDER BY near.distance, near.object_id
-LIMIT %(limit)s
+ORDER BY near.distance, o.object_id
+LIMIT %(limit)s::bigint
 
--- name: moved
--- What the user has copies of: a row with the numbers of all, and the nearest of them by both distances (eq. 6 in
--- embeddings/personal).
-WITH copied AS MATERIALIZED (
-    SELECT
-        personal.object_id,
-        given.gate,
-        {pair_aggregate}(personal.embedding {pair_operator} query.vector) AS distance
-    FROM unnest(%(moved_ids)s::text[], %(gates)b::float8[]) AS given(object_id, gate)
-        JOIN {schema}.personal_parts AS personal USING (object_id)
-        CROSS JOIN unnest(%(parts)b::vector[]) AS query(vector)
-    WHERE personal.user_id = %(user_id)s
-    GROUP BY personal.object_id, given.gate
-), blended AS MATERIALIZED (
-    SELECT
-        copied.object_id,
-        part.object_no,
-        (1 - copied.gate) * ({aggregate}(part.embedding {operator} query.vector) + %(offset)s)
-            + copied.gate * copied.distance AS distance
-    FROM copied
-        JOIN {schema}.parts AS part USING (object_id)
-        CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
-    WHERE part.is_average = {is_average}
-    GROUP BY copied.object_id, copied.gate, copied.distance, part.object_no
-)
-SELECT NULL AS object_id, NULL::float8 AS distance, NULL::jsonb AS payload, array_agg(object_no ORDER BY object_no)
-FROM blended
-UNION ALL (
-    SELECT object_id, blended.distance, o.payload, NULL
-    FROM blended JOIN {schema}.objects AS o USING (object_id)
-    WHERE {condition}
-    ORDER BY blended.distance, object_id
-    LIMIT %(wanted)s
-)
+-- name: copied
+-- How near the user's own vectors are, each pair of parts.
+SELECT object_id, object_no, embedding {pair_operator} query.vector
+FROM {schema}.personal_parts CROSS JOIN unnest(%(parts)b::vector[]) AS query(vector)
+WHERE user_id = %(user_id)s AND {among} AND object_no IS NOT NULL

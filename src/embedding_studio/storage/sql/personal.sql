@@ -62,6 +62,9 @@ FROM unnest(%(session_ids)s::text[], %(query_vectors)s::bytea[], %(query_dimensi
     AS given(session_id, query_vectors, query_dimensions)
 WHERE session.session_id = given.session_id
 
+-- name: object_nos
+SELECT object_id, object_no FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])
+
 -- name: delete_vectors
 DELETE FROM {schema}.personal_parts WHERE user_id = ANY(%(user_ids)s::text[])
 
@@ -69,7 +72,7 @@ DELETE FROM {schema}.personal_parts WHERE user_id = ANY(%(user_ids)s::text[])
 DELETE FROM {schema}.query_memory WHERE user_id = ANY(%(user_ids)s::text[])
 
 -- name: copy_vectors
-COPY {schema}.personal_parts (user_id, object_id, part_no, embedding) FROM STDIN (FORMAT BINARY)
+COPY {schema}.personal_parts (user_id, object_id, part_no, embedding, object_no) FROM STDIN (FORMAT BINARY)
 
 -- name: copy_memories
 COPY {schema}.query_memory
