@@ -94,7 +94,7 @@ def record(
 def worker_sessions_per_second(context: Context) -> dict[str, float]:
     improver = context.improver()
     learnt, started = 0, time.perf_counter()
-    while (report := improver.improve_once(users=context.settings.users_per_batch)).orders:
+    while (report := improver.improve_once(users=context.settings.users_per_batch)).users:
         learnt += report.learnt
         if report.refused or report.failed:
             raise RuntimeError(f"the worker refused {report.refused} and failed {report.failed}")
@@ -149,7 +149,7 @@ def search_times(
                     )
                 ]
             )
-    while improver.improve_once().orders:
+    while improver.improve_once().users:
         pass
     times: dict[str, list[float]] = {"plain": [], "no memory near": [], "personalised": [], "shared": []}
     personalised = shared = 0

@@ -70,7 +70,7 @@ def new_postgres_storage(postgres_server: str) -> Iterator[Callable[[], Abstract
                 with closing(PostgresStorage(url)) as storage:
                     for collection in storage.collections.list():
                         storage.collections.drop(collection.name)
-                    connection.execute("TRUNCATE embedding_studio.sessions CASCADE")
+                    connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.folds CASCADE")
                     yield storage
 
         yield new_storage

@@ -597,7 +597,9 @@ def counted(make_context):
 
 def test_metrics_count_searches_events_and_orders(counted):
     counted.post("/api/v1/embeddings/upsert", json={"items": [{"object_id": "o1", "text": "abc"}]})
-    counted.post(SEARCH, json={"search_query": "a", "create_session": True, "session_id": "s1"})
+    counted.post(
+        SEARCH, json={"search_query": "a", "user_id": "ada", "create_session": True, "session_id": "s1"}
+    )
     counted.post(SEARCH, json={"search_query": "a", "limit": 0})
     sent = [
         {"object_id": "o1", "event_id": "e1"},

@@ -238,7 +238,7 @@ def test_everyone_is_learnt_anew_on_demand(environment):
             storage.orders.create(SessionForImprovementCreateSchema(session_id=session.session_id))
 
         first, idle, anew = (
-            json.loads(command(environment, "improve", *options, "--json").stdout)["learnt"]
+            json.loads(command(environment, "improve", *options, "--json").stdout)["users"]
             for options in ((), (), ("--everyone",))
         )
 

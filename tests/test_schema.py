@@ -11,6 +11,7 @@ import pytest
 
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, SharedVote
+from embedding_studio.domain.sessions import Session, SessionForImprovementCreateSchema
 from embedding_studio.errors import StorageError, StorageUnavailableError, UnsupportedDatabaseError
 from embedding_studio.storage import pg_codes
 from embedding_studio.storage.postgres import PostgresStorage
@@ -97,8 +98,64 @@ def test_collections_made_before_votes_are_like_those_made_since(connection, pos
     assert definitions(connection) == made
 
 
+def without_folds(connection):
+    """Make the queue what it was when its rows were sessions."""
+    connection.execute(
+        """
+        DROP TABLE embedding_studio.folds;
+        DROP INDEX embedding_studio.orders_pending, embedding_studio.orders_of_user;
+        ALTER TABLE embedding_studio.sessions_for_improvement
+            DROP CONSTRAINT sessions_for_improvement_status_check,
+            ADD CHECK (status IN ('pending', 'processing', 'done', 'failed', 'refused')),
+            ADD COLUMN not_before double precision NOT NULL DEFAULT 0,
+            ADD COLUMN token text,
+            ADD COLUMN unit text COLLATE "C"
+                GENERATED ALWAYS AS (coalesce('user ' || user_id, 'session ' || session_id)) STORED,
+            ADD CHECK ((status = 'processing') = (token IS NOT NULL));
+        CREATE INDEX orders_to_claim ON embedding_studio.sessions_for_improvement (priority);
+        CREATE INDEX orders_of_unit ON embedding_studio.sessions_for_improvement (unit);
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 5;
+        """
+    )
+
+
+def test_a_queue_of_sessions_becomes_one_of_users_and_nothing_pending_is_lost(connection, postgres_url):
+    sessions = {"s1": "ann", "s2": "ann", "s3": "bob", "s4": None, "s5": "cat", "s6": "dan"}
+    with closing(PostgresStorage(postgres_url)) as storage:
+        storage.collections.create("films", SearchIndexInfo(dimensions=3))
+        for session_id, user_id in sessions.items():
+            session = Session(session_id=session_id, user_id=user_id, collection="films")
+            storage.clickstream.register_session(session)
+            storage.orders.create(SessionForImprovementCreateSchema(session_id=session_id))
+    made = definitions(connection)
+    without_folds(connection)
+    connection.execute(
+        """
+        UPDATE embedding_studio.sessions_for_improvement
+        SET status = 'pending', priority = (session_id = 's3')::int;
+        UPDATE embedding_studio.sessions_for_improvement
+        SET status = 'processing', token = 't'
+        WHERE user_id = 'cat';
+        UPDATE embedding_studio.sessions_for_improvement SET status = 'done' WHERE user_id = 'dan';
+        """
+    )
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        claim = storage.folds.claim(users=9, lease_seconds=1)
+        statuses = {session_id: storage.orders.get(session_id).status.value for session_id in sessions}
+
+    assert [(fold.collection, fold.user_id, fold.attempts) for fold in claim.folds] == [
+        ("films", "bob", 1),
+        ("films", "ann", 1),
+        ("films", "cat", 1),
+    ]
+    assert statuses == dict.fromkeys(("s1", "s2", "s3", "s5"), "processing") | {"s4": "refused", "s6": "done"}
+    assert definitions(connection) == made
+
+
 def without_codes(connection):
     """Make the first collection what it was before codes."""
+    without_folds(connection)
     connection.execute(
         """
         DROP TABLE collection_1.codes, collection_1.revision;

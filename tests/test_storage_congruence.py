@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 
 import numpy as np
 from hypothesis import settings
@@ -21,9 +22,11 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.storage.memory import MemoryStorage
-from embedding_studio.storage.ports import OrderOutcome
+from embedding_studio.storage.ports import OrderOutcome, PassedOver
 
 Status = SessionForImprovementStatus
+
+PASSED_OVER = PassedOver("irrelevant", "no events", "too old")
 
 # Vectors that no metric ties by accident: equal distances are those of equal parts.
 POOL, QUERIES = np.random.default_rng(5).normal(size=(2, 6, 3)).astype(np.float32)
@@ -103,9 +106,9 @@ def alike(ours, theirs):
 
 
 def in_order(claim):
-    """Return a claim with its orders by session, for two orders placed in one go have no order of age."""
-    by_session = sorted(claim.orders, key=lambda order: order.session_id) if claim else ()
-    return claim and dataclasses.replace(claim, orders=tuple(by_session))
+    """Return a claim with its users by name, for two marked in one go have no order of age."""
+    by_name = sorted(claim.folds, key=lambda fold: (fold.collection, fold.user_id)) if claim else ()
+    return claim and dataclasses.replace(claim, folds=tuple(by_name))
 
 
 class UndoneError(EmbeddingStudioError):
@@ -171,6 +174,7 @@ class TwoStorages(RuleBasedStateMachine):
             number=0,
             is_undone=False,
             asked=[0, 1, 2],
+            endings=[Status.DONE],
         )
 
     @rule(name=collections, alias=st.sampled_from(["best", "films"]))
@@ -294,25 +298,37 @@ class TwoStorages(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0, 5, 11]))
     def claim(self, seconds):
         self.now += seconds
-        claims = self.both(lambda s: in_order(s.orders.claim(users=100, lease_seconds=10, now=self.now)))
+        claims = self.both(lambda s: in_order(s.folds.claim(users=100, lease_seconds=10, now=self.now)))
         if claims[0] is not None:
             self.claims.append(claims)
 
     @rule(
         number=st.integers(0, 9),
-        outcomes=st.dictionaries(session_ids, st.sampled_from([Status.DONE, Status.REFUSED]), max_size=4),
+        backoff_seconds=st.sampled_from([0.0, 1e12]),
+        failed=st.one_of(st.none(), st.dictionaries(session_ids, st.just("of its own"), max_size=3)),
     )
-    def complete(self, *, number, outcomes):
-        ended = [OrderOutcome(session_id, status, str(status)) for session_id, status in outcomes.items()]
+    def fail(self, *, number, backoff_seconds, failed):
         if self.claims:
-            self.both(lambda s: s.orders.complete(self.held(s, number).token, ended))
+            for place in range(len(self.held(self.memory, number).folds)):
+                self.both(
+                    lambda s, place=place: sorted(
+                        s.folds.fail(
+                            (claim := self.held(s, number)).token,
+                            claim.folds[place],
+                            "why",
+                            sessions=failed,
+                            max_attempts=2,
+                            backoff_seconds=backoff_seconds,
+                        )
+                    )
+                )
 
-    @rule(number=st.integers(0, 9), backoff_seconds=st.sampled_from([0.0, 1e12]))
-    def fail(self, *, number, backoff_seconds):
+    @rule(number=st.integers(0, 9))
+    def refuse(self, number):
         if self.claims:
             self.both(
-                lambda s: s.orders.fail(
-                    self.held(s, number), "why", max_attempts=2, backoff_seconds=backoff_seconds
+                lambda s: sorted(
+                    s.folds.refuse((claim := self.held(s, number)).token, claim.folds[0], "no such place")
                 )
             )
 
@@ -325,8 +341,9 @@ class TwoStorages(RuleBasedStateMachine):
         number=st.integers(0, 9),
         is_undone=st.sampled_from([False, False, True]),
         asked=st.lists(st.integers(0, 2 * len(QUERIES)), max_size=9, unique=True),
+        endings=st.lists(st.sampled_from([Status.DONE, Status.REFUSED, Status.FAILED]), min_size=3),
     )
-    def learn(self, *, name, user_ids, limit, moved_ids, push, number, is_undone, asked):
+    def learn(self, *, name, user_ids, limit, moved_ids, push, number, is_undone, asked, endings):
         def fold(s):
             with s.personal.learning(s.collections.get(name), sorted(user_ids)) as transaction:
                 recent = transaction.recent_sessions(limit)
@@ -356,15 +373,19 @@ class TwoStorages(RuleBasedStateMachine):
                         for key in asked
                     ]
                     states[user_id] = PersonalState(tuple(memories), moved, tuple(votes))
-                    outcomes += [OrderOutcome(memory.session_id, Status.DONE) for memory in memories]
+                    outcomes += [
+                        OrderOutcome(memory.session_id, became)
+                        for memory, became in zip(memories, itertools.cycle(endings), strict=False)
+                    ]
                     embedded |= {memory.session_id: QUERIES[push : push + 1] for memory in memories}
                 transaction.store_query_vectors(embedded)
                 transaction.replace_states(states)
+                new = []
                 if (claim := self.held(s, number)) is not None:
-                    transaction.complete(claim.token, outcomes)
+                    new = transaction.complete(claim.token, outcomes, PASSED_OVER)
                 if is_undone:
                     raise UndoneError
-            return recent, originals
+            return recent, originals, sorted(new, key=lambda outcome: outcome.session_id)
 
         self.both(fold)
 

@@ -35,7 +35,7 @@ from embedding_studio.errors import (
     OrderNotFoundError,
     SessionNotFoundError,
 )
-from embedding_studio.storage.ports import SHARED_QUERIES, SHARED_VOTES, OrderOutcome
+from embedding_studio.storage.ports import SHARED_QUERIES, SHARED_VOTES, OrderOutcome, PassedOver
 from test_filters import CASES
 
 ACCEPTED, DUPLICATE = EventDisposition.ACCEPTED, EventDisposition.DUPLICATE
@@ -43,6 +43,8 @@ UNKNOWN_OBJECT, UNKNOWN_SESSION = EventDisposition.UNKNOWN_OBJECT, EventDisposit
 PENDING, PROCESSING = SessionForImprovementStatus.PENDING, SessionForImprovementStatus.PROCESSING
 DONE, FAILED = SessionForImprovementStatus.DONE, SessionForImprovementStatus.FAILED
 REFUSED = SessionForImprovementStatus.REFUSED
+
+PASSED_OVER = PassedOver("irrelevant", "no events", "too old")
 
 ODD_IDS = [
     "o'1",
@@ -118,19 +120,39 @@ def place(storage, session_id):
 
 
 def claim(storage, *, users=100, lease_seconds=60.0, now=NOW):
-    return storage.orders.claim(users=users, lease_seconds=lease_seconds, now=now)
+    return storage.folds.claim(users=users, lease_seconds=lease_seconds, now=now)
 
 
 def claimed(storage, **options):
-    """Return the ids of the sessions that a claim holds, sorted."""
+    """Return the users whom a claim holds, sorted."""
     given = claim(storage, **options)
-    return [] if given is None else sorted(order.session_id for order in given.orders)
+    return [] if given is None else sorted(fold.user_id for fold in given.folds)
+
+
+def complete(storage, given, *outcomes):
+    """End orders of the users whom a claim holds; return what is new."""
+    new = []
+    for name in sorted({fold.collection for fold in given.folds}):
+        users = [fold.user_id for fold in given.folds if fold.collection == name]
+        with storage.personal.learning(storage.collections.get(name), users) as transaction:
+            new += transaction.complete(given.token, outcomes, PASSED_OVER)
+    return new
 
 
 def settle(storage):
     """Let every order be done."""
     given = claim(storage)
-    storage.orders.complete(given.token, [OrderOutcome(order.session_id, DONE) for order in given.orders])
+    complete(storage, given, *[OrderOutcome(order.session_id, DONE) for order in storage.orders.list()])
+
+
+def fail(storage, given, detail="why", **options):
+    """Give back every user whom a claim holds; return the sessions concerned, sorted."""
+    options = {"max_attempts": 1, "backoff_seconds": 1} | options
+    return sorted(
+        session_id
+        for fold in given.folds
+        for session_id in storage.folds.fail(given.token, fold, detail, **options)
+    )
 
 
 def memory_of(session_id, *, query=(1, 0, 0), mean=(0, 1, 0), moved=("b",), at=100):
@@ -355,7 +377,7 @@ def test_moving_an_alias_places_an_order_for_every_user_of_it(storage, films):
 
     storage.collections.set_alias("best", "books")
 
-    assert claimed(storage) == ["s1", "s2"]
+    assert claimed(storage) == ["ann", "bob"]
 
 
 def test_everyone_who_has_an_order_in_a_collection_gets_one_anew(storage, films):
@@ -370,7 +392,7 @@ def test_everyone_who_has_an_order_in_a_collection_gets_one_anew(storage, films)
 
     assert storage.collections.order_for_everyone("films") == 2
 
-    assert claimed(storage) == ["s1", "s3"]
+    assert claimed(storage) == ["ann", "bob"]
 
 
 def test_a_dropped_collection_takes_its_objects_personal_state_and_aliases_along(storage, films):
@@ -607,7 +629,7 @@ def test_an_object_and_a_user_may_have_any_id(storage, films, object_id):
         ("a", pytest.approx(1 - np.sqrt(0.5), abs=1e-6)),
     ]
     assert list(storage.personal.copies(films, user_id, [object_id])) == [object_id]
-    assert claimed(storage) == [object_id]
+    assert claimed(storage) == [user_id]
     assert storage.objects.update_payloads(films, {object_id: {"new": True}}) == []
     assert object_id in ids(storage.objects.scroll(films))
     assert storage.objects.delete(films, [object_id]) == 1
@@ -909,7 +931,7 @@ def test_changed_parts_drop_the_copies_and_fold_whoever_met_the_object(storage, 
     assert told(ann)[1] == {"b": vectors([0, 1, 0.1]).tolist()}
     assert told(storage.personal.state(films, "bob")) == NOTHING
     assert list(storage.personal.state(films, "cat").vectors) == ["b"]
-    assert claimed(storage) == ["s1", "s2"]
+    assert claimed(storage) == ["ann", "bob"]
 
 
 def test_another_number_of_parts_is_a_change_too(storage, films):
@@ -930,6 +952,20 @@ def test_another_payload_alone_keeps_the_copies_and_places_no_order(storage, fil
     assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 0.5, 0]]})
     assert storage.objects.get(films, ["a"])[0].payload == {"name": "new"}
     assert claim(storage) is None
+
+
+@pytest.mark.parametrize("bad", [{"price": float("nan")}, {"name": "a\0b"}, {"a\0": 1}, {"name": "\ud800"}])
+def test_of_objects_of_which_one_cannot_be_stored_none_is(storage, films, bad):
+    many = [thing(f"m{number:04}", [1, 0, number]) for number in range(2500)]
+    many.append(CatalogueObject("z", vectors([1, 0, 0]), bad))
+
+    with pytest.raises(InvalidInputError, match="'z'"):
+        storage.objects.upsert(films, many)
+
+    assert storage.objects.count(films) == 3
+    storage.objects.upsert(films, [*many[:-1], thing("z", [1, 0, 0], name="a\\u0000b")])
+    assert storage.objects.count(films) == 2504
+    assert storage.objects.get(films, ["z"])[0].payload == {"name": "a\\u0000b"}
 
 
 def test_a_refused_upsert_keeps_the_copies(storage, films):
@@ -953,7 +989,7 @@ def test_a_deleted_object_takes_its_copies_along_and_places_orders(storage, film
 
     assert told(storage.personal.state(films, "ann")) == ([], {"b": [[0, 1, 0.5]]})
     assert told(storage.personal.state(films, "bob")) == ([], {"b": [[0, 1, 0.5]]})
-    assert claimed(storage) == ["s1"]
+    assert claimed(storage) == ["ann"]
 
 
 def test_an_object_that_comes_back_is_learnt_from_again(storage, films):
@@ -963,7 +999,7 @@ def test_an_object_that_comes_back_is_learnt_from_again(storage, films):
 
     storage.objects.upsert(films, [thing("a", [1, 0, 0])])
 
-    assert claimed(storage) == ["s1"]
+    assert claimed(storage) == ["ann"]
 
 
 def test_an_object_with_copies_can_be_updated_and_deleted_again_and_again(storage, films):
@@ -1208,14 +1244,13 @@ def test_a_click_sent_twice_places_no_second_order(storage, films):
 
 def test_a_later_click_places_the_order_anew(storage, films):
     clicked(storage, "s1")
-    given = claim(storage)
-    storage.orders.complete(given.token, [OrderOutcome("s1", REFUSED, "nothing skipped")])
+    complete(storage, claim(storage), OrderOutcome("s1", REFUSED, "nothing skipped"))
 
     click(storage, "s1", "b")
 
     order = storage.orders.get("s1")
     assert (order.status, order.attempts) == (PENDING, 0)
-    assert claimed(storage) == ["s1"]
+    assert claimed(storage) == ["ann"]
 
 
 @pytest.mark.parametrize(("object_id", "priority"), [("c", 0), ("d", 1)])
@@ -1236,7 +1271,7 @@ def test_an_irrelevant_session_counts_no_longer_and_its_user_is_folded_anew(stor
     storage.clickstream.mark_irrelevant("s1")
 
     assert storage.clickstream.get_session("s1").is_irrelevant
-    assert claimed(storage) == ["s1"]
+    assert claimed(storage) == ["ann"]
     with storage.personal.learning(films, ["ann"]) as transaction:
         assert [r.session.session_id for r in transaction.recent_sessions(5)["ann"]] == ["s2"]
 
@@ -1317,7 +1352,7 @@ def test_a_forgotten_user_leaves_nothing_behind_and_nobody_else_is_touched(stora
     assert told(storage.personal.state(films, "bob"))[0] == [told_memory(memory_of("bob 1"))]
     assert told(storage.personal.state(films, "bob"))[1] == {"b": [[0, 1, 1]]}
     assert told(storage.personal.state(books, "bob")) == ([], {"a": [[1, 1, 0]]})
-    assert claimed(storage) == ["None 1", "bob 1"]
+    assert claimed(storage) == ["bob"]
     assert storage.clickstream.forget_user("ann") == 0
 
 
@@ -1352,26 +1387,43 @@ def test_an_order_that_nobody_placed_is_not_found(storage, films):
         storage.orders.cancel("s1")
 
 
-def test_a_claimed_order_is_processing_with_one_attempt_more(storage, films):
+def test_an_order_of_a_claimed_user_is_processing_with_one_attempt_more(storage, films):
     clicked(storage, "s1")
 
     given = claim(storage)
 
-    [order] = given.orders
-    assert (order.session_id, order.user_id, order.status, order.attempts) == ("s1", "ann", PROCESSING, 1)
-    assert storage.orders.get("s1") == order
+    [fold] = given.folds
+    order = storage.orders.get("s1")
+    assert (fold.collection, fold.user_id, fold.attempts) == ("films", "ann", 1)
+    assert (order.status, order.attempts, order.not_before) == (PROCESSING, 1, NOW + 60)
     assert claim(storage) is None
 
 
-def test_all_due_orders_of_a_user_are_claimed_together(storage, films):
+def test_an_order_of_an_anonymous_session_is_refused_at_once(storage, films):
+    clicked(storage, "s1", None)
+
+    order = storage.orders.get("s1")
+    again = place(storage, "s1")
+
+    assert (order.status, again.status) == (REFUSED, REFUSED)
+    assert "anonymous" in order.detail
+    assert claim(storage) is None
+
+
+def test_a_user_is_claimed_once_under_each_name_however_many_sessions_there_are(storage, films):
     storage.collections.create("books", index())
-    clicked(storage, "s1", "ann")
-    clicked(storage, "s2", "bob")
-    clicked(storage, "s3", "ann", collection="books")
+    for number in range(7):
+        clicked(storage, f"s{number}", "ann")
+    clicked(storage, "b1", "ann", collection="books")
+    clicked(storage, "b2", "bob")
 
-    first, second = claimed(storage, users=1), claimed(storage, users=1)
+    folds = claim(storage).folds
 
-    assert sorted([first, second]) == [["s1", "s3"], ["s2"]]
+    assert sorted((fold.collection, fold.user_id) for fold in folds) == [
+        ("books", "ann"),
+        ("films", "ann"),
+        ("films", "bob"),
+    ]
 
 
 def test_users_are_claimed_by_priority_and_then_by_age(storage, films):
@@ -1380,42 +1432,33 @@ def test_users_are_claimed_by_priority_and_then_by_age(storage, films):
         ("s2", "bob", "b"),
         ("s3", "ann", "d"),
         ("s4", "zoe", "b"),
+        ("s5", "bob", "a"),
     ]:
         search(storage, session_id, user_id, shown="abcd")
         click(storage, session_id, object_id)
 
     claims = [claimed(storage, users=1) for _ in range(4)]
 
-    assert claims == [["s3"], ["s1", "s4"], ["s2"], []]
+    assert claims == [["ann"], ["zoe"], ["bob"], []]
 
 
-def test_an_order_placed_anew_keeps_its_age(storage, films):
-    clicked(storage, "s1", "bob")
+def test_a_user_marked_anew_keeps_age_and_priority(storage, films):
+    search(storage, "s1", "bob", shown="abcd")
+    click(storage, "s1", "d")
     clicked(storage, "s2", "ann")
+    search(storage, "s3", "cat", shown="abcd")
+    click(storage, "s3", "d")
 
-    place(storage, "s1")
+    clicked(storage, "s4", "bob")
 
-    assert claimed(storage, users=1) == ["s1"]
+    assert [claimed(storage, users=1) for _ in range(3)] == [["bob"], ["cat"], ["ann"]]
 
 
 def test_no_more_users_are_claimed_than_asked_for(storage, films):
     for number in range(7):
         clicked(storage, f"s{number}", f"u{number}")
 
-    assert len(claimed(storage, users=3)) == 3
-    assert len(claimed(storage, users=3)) == 3
-    assert len(claimed(storage, users=3)) == 1
-
-
-def test_orders_of_anonymous_sessions_can_be_claimed_and_ended(storage, films):
-    clicked(storage, "s1", None)
-    clicked(storage, "s2", None)
-
-    given = claim(storage)
-    storage.orders.complete(given.token, [OrderOutcome(i, REFUSED, "nobody's") for i in ("s1", "s2")])
-
-    assert sorted(order.session_id for order in given.orders) == ["s1", "s2"]
-    assert storage.orders.counts()[REFUSED] == 2
+    assert [len(claimed(storage, users=3)) for _ in range(4)] == [3, 3, 1, 0]
 
 
 def test_a_lease_that_has_ended_lets_others_claim(storage, films):
@@ -1423,59 +1466,193 @@ def test_a_lease_that_has_ended_lets_others_claim(storage, films):
     claim(storage, lease_seconds=60)
 
     assert claim(storage, now=NOW + 59) is None
-    again = claim(storage, now=NOW + 61)
-
-    assert [(order.session_id, order.attempts) for order in again.orders] == [("s1", 2)]
+    assert claimed(storage, now=NOW + 61) == ["ann"]
 
 
-def test_a_token_that_holds_nothing_any_more_changes_nothing(storage, films):
+def test_a_lease_that_is_renewed_lets_nobody_claim(storage, films):
+    clicked(storage, "s1", "ann")
+    clicked(storage, "s2", "bob")
+    given = claim(storage, users=1, now=None)
+    other = claim(storage, users=1, lease_seconds=0, now=None)
+
+    storage.folds.renew(given.token, 10_000)
+
+    assert [fold.user_id for fold in other.folds] == ["bob"]
+    assert claimed(storage, now=time.time() + 9_000) == ["bob"]
+    assert claimed(storage, users=1, now=time.time() + 11_000) == ["ann"]
+
+
+def test_who_is_released_is_due_at_once_with_no_attempt_more(storage, films):
+    clicked(storage, "s1", "ann")
+    clicked(storage, "s2", "bob")
+    given = claim(storage, users=1)
+
+    storage.folds.release(given.token)
+
+    again = claim(storage)
+    assert [(fold.user_id, fold.attempts) for fold in again.folds] == [("ann", 1), ("bob", 1)]
+
+
+def test_held_are_those_of_the_block_that_a_token_still_holds(storage, films):
+    storage.collections.set_alias("best", "films")
+    storage.collections.create("books", index())
+    for user_id, name in [("ann", "best"), ("bob", "films"), ("cat", "films"), ("dan", "books")]:
+        clicked(storage, f"s {user_id}", user_id, collection=name)
+    given = claim(storage)
+    clicked(storage, "another", "bob")
+
+    with storage.personal.learning(films, ["ann", "bob", "dan", "eve"]) as transaction:
+        assert transaction.held(given.token) == {"ann"}
+        assert transaction.held("another token") == set()
+
+
+def test_whoever_was_held_by_a_worker_that_ended_is_claimed_alone_and_not_blamed(storage, films):
+    for user_id in ("ann", "bob", "cat"):
+        clicked(storage, f"s {user_id}", user_id)
+    claim(storage, lease_seconds=10)
+    clicked(storage, "s dan", "dan")
+
+    claims = [claim(storage, lease_seconds=10, now=NOW + seconds) for seconds in (11, 12, 13, 14)]
+
+    found = [[(fold.user_id, fold.attempts) for fold in given.folds] for given in claims]
+    assert found == [[("ann", 1)], [("bob", 1)], [("cat", 1)], [("dan", 1)]]
+
+
+def test_who_was_alone_in_hand_when_a_worker_ended_has_one_attempt_more(storage, films):
+    clicked(storage, "s1", "ann")
+    clicked(storage, "s2", "bob")
+    claim(storage, users=2, lease_seconds=10)
+
+    attempts = []
+    for turn in range(1, 4):
+        [fold] = claim(storage, lease_seconds=10, now=NOW + 11 * turn).folds  # ann is the older
+        attempts.append((fold.user_id, fold.attempts))
+
+    assert attempts == [("ann", 1), ("ann", 2), ("ann", 3)]
+
+
+def test_a_token_that_holds_nobody_any_more_changes_nothing(storage, films):
     clicked(storage, "s1")
     lost = claim(storage, lease_seconds=60)
     held = claim(storage, lease_seconds=60, now=NOW + 61)
+    before = storage.orders.get("s1")
 
-    storage.orders.complete(lost.token, [OrderOutcome("s1", REFUSED, "late")])
-    storage.orders.fail(lost, "late", max_attempts=1, backoff_seconds=1)
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        transaction.complete(lost.token, [OrderOutcome("s1", DONE, "late")])
+    assert complete(storage, lost, OrderOutcome("s1", REFUSED, "late")) == []
+    assert fail(storage, lost, "late") == []
+    assert storage.folds.refuse(lost.token, lost.folds[0], "late") == []
+    storage.folds.renew(lost.token, 10_000)
 
-    assert storage.orders.get("s1") == held.orders[0]
+    assert storage.orders.get("s1") == before
+    assert complete(storage, held, OrderOutcome("s1", DONE)) == [OrderOutcome("s1", DONE)]
 
 
-def test_a_completion_ends_the_orders_it_names_and_no_others(storage, films):
-    for session_id in ("s1", "s2", "s3"):
+def test_a_completion_ends_the_orders_it_names_and_says_why_of_the_others(storage, films):
+    for session_id in ("s1", "s2", "old", "irrelevant"):
         clicked(storage, session_id)
+    search(storage, "eventless")
+    place(storage, "eventless")
+    storage.clickstream.mark_irrelevant("irrelevant")
+    clicked(storage, "bob's", "bob")
     given = claim(storage)
+    anns = [fold for fold in given.folds if fold.user_id == "ann"]
 
-    storage.orders.complete(
-        given.token,
-        [OrderOutcome("s1", DONE), OrderOutcome("s2", REFUSED, "why"), OrderOutcome("unknown", DONE)],
+    new = complete(
+        storage,
+        dataclasses.replace(given, folds=tuple(anns)),
+        OrderOutcome("s1", DONE),
+        OrderOutcome("s2", REFUSED, "why"),
+        OrderOutcome("unknown", DONE),
+        OrderOutcome("bob's", DONE),
     )
 
-    ended = {i: storage.orders.get(i) for i in ("s1", "s2", "s3")}
-    assert {i: (order.status, order.detail) for i, order in ended.items()} == {
+    expected = {
         "s1": (DONE, None),
         "s2": (REFUSED, "why"),
-        "s3": (PROCESSING, None),
+        "old": (REFUSED, "too old"),
+        "irrelevant": (REFUSED, "irrelevant"),
+        "eventless": (REFUSED, "no events"),
     }
-    assert claimed(storage, now=NOW + 1000) == ["s3"]
+    assert {each.session_id: (each.status, each.detail) for each in new} == expected
+    orders = {session_id: storage.orders.get(session_id) for session_id in expected}
+    assert {key: (order.status, order.detail) for key, order in orders.items()} == expected
+    assert {order.attempts for order in orders.values()} == {1}
+    assert storage.orders.get("bob's").status is PROCESSING
+    assert claimed(storage, now=NOW + 1000) == ["bob"]
 
 
-def test_an_order_placed_anew_during_processing_stays_pending(storage, films):
+def test_a_completion_tells_what_is_new_alone(storage, films):
+    clicked(storage, "s1")
+    clicked(storage, "s2")
+    complete(storage, claim(storage), OrderOutcome("s1", DONE), OrderOutcome("s2", DONE))
+    clicked(storage, "s3")
+
+    new = complete(
+        storage,
+        claim(storage),
+        OrderOutcome("s1", DONE),
+        OrderOutcome("s2", REFUSED, "gone"),
+        OrderOutcome("s3", DONE),
+    )
+
+    assert sorted(new, key=lambda each: each.session_id) == [
+        OrderOutcome("s2", REFUSED, "gone"),
+        OrderOutcome("s3", DONE),
+    ]
+
+
+def test_a_user_marked_while_in_hand_stays_in_the_queue_with_all_orders(storage, films):
     clicked(storage, "s1")
     clicked(storage, "s2")
     given = claim(storage)
     click(storage, "s1", "b")
-    place(storage, "s2")
 
-    storage.orders.complete(given.token, [OrderOutcome("s1", REFUSED, "why")])
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        transaction.complete(given.token, [OrderOutcome("s1", DONE), OrderOutcome("s2", DONE)])
-    storage.orders.fail(given, "why", max_attempts=1, backoff_seconds=1)
+    assert complete(storage, given, OrderOutcome("s1", DONE), OrderOutcome("s2", DONE)) == []
+    assert fail(storage, given) == []
 
     for session_id in ("s1", "s2"):
         order = storage.orders.get(session_id)
         assert (order.status, order.attempts, order.detail) == (PENDING, 0, None)
-    assert claimed(storage) == ["s1", "s2"]
+    assert claimed(storage) == ["ann"]
+
+
+def test_a_user_of_whom_a_session_failed_stays_held_until_given_back(storage, films):
+    clicked(storage, "bad")
+    clicked(storage, "good")
+    clicked(storage, "bob's", "bob")
+    given = claim(storage)
+
+    new = complete(
+        storage,
+        given,
+        OrderOutcome("bad", FAILED, "boom"),
+        OrderOutcome("good", DONE),
+        OrderOutcome("bob's", DONE),
+    )
+    between = storage.orders.get("bad").status
+    anns = next(fold for fold in given.folds if fold.user_id == "ann")
+    given_back = storage.folds.fail(
+        given.token, anns, "", sessions={"bad": "boom"}, max_attempts=2, backoff_seconds=0
+    )
+
+    assert OrderOutcome("bad", FAILED, "boom") in new
+    assert between is PROCESSING
+    assert given_back == ["bad"]
+    bad = storage.orders.get("bad")
+    assert (bad.status, bad.detail, storage.orders.get("good").status) == (PENDING, "boom", DONE)
+    assert claimed(storage) == ["ann"]
+
+
+def test_a_session_that_is_known_to_fail_holds_nobody(storage, films):
+    clicked(storage, "bad")
+    fail(storage, claim(storage))
+    clicked(storage, "good")
+    given = claim(storage)
+
+    new = complete(storage, given, OrderOutcome("bad", FAILED, "boom"), OrderOutcome("good", DONE))
+
+    assert new == [OrderOutcome("good", DONE)]
+    assert storage.orders.get("bad").status is FAILED
+    assert claim(storage, now=NOW + 1000) is None
 
 
 def test_a_failed_attempt_is_due_again_after_a_backoff_that_doubles(storage, films):
@@ -1484,20 +1661,22 @@ def test_a_failed_attempt_is_due_again_after_a_backoff_that_doubles(storage, fil
     for attempt, backoff in [(1, 100), (2, 200), (3, 400)]:
         given = claim(storage)
         before = time.time()
-        storage.orders.fail(given, f"attempt {attempt}", max_attempts=9, backoff_seconds=100)
+        assert fail(storage, given, f"attempt {attempt}", max_attempts=9, backoff_seconds=100) == ["s1"]
         after = time.time()
 
         order = storage.orders.get("s1")
         assert (order.status, order.attempts, order.detail) == (PENDING, attempt, f"attempt {attempt}")
         assert before + backoff - 1 <= order.not_before <= after + backoff + 1
         assert claim(storage, now=order.not_before - 1) is None
-    assert claimed(storage, now=order.not_before + 1) == ["s1"]
+    assert claimed(storage, now=order.not_before + 1) == ["ann"]
 
 
-def test_an_order_whose_attempts_are_used_up_is_failed_until_somebody_places_it_anew(storage, films):
+def test_orders_of_a_user_whose_attempts_are_used_up_are_failed_until_somebody_places_them_anew(
+    storage, films
+):
     clicked(storage, "s1")
-    storage.orders.fail(claim(storage), "first", max_attempts=2, backoff_seconds=0)
-    storage.orders.fail(claim(storage), "second", max_attempts=2, backoff_seconds=0)
+    fail(storage, claim(storage), "first", max_attempts=2, backoff_seconds=0)
+    fail(storage, claim(storage), "second", max_attempts=2, backoff_seconds=0)
 
     dead = storage.orders.get("s1")
     none = claim(storage)
@@ -1506,19 +1685,20 @@ def test_an_order_whose_attempts_are_used_up_is_failed_until_somebody_places_it_
     assert (dead.status, dead.attempts, dead.detail) == (FAILED, 2, "second")
     assert none is None
     assert (retried.status, retried.attempts, retried.detail) == (PENDING, 0, None)
-    assert claimed(storage) == ["s1"]
+    assert claimed(storage) == ["ann"]
 
 
-def test_only_the_orders_that_a_claim_still_holds_are_given_back(storage, films):
+def test_refusing_a_user_ends_what_is_pending_and_nothing_else(storage, films):
+    clicked(storage, "done")
+    complete(storage, claim(storage), OrderOutcome("done", DONE))
     clicked(storage, "s1")
-    clicked(storage, "s2")
     given = claim(storage)
-    storage.orders.complete(given.token, [OrderOutcome("s1", DONE)])
 
-    storage.orders.fail(given, "why", max_attempts=1, backoff_seconds=1)
+    assert storage.folds.refuse(given.token, given.folds[0], "no such place") == ["s1"]
 
-    assert storage.orders.get("s1").status is DONE
-    assert storage.orders.get("s2").status is FAILED
+    assert (storage.orders.get("s1").status, storage.orders.get("s1").detail) == (REFUSED, "no such place")
+    assert storage.orders.get("done").status is DONE
+    assert claim(storage, now=NOW + 1000) is None
 
 
 def test_an_over_long_detail_is_cut_and_the_order_stays_readable(storage, films):
@@ -1526,14 +1706,13 @@ def test_an_over_long_detail_is_cut_and_the_order_stays_readable(storage, films)
         clicked(storage, session_id, user_id=session_id)
     detail = "靴" * 2000 + "x" * 100_000
 
-    given = claim(storage)
-    storage.orders.complete(given.token, [OrderOutcome("s1", REFUSED, detail)])
-    with storage.personal.learning(films, ["s2"]) as transaction:
-        transaction.complete(given.token, [OrderOutcome("s2", REFUSED, detail)])
-    storage.orders.fail(given, detail, max_attempts=1, backoff_seconds=1)
+    given = [claim(storage, users=1) for _ in range(3)]
+    complete(storage, given[0], OrderOutcome("s1", REFUSED, detail))
+    fail(storage, given[1], detail)
+    fail(storage, given[2], "", sessions={"s3": detail})
 
     assert [order.detail for order in storage.orders.list()] == ["靴" * 2000] * 3
-    assert storage.orders.counts()[FAILED] == 1
+    assert storage.orders.counts()[FAILED] == 2
 
 
 def test_orders_are_listed_by_their_latest_change_page_by_page(storage, films):
@@ -1551,9 +1730,11 @@ def test_orders_are_listed_by_their_latest_change_page_by_page(storage, films):
 def test_orders_are_listed_and_counted_by_status(storage, films):
     for number in range(5):
         clicked(storage, f"s{number}", f"u{number}")
-    given = claim(storage)
-    storage.orders.complete(given.token, [OrderOutcome("s1", DONE), OrderOutcome("s2", REFUSED, "why")])
-    storage.orders.fail(given, "why", max_attempts=1, backoff_seconds=1)
+    given = [claim(storage, users=1) for _ in range(5)]
+    complete(storage, given[1], OrderOutcome("s1", DONE))
+    complete(storage, given[2], OrderOutcome("s2", REFUSED, "why"))
+    for failed in (given[0], given[3]):
+        fail(storage, failed)
     place(storage, "s4")
 
     assert storage.orders.counts() == {PENDING: 1, PROCESSING: 0, DONE: 1, FAILED: 2, REFUSED: 1}
@@ -1572,8 +1753,9 @@ def test_a_cancelled_order_is_gone_and_its_session_counts_no_longer(storage, fil
     for session_id in ("pending", "failed", "refused"):
         clicked(storage, session_id)
     given = claim(storage)
-    storage.orders.complete(given.token, [OrderOutcome("refused", REFUSED, "why")])
-    storage.orders.fail(given, "why", max_attempts=1, backoff_seconds=1)
+    outcomes = [OrderOutcome("failed", FAILED, "why"), OrderOutcome("refused", REFUSED, "why")]
+    complete(storage, given, *outcomes)
+    fail(storage, given, sessions={"failed": "why"})
     place(storage, "pending")
 
     for session_id in ("pending", "failed", "refused"):
@@ -1587,9 +1769,9 @@ def test_a_cancelled_order_is_gone_and_its_session_counts_no_longer(storage, fil
 
 def test_an_order_that_is_processing_or_done_is_not_cancelled(storage, films):
     clicked(storage, "s1")
+    complete(storage, claim(storage), OrderOutcome("s1", DONE))
     clicked(storage, "s2")
-    given = claim(storage)
-    storage.orders.complete(given.token, [OrderOutcome("s1", DONE)])
+    claim(storage)
 
     for session_id, status in [("s1", DONE), ("s2", PROCESSING)]:
         with pytest.raises(ConflictError, match=session_id):
@@ -1597,7 +1779,7 @@ def test_an_order_that_is_processing_or_done_is_not_cancelled(storage, films):
         assert storage.orders.get(session_id).status is status
 
 
-def test_no_order_is_given_to_two_workers(storage, films):
+def test_no_user_is_given_to_two_workers(storage, films):
     for number in range(60):
         clicked(storage, f"s{number}", f"u{number % 40}")
     taken, start = [[] for _ in range(4)], threading.Barrier(4)
@@ -1605,24 +1787,23 @@ def test_no_order_is_given_to_two_workers(storage, films):
     def work(mine):
         start.wait(timeout=30)
         while given := claim(storage, users=3):
-            mine += [(order.user_id, order.session_id) for order in given.orders]
+            mine += [fold.user_id for fold in given.folds]
 
     with contextlib.ExitStack() as workers:
         for mine in taken:
             workers.enter_context(beside(lambda mine=mine: work(mine)))
     rest = claimed(storage)
 
-    sessions = [session_id for mine in taken for _, session_id in mine] + rest
-    assert sorted(sessions) == sorted(f"s{number}" for number in range(60))
-    users = [{user_id for user_id, _ in mine} for mine in taken]
-    assert sum(map(len, users)) == len(set().union(*users))
+    assert sorted([user_id for mine in taken for user_id in mine] + rest) == sorted(
+        f"u{number}" for number in range(40)
+    )
 
 
 def test_waiting_ends_when_an_order_is_placed(storage, films):
     search(storage, "s1")
     woken = []
 
-    with beside(lambda: woken.append(storage.orders.wait(30))) as ended:
+    with beside(lambda: woken.append(storage.folds.wait(30))) as ended:
         while not ended.wait(0.01):  # nobody says when the other has begun to wait
             place(storage, "s1")
 
@@ -1633,7 +1814,7 @@ def test_waiting_ends_when_a_click_places_the_order(storage, films):
     search(storage, "s1")
     woken = []
 
-    with beside(lambda: woken.append(storage.orders.wait(30))) as ended:
+    with beside(lambda: woken.append(storage.folds.wait(30))) as ended:
         at = 101
         while not ended.wait(0.01):
             click(storage, "s1", at=(at := at + 1))
@@ -1642,7 +1823,7 @@ def test_waiting_ends_when_a_click_places_the_order(storage, films):
 
 
 def test_waiting_for_an_order_that_nobody_places_ends_with_the_time(storage):
-    assert storage.orders.wait(0.01) is False
+    assert storage.folds.wait(0.01) is False
 
 
 # Learning
@@ -1803,6 +1984,7 @@ def test_an_error_in_a_learning_block_undoes_all_of_it(storage, films):
     clicked(storage, "s1", query=None)
     learn(storage, films, moved={"a": [[1, 1, 0]]})
     given = claim(storage)
+    before = storage.orders.get("s1")
 
     with (  # noqa: PT012, the block is what is tested
         pytest.raises(ZeroDivisionError),
@@ -1810,11 +1992,11 @@ def test_an_error_in_a_learning_block_undoes_all_of_it(storage, films):
     ):
         transaction.store_query_vectors({"s1": vectors([1, 0, 0])})
         transaction.replace_states({"ann": PersonalState()})
-        transaction.complete(given.token, [OrderOutcome("s1", DONE)])
+        assert transaction.complete(given.token, [OrderOutcome("s1", DONE)], PASSED_OVER)
         raise ZeroDivisionError
 
     assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 1, 0]]})
-    assert storage.orders.get("s1") == given.orders[0]
+    assert storage.orders.get("s1") == before
     with storage.personal.learning(films, ["ann"]) as transaction:  # and the users are free again
         assert transaction.recent_sessions(5)["ann"][0].query_vectors is None
 
@@ -1826,7 +2008,9 @@ def test_state_and_completion_commit_together(storage, films):
 
     with storage.personal.learning(films, ["ann"]) as transaction:
         transaction.replace_states({"ann": PersonalState((), {"a": vectors([1, 1, 0])})})
-        transaction.complete(given.token, [OrderOutcome("s1", DONE), OrderOutcome("s2", REFUSED, "why")])
+        transaction.complete(
+            given.token, [OrderOutcome("s1", DONE), OrderOutcome("s2", REFUSED, "why")], PASSED_OVER
+        )
 
     assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 1, 0]]})
     assert (storage.orders.get("s1").status, storage.orders.get("s1").detail) == (DONE, None)

@@ -113,7 +113,7 @@ def test_a_click_wakes_a_worker_at_once(shop):
     search(shop, "s")
 
     with running(Worker(improver, shop, interval_seconds=10_000)):
-        assert improver.next_report().orders == 0
+        assert improver.next_report().users == 0
         click(shop, "s")
 
         assert improver.next_learnt().learnt == 1
@@ -125,7 +125,7 @@ def test_a_worker_that_is_not_woken_by_clicks_looks_every_interval():
     search(storage, "s")
 
     with running(Worker(improver, storage, interval_seconds=0.2, wake_on_click=False)):
-        assert improver.next_report().orders == 0
+        assert improver.next_report().users == 0
         click(storage, "s")
 
         assert improver.next_learnt().learnt == 1
@@ -137,7 +137,7 @@ def test_a_worker_that_is_not_woken_by_clicks_lets_them_wait():
     search(storage, "s")
 
     with running(Worker(improver, storage, interval_seconds=10_000, wake_on_click=False)):
-        assert improver.next_report().orders == 0
+        assert improver.next_report().users == 0
         click(storage, "s")
 
         with pytest.raises(queue.Empty):
@@ -218,7 +218,7 @@ def test_several_workers_share_the_work_and_do_nothing_twice(shop):
         running(Worker(improvers[2], shop, users_per_batch=2)),
     ):
         for improver in improvers:
-            while improver.next_report().orders:
+            while improver.next_report().users:
                 pass
 
     assert shop.orders.counts()[DONE] == 30

@@ -315,8 +315,8 @@ def improve(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Learn from all orders that are due, once."""
-    learnt = 0
+    """Learn about all users whose state is stale, once."""
+    users = learnt = 0
     refused: dict[str, str] = {}
     failed: dict[str, str] = {}
     with _context() as context:
@@ -324,11 +324,12 @@ def improve(
         if everyone:
             for collection in context.storage.collections.list():
                 context.storage.collections.order_for_everyone(collection.name)
-        while (report := improver.improve_once(users=context.settings.users_per_batch)).orders:
+        while (report := improver.improve_once(users=context.settings.users_per_batch)).users:
+            users += report.users
             learnt += report.learnt
             refused |= report.refused
             failed |= report.failed
-    _print({"learnt": learnt, "refused": refused, "failed": failed}, as_json=as_json)
+    _print({"users": users, "learnt": learnt, "refused": refused, "failed": failed}, as_json=as_json)
 
 
 @app.command()

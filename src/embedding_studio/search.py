@@ -249,8 +249,8 @@ class SearchService:
                 collection=collection,
                 search_results=_served(results),
             )
-            self._storage.clickstream.register_session(session, queries)
-            if named:  # a session recorded before stays as it is, and may have shown less
+            is_new = self._storage.clickstream.register_session(session, queries)
+            if not is_new:  # it stays as it is, and may have shown less
                 self._storage.clickstream.append_results(recorded_in, session.search_results)
         more = len(slots) > limit and offset + 2 * limit <= MAX_REACH
         return SearchPage(results, recorded_in, offset + limit if more else None, bend is not None)

@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     )
     users_per_batch: int = Field(default=100, ge=1, description="Users that a worker claims at once.")
     lease_seconds: float = Field(
-        default=60, gt=0, description="After so long the orders of a dead worker are claimed by another."
+        default=60, gt=0, description="So long after a worker ended whom it held is learnt by another."
     )
     max_attempts: int = Field(default=5, ge=1, description="Attempts after which an order has failed.")
     backoff_seconds: float = Field(

@@ -1,5 +1,7 @@
 """Collections, the objects in them, and what a user has moved."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.errors import InvalidInputError
 
 JSON = dict[str, Any]
 
@@ -146,3 +149,28 @@ def personal_id(object_id: str, user_id: str) -> str:
     'o1_5'
     """
     return f"{object_id}_{user_id}"
+
+
+def payload_as_json(object_id: str, payload: JSON) -> str:
+    """Return an object's payload as it is stored.
+
+    Raises:
+        InvalidInputError: it, or the object's id, is nothing that a database can store.
+    """
+    try:
+        text = json.dumps(payload, allow_nan=False, ensure_ascii=False)
+        (text + object_id).encode()
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"the payload of object {object_id!r} cannot be stored: {error}; mend or drop it"
+        ) from error
+    if "\0" in object_id or _NUL.search(text):
+        raise InvalidInputError(
+            f"object {object_id!r} has the character NUL in its id or payload, which a database "
+            "cannot store; mend or drop it"
+        )
+    return text
+
+
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""In JSON, where a backslash that is meant as such stands twice."""

@@ -132,6 +132,10 @@ class EventDisposition(StrEnum):
     UNKNOWN_OBJECT = "unknown_object"  # stored but not learnt from: it was not among the results shown
 
 
+ANONYMOUS = "the session is anonymous: there is no user whose results could change"
+"""Why nothing is learnt from a session of nobody."""
+
+
 class SessionForImprovementStatus(StrEnum):
     PENDING = "pending"
     PROCESSING = "processing"
@@ -153,8 +157,9 @@ class SessionForImprovement(BaseModel):
 
     Attributes:
         priority: 1 where something below position 3 was clicked, else 0; higher is claimed first.
-        attempts: how often a worker has claimed it since it was last placed.
-        not_before: UTC seconds before which no worker may claim it (backoff).
+        attempts: how often a worker has tried to learn from its user since that was last asked for.
+        not_before: UTC seconds before which no worker tries it: again after a failure, or, while it is
+            processing, instead of a worker that ended.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -130,7 +130,7 @@ class Product:
         self._storage.clickstream.push_events(
             [event for session in sessions for event in self._clicks(session)]
         )
-        while (report := self._improver.improve_once()).orders:
+        while (report := self._improver.improve_once()).users:
             if report.failed or report.refused:
                 session_id, reason = next(iter({**report.failed, **report.refused}.items()))
                 raise EmbeddingStudioError(

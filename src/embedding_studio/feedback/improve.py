@@ -1,12 +1,14 @@
-"""One pass of learning: claimed orders in, users' personal state out.
+"""One pass of learning: users whose state is stale in, their personal state out.
 
 ``state.fold`` is the whole of what is learnt, as a function; this reads and writes around it.
 """
 
 import logging
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -16,8 +18,6 @@ from embedding_studio.domain.objects import Collection, PersonalState
 from embedding_studio.domain.sessions import (
     DEFAULT_EVENT_WEIGHTS,
     RecordedSession,
-    SessionForImprovement,
-    SessionForImprovementCreateSchema,
 )
 from embedding_studio.embedders import Embedder
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
@@ -25,13 +25,26 @@ from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
 from embedding_studio.errors import (
     CollectionNotFoundError,
     EmbeddingError,
-    SessionNotFoundError,
+    EmbeddingStudioError,
     SessionRefusedError,
 )
 from embedding_studio.feedback.inputs import embed_queries, objects_of
-from embedding_studio.feedback.selection import ANONYMOUS, SessionFilter, SessionSelection, refusal_by
-from embedding_studio.feedback.state import DONE, FAILED, REFUSED, attempt, fold, outcome_of
-from embedding_studio.storage.ports import Claim, LearningTransaction, OrderOutcome, Storage, Vectors
+from embedding_studio.feedback.selection import (
+    IRRELEVANT,
+    NO_EVENTS,
+    SessionFilter,
+    SessionSelection,
+    refusal_by,
+)
+from embedding_studio.feedback.state import DONE, FAILED, REFUSED, attempt, detail_of, fold, outcome_of
+from embedding_studio.feedback.time_limit import StoppedError, TimeLimited
+from embedding_studio.storage.ports import (
+    Fold,
+    OrderOutcome,
+    PassedOver,
+    Storage,
+    Vectors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +57,8 @@ class ImprovementReport:
     """What one pass did.
 
     Attributes:
-        orders: how many were claimed; 0: nothing was due.
+        orders: how many ended, or failed.
+        users: how many were claimed; 0: nothing was due.
         learnt: orders that ended done.
         refused: session_id -> why nothing is learnt from it.
         failed: session_id -> what went wrong; tried again later unless its attempts are used up.
@@ -67,8 +81,9 @@ class Improver:
         session_filter: says which sessions count.
         max_angle_degrees: the trust region, for adjusters that do not keep it themselves.
         max_sessions_per_user: only so many of a user's latest sessions count.
-        lease_seconds: for so long no other worker claims the same orders.
-        backoff_seconds: wait before the second attempt of an order; doubles each time.
+        lease_seconds: so long after its worker ended a user is claimed by another.
+        backoff_seconds: wait before the second attempt; doubles each time.
+        adjuster_seconds: so long the adjuster may take; a session for which it takes longer, alone, fails.
         is_shared: whether what users clicked is counted for others too, see ``SearchService``.
     """
 
@@ -85,6 +100,7 @@ class Improver:
         lease_seconds: float = 60.0,
         max_attempts: int = 5,
         backoff_seconds: float = 1.0,
+        adjuster_seconds: float = 10.0,
         is_shared: bool = False,
     ) -> None:
         self._storage = storage
@@ -97,99 +113,118 @@ class Improver:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
         self._backoff_seconds = backoff_seconds
+        self._adjuster_seconds = adjuster_seconds
         self._is_shared = is_shared
+        self._passed_over = PassedOver(
+            irrelevant=IRRELEVANT,
+            no_events=NO_EVENTS,
+            too_old=f"the session is older than the last {max_sessions_per_user} of its user, "
+            "which alone count",
+        )
 
-    def improve_once(self, *, users: int = 100, now: float | None = None) -> ImprovementReport:
-        """Learn from the due orders of at most ``users`` users, and return what became of them.
+    def improve_once(
+        self, *, users: int = 100, now: float | None = None, stop: threading.Event | None = None
+    ) -> ImprovementReport:
+        """Learn about at most ``users`` users whose state is stale, and return what became of their sessions.
+
+        Args:
+            stop: once it is set, an adjuster has two seconds more; then who is in hand is given back.
 
         Raises:
-            StorageUnavailableError: orders in hand are due again when their lease ends.
+            StorageUnavailableError: the users in hand are due again when their lease ends.
         """
         started = time.monotonic()
-        claim = self._storage.orders.claim(users=users, lease_seconds=self._lease_seconds, now=now)
+        claim = self._storage.folds.claim(users=users, lease_seconds=self._lease_seconds, now=now)
         if claim is None:
             return ImprovementReport()
-        outcomes, orders = self._without_those_that_end_workers(claim)
-        # What was tried before may have ended its worker: then one by one, so that the others are learnt.
-        alone = any(order.attempts > 1 for order in orders)
-        groups = _grouped(orders, lambda order: (order.collection, order.user_id if alone else None))
-        for (name, _), together in groups.items():
-            outcomes |= self._learn_or_explain(name, together, claim.token)
-        for order in orders:  # after all others ended, since what is given back may be claimed at once
-            outcome = outcomes[order.session_id]
-            if outcome.status is FAILED:
-                self._storage.orders.fail(
-                    Claim(claim.token, (order,)),
-                    outcome.detail or "",
-                    max_attempts=self._max_attempts,
-                    backoff_seconds=self._backoff_seconds,
-                )
+        outcomes: list[OrderOutcome] = []
+        with self._renewed(claim.token):
+            try:
+                for name, folds in _grouped(claim.folds, lambda fold: fold.collection).items():
+                    outcomes += self._learn_or_explain(name, folds, claim.token, stop)
+            except StoppedError:
+                self._storage.folds.release(claim.token)
+        of_status = _grouped(outcomes, lambda outcome: outcome.status)
         return ImprovementReport(
-            orders=len(claim.orders),
-            users=len({order.user_id for order in claim.orders} - {None}),
-            learnt=sum(outcome.status is DONE for outcome in outcomes.values()),
-            refused={key: each.detail or "" for key, each in outcomes.items() if each.status is REFUSED},
-            failed={key: each.detail or "" for key, each in outcomes.items() if each.status is FAILED},
+            orders=len(outcomes),
+            users=len({fold.user_id for fold in claim.folds}),
+            learnt=len(of_status.get(DONE, ())),
+            refused={each.session_id: each.detail or "" for each in of_status.get(REFUSED, ())},
+            failed={each.session_id: each.detail or "" for each in of_status.get(FAILED, ())},
             seconds=time.monotonic() - started,
         )
 
-    def _without_those_that_end_workers(
-        self, claim: Claim
-    ) -> tuple[dict[str, OrderOutcome], list[SessionForImprovement]]:
-        """Give up on the user whose orders no worker survived, and return the orders that are left to learn.
+    @contextmanager
+    def _renewed(self, token: str) -> Iterator[None]:
+        """Keep a lease from ending while its worker lives."""
+        is_over = threading.Event()
 
-        Claims that were tried before are learnt user by user in their order, so the first that is left
-        of those whose attempts are used up is the one; those behind it start anew.
-        """
-        spent = [order for order in claim.orders if order.attempts > self._max_attempts]
-        left = [order for order in claim.orders if order.attempts <= self._max_attempts]
-        given_up = [order for order in spent if order.user_id == spent[0].user_id]
-        outcomes = {}
-        if given_up:
-            detail = "the worker ended while it learnt from this user, in every attempt"
-            outcomes = {each.session_id: OrderOutcome(each.session_id, FAILED, detail) for each in given_up}
-            self._storage.orders.fail(
-                Claim(claim.token, tuple(given_up)),
-                detail,
-                max_attempts=self._max_attempts,
-                backoff_seconds=self._backoff_seconds,
-            )
-        for order in spent:
-            if order not in given_up:
-                schema = SessionForImprovementCreateSchema(session_id=order.session_id)
-                self._storage.orders.create(schema)
-        return outcomes, left
+        def renew() -> None:
+            while not is_over.wait(self._lease_seconds / 3):
+                try:
+                    self._storage.folds.renew(token, self._lease_seconds)
+                except EmbeddingStudioError as error:
+                    logger.warning("a lease could not be renewed: %s", error)
+
+        renewing = threading.Thread(target=renew, name="lease", daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            renewing.join()
 
     def _learn_or_explain(
-        self, name: str, orders: Sequence[SessionForImprovement], token: str
-    ) -> dict[str, OrderOutcome]:
-        """Return what became of the orders of one collection; those that did not fail have ended."""
-        outcomes: dict[str, OrderOutcome] = {}
-        anonymous = [order for order in orders if order.user_id is None]
-        orders = [order for order in orders if order.user_id is not None]
-        if anonymous:
-            outcomes = self._refuse(anonymous, token, ANONYMOUS)
-        if not orders:
-            return outcomes
-        learnt = attempt(partial(self._learn, name, orders, token))
+        self, name: str, folds: Sequence[Fold], token: str, stop: threading.Event | None
+    ) -> list[OrderOutcome]:
+        """Return what became of the sessions of some users under one name."""
+        if folds[0].attempts > self._max_attempts:  # then it is the only one
+            return self._fail(
+                token, folds[0], "the worker ended while it learnt from this user, in every attempt"
+            )
+        learnt = attempt(partial(self._learn, name, folds, token, stop))
         if not isinstance(learnt, Exception):
-            return outcomes | learnt
+            return learnt
         if isinstance(learnt, CollectionNotFoundError):
-            return outcomes | self._refuse(orders, token, str(learnt))
-        of_user = _grouped(orders, lambda order: order.user_id)
-        logger.error("%d users could not be learnt for together", len(of_user), exc_info=learnt)
-        if len(of_user) > 1:
-            for of_one in of_user.values():
-                outcomes |= self._learn_or_explain(name, of_one, token)
-            return outcomes
-        return outcomes | {order.session_id: outcome_of(order.session_id, learnt) for order in orders}
+            return [
+                OrderOutcome(session_id, REFUSED, str(learnt))
+                for fold in folds
+                for session_id in self._storage.folds.refuse(token, fold, str(learnt))
+            ]
+        logger.error("%d users could not be learnt for together", len(folds), exc_info=learnt)
+        if len(folds) > 1:
+            return [
+                outcome for fold in folds for outcome in self._learn_or_explain(name, [fold], token, stop)
+            ]
+        return self._fail(token, folds[0], detail_of(learnt))
+
+    def _fail(
+        self,
+        token: str,
+        fold: Fold,
+        detail: str,
+        *,
+        sessions: Mapping[str, str] | None = None,
+    ) -> list[OrderOutcome]:
+        failed = self._storage.folds.fail(
+            token,
+            fold,
+            detail,
+            sessions=sessions,
+            max_attempts=self._max_attempts,
+            backoff_seconds=self._backoff_seconds,
+        )
+        return [
+            OrderOutcome(session_id, FAILED, (sessions or {}).get(session_id, detail))
+            for session_id in failed
+        ]
 
     def _learn(
-        self, name: str, orders: Sequence[SessionForImprovement], token: str
-    ) -> dict[str, OrderOutcome]:
-        """Fold the users of these orders anew."""
+        self, name: str, folds: Sequence[Fold], token: str, stop: threading.Event | None
+    ) -> list[OrderOutcome]:
+        """Fold these users anew."""
         collection = self._storage.collections.get(name)
-        users = sorted({order.user_id for order in orders if order.user_id is not None})
+        users = sorted(fold.user_id for fold in folds)
         reasons: dict[str, str] = {}
         embedded: dict[str, Vectors] = {}
         while True:
@@ -198,25 +233,45 @@ class Improver:
                 counted, outcomes = self._select(recent)
                 missing = self._texts_to_embed(collection, counted) - embedded.keys() - reasons.keys()
                 if not missing:
-                    outcomes |= self._replace_states(
-                        transaction,
-                        collection,
-                        users=users,
-                        counted=counted,
-                        embedded=embedded,
-                        reasons=reasons,
-                    )
-                    transaction.complete(token, _ended(orders, outcomes))
+                    objects = objects_of((each.session for each in counted), self._event_weights)
+                    originals = transaction.originals(objects)
                     break
             assert self._embedder is not None  # noqa: S101, else no text would be missing
-            # Between two transactions, where a slow embedder locks nobody out.
             newly_embedded, newly_refused = embed_queries(self._embedder, missing)
             embedded |= newly_embedded
             reasons |= newly_refused
-        for order in orders:
-            if order.session_id not in outcomes:
-                outcomes |= self._refuse([order], token, self._why_absent(order.session_id))
-        return {order.session_id: outcomes[order.session_id] for order in orders}
+        ready, unready = _with_vectors(counted, embedded, reasons)
+        # Between two transactions, where an adjuster that hangs locks nobody out. Whatever changes meanwhile
+        # of what was read marks the user anew, who is then no longer held.
+        folded = fold(
+            ready,
+            originals,
+            TimeLimited(self._adjuster(collection.index), self._adjuster_seconds, stop),
+            collection.index,
+            event_weights=self._event_weights,
+            max_angle_degrees=self._max_angle_degrees,
+            is_shared=self._is_shared,
+        )
+        outcomes |= unready | folded.outcomes
+        of_user = {each.session.session_id: user for user, sessions in recent.items() for each in sessions}
+        with self._storage.personal.learning(collection, users) as transaction:
+            held = transaction.held(token)
+            transaction.store_query_vectors(
+                {
+                    each.session.session_id: embedded[each.session.search_query]
+                    for each in counted
+                    if each.query_vectors is None and each.session.search_query in embedded
+                }
+            )
+            transaction.replace_states({user: folded.states.get(user, PersonalState()) for user in held})
+            told = [outcome for key, outcome in outcomes.items() if of_user[key] in held]
+            ended = transaction.complete(token, told, self._passed_over)
+        failed = {each.session_id: each.detail or "" for each in ended if each.status is FAILED}
+        for each in folds:
+            of_one = {key: why for key, why in failed.items() if of_user[key] == each.user_id}
+            if of_one:
+                self._fail(token, each, "", sessions=of_one)
+        return ended
 
     def _select(
         self, recent: Mapping[str, Sequence[RecordedSession]]
@@ -242,70 +297,23 @@ class Improver:
             if recorded.query_vectors is None and recorded.session.search_query.strip()
         }
 
-    def _replace_states(
-        self,
-        transaction: LearningTransaction,
-        collection: Collection,
-        *,
-        users: Sequence[str],
-        counted: Sequence[RecordedSession],
-        embedded: Mapping[str, Vectors],
-        reasons: Mapping[str, str],
-    ) -> dict[str, OrderOutcome]:
-        outcomes = {}
-        ready = []
-        newly_embedded = {}
-        for recorded in counted:
-            session = recorded.session
-            if recorded.query_vectors is not None:
-                ready.append(recorded)
-            elif session.search_query in reasons:
-                error = EmbeddingError(f"the query could not be embedded: {reasons[session.search_query]}")
-                outcomes[session.session_id] = outcome_of(session.session_id, error)
-            else:
-                vectors = embedded.get(session.search_query)
-                ready.append(replace(recorded, query_vectors=vectors))
-                if vectors is not None:
-                    newly_embedded[session.session_id] = vectors
-        folded = fold(
-            ready,
-            transaction.originals(objects_of((each.session for each in ready), self._event_weights)),
-            self._adjuster(collection.index),
-            collection.index,
-            event_weights=self._event_weights,
-            max_angle_degrees=self._max_angle_degrees,
-            is_shared=self._is_shared,
-        )
-        if newly_embedded:
-            transaction.store_query_vectors(newly_embedded)
-        transaction.replace_states(
-            {user_id: folded.states.get(user_id, PersonalState()) for user_id in users}
-        )
-        return outcomes | folded.outcomes
 
-    def _refuse(
-        self, orders: Sequence[SessionForImprovement], token: str, reason: str
-    ) -> dict[str, OrderOutcome]:
-        outcomes = {order.session_id: OrderOutcome(order.session_id, REFUSED, reason) for order in orders}
-        self._storage.orders.complete(token, list(outcomes.values()))
-        return outcomes
-
-    def _why_absent(self, session_id: str) -> str:
-        """Return why a session with an order is not among its user's recent ones."""
-        try:
-            session = self._storage.clickstream.get_session(session_id)
-        except SessionNotFoundError:
-            return "the session no longer exists"
-        return SessionSelection(event_weights=self._event_weights).refusal(session) or (
-            f"the session is older than the last {self._max_sessions_per_user} of its user, which alone count"
-        )
-
-
-def _ended(
-    orders: Iterable[SessionForImprovement], outcomes: Mapping[str, OrderOutcome]
-) -> list[OrderOutcome]:
-    found = (outcomes.get(order.session_id) for order in orders)
-    return [outcome for outcome in found if outcome is not None and outcome.status is not FAILED]
+def _with_vectors(
+    counted: Sequence[RecordedSession], embedded: Mapping[str, Vectors], reasons: Mapping[str, str]
+) -> tuple[list[RecordedSession], dict[str, OrderOutcome]]:
+    """Return sessions with the vectors that had to be embedded, and what becomes of those that have none."""
+    ready = []
+    outcomes = {}
+    for recorded in counted:
+        session = recorded.session
+        if recorded.query_vectors is None and session.search_query in reasons:
+            error = EmbeddingError(f"the query could not be embedded: {reasons[session.search_query]}")
+            outcomes[session.session_id] = outcome_of(session.session_id, error)
+        elif recorded.query_vectors is None:
+            ready.append(replace(recorded, query_vectors=embedded.get(session.search_query)))
+        else:
+            ready.append(recorded)
+    return ready, outcomes
 
 
 def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

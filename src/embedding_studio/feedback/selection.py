@@ -5,9 +5,10 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS, Session
+from embedding_studio.domain.sessions import ANONYMOUS, DEFAULT_EVENT_WEIGHTS, Session
 
-ANONYMOUS = "the session is anonymous: there is no user whose results could change"
+IRRELEVANT = "the session was marked irrelevant"
+NO_EVENTS = "no clicks: the session has no events"
 
 
 class SessionFilter(Protocol):
@@ -39,12 +40,12 @@ class SessionSelection(BaseModel):
         if session.user_id is None:
             return ANONYMOUS
         if session.is_irrelevant:
-            return "the session was marked irrelevant"
+            return IRRELEVANT
         clicks = len(session.clicked(self.event_weights))
         if clicks == 0:
             kinds = sorted({event.event_type for event in session.events})
-            happened = f"only {', '.join(kinds)}, which say nothing of an object" if kinds else "no events"
-            return f"no clicks: the session has {happened}"
+            only = f"no clicks: the session has only {', '.join(kinds)}, which say nothing of an object"
+            return only if kinds else NO_EVENTS
         if clicks > self.max_clicks:
             return f"too many clicks: {clicks} objects, more than {self.max_clicks}, so none is preferred"
         if session.duration_seconds < self.min_session_seconds:

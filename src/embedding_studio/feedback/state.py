@@ -18,6 +18,7 @@ from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import PersonalState, QueryMemory, SharedVote
 from embedding_studio.domain.sessions import (
+    ANONYMOUS,
     DEFAULT_EVENT_WEIGHTS,
     RecordedSession,
     SessionForImprovementStatus,
@@ -32,7 +33,7 @@ from embedding_studio.errors import (
     StorageUnavailableError,
 )
 from embedding_studio.feedback.inputs import improvement_input
-from embedding_studio.feedback.selection import ANONYMOUS
+from embedding_studio.feedback.time_limit import StoppedError
 from embedding_studio.storage.ports import OrderOutcome, Vectors
 
 logger = logging.getLogger(__name__)
@@ -123,16 +124,19 @@ def outcome_of(session_id: str, error: Exception) -> OrderOutcome:
     """Return what becomes of a session on an error: refused if it lies in the session, else failed."""
     if isinstance(error, SessionRefusedError | InvalidInputError):
         return OrderOutcome(session_id, REFUSED, str(error))
-    detail = str(error) if isinstance(error, EmbeddingStudioError) else f"{type(error).__name__}: {error}"
-    logger.error("session %s could not be learnt from: %s", session_id, detail)
-    return OrderOutcome(session_id, FAILED, detail)
+    logger.error("session %s could not be learnt from: %s", session_id, detail_of(error))
+    return OrderOutcome(session_id, FAILED, detail_of(error))
+
+
+def detail_of(error: Exception) -> str:
+    return str(error) if isinstance(error, EmbeddingStudioError) else f"{type(error).__name__}: {error}"
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:
-    """Return what ``work`` returns, or the exception it raised; a storage that is away is for the worker."""
+    """Return what ``work`` returns, or the exception it raised, unless that is for the worker to see to."""
     try:
         return work()
-    except StorageUnavailableError:
+    except (StorageUnavailableError, StoppedError):
         raise
     except Exception as error:  # noqa: BLE001, whatever a plugin or one session does, the others are learnt
         return error

@@ -22,7 +22,7 @@ class Worker:
     Args:
         interval_seconds: looks for orders at least so often.
         users_per_batch: so many users are learnt in one transaction.
-        wake_on_click: also looks as soon as an order is placed; False: every ``interval_seconds`` only.
+        wake_on_click: also looks as soon as a user is marked; False: every ``interval_seconds`` only.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Worker:
         self._wake_on_click = wake_on_click
 
     def run(self, stop: threading.Event) -> None:
-        """Work until ``stop`` is set; the batch in hand is finished first."""
+        """Work until ``stop`` is set; the batch in hand is finished first, unless its adjuster hangs."""
         retry_seconds = _FIRST_RETRY_SECONDS
         while not stop.is_set():
             try:
@@ -55,8 +55,8 @@ class Worker:
 
     def _drain(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            report = self._improver.improve_once(users=self._users_per_batch)
-            if not report.orders:
+            report = self._improver.improve_once(users=self._users_per_batch, stop=stop)
+            if not report.users:
                 return
             logger.info(
                 "learnt from %d sessions of %d users in %.3f s; refused %d, failed %d",
@@ -65,6 +65,6 @@ class Worker:
 
     def _wait(self, stop: threading.Event) -> None:
         if self._wake_on_click:
-            self._storage.orders.wait(min(self._interval_seconds, _POLL_SECONDS))
+            self._storage.folds.wait(min(self._interval_seconds, _POLL_SECONDS))
         else:
             stop.wait(self._interval_seconds)

@@ -6,7 +6,6 @@ else. What it stores and what it answers are copies, so a caller's later changes
 
 import copy
 import heapq
-import itertools
 import secrets
 import time
 from collections.abc import Collection as Container
@@ -40,10 +39,10 @@ from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.memory_state import (
+    Entry,
     Shelf,
     State,
     Status,
-    Ticket,
     Visit,
     copied_object,
     copied_state,
@@ -52,10 +51,11 @@ from embedding_studio.storage.memory_state import (
     stored_payload,
 )
 from embedding_studio.storage.ports import (
-    MAX_DETAIL_LENGTH,
     Claim,
     CodesInfo,
+    Fold,
     OrderOutcome,
+    PassedOver,
     Vectors,
     check_margin,
 )
@@ -77,6 +77,7 @@ class MemoryStorage:
         self.objects = MemoryObjects(state)
         self.clickstream = MemoryClickstream(state)
         self.orders = MemoryOrders(state)
+        self.folds = MemoryFolds(state)
         self.personal = MemoryPersonal(state)
 
     def ping(self) -> None:
@@ -155,11 +156,11 @@ class MemoryCollections:
             if alias in self._state.shelves:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
             self._state.aliases[alias] = self._state.named(name).collection.name
-            self._state.place_for_everyone({alias})
+            self._state.mark_everyone({alias})
 
     def order_for_everyone(self, name: str) -> int:
         with self._state.lock:
-            return self._state.place_for_everyone(self._state.names(self._state.named(name).collection))
+            return self._state.mark_everyone(self._state.names(self._state.named(name).collection))
 
 
 class MemoryObjects:
@@ -263,18 +264,19 @@ class MemoryClickstream:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> None:
+    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
         with self._state.lock:
             self._state.named(session.collection)
             visit = self._state.visits.get(session.session_id)
             if visit is not None:
                 visit.check_same(session)
-                return
+                return False
             vectors = None if query_vectors is None else np.atleast_2d(np.array(query_vectors, np.float32))
             bare = session.model_copy(update={"search_results": (), "events": ()})
             self._state.visits[session.session_id] = visit = Visit(bare, vectors)
             visit.show(session.search_results)
             self.push_events(session.events)
+            return True
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
         with self._state.lock:
@@ -291,7 +293,7 @@ class MemoryClickstream:
                 is_new = disposition in {EventDisposition.ACCEPTED, EventDisposition.UNKNOWN_OBJECT}
                 if is_new and event.event_type in self._state.order_on:
                     touched[event.session_id] = None
-            for session_id in touched:
+            for session_id in sorted(touched, key=lambda each: self._state.visits[each].unit()):
                 self._state.place(session_id)
             return dispositions
 
@@ -331,6 +333,8 @@ class MemoryClickstream:
             for session_id in theirs:
                 del self._state.visits[session_id]
                 self._state.tickets.pop(session_id, None)
+            for key in [key for key in self._state.queue if key[1] == user_id]:
+                del self._state.queue[key]
             for shelf in self._state.shelves.values():
                 shelf.replace_states({user_id: PersonalState()})
                 del shelf.states[user_id]
@@ -348,24 +352,24 @@ class MemoryOrders:
 
     def get(self, session_id: str) -> SessionForImprovement:
         with self._state.lock:
-            return self._state.ticket(session_id).order
+            return self._state.told(self._state.ticket(session_id))
 
     def list(
         self, *, status: Status | None = None, limit: int = 100, offset: int = 0
     ) -> list[SessionForImprovement]:
         with self._state.lock:
             latest = sorted(self._state.tickets.values(), key=lambda ticket: -ticket.changed)
-            orders = [ticket.order for ticket in latest if status in {None, ticket.order.status}]
-            return orders[offset : offset + limit]
+            told = [self._state.told(ticket) for ticket in latest]
+            return [order for order in told if status in {None, order.status}][offset : offset + limit]
 
     def counts(self) -> dict[Status, int]:
         with self._state.lock:
-            statuses = [ticket.order.status for ticket in self._state.tickets.values()]
+            statuses = [self._state.told(ticket).status for ticket in self._state.tickets.values()]
             return {status: statuses.count(status) for status in Status}
 
     def cancel(self, session_id: str) -> None:
         with self._state.lock:
-            status = self._state.ticket(session_id).order.status
+            status = self._state.told(self._state.ticket(session_id)).status
             if status in {Status.PROCESSING, Status.DONE}:
                 raise ConflictError(
                     f"the order of session {session_id!r} is {status}; only a pending, failed or refused "
@@ -373,52 +377,104 @@ class MemoryOrders:
                 )
             del self._state.tickets[session_id]
 
+
+class MemoryFolds:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
     def claim(self, *, users: int, lease_seconds: float, now: float | None = None) -> Claim | None:
         now = time.time() if now is None else now
         with self._state.lock:
-            due: dict[tuple[str | None, str], list[Ticket]] = {}
-            for ticket in self._state.tickets.values():
-                if ticket.is_due(now):
-                    order = ticket.order
-                    alone = order.session_id if order.user_id is None else ""
-                    due.setdefault((order.user_id, alone), []).append(ticket)
+            due = [entry for entry in self._state.queue.values() if entry.not_before <= now]
+            due = sorted(due, key=Entry.turn)[:users]
             if not due:
                 return None
-            foremost = sorted(due.values(), key=lambda tickets: min(map(Ticket.turn, tickets)))
+            is_alone = due[0].token is not None
             token = secrets.token_hex(16)
-            claimed = sorted(itertools.chain.from_iterable(foremost[:users]), key=Ticket.turn)
-            for ticket in claimed:
-                attempts = ticket.order.attempts + 1
-                self._state.change(
-                    ticket, token, status=Status.PROCESSING, attempts=attempts, not_before=now + lease_seconds
+            folds = []
+            for entry in due[:1] if is_alone else [entry for entry in due if entry.token is None]:
+                fold = replace(
+                    entry.fold, attempts=entry.fold.attempts + (entry.token is None or entry.is_alone)
                 )
-            return Claim(token, tuple(ticket.order for ticket in claimed))
-
-    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
-        with self._state.lock:
-            self._state.complete(token, outcomes)
-
-    def fail(self, claim: Claim, detail: str, *, max_attempts: int, backoff_seconds: float) -> None:
-        now = time.time()
-        with self._state.lock:
-            for order in claim.orders:
-                ticket = self._state.tickets.get(order.session_id)
-                if ticket is None or ticket.token != claim.token:
-                    continue
-                attempts = ticket.order.attempts
-                status = Status.FAILED if attempts >= max_attempts else Status.PENDING
-                due_at = now + backoff_seconds * 2 ** (attempts - 1)
-                self._state.change(
-                    ticket, None, status=status, detail=detail[:MAX_DETAIL_LENGTH], not_before=due_at
+                folds.append(fold)
+                self._state.queue[fold.collection, fold.user_id] = replace(
+                    entry, fold=fold, token=token, is_alone=is_alone, not_before=now + lease_seconds
                 )
+            return Claim(token, tuple(folds))
+
+    def renew(self, token: str, lease_seconds: float) -> None:
+        with self._state.lock:
+            for key, entry in self._state.queue.items():
+                if entry.token == token:
+                    self._state.queue[key] = replace(entry, not_before=time.time() + lease_seconds)
+
+    def release(self, token: str) -> None:
+        with self._state.lock:
+            for key, entry in self._state.queue.items():
+                if entry.token == token:
+                    fold = replace(entry.fold, attempts=entry.fold.attempts - 1)
+                    self._state.queue[key] = replace(entry, fold=fold, token=None, not_before=0.0)
+            self._state.lock.notify_all()
+
+    def fail(
+        self,
+        token: str,
+        fold: Fold,
+        detail: str,
+        *,
+        sessions: Mapping[str, str] | None = None,
+        max_attempts: int,
+        backoff_seconds: float,
+    ) -> list[str]:
+        is_last = fold.attempts >= max_attempts
+        due_at = None if is_last else time.time() + backoff_seconds * 2 ** (fold.attempts - 1)
+        status = Status.FAILED if is_last else Status.PENDING
+        return self._given_back(token, fold, status, detail, sessions=sessions, due_at=due_at)
+
+    def refuse(self, token: str, fold: Fold, detail: str) -> list[str]:
+        return self._given_back(token, fold, Status.REFUSED, detail)
 
     def wait(self, timeout_seconds: float) -> bool:
         def something_is_due() -> bool:
             now = time.time()
-            return any(ticket.is_due(now) for ticket in self._state.tickets.values())
+            return any(entry.not_before <= now for entry in self._state.queue.values())
 
         with self._state.lock:
             return self._state.lock.wait_for(something_is_due, timeout_seconds)
+
+    def _given_back(
+        self,
+        token: str,
+        fold: Fold,
+        status: Status,
+        detail: str,
+        *,
+        sessions: Mapping[str, str] | None = None,
+        due_at: float | None = None,
+    ) -> list[str]:
+        key = fold.collection, fold.user_id
+        with self._state.lock:
+            entry = self._state.queue.get(key)
+            if entry is None or entry.token != token:
+                return []
+            del self._state.queue[key]
+            if due_at is not None:
+                self._state.queue[key] = replace(entry, token=None, not_before=due_at)
+            if sessions is None:
+                orders = [ticket.order for ticket in self._state.tickets.values()]
+                sessions = {
+                    order.session_id: detail
+                    for order in orders
+                    if (order.collection, order.user_id, order.status) == (*key, Status.PENDING)
+                }
+            theirs = [
+                session_id
+                for session_id in sessions
+                if (ticket := self._state.tickets.get(session_id)) and ticket.order.user_id == fold.user_id
+            ]
+            for session_id in theirs:
+                self._state.end(session_id, status, sessions[session_id], fold.attempts)
+            return theirs
 
 
 class MemoryPersonal:
@@ -486,16 +542,16 @@ class MemoryPersonal:
     def learning(self, collection: Collection, user_ids: Sequence[str]) -> Iterator["MemoryLearning"]:
         held = {(collection.collection_id, user_id) for user_id in user_ids}
         with self._state.lock:
-            self._state.lock.wait_for(lambda: not held & self._state.folds)
+            self._state.lock.wait_for(lambda: not held & self._state.folding)
             self._state.shelf(collection)
-            self._state.folds |= held
+            self._state.folding |= held
         try:
             transaction = MemoryLearning(self._state, collection, user_ids)
             yield transaction
             transaction.commit()
         finally:
             with self._state.lock:
-                self._state.folds -= held
+                self._state.folding -= held
                 self._state.lock.notify_all()
 
 
@@ -508,7 +564,7 @@ class MemoryLearning:
         self._user_ids = user_ids
         self._query_vectors: dict[str, Vectors] = {}
         self._states: dict[str, PersonalState] = {}
-        self._completed: list[tuple[str, Sequence[OrderOutcome]]] = []
+        self._completed: list[tuple[str, Sequence[OrderOutcome], PassedOver]] = []
 
     def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
         with self._state.lock:
@@ -533,14 +589,41 @@ class MemoryLearning:
             objects = self._state.shelf(self._collection).objects
             return {i: objects[i].parts.copy() for i in object_ids if i in objects}
 
+    def held(self, token: str) -> set[str]:
+        with self._state.lock:
+            names = self._state.names(self._collection)
+            return {
+                user_id
+                for (name, user_id), entry in self._state.queue.items()
+                if entry.token == token and name in names and user_id in self._user_ids
+            }
+
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
         self._query_vectors.update({i: np.atleast_2d(np.array(v, np.float32)) for i, v in vectors.items()})
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
         self._states.update({user_id: copied_state(state) for user_id, state in states.items()})
 
-    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
-        self._completed.append((token, outcomes))
+    def complete(
+        self, token: str, outcomes: Sequence[OrderOutcome], passed_over: PassedOver
+    ) -> list[OrderOutcome]:
+        self._completed.append((token, outcomes, passed_over))
+        with self._state.lock:  # what it will come to, undone until the commit
+            tickets, queue = dict(self._state.tickets), dict(self._state.queue)
+            new = self._complete(token, outcomes, passed_over)
+            self._state.tickets, self._state.queue = tickets, queue
+        return new
+
+    def _complete(
+        self, token: str, outcomes: Sequence[OrderOutcome], passed_over: PassedOver
+    ) -> list[OrderOutcome]:
+        return self._state.complete(
+            token,
+            outcomes,
+            passed_over,
+            user_ids=self._user_ids,
+            names=self._state.names(self._collection),
+        )
 
     def commit(self) -> None:
         with self._state.lock:
@@ -548,5 +631,5 @@ class MemoryLearning:
                 if session_id in self._state.visits:
                     self._state.visits[session_id].query_vectors = vectors
             self._state.shelf(self._collection).replace_states(self._states)
-            for token, outcomes in self._completed:
-                self._state.complete(token, outcomes)
+            for given in self._completed:
+                self._complete(*given)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,10 @@ from embedding_studio.domain.objects import (
     PersonalState,
     SharedMemory,
     SharedVote,
+    payload_as_json,
 )
 from embedding_studio.domain.sessions import (
+    ANONYMOUS,
     EventDisposition,
     RecordedSession,
     SearchResultItem,
@@ -41,7 +42,6 @@ from embedding_studio.embeddings.similarity import distances, similarities
 from embedding_studio.errors import (
     CollectionNotFoundError,
     ConflictError,
-    InvalidInputError,
     OrderNotFoundError,
     SessionNotFoundError,
 )
@@ -49,7 +49,9 @@ from embedding_studio.storage.ports import (
     MAX_DETAIL_LENGTH,
     SHARED_QUERIES,
     SHARED_VOTES,
+    Fold,
     OrderOutcome,
+    PassedOver,
     Vectors,
 )
 
@@ -61,9 +63,10 @@ class State:
     """Everything, under one lock.
 
     Attributes:
-        lock: notified when an order is placed and when a fold ends.
+        lock: notified when a user is marked and when a fold ends.
         shelves: by the collection's name.
-        folds: (collection_id, user_id) of those that somebody is folding anew just now.
+        queue: (name of a collection, user_id) -> whose state is stale.
+        folding: (collection_id, user_id) of those that somebody is folding anew just now.
         ticks: numbers every change of an order, so that two within one second have an order.
     """
 
@@ -73,7 +76,8 @@ class State:
     aliases: dict[str, str] = field(default_factory=dict)
     visits: dict[str, "Visit"] = field(default_factory=dict)
     tickets: dict[str, "Ticket"] = field(default_factory=dict)
-    folds: set[tuple[int, str]] = field(default_factory=set)
+    queue: dict[tuple[str, str], "Entry"] = field(default_factory=dict)
+    folding: set[tuple[int, str]] = field(default_factory=set)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     ticks: Iterator[int] = field(default_factory=itertools.count)
 
@@ -107,10 +111,10 @@ class State:
 
     def wait_for_folds_of_collection(self, collection: Collection) -> None:
         number = collection.collection_id
-        self.lock.wait_for(lambda: not any(folded == number for folded, _ in self.folds))
+        self.lock.wait_for(lambda: not any(folded == number for folded, _ in self.folding))
 
     def wait_for_folds_of_user(self, user_id: str) -> None:
-        self.lock.wait_for(lambda: not any(folded == user_id for _, folded in self.folds))
+        self.lock.wait_for(lambda: not any(folded == user_id for _, folded in self.folding))
 
     def place(self, session_id: str) -> SessionForImprovement:
         """Place an order, or place it anew whatever became of it."""
@@ -122,44 +126,108 @@ class State:
             session_id=session_id,
             user_id=session.user_id,
             collection=session.collection,
+            status=Status.REFUSED if session.user_id is None else Status.PENDING,
+            detail=ANONYMOUS if session.user_id is None else None,
             priority=int(any(positions.get(object_id, 0) > 3 for object_id in session.clicked())),
             created_at=placed.order.created_at if placed else now,
             updated_at=now,
         )
-        tick = next(self.ticks)
-        self.tickets[session_id] = Ticket(order, placed.since if placed else tick, tick)
-        self.lock.notify_all()
+        self.tickets[session_id] = Ticket(order, next(self.ticks))
+        if session.user_id is not None:
+            self.mark(session.collection, session.user_id, order.priority)
         return order
 
-    def place_for_everyone(self, names: Container[str]) -> int:
-        """Place an order for each user who has orders under these names; return how many they are."""
-        users = {visit.session.user_id for visit in self.visits.values()}
-        return self.place_for_users(users - {None}, names)
+    def mark(self, name: str, user_id: str, priority: int = 0) -> None:
+        """Let a user be folded anew."""
+        entry = self.queue.get((name, user_id))
+        since = next(self.ticks) if entry is None else entry.since
+        priority = priority if entry is None else max(priority, entry.priority)
+        self.queue[name, user_id] = Entry(Fold(name, user_id, 0), priority, since)
+        self.lock.notify_all()
 
-    def place_for_users(self, user_ids: Iterable[str | None], names: Container[str]) -> int:
-        """Place the order of each user's latest session under these names, among those that have one."""
+    def mark_everyone(self, names: Container[str]) -> int:
+        """Let all be folded anew who have orders under these names; return how many they are."""
+        users = {ticket.order.user_id for ticket in self.tickets.values()}
+        return self.mark_users(users - {None}, names)
+
+    def mark_users(self, user_ids: Iterable[str | None], names: Container[str]) -> int:
+        """Let those of the users be folded anew who have orders under one of these names."""
         wanted = set(user_ids)
-        latest: dict[str | None, Visit] = {}
-        for session_id in self.tickets:
-            visit = self.visits[session_id]
-            user_id = visit.session.user_id
-            if user_id in wanted and visit.session.collection in names:
-                latest[user_id] = max(visit, latest.get(user_id, visit), key=Visit.age)
-        for visit in latest.values():
-            self.place(visit.session.session_id)
-        return len(latest)
+        found = {
+            (ticket.order.collection, ticket.order.user_id)
+            for ticket in self.tickets.values()
+            if ticket.order.user_id in wanted and ticket.order.collection in names
+        }
+        for name, user_id in sorted((name, user_id) for name, user_id in found if user_id is not None):
+            self.mark(name, user_id)
+        return len({user_id for _, user_id in found})
 
-    def change(self, ticket: "Ticket", token: str | None, **changes: Any) -> None:
-        ticket.order = ticket.order.model_copy(update={**changes, "updated_at": utc_timestamp()})
-        ticket.token = token
-        ticket.changed = next(self.ticks)
+    def told(self, ticket: "Ticket") -> SessionForImprovement:
+        """Return an order as it is told: of a pending one, its user's entry says whether it is in hand."""
+        order = ticket.order
+        entry = self.queue.get((order.collection, order.user_id or ""))
+        if order.status is not Status.PENDING or entry is None:
+            return order
+        status = Status.PENDING if entry.token is None else Status.PROCESSING
+        return order.model_copy(
+            update={"status": status, "attempts": entry.fold.attempts, "not_before": entry.not_before}
+        )
 
-    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
-        for outcome in outcomes:
-            ticket = self.tickets.get(outcome.session_id)
-            if ticket is not None and ticket.token == token:
-                detail = None if outcome.detail is None else outcome.detail[:MAX_DETAIL_LENGTH]
-                self.change(ticket, None, status=outcome.status, detail=detail)
+    def end(self, session_id: str, status: Status, detail: str | None, attempts: int) -> OrderOutcome | None:
+        """Write what became of a session; return it if that is something new."""
+        ticket = self.tickets[session_id]
+        detail = None if detail is None else detail[:MAX_DETAIL_LENGTH]
+        if (ticket.order.status, ticket.order.detail) == (status, detail):
+            return None
+        changes = {"status": status, "detail": detail, "attempts": attempts, "updated_at": utc_timestamp()}
+        self.tickets[session_id] = Ticket(ticket.order.model_copy(update=changes), next(self.ticks))
+        return OrderOutcome(session_id, status, detail)
+
+    def complete(
+        self,
+        token: str,
+        outcomes: Sequence[OrderOutcome],
+        passed_over: PassedOver,
+        *,
+        user_ids: Container[str],
+        names: Container[str],
+    ) -> list[OrderOutcome]:
+        """Do as ``LearningTransaction.complete`` says, for some users under some names."""
+        held = {
+            key: entry
+            for key, entry in self.queue.items()
+            if entry.token == token and key[0] in names and key[1] in user_ids
+        }
+        attempts: dict[str | None, int] = {
+            user_id: entry.fold.attempts for (_, user_id), entry in held.items()
+        }
+        looked_at = {
+            outcome.session_id: outcome
+            for outcome in outcomes
+            if (ticket := self.tickets.get(outcome.session_id)) and ticket.order.user_id in attempts
+        }
+        new = []
+        failed = []
+        for session_id, ticket in list(self.tickets.items()):
+            order, outcome = ticket.order, looked_at.get(session_id)
+            if outcome is not None and outcome.status is Status.FAILED:
+                failed += [outcome] if order.status is not Status.FAILED else []
+            elif outcome is not None:
+                new.append(self.end(session_id, outcome.status, outcome.detail, attempts[order.user_id]))
+            elif order.status is Status.PENDING and order.user_id in attempts and order.collection in names:
+                why = self._why_passed_over(session_id, passed_over)
+                new.append(self.end(session_id, Status.REFUSED, why, attempts[order.user_id]))
+        kept = {self.tickets[outcome.session_id].order.user_id for outcome in failed}
+        for key in held:
+            if key[1] not in kept:
+                del self.queue[key]
+        return [outcome for outcome in new if outcome is not None] + failed
+
+    def _why_passed_over(self, session_id: str, passed_over: PassedOver) -> str:
+        visit = self.visits[session_id]
+        if visit.session.is_irrelevant:
+            return passed_over.irrelevant
+        return passed_over.too_old if visit.events else passed_over.no_events
 
     def fold_anew(self, shelf: "Shelf", object_ids: AbstractSet[str]) -> None:
         """Drop copies of objects whose originals came, changed or went; have users who met them folded anew.
@@ -177,7 +245,7 @@ class State:
             met |= {event.object_id for event in session.events}
             if session.collection in names and met & object_ids:
                 users.add(session.user_id)
-        self.place_for_users(users - {None}, names)
+        self.mark_users(users - {None}, names)
 
 
 @dataclass(slots=True)
@@ -338,6 +406,10 @@ class Visit:
     def age(self) -> tuple[int, str]:
         return self.session.created_at, self.session.session_id
 
+    def unit(self) -> tuple[str, str]:
+        """Return under which name and whose it is."""
+        return self.session.collection, self.session.user_id or ""
+
     def check_same(self, other: Session) -> None:
         for what in ("user_id", "search_query", "collection"):
             ours, theirs = getattr(self.session, what), getattr(other, what)
@@ -371,26 +443,38 @@ class Visit:
         return RecordedSession(self.whole(), vectors.copy() if vectors is not None and fits else None)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Ticket:
-    """An order with its place in the queue.
+    """An order.
 
     Attributes:
-        since: tick at which it was first placed.
         changed: tick of its latest change.
-        token: of the claim that holds it.
     """
 
     order: SessionForImprovement
-    since: int
     changed: int
-    token: str | None = None
 
-    def is_due(self, now: float) -> bool:
-        return self.order.status in {Status.PENDING, Status.PROCESSING} and self.order.not_before <= now
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A user in the queue.
+
+    Attributes:
+        since: tick at which the user was marked first.
+        not_before: UTC seconds; until then nobody claims the user.
+        token: of the claim that holds the user, or held when its worker ended.
+        is_alone: whether the latest claim held nobody else.
+    """
+
+    fold: Fold
+    priority: int
+    since: int
+    not_before: float = 0.0
+    token: str | None = None
+    is_alone: bool = False
 
     def turn(self) -> tuple[int, int]:
-        return -self.order.priority, self.since
+        return -self.priority, self.since
 
 
 def stored_object(collection: Collection, given: CatalogueObject) -> CatalogueObject:
@@ -400,10 +484,7 @@ def stored_object(collection: Collection, given: CatalogueObject) -> CatalogueOb
 
 
 def stored_payload(object_id: str, payload: JSON) -> JSON:
-    try:
-        stored: JSON = json.loads(json.dumps(payload, allow_nan=False))
-    except ValueError as error:
-        raise InvalidInputError(f"the payload of object {object_id!r} is not JSON: {error}") from error
+    stored: JSON = json.loads(payload_as_json(object_id, payload))
     return stored
 
 

@@ -22,7 +22,7 @@ from embedding_studio.storage.pg_collections import (
     lock_names,
     names_of,
 )
-from embedding_studio.storage.pg_database import Connection, Database
+from embedding_studio.storage.pg_database import Connection, Database, only_row
 from embedding_studio.storage.pg_orders import place
 from embedding_studio.storage.pg_votes import ask_voted, replace_votes
 from embedding_studio.storage.ports import Vectors
@@ -42,7 +42,7 @@ class PostgresClickstream:
         self._database = database
         self._order_on = order_on
 
-    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> None:
+    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
         given = {
             "session_id": session.session_id,
             "user_id": session.user_id,
@@ -52,17 +52,20 @@ class PostgresClickstream:
             "is_irrelevant": session.is_irrelevant,
             "search_meta": _json(session.search_meta),
             **packed(query_vectors),
+            **_new_results({}, session.search_results),
         }
 
-        def work(connection: Connection) -> None:
-            if connection.execute(_SQL["insert_session"], given).rowcount == 0:
+        def work(connection: Connection) -> bool:
+            (is_new,) = only_row(connection.execute(_SQL["insert_session"], given))
+            if not is_new:
                 find_collection(connection, session.collection)
                 _require_same(_session_row(connection, session.session_id), session)
-                return
-            _show(connection, session.session_id, {}, session.search_results)
+                return False
             _push(connection, session.events, self._order_on)
+            return True
 
-        self._database.write(work)
+        # A statement alone is a transaction, and saves the round trips of one.
+        return self._database.write(work, alone=not session.events)
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
         def work(connection: Connection) -> None:
@@ -119,6 +122,7 @@ class PostgresClickstream:
                 )
                 voted = ask_voted(connection, collection, [user_id])
                 replace_votes(connection, collection, {user_id: ()}, voted)
+            connection.execute(_SQL["forget_folds"], given)
             return connection.execute(_SQL["forget_sessions"], given).rowcount
 
         return self._database.write(work)
@@ -207,7 +211,14 @@ def _event(row: Row) -> SessionEvent:
 def _show(
     connection: Connection, session_id: str, positions: dict[str, int], results: Iterable[SearchResultItem]
 ) -> None:
-    """Store what is shown for the first time; what has no position comes after all that has one so far."""
+    """Store what is shown for the first time."""
+    given = {"session_id": session_id, **_new_results(positions, results)}
+    if given["object_ids"]:
+        connection.execute(_SQL["insert_results"], given)
+
+
+def _new_results(positions: dict[str, int], results: Iterable[SearchResultItem]) -> dict[str, list[Any]]:
+    """Return what is shown for the first time; what has no position comes after all that has one so far."""
     last = max(positions.values(), default=0)
     new: dict[str, tuple[int, SearchResultItem]] = {}
     for result in results:
@@ -215,10 +226,7 @@ def _show(
             position = result.position or last + 1
             new[result.object_id] = position, result
             last = max(last, position)
-    if not new:
-        return
-    given = {
-        "session_id": session_id,
+    return {
         "object_ids": list(new),
         "positions": [position for position, _ in new.values()],
         "distances": [result.rank for _, result in new.values()],
@@ -226,7 +234,6 @@ def _show(
         "propensities": [result.propensity for _, result in new.values()],
         "metas": [_json(result.meta) for _, result in new.values()],
     }
-    connection.execute(_SQL["insert_results"], given)
 
 
 def _push(

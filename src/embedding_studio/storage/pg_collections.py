@@ -10,8 +10,8 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.pg_database import Connection, Database, only_row
+from embedding_studio.storage.pg_folds import mark_everyone
 from embedding_studio.storage.pg_geometry import Geometry
-from embedding_studio.storage.pg_orders import place_for_all_users
 from embedding_studio.storage.schema import COLLECTION_LOCK, NAMES_LOCK
 from embedding_studio.storage.sql import in_schema, schema_of, statements
 
@@ -97,13 +97,13 @@ class PostgresCollections:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
             given = {"alias": alias, "collection_id": collection.collection_id}
             connection.execute(_SQL["set_alias"], given)
-            place_for_all_users(connection, [alias])
+            mark_everyone(connection, [alias])
 
         self._database.write(work)
 
     def order_for_everyone(self, name: str) -> int:
         def work(connection: Connection) -> int:
-            return place_for_all_users(connection, names_of(connection, find_collection(connection, name)))
+            return mark_everyone(connection, names_of(connection, find_collection(connection, name)))
 
         return self._database.write(work)
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import psycopg
@@ -73,8 +73,11 @@ class Database:
             with self._pool.connection() as connection:
                 return work(connection)
 
-    def write(self, work: Callable[[Connection], T]) -> T:
+    def write(self, work: Callable[[Connection], T], *, alone: bool = False) -> T:
         """Return what ``work`` returns, in one transaction, committed.
+
+        Args:
+            alone: it writes by one statement, which is a transaction without being told so.
 
         It is repeated after a deadlock, for then nothing of it was done; not where the connection is lost,
         for then that is unknown. A connection lost *before* is noticed and replaced.
@@ -82,12 +85,20 @@ class Database:
         with self.errors():
             for _ in range(RETRIED_CONFLICTS):
                 try:
-                    with self._pool.connection() as connection, connection.transaction():
+                    with self._transaction(alone=alone) as connection:
                         return work(connection)
                 except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
                     time.sleep(PAUSE_SECONDS)  # lets the other finish first
-            with self._pool.connection() as connection, connection.transaction():
+            with self._transaction(alone=alone) as connection:
                 return work(connection)
+
+    @contextmanager
+    def _transaction(self, *, alone: bool) -> Iterator[Connection]:
+        with (
+            self._pool.connection() as connection,
+            nullcontext() if alone else connection.transaction(),
+        ):
+            yield connection
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

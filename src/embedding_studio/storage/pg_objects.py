@@ -4,13 +4,13 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, groupby
 from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
@@ -20,6 +20,7 @@ from embedding_studio.domain.objects import (
     CatalogueObject,
     Collection,
     Neighbour,
+    payload_as_json,
 )
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import InvalidVectorsError
@@ -27,9 +28,9 @@ from embedding_studio.storage.pg_codes import advance, record, tidy
 from embedding_studio.storage.pg_collections import lock_collection, names_of
 from embedding_studio.storage.pg_database import Connection, Database, only_row
 from embedding_studio.storage.pg_filters import condition
+from embedding_studio.storage.pg_folds import mark_users
 from embedding_studio.storage.pg_geometry import Geometry
 from embedding_studio.storage.pg_nearest import NearestSearch
-from embedding_studio.storage.pg_orders import place_for_users
 from embedding_studio.storage.pg_vectors import pack, pack_numbers, unpack
 from embedding_studio.storage.ports import CodesInfo, Vectors, check_margin
 from embedding_studio.storage.sql import in_schema, schema_of, statements
@@ -51,22 +52,20 @@ class PostgresObjects:
 
     def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:
         given = {item.object_id: item for item in checked_objects(collection.index, objects)}
-
-        def work(connection: Connection) -> None:
-            lock_collection(connection, collection)
-            ordered = sorted(given.items())
-            for start in range(0, len(ordered), BATCH):
-                _upsert(connection, collection, dict(ordered[start : start + BATCH]))
-            if given and tidy(connection, collection):
-                connection.execute(_of(collection, "analyze"))
-
-        self._database.write(work)
+        payloads = {object_id: payload_as_json(object_id, item.payload) for object_id, item in given.items()}
+        ordered = sorted(given)
+        for start in range(0, max(1, len(ordered)), BATCH):
+            batch = {object_id: given[object_id] for object_id in ordered[start : start + BATCH]}
+            is_last = start + BATCH >= len(ordered)
+            self._database.write(
+                partial(_store, collection=collection, objects=batch, payloads=payloads, is_last=is_last)
+            )
 
     def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
         object_ids = sorted(payloads)
         given = {
             "object_ids": object_ids,
-            "payloads": [Jsonb(payloads[object_id]) for object_id in object_ids],
+            "payloads": [payload_as_json(object_id, payloads[object_id]) for object_id in object_ids],
             "text_hash_length": TEXT_HASH_LENGTH,
         }
 
@@ -234,7 +233,28 @@ def _of(collection: Collection, name: str) -> bytes:
     return in_schema("objects.sql", name, collection.collection_id)
 
 
-def _upsert(connection: Connection, collection: Collection, objects: Mapping[str, CatalogueObject]) -> None:
+def _store(
+    connection: Connection,
+    *,
+    collection: Collection,
+    objects: Mapping[str, CatalogueObject],
+    payloads: Mapping[str, str],
+    is_last: bool,
+) -> None:
+    lock_collection(connection, collection)
+    if not objects:
+        return
+    _upsert(connection, collection, objects, payloads)
+    if is_last and tidy(connection, collection):
+        connection.execute(_of(collection, "analyze"))
+
+
+def _upsert(
+    connection: Connection,
+    collection: Collection,
+    objects: Mapping[str, CatalogueObject],
+    payloads: Mapping[str, str],
+) -> None:
     """Store a batch; parts that are the same stay, and so does what users moved from them."""
     geometry = Geometry(collection.index)
     ids = {"object_ids": list(objects)}
@@ -254,7 +274,7 @@ def _upsert(connection: Connection, collection: Collection, objects: Mapping[str
     first_no = _record(connection, collection, changed, removed)
     nos = existing_nos | {item.object_id: first_no + k for k, item in enumerate(changed)}
     given = ids | {
-        "payloads": [Jsonb(item.payload) for item in objects.values()],
+        "payloads": [payloads[object_id] for object_id in objects],
         "content_hashes": [item.content_hash for item in objects.values()],
         "object_nos": pack_numbers(np.array([nos[object_id] for object_id in objects], dtype=np.int64)),
     }
@@ -307,4 +327,4 @@ def _fold_anew(connection: Connection, collection: Collection, object_ids: Seque
     connection.execute(_of(collection, "drop_copies"), given)
     users = [user_id for (user_id,) in connection.execute(_of(collection, "users_of"), given)]
     if users:
-        place_for_users(connection, users, names)
+        mark_users(connection, users, names)

@@ -26,9 +26,9 @@ from embedding_studio.storage.pg_clickstream import (
 )
 from embedding_studio.storage.pg_collections import names_of, share_collection
 from embedding_studio.storage.pg_database import Connection, Database
+from embedding_studio.storage.pg_folds import complete, find_held
 from embedding_studio.storage.pg_nearest import Moved, NearestSearch
 from embedding_studio.storage.pg_objects import grouped_parts
-from embedding_studio.storage.pg_orders import complete
 from embedding_studio.storage.pg_vectors import PackedVector, pack, unpack
 from embedding_studio.storage.pg_votes import (
     ask_near,
@@ -38,7 +38,7 @@ from embedding_studio.storage.pg_votes import (
     shared_memories,
     shared_votes,
 )
-from embedding_studio.storage.ports import OrderOutcome, Vectors
+from embedding_studio.storage.ports import OrderOutcome, PassedOver, Vectors
 from embedding_studio.storage.sql import in_schema, statements
 
 _SQL = statements("personal.sql")
@@ -162,7 +162,13 @@ class PostgresLearning:
         rows = self._connection.execute(_of(self._collection, "originals"), given, binary=True)
         return grouped_parts(rows.fetchall())
 
+    def held(self, token: str) -> set[str]:
+        found = find_held(self._connection, token, self._user_ids, self._names)
+        return {user_id for _, user_id, _ in found}
+
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
+        if not vectors:
+            return
         columns = [packed(parts) for parts in vectors.values()]
         given = {
             "session_ids": list(vectors),
@@ -172,6 +178,8 @@ class PostgresLearning:
         self._connection.execute(_SQL["store_query_vectors"], given)
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
+        if not states:
+            return
         given = {"user_ids": list(states)}
         with self._connection.pipeline():
             self._connection.execute(_of(self._collection, "delete_vectors"), given)
@@ -191,8 +199,17 @@ class PostgresLearning:
         votes = {user_id: state.votes for user_id, state in states.items()}
         replace_votes(self._connection, self._collection, votes, voted)
 
-    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
-        complete(self._connection, token, outcomes)
+    def complete(
+        self, token: str, outcomes: Sequence[OrderOutcome], passed_over: PassedOver
+    ) -> list[OrderOutcome]:
+        return complete(
+            self._connection,
+            token,
+            outcomes,
+            passed_over,
+            user_ids=self._user_ids,
+            collections=self._names,
+        )
 
     def _copy(self, name: str, types: Sequence[str], rows: Iterator[Row]) -> None:
         first = next(rows, None)

@@ -153,7 +153,10 @@ class CodesInfo:
 
 class Objects(Protocol):
     def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:
-        """Store objects and their originals, replacing those of equal id; all or none.
+        """Store objects and their originals, replacing those of equal id.
+
+        All are looked at first, and stored by thousands, each in one transaction, so that learning and
+        clicks never wait long; where one fails, those before it are stored, and to repeat it does no harm.
 
         Users' copies of an object whose parts change are dropped with the old originals, and an order
         is placed for each user who was shown or clicked an object that is new or whose parts change, in
@@ -161,7 +164,8 @@ class Objects(Protocol):
 
         Raises:
             InvalidVectorsError: wrong dimensions, not finite, no part, or zero under cosine; the
-                message names the object.
+                message names the object. Nothing is stored.
+            InvalidInputError: an id or a payload that cannot be stored. Nothing is stored.
         """
         ...
 
@@ -240,8 +244,11 @@ class Objects(Protocol):
 
 
 class Clickstream(Protocol):
-    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> None:
+    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
         """Record a session; events it brings are pushed too. The same session again changes nothing.
+
+        Returns:
+            Whether it is new.
 
         Raises:
             CollectionNotFoundError: its collection does not exist.
@@ -297,31 +304,117 @@ class Clickstream(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """Orders that one worker holds until its lease ends.
+class Fold:
+    """A user whose state is stale, and is folded anew.
 
     Attributes:
-        token: random; a completion with a token that no longer holds an order changes nothing.
+        collection: the name under which the sessions were recorded.
+        attempts: claims since this was last asked for, with this one.
+    """
+
+    collection: str
+    user_id: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Users that one worker holds until its lease ends.
+
+    Attributes:
+        token: random; whatever comes with a token that no longer holds a user changes nothing for them.
+        folds: at least one, in the order in which they are due.
     """
 
     token: str
-    orders: tuple[SessionForImprovement, ...]
+    folds: tuple[Fold, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class OrderOutcome:
-    """How an order ended: done, or refused, with a sentence (also for done, if there is one to say)."""
+    """How an order ended: done, refused or failed, with a sentence if there is one to say."""
 
     session_id: str
     status: SessionForImprovementStatus
     detail: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Why nothing is learnt from a session that a fold does not look at, in sentences."""
+
+    irrelevant: str
+    no_events: str
+    too_old: str
+
+
+class Folds(Protocol):
+    """The queue: whose state is stale. One entry a user and name of a collection, however many sessions.
+
+    An entry is made, or made due at once and with no attempts, in the transaction that makes the state
+    stale: an order is placed, an original changes, an alias moves. It goes with ``complete``.
+    """
+
+    def claim(self, *, users: int, lease_seconds: float, now: float | None = None) -> Claim | None:
+        """Claim at most so many entries; None if nothing is due.
+
+        Due is what nobody holds, or holds no more since the lease has ended. Higher priority first, then
+        older. What was held by a worker that ended is claimed alone. Each claim is one attempt more, but
+        after a worker that held several users ended, for which of them it did nobody knows. Never waits
+        for another worker's claim.
+        """
+        ...
+
+    def renew(self, token: str, lease_seconds: float) -> None:
+        """Let the lease of what ``token`` holds end so much later than now."""
+        ...
+
+    def release(self, token: str) -> None:
+        """Give back all that ``token`` holds as if it had not been claimed."""
+        ...
+
+    def fail(
+        self,
+        token: str,
+        fold: Fold,
+        detail: str,
+        *,
+        sessions: Mapping[str, str] | None = None,
+        max_attempts: int,
+        backoff_seconds: float,
+    ) -> list[str]:
+        """Give back a user for another attempt, or give up, if ``fold`` was the last of ``max_attempts``.
+
+        It is due again after ``backoff_seconds * 2 ** (attempts - 1)``.
+
+        Args:
+            detail: why; kept with the orders, cut to 2,000 characters.
+            sessions: session_id -> why, for orders that failed; None: all pending ones of this user did.
+
+        Returns:
+            The sessions whose orders are pending again or, given up, failed.
+        """
+        ...
+
+    def refuse(self, token: str, fold: Fold, detail: str) -> list[str]:
+        """End all pending orders of a user as refused; return their sessions."""
+        ...
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Block until something is due (True) or the time is over (False). May wake early."""
+        ...
+
+
 class Orders(Protocol):
-    """The queue. Its unit of claiming is the user: all due orders of a user are claimed together."""
+    """The journal: what is to become, or became, of each session that somebody asked to learn from.
+
+    A pending order of which a worker holds the user is told as processing.
+    """
 
     def create(self, schema: SessionForImprovementCreateSchema) -> SessionForImprovement:
         """Place an order, or place it anew (pending, no attempts) whatever became of it before.
+
+        One of an anonymous session is refused at once.
 
         Raises:
             SessionNotFoundError: the session was never registered.
@@ -357,38 +450,19 @@ class Orders(Protocol):
         """
         ...
 
-    def claim(self, *, users: int, lease_seconds: float, now: float | None = None) -> Claim | None:
-        """Claim the due orders of at most ``users`` users; None if nothing is due.
-
-        Due is: pending and past ``not_before``, or processing with its lease ended. Higher priority
-        first, then older. Claimed orders are processing with one attempt more. Never waits for
-        another worker's claim.
-        """
-        ...
-
-    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
-        """End orders that ``token`` still holds and from which nothing is learnt (see below for others)."""
-        ...
-
-    def fail(self, claim: Claim, detail: str, *, max_attempts: int, backoff_seconds: float) -> None:
-        """Give back what ``claim`` still holds: failed if its attempts are used up, else pending.
-
-        A pending one is due after ``backoff_seconds * 2 ** (attempts - 1)``. ``detail`` is cut to
-        2,000 characters.
-        """
-        ...
-
-    def wait(self, timeout_seconds: float) -> bool:
-        """Block until an order is placed by anyone (True) or the time is over (False). May wake early."""
-        ...
-
 
 class LearningTransaction(Protocol):
-    """One transaction in which some users of one collection are folded anew.
+    """One transaction in which some users of one collection are read, or their states written.
 
     The users are locked, and no original of the collection changes meanwhile, so what it reads is all
-    that was committed. Leaving the ``with`` block commits, an exception rolls back.
+    that was committed. Leaving the ``with`` block commits, an exception rolls back. What was read in one
+    and is written in a later one holds of those whom the claim still holds then (``held``), for all that
+    makes a state stale marks its user.
     """
+
+    def held(self, token: str) -> set[str]:
+        """Return which of the users ``token`` holds; nobody marks them anew until the end of the block."""
+        ...
 
     def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
         """Return for each user the latest sessions, oldest first by (created_at, session_id).
@@ -414,8 +488,22 @@ class LearningTransaction(Protocol):
         """
         ...
 
-    def complete(self, token: str, outcomes: Sequence[OrderOutcome]) -> None:
-        """End orders that ``token`` still holds; one placed anew meanwhile stays pending."""
+    def complete(
+        self, token: str, outcomes: Sequence[OrderOutcome], passed_over: PassedOver
+    ) -> list[OrderOutcome]:
+        """Write what became of sessions, and take the users whom ``token`` still holds out of the queue.
+
+        Users marked anew meanwhile stay in it, and all their orders stay as they are. So does, but held, one
+        for whom an outcome is failed of whose order this is not known yet: it is to be given back by
+        ``Folds.fail``.
+
+        Args:
+            outcomes: of all the sessions that were looked at.
+            passed_over: what to say of the other pending orders of these users.
+
+        Returns:
+            What is new: of orders that ended, or ended in another way; and what failed.
+        """
         ...
 
 
@@ -491,6 +579,8 @@ class Storage(Protocol):
     def clickstream(self) -> Clickstream: ...
     @property
     def orders(self) -> Orders: ...
+    @property
+    def folds(self) -> Folds: ...
     @property
     def personal(self) -> Personal: ...
 

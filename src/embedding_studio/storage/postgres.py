@@ -4,7 +4,8 @@
     pg_collections  a schema each: objects, parts, personal_parts, query_memory, shared_queries, shared_votes
     pg_objects      originals                 pg_nearest, pg_filters, pg_geometry  search among them
     pg_codes        which may be nearest
-    pg_clickstream  sessions and events       pg_orders  the queue
+    pg_clickstream  sessions and events
+    pg_folds        the queue of users        pg_orders  what became of sessions
     pg_personal     what is learnt            pg_votes   what users tell each other
 
 Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
@@ -16,6 +17,7 @@ from collections.abc import Collection as Container
 from embedding_studio.storage.pg_clickstream import PostgresClickstream
 from embedding_studio.storage.pg_collections import PostgresCollections
 from embedding_studio.storage.pg_database import Database
+from embedding_studio.storage.pg_folds import PostgresFolds
 from embedding_studio.storage.pg_nearest import RECALL_TARGET, NearestSearch
 from embedding_studio.storage.pg_objects import PostgresObjects
 from embedding_studio.storage.pg_orders import PostgresOrders
@@ -35,7 +37,7 @@ class PostgresStorage:
         order_on: event types that place an order.
         recall_target: in (0, 1], the share of the nearest that a search is to find in collections for which
             this was not measured; 1 compares all, always.
-        pool_size: connections at the most; one more listens for orders while ``orders.wait`` is used.
+        pool_size: connections at the most; one more listens for orders while ``folds.wait`` is used.
 
     Raises:
         StorageUnavailableError: no server answers there.
@@ -56,6 +58,7 @@ class PostgresStorage:
         self.objects = PostgresObjects(self._database, search)
         self.clickstream = PostgresClickstream(self._database, order_on)
         self.orders = PostgresOrders(self._database)
+        self.folds = PostgresFolds(self._database)
         self.personal = PostgresPersonal(self._database, search)
         if CODES in self._database.applied:
             for collection in self.collections.list():
@@ -68,5 +71,5 @@ class PostgresStorage:
         return self._database.read(describe)
 
     def close(self) -> None:
-        self.orders.close()
+        self.folds.close()
         self._database.close()

@@ -1,13 +1,26 @@
 -- name: insert_session
-INSERT INTO embedding_studio.sessions
-    (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, query_vectors,
-     query_dimensions)
-SELECT
-    %(session_id)s, %(user_id)s, %(search_query)s, %(collection)s, %(created_at)s, %(is_irrelevant)s,
-    %(search_meta)s::jsonb, %(query_vectors)s::bytea, %(query_dimensions)s::int
-WHERE EXISTS (SELECT FROM embedding_studio.collections WHERE name = %(collection)s)
-    OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = %(collection)s)
-ON CONFLICT (session_id) DO NOTHING
+WITH added AS (
+    INSERT INTO embedding_studio.sessions
+        (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, query_vectors,
+         query_dimensions)
+    SELECT
+        %(session_id)s, %(user_id)s, %(search_query)s, %(collection)s, %(created_at)s, %(is_irrelevant)s,
+        %(search_meta)s::jsonb, %(query_vectors)s::bytea, %(query_dimensions)s::int
+    WHERE EXISTS (SELECT FROM embedding_studio.collections WHERE name = %(collection)s)
+        OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = %(collection)s)
+    ON CONFLICT (session_id) DO NOTHING
+    RETURNING session_id
+),
+shown AS (
+    INSERT INTO embedding_studio.session_results
+        (session_id, object_id, position, distance, personalised, propensity, meta)
+    SELECT added.session_id, shown.*
+    FROM added CROSS JOIN unnest(
+        %(object_ids)s::text[], %(positions)s::int[], %(distances)s::float8[], %(personalised)s::boolean[],
+        %(propensities)s::float8[], %(metas)s::jsonb[]
+    ) AS shown
+)
+SELECT count(*) FROM added
 
 -- name: get_session
 SELECT session_id, search_query, user_id, created_at, collection, search_meta, is_irrelevant
@@ -112,6 +125,9 @@ SELECT FROM embedding_studio.sessions_for_improvement WHERE session_id = %(sessi
 SELECT pg_advisory_xact_lock(%(lock_class)s, key)
 FROM (SELECT DISTINCT hashtext(user_id) AS key FROM unnest(%(user_ids)s::text[]) AS given(user_id) ORDER BY key)
     AS ordered
+
+-- name: forget_folds
+DELETE FROM embedding_studio.folds WHERE user_id = %(user_id)s
 
 -- name: forget_sessions
 DELETE FROM embedding_studio.sessions WHERE user_id = %(user_id)s

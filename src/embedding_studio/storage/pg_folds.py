@@ -1,0 +1,210 @@
+"""The queue of users whose state is stale, in PostgreSQL.
+
+A claim is a lease: ``not_before`` moves ahead, so whom a killed worker held is due again when it ends, and a
+random token keeps the late worker from ending what is no longer its own.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS, SessionForImprovementStatus
+from embedding_studio.storage.pg_database import Connection, Database, only_row
+from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, Fold, OrderOutcome, PassedOver
+from embedding_studio.storage.sql import statements
+
+CHANNEL = "embedding_studio_orders"
+CLICKS = [event_type for event_type, weight in DEFAULT_EVENT_WEIGHTS.items() if weight > 0]
+
+_SQL = statements("folds.sql")
+
+Status = SessionForImprovementStatus
+
+
+class PostgresFolds:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._idle_listeners: list[Connection] = []
+
+    def claim(self, *, users: int, lease_seconds: float, now: float | None = None) -> Claim | None:
+        token = secrets.token_hex(16)
+        given = {"users": users, "lease_seconds": lease_seconds, "now": now, "token": token}
+        rows = self._database.write(lambda connection: connection.execute(_SQL["claim"], given).fetchall())
+        rows.sort(key=lambda row: (-row[3], row[4], row[:2]))
+        return Claim(token, tuple(Fold(*row[:3]) for row in rows)) if rows else None
+
+    def renew(self, token: str, lease_seconds: float) -> None:
+        given = {"token": token, "lease_seconds": lease_seconds}
+        self._database.write(lambda connection: connection.execute(_SQL["renew"], given))
+
+    def release(self, token: str) -> None:
+        self._database.write(lambda connection: connection.execute(_SQL["release"], {"token": token}))
+
+    def fail(
+        self,
+        token: str,
+        fold: Fold,
+        detail: str,
+        *,
+        sessions: Mapping[str, str] | None = None,
+        max_attempts: int,
+        backoff_seconds: float,
+    ) -> list[str]:
+        is_last = fold.attempts >= max_attempts
+        return self._given_back(
+            "end_fold" if is_last else "give_back",
+            {
+                "token": token,
+                "backoff_seconds": backoff_seconds,
+                "status": Status.FAILED if is_last else Status.PENDING,
+                "detail": storable(detail),
+                "session_ids": None if sessions is None else list(sessions),
+                "details": None if sessions is None else [storable(why) for why in sessions.values()],
+            },
+            fold,
+        )
+
+    def refuse(self, token: str, fold: Fold, detail: str) -> list[str]:
+        given = {
+            "token": token,
+            "status": Status.REFUSED,
+            "detail": storable(detail),
+            "session_ids": None,
+            "details": None,
+        }
+        return self._given_back("end_fold", given, fold)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait on a connection that stays open, so what is marked between two calls is not missed."""
+        with self._database.errors():
+            listener, is_fresh = self._listener()
+            try:
+                return self._wait_on(listener, timeout_seconds)
+            except psycopg.OperationalError:
+                listener.close()
+                if is_fresh:
+                    raise
+                listener, _ = self._listener()
+                return self._wait_on(listener, timeout_seconds)
+
+    def close(self) -> None:
+        while self._idle_listeners:
+            self._idle_listeners.pop().close()
+
+    def _given_back(self, how: str, given: dict[str, Any], fold: Fold) -> list[str]:
+        given |= {
+            "collection": fold.collection,
+            "user_id": fold.user_id,
+            "attempts": fold.attempts,
+            "detail_length": MAX_DETAIL_LENGTH,
+        }
+
+        def work(connection: Connection) -> list[str]:
+            if connection.execute(_SQL[how], given).rowcount == 0:
+                return []  # somebody else holds the user, or a click came meanwhile
+            return [session_id for (session_id,) in connection.execute(_SQL["end_orders"], given)]
+
+        return self._database.write(work)
+
+    def _listener(self) -> tuple[Connection, bool]:
+        with suppress(IndexError):
+            return self._idle_listeners.pop(), False
+        listener = self._database.connect()
+        listener.execute(_SQL["listen"].format(channel=sql.Identifier(CHANNEL)))
+        return listener, True
+
+    def _wait_on(self, listener: Connection, timeout_seconds: float) -> bool:
+        (is_due,) = only_row(listener.execute(_SQL["something_is_due"]))
+        is_marked = is_due or any(True for _ in listener.notifies(timeout=timeout_seconds, stop_after=1))
+        self._idle_listeners.append(listener)
+        return is_marked
+
+
+def mark(connection: Connection, session_ids: Sequence[str]) -> None:
+    """Let the users of these sessions be folded anew, and wake who waits at the commit."""
+    connection.execute(_marking("mark"), {"session_ids": list(session_ids), "clicks": CLICKS})
+    connection.execute(_SQL["notify"], {"channel": CHANNEL})
+
+
+def mark_users(connection: Connection, user_ids: Sequence[str], collections: Sequence[str]) -> None:
+    """Let those of the users be folded anew who have orders under one of these names."""
+    given = {"user_ids": list(user_ids), "collections": list(collections)}
+    connection.execute(_marking("mark_users"), given)
+    connection.execute(_SQL["notify"], {"channel": CHANNEL})
+
+
+def mark_everyone(connection: Connection, collections: Sequence[str]) -> int:
+    """Let all be folded anew who have orders under one of these names; return how many they are."""
+    given = {"collections": list(collections)}
+    number: int
+    (number,) = only_row(connection.execute(_marking("mark_everyone"), given))
+    connection.execute(_SQL["notify"], {"channel": CHANNEL})
+    return number
+
+
+def find_held(
+    connection: Connection, token: str, user_ids: Sequence[str], collections: Sequence[str]
+) -> list[tuple[str, str, int]]:
+    """Return (name, user_id, attempts) of what ``token`` holds; nobody changes it until the commit."""
+    given = {"token": token, "user_ids": list(user_ids), "collections": list(collections)}
+    return connection.execute(_SQL["held"], given).fetchall()
+
+
+def complete(
+    connection: Connection,
+    token: str,
+    outcomes: Sequence[OrderOutcome],
+    passed_over: PassedOver,
+    *,
+    user_ids: Sequence[str],
+    collections: Sequence[str],
+) -> list[OrderOutcome]:
+    """Do as ``LearningTransaction.complete`` says, for some users under some names."""
+    held = find_held(connection, token, user_ids, collections)
+    if not held:
+        return []
+    ended = [outcome for outcome in outcomes if outcome.status is not Status.FAILED]
+    why = {outcome.session_id: outcome.detail for outcome in outcomes if outcome.status is Status.FAILED}
+    attempts = {user_id: number for _, user_id, number in held}
+    given = {
+        "token": token,
+        "collections": list(collections),
+        "session_ids": [outcome.session_id for outcome in ended],
+        "statuses": [outcome.status for outcome in ended],
+        "details": [None if outcome.detail is None else storable(outcome.detail) for outcome in ended],
+        "detail_length": MAX_DETAIL_LENGTH,
+        "held_collections": [collection for collection, *_ in held],
+        "held_folds": [user_id for _, user_id, _ in held],
+        "held_users": list(attempts),
+        "held_attempts": list(attempts.values()),
+        "looked_at": [outcome.session_id for outcome in outcomes],
+        "failed": list(why),
+        "irrelevant": passed_over.irrelevant,
+        "no_events": passed_over.no_events,
+        "too_old": passed_over.too_old,
+    }
+    with connection.pipeline():
+        learnt = connection.execute(_SQL["learnt"], given)
+        skipped = connection.execute(_SQL["passed_over"], given)
+        failed = connection.execute(_SQL["newly_failed"], given)
+        connection.execute(_SQL["ended"], given)
+    new = [
+        OrderOutcome(session_id, Status(status), detail) for session_id, status, detail in [*learnt, *skipped]
+    ]
+    return new + [OrderOutcome(session_id, Status.FAILED, why[session_id]) for (session_id,) in failed]
+
+
+def storable(detail: str) -> str:
+    """Return a text that the database takes; an error's message may hold anything."""
+    return detail.replace("\0", "").encode(errors="replace").decode()
+
+
+@cache
+def _marking(name: str) -> bytes:
+    pieces = {"priority": statements("orders.sql")["priority"], "on_conflict": _SQL["on_conflict"]}
+    return _SQL[name].format(**pieces).as_bytes()
