@@ -667,10 +667,10 @@ $ {command}
 ## How search works
 
 - A collection of fewer than {large:,} parts is compared as a whole by PostgreSQL. Nothing can be missed.
-- From there on each process keeps a *code* of every part in memory: a byte for each of the vector's components
-  after a rotation, and four numbers (after RaBitQ, Gao and Long, SIGMOD 2024). A search compares the query with
-  **all** codes, first by their signs alone, which tells how near each part is up to an error whose size is
-  known. What this error does not rule out, within `margin` standard errors, PostgreSQL compares
+- From there on each process keeps a *code* of every part in memory: a byte for each of the vector's
+  components after a rotation, and four numbers (after RaBitQ, Gao and Long, SIGMOD 2024). A search compares
+  the query with **all** codes, first by their signs alone, which tells how near each part is up to an error
+  whose size is known. What this error does not rule out, within `margin` standard errors, PostgreSQL compares
   exactly. So distances are true and lists are in their true order; what can happen is that one is missing.
 - Under a filter the nearest are asked whether they match; if too few do, PostgreSQL says what matches, and
   the codes of these alone are compared. Where the error rules out too little, all is compared.

@@ -823,14 +823,14 @@ def test_a_pass_reads_and_writes_so_often_whatever_the_number_of_sessions(memory
     register(memory, *[recorded(f"s{i}", user_id=f"u{i % 7}", created_at=100 + i) for i in range(number)])
     calls = []
     personal = memory.personal
-    memory.orders = Counting(memory.orders, calls)
-    memory.personal = Counting(personal, calls)
+    for port in ("collections", "objects", "clickstream", "orders", "personal"):
+        setattr(memory, port, Counting(getattr(memory, port), calls))
     personal_learning = personal.learning
     personal.learning = lambda *given: Counting(personal_learning(*given), calls)
 
     assert improver_of(memory).improve_once().learnt == number
 
-    assert calls == ["claim", "learning", "recent_sessions", "originals", "replace_states", "complete"]
+    assert calls == ["claim", "get", "learning", "recent_sessions", "originals", "replace_states", "complete"]
 
 
 @given(log=logs(), cuts=st.lists(st.integers(0, 7), max_size=3))
