@@ -51,7 +51,7 @@ ALL = [f"at{degrees}" for degrees in ANGLES]
 ANYWHERE = "0.0.0.0"  # noqa: S104, is to be refused without a key
 
 PATIENCE_SECONDS = 1.5
-"""For what is not to happen; what is to happen has a long time."""
+"""For what is not to happen; what is to happen has half a minute."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class World:
                 yield context
 
     def command(self, *arguments: str):
-        """Run a command, over memory unless there is a DATABASE_URL."""
+        """Run a command over memory."""
         self.monkeypatch.setattr(Context, "open_storage", lambda _: self.memory)
         return CliRunner().invoke(app, list(arguments))
 
@@ -222,8 +222,6 @@ def record(
     session_id: str = "s",
     *clicked: str,
     user_id: str = "ann",
-    kind: str = "click",
-    seconds: int = 1,
     query: np.ndarray | None = None,
 ) -> None:
     """Record a session with its events, and order to learn from it."""
@@ -234,7 +232,7 @@ def record(
         created_at=now,
         search_results=[SearchResultItem(object_id=each) for each in ALL],
         events=[
-            SessionEvent(session_id=session_id, object_id=each, event_type=kind, created_at=now + seconds)
+            SessionEvent(session_id=session_id, object_id=each, created_at=now + 1)
             for each in clicked or ["at40"]
         ],
     )
