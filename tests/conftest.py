@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -18,6 +19,9 @@ from embedding_studio.storage.ports import Storage
 from embedding_studio.storage.postgres import PostgresStorage
 
 database_numbers = itertools.count(1)
+
+hypothesis.settings.register_profile("project", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

@@ -279,7 +279,7 @@ def test_the_error_is_as_large_as_it_says(D, metric):
     assert abs(np.mean(misses)) < 0.1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 130), st.integers(1, 60), st.integers(1, 70), st.sampled_from(list(MetricType)))
 def test_where_all_are_wanted_all_are_candidates(D, n, count, metric):
     given = vectors(n, D, seed=n)
@@ -289,7 +289,7 @@ def test_where_all_are_wanted_all_are_candidates(D, n, count, metric):
     assert found.tolist() == list(range(n))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(2, 130), st.integers(0, 999), st.sampled_from(list(MetricType)))
 def test_a_score_at_a_distance_is_reached_by_what_is_there(D, seed, metric):
     given, [query] = vectors(200, D, seed=seed), vectors(1, D, seed=seed + 1)

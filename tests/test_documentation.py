@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_studio import MetricAggregationType
 from embedding_studio.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -65,16 +66,35 @@ def test_what_is_generated_in_the_pages_is_up_to_date():
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_every_setting_that_the_pages_name_exists():
+def test_the_settings_that_the_pages_name_are_those_that_there_are():
     named = {
-        name for page in PAGES for name in re.findall(r"`([A-Z]+(?:_[A-Z]+)+)(?:=[^`]*)?`", page.read_text())
+        name for page in PAGES for name in re.findall(r"`([A-Z]+(?:_[A-Z]+)*)(?:=[^`]*)?`", page.read_text())
     }
 
-    assert named - {name.upper() for name in Settings.model_fields} == set()
+    aggregations = {each.name for each in MetricAggregationType}
+    assert named - aggregations == {name.upper() for name in Settings.model_fields}
 
 
 def test_the_two_commands_of_the_readme_are_those_that_ci_runs():
     readme = (ROOT / "README.md").read_text()
 
-    assert re.findall(r"^make \w+$", readme, re.MULTILINE) == ["make demo", "make test"]
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert re.findall(r"^make \w+$", readme, re.MULTILINE) == ["make demo", "make check"]
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make check"
+
+
+def test_make_check_runs_every_check_there_is():
+    makefile = (ROOT / "Makefile").read_text()
+    recipes = dict(re.findall(r"^(\w+): .*\n((?:\t.*\n)+)", makefile, re.MULTILINE))
+    [checked] = re.findall(r"^check: (.+)$", makefile, re.MULTILINE)
+
+    run = "".join(recipes[name] for name in checked.split())
+
+    assert re.findall(r"\$\(BIN\)/(.+)", run) == [
+        "ruff check",
+        "ruff format --check",
+        "codespell",
+        "cog --check README.md docs/*.md",
+        "mypy",
+        "lint-imports",
+        "pytest",
+    ]

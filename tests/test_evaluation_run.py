@@ -312,6 +312,7 @@ class _Lent:
         self.objects = storage.objects
         self.clickstream = storage.clickstream
         self.orders = storage.orders
+        self.folds = storage.folds
         self.personal = storage.personal
         self.ping = storage.ping
 

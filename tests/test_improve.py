@@ -918,15 +918,15 @@ def test_a_pass_reads_and_writes_so_often_whatever_the_number_of_sessions(memory
     register(memory, *[recorded(f"s{i}", user_id=f"u{i % 7}", created_at=100 + i) for i in range(number)])
     calls = []
     personal = memory.personal
-    memory.folds = Counting(memory.folds, calls)
-    memory.personal = Counting(personal, calls)
+    for port in ("collections", "objects", "clickstream", "orders", "folds", "personal"):
+        setattr(memory, port, Counting(getattr(memory, port), calls))
     personal_learning = personal.learning
     personal.learning = lambda *given: Counting(personal_learning(*given), calls)
 
     assert improver_of(memory).improve_once().learnt == number
 
     assert calls == [
-        *("claim", "learning", "recent_sessions", "originals"),
+        *("claim", "get", "learning", "recent_sessions", "originals"),
         *("learning", "held", "store_query_vectors", "replace_states", "complete"),
     ]
 

@@ -80,7 +80,7 @@ def by_hildreth(scores, clicked, weights, margin, aggressiveness):
     return changes
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds, aggressiveness=st.sampled_from([0.1, 0.5, 3.0, math.inf]))
 def test_the_closed_form_solves_the_quadratic_programme(seed, aggressiveness):
     rng = np.random.default_rng(seed)
@@ -434,7 +434,7 @@ def test_many_small_pushes_stop_at_the_trust_region_of_the_original():
     assert turns[-1] == pytest.approx(30, abs=1e-3)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=seeds, aggregation=st.sampled_from(MetricAggregationType))
 def test_inner_products_of_unit_vectors_move_as_cosines_do(seed, aggregation):
     rng = np.random.default_rng(seed)

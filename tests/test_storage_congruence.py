@@ -414,5 +414,5 @@ def test_random_sequences_have_the_same_answers_from_memory_and_from_postgres(ne
     Machine.new_postgres_storage = staticmethod(new_postgres_storage)
 
     run_state_machine_as_test(
-        Machine, settings=settings(max_examples=25, stateful_step_count=40, deadline=None, derandomize=True)
+        Machine, settings=settings(max_examples=25, stateful_step_count=40, derandomize=True)
     )

@@ -121,12 +121,14 @@ class SearchPage:
         session_id: the session that recorded the page; None if none did.
         next_page_offset: None on the last page.
         personalised: whether clicks bear on this query at all.
+        collection: that was searched, whatever name it was asked by.
     """
 
     results: tuple[SearchResult, ...]
     session_id: str | None
     next_page_offset: int | None
     personalised: bool
+    collection: Collection
 
 
 class SearchService:
@@ -253,7 +255,8 @@ class SearchService:
             if not is_new:  # it stays as it is, and may have shown less
                 self._storage.clickstream.append_results(recorded_in, session.search_results)
         more = len(slots) > limit and offset + 2 * limit <= MAX_REACH
-        return SearchPage(results, recorded_in, offset + limit if more else None, bend is not None)
+        following = offset + limit if more else None
+        return SearchPage(results, recorded_in, following, bend is not None, known)
 
     def _parts_of(self, collection: Collection, query: str | ArrayLike) -> tuple[str, Vectors]:
         """Return the text of a query ("" without one) and its vectors [Q, D]."""

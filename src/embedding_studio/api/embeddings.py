@@ -16,7 +16,7 @@ from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.objects import JSON, CatalogueObject
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
-from embedding_studio.errors import ConflictError, InvalidFilterError
+from embedding_studio.errors import ConflictError, InvalidFilterError, InvalidVectorsError
 from embedding_studio.search import MAX_LIMIT, MAX_REACH, Explanation, SortBy
 
 router = APIRouter(prefix="/embeddings", tags=["embeddings"])
@@ -210,11 +210,8 @@ def similarity_search(
     """Return what is nearest to a query, for this user."""
     if body.explain:
         check_admin(is_admin=is_admin)
-    collection = context.storage.collections.get(body.collection)
     if isinstance(body.search_query, str):
         _check_embedder(context, "search_query")
-    else:
-        check_fit(collection, body.search_query, "search_query")
     sort_by: SortBy | None = None
     if body.sort_by is not None:
         sort_by = (body.sort_by.field, "ascending" if body.sort_by.order == "asc" else "descending")
@@ -235,7 +232,11 @@ def similarity_search(
         )
     except ConflictError as error:
         raise session_taken(body.session_id) from error
-    metrics.searched.add(collection.name)
+    except InvalidVectorsError:
+        if not isinstance(body.search_query, str):
+            check_fit(context.storage.collections.get(body.collection), body.search_query, "search_query")
+        raise
+    metrics.searched.add(page.collection.name)
     request.state.personalised = page.personalised
     request.state.explored_slots = sum(result.propensity < 1 for result in page.results)
     found = [
@@ -254,8 +255,8 @@ def similarity_search(
         session_id=page.session_id,
         next_page_offset=page.next_page_offset,
         personalised=page.personalised,
-        metric_type=collection.index.metric_type,
-        metric_aggregation_type=collection.index.metric_aggregation_type,
+        metric_type=page.collection.index.metric_type,
+        metric_aggregation_type=page.collection.index.metric_aggregation_type,
     )
 
 

@@ -162,7 +162,8 @@ def payload_as_json(object_id: str, payload: JSON) -> str:
         (text + object_id).encode()
     except (ValueError, TypeError) as error:
         raise InvalidInputError(
-            f"the payload of object {object_id!r} cannot be stored: {error}; mend or drop it"
+            f"the payload of object {object_id!r} cannot be stored as JSON, which has no NaN, no infinity "
+            f"and no half characters: {error}; mend or drop it"
         ) from error
     if "\0" in object_id or _NUL.search(text):
         raise InvalidInputError(

@@ -39,13 +39,13 @@ class TimeLimited:
             AdjusterTimeoutError: it takes too long.
             StoppedError: its worker was told to stop, and waited for it a little longer.
         """
-        results: list[list[ImprovementInput] | Exception] = []
+        results: list[list[ImprovementInput] | BaseException] = []
         is_done = threading.Event()
 
         def adjust() -> None:
             try:
                 results.append(self._adjuster.adjust_vectors(improvement_inputs))
-            except Exception as error:  # noqa: BLE001, it is raised where it is waited for
+            except BaseException as error:  # noqa: BLE001, it is raised where it is waited for
                 results.append(error)
             is_done.set()
 
@@ -63,6 +63,6 @@ class TimeLimited:
                     f"the adjuster took longer than {self._seconds:g} s and was left alone; does it hang?"
                 )
         [result] = results
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from psycopg import sql
+from psycopg import Cursor, sql
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.index import SearchIndexInfo
@@ -128,12 +128,21 @@ def names_of(connection: Connection, collection: Collection) -> list[str]:
     Raises:
         CollectionNotFoundError: it has been dropped.
     """
-    names = connection.execute(_SQL["names"], {"collection_id": collection.collection_id}).fetchall()
+    return names_in(ask_names(connection, collection), collection)
+
+
+def ask_names(connection: Connection, collection: Collection) -> Cursor[tuple[Any, ...]]:
+    """Ask for every name that stands for the collection; ``names_in`` reads the answer."""
+    return connection.execute(_SQL["names"], {"collection_id": collection.collection_id})
+
+
+def names_in(answer: Cursor[tuple[Any, ...]], collection: Collection) -> list[str]:
+    names = [name for (name,) in answer]
     if not names:
         raise CollectionNotFoundError(
             f"the collection {collection.name!r} has been dropped; look it up again by its name"
         )
-    return [name for (name,) in names]
+    return names
 
 
 def list_collections(connection: Connection) -> list[Collection]:

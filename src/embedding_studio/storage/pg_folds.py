@@ -25,6 +25,9 @@ _SQL = statements("folds.sql")
 
 Status = SessionForImprovementStatus
 
+Held = tuple[str, str, int]
+"""Of what a token holds: the name of the collection, the user, the attempts."""
+
 
 class PostgresFolds:
     def __init__(self, database: Database) -> None:
@@ -34,16 +37,19 @@ class PostgresFolds:
     def claim(self, *, users: int, lease_seconds: float, now: float | None = None) -> Claim | None:
         token = secrets.token_hex(16)
         given = {"users": users, "lease_seconds": lease_seconds, "now": now, "token": token}
-        rows = self._database.write(lambda connection: connection.execute(_SQL["claim"], given).fetchall())
+        rows = self._database.write(
+            lambda connection: connection.execute(_SQL["claim"], given).fetchall(), alone=True
+        )
         rows.sort(key=lambda row: (-row[3], row[4], row[:2]))
         return Claim(token, tuple(Fold(*row[:3]) for row in rows)) if rows else None
 
     def renew(self, token: str, lease_seconds: float) -> None:
         given = {"token": token, "lease_seconds": lease_seconds}
-        self._database.write(lambda connection: connection.execute(_SQL["renew"], given))
+        self._database.write(lambda connection: connection.execute(_SQL["renew"], given), alone=True)
 
     def release(self, token: str) -> None:
-        self._database.write(lambda connection: connection.execute(_SQL["release"], {"token": token}))
+        given = {"token": token}
+        self._database.write(lambda connection: connection.execute(_SQL["release"], given), alone=True)
 
     def fail(
         self,
@@ -149,8 +155,8 @@ def mark_everyone(connection: Connection, collections: Sequence[str]) -> int:
 
 def find_held(
     connection: Connection, token: str, user_ids: Sequence[str], collections: Sequence[str]
-) -> list[tuple[str, str, int]]:
-    """Return (name, user_id, attempts) of what ``token`` holds; nobody changes it until the commit."""
+) -> list[Held]:
+    """Return what ``token`` holds; nobody changes it until the commit."""
     given = {"token": token, "user_ids": list(user_ids), "collections": list(collections)}
     return connection.execute(_SQL["held"], given).fetchall()
 
@@ -158,14 +164,13 @@ def find_held(
 def complete(
     connection: Connection,
     token: str,
+    held: Sequence[Held],
     outcomes: Sequence[OrderOutcome],
     passed_over: PassedOver,
     *,
-    user_ids: Sequence[str],
     collections: Sequence[str],
 ) -> list[OrderOutcome]:
-    """Do as ``LearningTransaction.complete`` says, for some users under some names."""
-    held = find_held(connection, token, user_ids, collections)
+    """Do as ``LearningTransaction.complete`` says, for users whom a token holds."""
     if not held:
         return []
     ended = [outcome for outcome in outcomes if outcome.status is not Status.FAILED]

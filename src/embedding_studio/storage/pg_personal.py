@@ -24,9 +24,9 @@ from embedding_studio.storage.pg_clickstream import (
     packed,
     unpacked,
 )
-from embedding_studio.storage.pg_collections import names_of, share_collection
+from embedding_studio.storage.pg_collections import ask_names, names_in, share_collection
 from embedding_studio.storage.pg_database import Connection, Database
-from embedding_studio.storage.pg_folds import complete, find_held
+from embedding_studio.storage.pg_folds import Held, complete, find_held
 from embedding_studio.storage.pg_nearest import Moved, NearestSearch
 from embedding_studio.storage.pg_objects import grouped_parts
 from embedding_studio.storage.pg_vectors import PackedVector, pack, unpack
@@ -127,19 +127,24 @@ class PostgresPersonal:
     @contextmanager
     def learning(self, collection: Collection, user_ids: Sequence[str]) -> Iterator["PostgresLearning"]:
         with self._database.transaction() as connection:
-            share_collection(connection, collection)
-            lock_users(connection, user_ids)
-            yield PostgresLearning(connection, collection, user_ids)
+            with connection.pipeline():
+                share_collection(connection, collection)
+                lock_users(connection, user_ids)
+                answer = ask_names(connection, collection)
+            yield PostgresLearning(connection, collection, names_in(answer, collection), user_ids)
 
 
 class PostgresLearning:
     """A ``LearningTransaction``. Everything is loaded and stored for all users at once."""
 
-    def __init__(self, connection: Connection, collection: Collection, user_ids: Sequence[str]) -> None:
+    def __init__(
+        self, connection: Connection, collection: Collection, names: Sequence[str], user_ids: Sequence[str]
+    ) -> None:
         self._connection = connection
         self._collection = collection
+        self._names = list(names)
         self._user_ids = list(dict.fromkeys(user_ids))
-        self._names = names_of(connection, collection)
+        self._held: dict[str, list[Held]] = {}
 
     def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
         given = {
@@ -163,8 +168,7 @@ class PostgresLearning:
         return grouped_parts(rows.fetchall())
 
     def held(self, token: str) -> set[str]:
-        found = find_held(self._connection, token, self._user_ids, self._names)
-        return {user_id for _, user_id, _ in found}
+        return {user_id for _, user_id, _ in self._held_rows(token)}
 
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
         if not vectors:
@@ -202,14 +206,13 @@ class PostgresLearning:
     def complete(
         self, token: str, outcomes: Sequence[OrderOutcome], passed_over: PassedOver
     ) -> list[OrderOutcome]:
-        return complete(
-            self._connection,
-            token,
-            outcomes,
-            passed_over,
-            user_ids=self._user_ids,
-            collections=self._names,
-        )
+        held = self._held_rows(token)
+        return complete(self._connection, token, held, outcomes, passed_over, collections=self._names)
+
+    def _held_rows(self, token: str) -> list[Held]:
+        if token not in self._held:
+            self._held[token] = find_held(self._connection, token, self._user_ids, self._names)
+        return self._held[token]
 
     def _copy(self, name: str, types: Sequence[str], rows: Iterator[Row]) -> None:
         first = next(rows, None)

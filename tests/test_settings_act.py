@@ -1,0 +1,716 @@
+"""Each setting, given by its environment variable, changes what is done, at each place that takes it.
+
+Cases are functions that look at something; ``acts`` says what they see by default and with the setting.
+"""
+
+import json
+import logging
+import math
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from typer.testing import CliRunner
+
+from conftest import new_database
+from embedding_studio import (
+    CatalogueObject,
+    CatalogueText,
+    Context,
+    SearchIndexInfo,
+    SearchResultItem,
+    Session,
+    SessionEvent,
+    SessionForImprovementCreateSchema,
+    datetime_utils,
+)
+from embedding_studio.api.app import create_app
+from embedding_studio.cli import app
+from embedding_studio.demo import Demo
+from embedding_studio.doctor import examine
+from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.indexing import BATCH_TEXTS
+from embedding_studio.settings import Settings
+from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.postgres import PostgresStorage
+from test_api_service import EVENTS, SEARCH, samples, serving
+from test_embedded import open_folder
+from test_embedders import Endpoint
+
+ANGLES = (10, 20, 30, 40, 50)
+ALL = [f"at{degrees}" for degrees in ANGLES]
+
+ANYWHERE = "0.0.0.0"  # noqa: S104, is to be refused without a key
+
+PATIENCE_SECONDS = 1.5
+"""For what is not to happen; what is to happen has half a minute."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting at one place.
+
+    Attributes:
+        value: what its variable is set to; a callable is given the world.
+        given: other variables, set both times.
+    """
+
+    setting: str
+    value: "str | Callable[[World], str]"
+    look: "Callable[[World], object]"
+    by_default: object
+    when_set: object
+    given: "Mapping[str, str | Callable[[World], str]]"
+
+
+CASES: list[Case] = []
+
+
+def acts(setting, value, *, sees, **given):
+    """Add a case: what a look ``sees`` by default, and what where the variable of a setting has a value."""
+
+    def add(look):
+        named = {name.upper(): each for name, each in given.items()}
+        CASES.append(Case(setting, value, look, *sees, given=named))
+        return look
+
+    return add
+
+
+@dataclass
+class World:
+    """What a look finds around it.
+
+    Attributes:
+        folder: the working folder.
+        patience_seconds: how long to wait for what may not happen.
+        memory: the storage of contexts that are not to open a database.
+    """
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest
+    patience_seconds: float = PATIENCE_SECONDS
+    memory: MemoryStorage = field(default_factory=MemoryStorage)
+
+    def see(self, case: Case, expected: object, more: Mapping[str, object]) -> object:
+        """Return what a case's look sees in an environment."""
+        self.memory = MemoryStorage()
+        self.patience_seconds = 30 if expected is True else PATIENCE_SECONDS
+        with self.monkeypatch.context() as changed:
+            for name, value in (case.given | more).items():
+                changed.setenv(name, value(self) if callable(value) else value)
+            self.monkeypatch = changed
+            return case.look(self)
+
+    @contextmanager
+    def context(self) -> Iterator[Context]:
+        with Context(storage=self.memory) as context:
+            yield context
+
+    @contextmanager
+    def postgres(self) -> Iterator[Context]:
+        """A context over an empty database."""
+        with new_database(self.request.getfixturevalue("postgres_server")) as url:
+            self.monkeypatch.setenv("DATABASE_URL", url)
+            with Context() as context:
+                yield context
+
+    def command(self, *arguments: str):
+        """Run a command over memory."""
+        self.monkeypatch.setattr(Context, "open_storage", lambda _: self.memory)
+        return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def world(monkeypatch, request):
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    loggers = logging.getLogger().handlers[:]
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("EMBEDDER", "none")
+    with open_folder() as folder:
+        monkeypatch.chdir(folder)
+        yield World(folder, monkeypatch, request)
+        monkeypatch.undo()
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+    logging.getLogger().handlers[:] = loggers
+
+
+@pytest.fixture(scope="module")
+def coded_url(postgres_server):
+    """The URL of a database with a collection that is searched by codes."""
+    vectors = np.random.default_rng(5).normal(size=(3_000, 66)).astype(np.float32)
+    with new_database(postgres_server) as url:
+        storage = PostgresStorage(url)
+        collection = storage.collections.create("default", SearchIndexInfo(dimensions=66))
+        storage.objects.upsert(
+            collection, [CatalogueObject(f"o{n}", vector[None]) for n, vector in enumerate(vectors)]
+        )
+        storage.close()
+        yield url
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """An endpoint of embeddings that knows who asked."""
+    with Endpoint() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def a_plugin_that_refuses_all(world: World) -> str:
+    (world.folder / "own.py").write_text(
+        "class Own:\n    def get_session_filter(self):\n        return lambda session: False\n"
+    )
+    return "own.py"
+
+
+def a_database_with_a_collection(world: World) -> str:
+    return world.request.getfixturevalue("coded_url")
+
+
+def an_endpoint(world: World) -> str:
+    return f"openai:tiny@{world.request.getfixturevalue('endpoint').url}"
+
+
+def test_every_setting_is_among_those_that_are_seen_to_act():
+    assert {case.setting for case in CASES} == set(Settings.model_fields)
+
+
+def test_a_setting_acts(case, world):
+    before = world.see(case, case.by_default, {})
+    after = world.see(case, case.when_set, {case.setting.upper(): case.value})
+
+    assert (before, after) == (case.by_default, case.when_set)
+    assert before != after
+
+
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        names = [f"{case.setting}-{case.look.__name__}" for case in CASES]
+        metafunc.parametrize("case", CASES, ids=names)
+
+
+# What there is to look at: objects on an arc, ``at30`` stands 30 degrees from the query.
+
+
+def at(degrees: float) -> np.ndarray:
+    radians = math.radians(degrees)
+    return np.array([[math.cos(radians), math.sin(radians), 0]], dtype=np.float32)
+
+
+def an_arc(context: Context) -> None:
+    context.collection(index=SearchIndexInfo(dimensions=3))
+    context.index_objects("default", [CatalogueObject(f"at{degrees}", at(degrees)) for degrees in ANGLES])
+
+
+def record(
+    context: Context,
+    session_id: str = "s",
+    *clicked: str,
+    user_id: str = "ann",
+    query: np.ndarray | None = None,
+) -> None:
+    """Record a session with its events, and order to learn from it."""
+    now = datetime_utils.utc_timestamp() - 100
+    session = Session(
+        session_id=session_id,
+        user_id=user_id,
+        created_at=now,
+        search_results=[SearchResultItem(object_id=each) for each in ALL],
+        events=[
+            SessionEvent(session_id=session_id, object_id=each, created_at=now + 1)
+            for each in clicked or ["at40"]
+        ],
+    )
+    context.clickstream_dao.register_session(session, at(0) if query is None else query)
+    context.sessions_for_improvement.create(SessionForImprovementCreateSchema(session_id=session_id))
+
+
+def status_of(context: Context, session_id: str = "s") -> str:
+    return context.sessions_for_improvement.get(session_id).status.value
+
+
+def stands_at(context: Context, object_id: str, *, user_id: str = "ann", query_at: float = 0) -> float:
+    """Return the degrees from the query at which a user finds an object."""
+    page = context.search.search(at(query_at), user_id=user_id)
+    [distance] = [each.distance for each in page.results if each.object_id == object_id]
+    return math.degrees(math.acos(1 - distance))
+
+
+def near(degrees: float):
+    return pytest.approx(degrees, abs=0.05)
+
+
+# How vectors move
+
+
+@acts("adjuster", "torch", sees=(near(43.2), near(45)), query_shift="0")
+@acts("adjustment_rate", "aggressive", sees=(near(43.2), near(40.99)), query_shift="0")
+@acts(
+    "max_angle_degrees",
+    "45",
+    sees=(near(30), near(5)),
+    query_shift="0",
+    adjustment_rate="2",
+    num_iterations="200",
+)
+def how_near_a_clicked_result_comes(world):
+    with world.context() as context:
+        an_arc(context)
+        record(context, "s", "at50")
+        context.improver().improve_once()
+        return stands_at(context, "at50")
+
+
+@acts("num_iterations", "30", sees=(near(43.12), near(34.23)), query_shift="0")
+def how_near_a_result_comes_that_was_clicked_among_others(world):
+    with world.context() as context:
+        an_arc(context)
+        for number, clicked in enumerate(["at30", "at50", "at40"]):
+            record(context, f"s{number}", clicked)
+        context.improver().improve_once()
+        return stands_at(context, "at50")
+
+
+@acts("softmin_temperature", "sharp", sees=(near(28.59), near(29.91)), query_shift="0")
+def how_near_the_farther_part_of_a_clicked_result_comes(world):
+    with world.context() as context:
+        an_arc(context)
+        context.index_objects("default", [CatalogueObject("at40", np.concatenate([at(40), at(-45)]))])
+        record(context)
+        context.improver().improve_once()
+        return stands_at(context, "at40", query_at=-15)
+
+
+# What search does
+
+
+@acts("gate_threshold", "0.9", sees=(True, False))
+@acts("query_shift", "0", sees=(True, False))
+def a_past_query_30_degrees_off_shifts_this_one(world):
+    with world.context() as context:
+        an_arc(context)
+        record(context, query=at(-30))
+        context.improver().improve_once()
+        plain, bent = (stands_at(context, "at10", user_id=user) for user in ("bob", "ann"))
+        return bent < plain - 0.1
+
+
+@acts("gate_threshold", "0.76", sees=(0.95, None))
+def the_gate_of_a_collection_of_objects_that_are_all_alike(world):
+    with world.context() as context:
+        context.collection(index=SearchIndexInfo(dimensions=2))
+        alike = [
+            CatalogueObject(str(number), np.array([[1, number * 1e-6]], dtype=np.float32))
+            for number in range(500)
+        ]
+        context.index_objects("default", alike)
+        return context.collection().gate_threshold
+
+
+@acts("gate_threshold", "0.8", sees=("0.75 (GATE_THRESHOLD)", "0.8 (GATE_THRESHOLD)"))
+def the_gate_to_which_a_collection_is_set_back(world):
+    with world.context() as context:
+        context.collection(index=SearchIndexInfo(dimensions=3))
+    told = world.command("tune", "--reset")
+    return re.search(r"after\W+([^│]+?)\s*│", told.stdout)[1]
+
+
+@acts("shared_min_users", "2", sees=(False, True))
+def what_two_users_clicked_bends_the_search_of_a_third(world):
+    with world.context() as context:
+        an_arc(context)
+        for user_id in ("bob", "cid"):
+            record(context, f"s-{user_id}", user_id=user_id)
+        context.improver().improve_once()
+        return context.search.search(at(0), user_id="ann").personalised
+
+
+@acts("exploration_ratio", "1", sees=(False, True), adjustment_rate="1")
+def a_personal_page_shows_the_plain_order(world):
+    with world.context() as context:
+        an_arc(context)
+        record(context, "s", "at20")
+        context.improver().improve_once()
+        page = context.search.search(at(0), user_id="ann", limit=3)
+        return [each.object_id for each in page.results] == ALL[:3]
+
+
+@acts("recall_target", "0.51", sees=(True, False))
+def everything_near_is_found(world):
+    world.monkeypatch.setenv("DATABASE_URL", a_database_with_a_collection(world))
+    queries = np.random.default_rng(7).normal(size=(50, 66)).astype(np.float32)
+    with Context() as context:
+        objects, collection = context.storage.objects, context.collection()
+        return all(
+            [each.object_id for each in context.search.search(query).results]
+            == [each.object_id for each in objects.nearest(collection, query, 10, margin=math.inf)]
+            for query in queries
+        )
+
+
+@acts(
+    "recall_target",
+    "0.8",
+    sees=("2.58 standard errors for RECALL_TARGET=0.99", "1.28 standard errors for RECALL_TARGET=0.8"),
+)
+def what_the_doctor_says_of_a_collection_that_was_not_measured(world):
+    world.monkeypatch.setenv("DATABASE_URL", a_database_with_a_collection(world))
+    with Context() as context:
+        [told] = [each.told for each in examine(context) if each.what == "collection default"]
+        return re.search(r"margin of (.*); `", told)[1]
+
+
+@acts("recall_target", "0.8", sees=(0.99, 0.8))
+def the_target_of_measuring_recall(world):
+    with world.context() as context:
+        an_arc(context)
+    return json.loads(world.command("recall", "--json").stdout)["target"]
+
+
+@acts("recall_target", "1", sees=(0, 1))
+def measuring_recall_for_less_than_all_is_refused(world):
+    with world.context() as context:
+        an_arc(context)
+    return world.command("recall", "--target", "0.9").exit_code
+
+
+# Which sessions are learnt from
+
+
+@acts("event_weights", '{"click": 1, "hover": 2}', sees=(0, 1))
+def sessions_learnt_from_after_an_event_of_another_type(world):
+    with world.postgres() as context:
+        an_arc(context)
+        shown = context.search.search(at(0), user_id="ann", create_session=True)
+        event = SessionEvent(session_id=shown.session_id, object_id="at40", event_type="hover")
+        context.clickstream_dao.push_events([event])
+        return context.improver().improve_once().learnt
+
+
+@acts("event_weights", '{"click": 1, "hover": 2}', sees=("other", "hover"))
+def the_label_of_an_event_of_another_type(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        event = {"object_id": "o", "event_type": "hover"}
+        client.post(EVENTS, json={"session_id": "s", "events": [event]})
+        [counted] = [name for name in samples(client) if name.startswith("embedding_studio_events_total{")]
+        return re.search(r'kind="(\w+)"', counted)[1]
+
+
+@acts("max_sessions_per_user", "1", sees=(2, 1))
+def sessions_that_bear_on_a_users_search(world):
+    with world.context() as context:
+        an_arc(context)
+        for session_id in ("s1", "s2"):
+            record(context, session_id)
+        context.improver().improve_once()
+        page = context.search.search(at(0), user_id="ann", explain=True)
+        return max(len(each.explanation.influences) for each in page.results)
+
+
+@acts("min_session_seconds", "2", sees=("done", "refused"))
+@acts("max_session_clicks", "1", sees=("done", "refused"))
+@acts("plugins_path", a_plugin_that_refuses_all, sees=("done", "refused"))
+def what_becomes_of_two_clicks_within_a_second(world):
+    with world.context() as context:
+        an_arc(context)
+        record(context, "s", "at30", "at40")
+        context.improver().improve_once()
+        return status_of(context)
+
+
+# When
+
+
+class Recording:
+    """A queue that tells how often some were claimed, and when there were none."""
+
+    def __init__(self, folds) -> None:
+        self._folds = folds
+        self.claims = 0
+        self.is_idle = threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self._folds, name)
+
+    def claim(self, **given):
+        claim = self._folds.claim(**given)
+        self.claims += claim is not None
+        if claim is None:
+            self.is_idle.set()
+        return claim
+
+
+@contextmanager
+def working(context: Context) -> Iterator[Recording]:
+    """A worker that has looked for orders, and waits."""
+    folds = context.storage.folds = Recording(context.storage.folds)
+    stop = threading.Event()
+    worker = threading.Thread(target=context.worker().run, args=(stop,))
+    worker.start()
+    try:
+        assert folds.is_idle.wait(30)
+        yield folds
+    finally:
+        stop.set()
+        worker.join()
+
+
+@acts("improve_on_click", "false", sees=(True, False))
+@acts("improvement_seconds_interval", "1", sees=(False, True), improve_on_click="false")
+def a_worker_learns_soon(world):
+    with world.context() as context:
+        an_arc(context)
+        with working(context):
+            record(context)
+            until = time.monotonic() + world.patience_seconds
+            while status_of(context) != "done" and time.monotonic() < until:
+                time.sleep(0.01)
+            return status_of(context) == "done"
+
+
+@acts("improve_on_click", "false", sees=(1, 0))
+def orders_after_a_click(world):
+    with world.postgres() as context:
+        an_arc(context)
+        shown = context.search.search(at(0), user_id="ann", create_session=True)
+        context.clickstream_dao.push_events([SessionEvent(session_id=shown.session_id, object_id="at40")])
+        return len(context.sessions_for_improvement.list())
+
+
+@acts("improve_on_click", "false", sees=("WARN", "OK"))
+@acts("improvement_seconds_interval", "300", sees=("OK", "WARN"), improve_on_click="false")
+def what_the_doctor_thinks_of_an_order_that_waits_for_400_seconds(world):
+    with world.context() as context:
+        an_arc(context)
+        record(context)
+        later = datetime_utils.utc_timestamp() + 400
+        world.monkeypatch.setattr("embedding_studio.doctor.utc_timestamp", lambda: later)
+        [grade] = [each.grade for each in examine(context) if each.what == "pending orders"]
+        return grade
+
+
+@acts("users_per_batch", "1", sees=(1, 2))
+def batches_in_which_a_worker_learns_from_two_users(world):
+    with world.context() as context:
+        an_arc(context)
+        for user_id in ("ann", "bob"):
+            record(context, f"s-{user_id}", user_id=user_id)
+        with working(context) as folds:
+            return folds.claims
+
+
+@acts("users_per_batch", "1", sees=(1, 2))
+def batches_in_which_the_command_improve_learns_from_two_users(world):
+    with world.context() as context:
+        an_arc(context)
+        for user_id in ("ann", "bob"):
+            record(context, f"s-{user_id}", user_id=user_id)
+    world.memory.folds = Recording(world.memory.folds)
+    assert world.command("improve").exit_code == 0
+    return world.memory.folds.claims
+
+
+class Failing:
+    """An adjuster that a worker does not get past."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def adjust_vectors(self, _):
+        raise self.error
+
+
+def failing(world, error: BaseException) -> Context:
+    context = Context(storage=world.memory)
+    context.adjuster_for = lambda _: Failing(error)
+    an_arc(context)
+    record(context)
+    with suppress(KeyboardInterrupt):
+        context.improver().improve_once()
+    return context
+
+
+@acts("lease_seconds", "1000", sees=(1, 0))
+def orders_of_a_dead_worker_that_are_due_after_100_seconds(world):
+    failing(world, KeyboardInterrupt())
+    context = Context(storage=world.memory)
+    return context.improver().improve_once(now=time.time() + 100).users
+
+
+@acts("backoff_seconds", "1000", sees=(1, 0))
+def failed_orders_that_are_due_after_100_seconds(world):
+    context = failing(world, RuntimeError("boom"))
+    return context.improver().improve_once(now=time.time() + 100).users
+
+
+@acts("max_attempts", "1", sees=("pending", "failed"))
+def what_becomes_of_an_order_that_failed_once(world):
+    return status_of(failing(world, RuntimeError("boom")))
+
+
+# Where things are
+
+
+@acts("database_url", a_database_with_a_collection, sees=([], ["default"]))
+def the_collections_that_are_there(world):
+    with Context() as context:
+        return [each.name for each in context.storage.collections.list()]
+
+
+@acts("data_dir", "elsewhere", sees=([".embedding-studio"], ["elsewhere"]))
+def the_folder_of_the_embedded_server(world):
+    before = set(world.folder.iterdir())
+    with Context() as context:
+        context.storage.ping()
+        return [each.name for each in set(world.folder.iterdir()) - before]
+
+
+@acts("pool_size", "1", sees=(True, False))
+def a_second_connection_is_had_beside_one_that_is_in_use(world):
+    with world.postgres() as context:
+        an_arc(context)
+        answered = threading.Event()
+        another = threading.Thread(target=lambda: (context.storage.ping(), answered.set()))
+        with context.storage.personal.learning(context.collection(), ["ann"]):
+            another.start()
+            is_answered = answered.wait(world.patience_seconds)
+        another.join()
+        return is_answered
+
+
+@acts("host", ANYWHERE, sees=(("127.0.0.1", "49151"), (ANYWHERE, "49151")), port="49151", admin_api_key="k")
+@acts("port", "49151", sees=(("127.0.0.1", "8000"), ("127.0.0.1", "49151")))
+@acts("admin_api_key", "k", sees=("refused", (ANYWHERE, "49151")), host=ANYWHERE, port="49151")
+def where_the_service_listens(world):
+    world.monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    ended = world.command("serve", "--no-worker")
+    told = " ".join(ended.stderr.split())
+    if "without keys" in told:
+        return "refused"
+    host, port = re.search(r"(?:cannot listen on |serves on http://)([\d.]+):(\d+)", told).groups()
+    return host, port
+
+
+# Texts
+
+
+@acts("embedder", an_endpoint, sees=("refused", ["at10"]))
+def what_a_text_finds(world):
+    with world.context() as context:
+        index = SearchIndexInfo(dimensions=3)
+        collection = context.storage.collections.create("default", index, embedder=an_endpoint(world))
+        context.storage.objects.upsert(collection, [CatalogueObject("at10", at(10))])
+        try:
+            return [each.object_id for each in context.search.search("words").results]
+        except EmbeddingStudioError:
+            return "refused"
+
+
+@acts("embedder_api_key", "very-secret", sees=(None, "Bearer very-secret"), embedder=an_endpoint)
+def what_an_endpoint_is_told_of_who_asks(world):
+    with world.context() as context:
+        context.embedder.embed(["words"])
+    _, authorization, _ = world.request.getfixturevalue("endpoint").requests[-1]
+    return authorization
+
+
+class Meeting:
+    """An embedder that waits for another thread to come, though not for ever."""
+
+    name, dimensions = "meeting", 1
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._together = threading.Barrier(2, timeout=patience_seconds)
+
+    def embed(self, texts, **_):
+        self._together.wait()
+        return np.ones((len(texts), 1), dtype=np.float32)
+
+    def split(self, text):
+        return [text]
+
+
+@acts("index_threads", "2", sees=(False, True))
+def two_batches_are_embedded_at_once(world):
+    with world.context() as context:
+        context.embedder = Meeting(world.patience_seconds)
+        try:
+            texts = [CatalogueText(str(number), "a") for number in range(2 * BATCH_TEXTS)]
+            return context.index_objects("default", texts).indexed == 512
+        except threading.BrokenBarrierError:
+            return False
+
+
+# Who may call the service, and with how much
+
+
+@acts("admin_api_key", "k", sees=(200, 401))
+def the_status_of_a_caller_without_a_key(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        return client.get("/api/v1/collections").status_code
+
+
+@acts("admin_api_key", "k", sees=((None, 200), ("Bearer k", 200)), embedder=an_endpoint, port="0")
+def what_the_demo_sends_and_is_answered(world):
+    seen = []
+
+    def run(demo):
+        answer = demo._client.get("/api/v1/collections")
+        seen.append((answer.request.headers.get("Authorization"), answer.status_code))
+
+    world.monkeypatch.setattr(Demo, "run", run)
+    one = [CatalogueText("a", "words")]
+    world.monkeypatch.setattr("embedding_studio.cli.read_python_documentation", lambda **_: one)
+    ended = world.command("demo", "--no-keep-serving")
+    assert ended.exit_code == 0, ended.output
+    return seen[0]
+
+
+@acts("write_api_key", "w", sees=((200, 200), (401, 200)))
+def the_statuses_of_a_caller_with_a_wrong_key_and_with_the_write_key(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        an_arc(context)
+        return tuple(
+            client.post(
+                SEARCH, json={"search_query": [1, 0, 0]}, headers={"Authorization": f"Bearer {key}"}
+            ).status_code
+            for key in ("x", "w")
+        )
+
+
+@acts("cors_origins", "https://a.example,https://b.example", sees=(None, "https://b.example"))
+def the_origin_whose_pages_may_call(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        answer = client.get("/healthz", headers={"Origin": "https://b.example"})
+        return answer.headers.get("Access-Control-Allow-Origin")
+
+
+@acts("max_request_bytes", "1000", sees=(200, 413))
+def the_status_of_a_request_of_1001_bytes(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        an_arc(context)
+        body = json.dumps({"search_query": [1, 0, 0]})
+        is_json = {"Content-Type": "application/json"}
+        return client.post(SEARCH, content=body.ljust(1001), headers=is_json).status_code
+
+
+@acts("max_events_per_request", "1", sees=(200, 422))
+def the_status_of_two_events_at_once(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        events = [{"object_id": "a"}, {"object_id": "b"}]
+        return client.post(EVENTS, json={"session_id": "s", "events": events}).status_code

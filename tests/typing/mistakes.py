@@ -1,0 +1,18 @@
+"""What mypy has to refuse. Where it no longer does, an ``ignore`` is unused, and that is an error."""
+
+from typing import assert_type
+
+from embedding_studio import Context, SessionEvent, context
+
+
+def a_wrong_type() -> None:
+    assert_type(context, str)  # type: ignore[assert-type]
+    assert_type(context.search.search("q").results, list[str])  # type: ignore[assert-type]
+    assert_type(context.improver().improve_once().learnt, str)  # type: ignore[assert-type]
+
+
+def a_wrong_call() -> None:
+    context.search.search("q", user="ada")  # type: ignore[call-arg]
+    context.searching  # type: ignore[attr-defined] # noqa: B018
+    SessionEvent(session_id="s")  # type: ignore[call-arg]
+    Context(settings="fast")  # type: ignore[arg-type]
