@@ -95,7 +95,7 @@ def worker_sessions_per_second(context: Context) -> dict[str, float]:
     improver = context.improver()
     learnt, started = 0, time.perf_counter()
     while (report := improver.improve_once(users=context.settings.users_per_batch)).users:
-        learnt += report.learnt
+        learnt += report.users  # each of whom has one session
         if report.refused or report.failed:
             raise RuntimeError(f"the worker refused {report.refused} and failed {report.failed}")
     seconds = time.perf_counter() - started
