@@ -102,6 +102,7 @@ def without_folds(connection):
     """Make the queue what it was when its rows were sessions."""
     connection.execute(
         """
+        ALTER TABLE embedding_studio.sessions DROP COLUMN request;
         DROP TABLE embedding_studio.folds;
         DROP INDEX embedding_studio.orders_pending, embedding_studio.orders_of_user;
         ALTER TABLE embedding_studio.sessions_for_improvement

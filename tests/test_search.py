@@ -20,7 +20,7 @@ from embedding_studio.domain.objects import (
     PersonalState,
     QueryMemory,
 )
-from embedding_studio.domain.sessions import EventDisposition, SessionEvent
+from embedding_studio.domain.sessions import EventDisposition, SearchRequest, SessionEvent
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.errors import (
     CollectionNotFoundError,
@@ -804,3 +804,26 @@ def test_a_session_recorded_before_also_holds_what_its_repeated_search_shows(sto
     assert [result.object_id for result in shown] == [
         result.object_id for result in service.search(QUERY, limit=4).results
     ]
+
+
+def test_what_a_search_asked_for_is_recorded_so_that_it_can_be_asked_again(memory):
+    collection = memory.collections.create("default", SearchIndexInfo(dimensions=3))
+    memory.objects.upsert(collection, [CatalogueObject("at70", at(70), {"price": 3})])
+    cheap = PayloadFilter.parse({"query": {"field": "price", "range": {"lt": 5}}})
+    search = SearchService(memory, exploration_ratio=0.2, settings="f00").search
+
+    sorted_page = search(
+        QUERY, create_session=True, limit=3, filter=cheap, sort_by=("price", "ascending"), max_distance=1.5
+    )
+    plain_page = search(QUERY, create_session=True, exploration_ratio=0.0)
+
+    requests = [memory.clickstream.get_session(p.session_id).request for p in (sorted_page, plain_page)]
+    assert PayloadFilter.parse(requests[0].filter) == cheap
+    assert requests[0].model_copy(update={"filter": None}) == SearchRequest(
+        limit=3,
+        max_distance=1.5,
+        sort_by=("price", "ascending"),
+        exploration_ratio=0.2,
+        settings="f00",
+    )
+    assert requests[1] == SearchRequest(limit=10, settings="f00")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from embedding_studio.errors import InvalidSettingError
-from embedding_studio.settings import KNOBS, Settings, load_settings, settings_markdown
+from embedding_studio.settings import KNOBS, RANKING, Settings, load_settings, settings_markdown
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +106,25 @@ def test_event_types_of_weight_zero_place_no_orders():
     settings = load_settings(event_weights={"click": 1, "impression": 0, "purchase": 3})
 
     assert settings.learning_event_types == {"click", "purchase"}
+
+
+def test_the_fingerprint_tells_apart_what_ranks_or_teaches_differently_and_nothing_else():
+    usual = load_settings().fingerprint()
+
+    for other in (
+        {"gate_threshold": 0.8}, {"query_shift": 0.5}, {"adjuster": "torch"}, {"shared_min_users": 3},
+        {"event_weights": {"click": 2.0}}, {"max_sessions_per_user": 9}, {"embedder": "none"},
+    ):  # fmt: skip
+        assert load_settings(**other).fingerprint() != usual, other
+    for same in (
+        {"port": 9},
+        {"pool_size": 3},
+        {"data_dir": "x"},
+        {"lease_seconds": 5},
+        {"embedder_api_key": "k"},
+    ):
+        assert load_settings(**same).fingerprint() == usual, same
+    assert Settings.model_fields.keys() >= RANKING
 
 
 def test_every_setting_stands_in_the_table_with_its_meaning():

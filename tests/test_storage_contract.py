@@ -20,6 +20,7 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
+    SearchRequest,
     SearchResultItem,
     Session,
     SessionEvent,
@@ -1366,6 +1367,30 @@ def test_the_id_of_a_forgotten_session_is_free_again(storage, films):
 
 
 # Orders
+
+
+def test_a_session_keeps_its_request(storage, films):
+    request = SearchRequest(
+        limit=7,
+        offset=2,
+        max_distance=0.5,
+        filter={"query": {"term": {"field": "price", "value": 1}}},
+        sort_by=("price", "descending"),
+        exploration_ratio=0.1,
+        settings="f00",
+    )
+    session = Session(session_id="s1", user_id="ann", collection="films", request=request)
+
+    assert storage.clickstream.register_session(session) is True
+    assert storage.clickstream.register_session(session.model_copy(update={"request": None})) is False
+    search(storage, "s2")
+    click(storage, "s1")
+
+    assert storage.clickstream.get_session("s1").request == request
+    assert storage.clickstream.get_session("s2").request is None
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        [recorded] = transaction.recent_sessions(5)["ann"]
+    assert recorded.session.request == request
 
 
 def test_an_order_is_placed_for_any_session_that_is_known(storage, films):

@@ -101,6 +101,7 @@ class Context:
             query_shift=settings.query_shift,
             exploration_ratio=settings.exploration_ratio,
             shared_min_users=settings.shared_min_users,
+            settings=settings.fingerprint(),
         )
 
     @property

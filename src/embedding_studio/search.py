@@ -16,7 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import JSON, Collection, Neighbour, QueryMemory
-from embedding_studio.domain.sessions import DEFAULT_COLLECTION, MAX_ID_LENGTH, SearchResultItem, Session
+from embedding_studio.domain.sessions import (
+    DEFAULT_COLLECTION,
+    MAX_ID_LENGTH,
+    SearchRequest,
+    SearchResultItem,
+    Session,
+)
 from embedding_studio.embedders import Embedder
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import blend, query_mean
@@ -142,6 +148,7 @@ class SearchService:
         exploration_ratio: share of a personalised page's slots that show the plain search's next result.
         shared_min_users: from so many other users on, what they clicked for near queries shifts a query
             too, of anonymous users as well; 0: what one user clicked bears on nobody else.
+        settings: their fingerprint, recorded with each search.
     """
 
     def __init__(
@@ -153,12 +160,14 @@ class SearchService:
         query_shift: float = 1.0,
         exploration_ratio: float = 0.0,
         shared_min_users: int = 0,
+        settings: str = "",
     ) -> None:
         self._storage = storage
         self._embedder = embedder
         self._gate_threshold = gate_threshold
         self._query_shift = query_shift
         self._exploration_ratio = exploration_ratio
+        self._settings = settings
         self._shared_by = shared_min_users if query_shift > 0 else 0  # what is shared is a shift
 
     def search(
@@ -250,6 +259,15 @@ class SearchService:
                 created_at=utc_timestamp() if now is None else now,
                 collection=collection,
                 search_results=_served(results),
+                request=SearchRequest(
+                    limit=limit,
+                    offset=offset,
+                    max_distance=max_distance,
+                    filter=None if filter is None else filter.model_dump(mode="json", exclude_unset=True),
+                    sort_by=sort_by,
+                    exploration_ratio=ratio,
+                    settings=self._settings,
+                ),
             )
             is_new = self._storage.clickstream.register_session(session, queries)
             if not is_new:  # it stays as it is, and may have shown less

@@ -4,6 +4,7 @@ Each field is an environment variable in capitals (also read from a file ``.env`
 folder). ``docs/settings.md`` and ``embedding-studio settings`` are made from this class.
 """
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -37,6 +38,23 @@ KNOBS: dict[str, Knob] = {
     ),
 }
 """The four knobs of the reference page, with its ranges."""
+
+
+RANKING = frozenset(
+    {
+        *("adjuster", "adjustment_rate", "num_iterations", "softmin_temperature", "max_angle_degrees"),
+        *(
+            "gate_threshold",
+            "query_shift",
+            "shared_min_users",
+            "exploration_ratio",
+            "recall_target",
+            "embedder",
+        ),
+        *("event_weights", "max_sessions_per_user", "min_session_seconds", "max_session_clicks"),
+    }
+)
+"""The settings on which it depends what is learnt and how results are ranked."""
 
 
 class Settings(BaseSettings):
@@ -170,6 +188,11 @@ class Settings(BaseSettings):
     )
     max_request_bytes: int = Field(default=2_000_000, ge=1_000, description="Larger requests are refused.")
     max_events_per_request: int = Field(default=1_000, ge=1, description="More events at once are refused.")
+
+    def fingerprint(self) -> str:
+        """Return what is equal for settings under which the same sessions teach and rank the same."""
+        told = self.model_dump(mode="json", include=set(RANKING))
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @field_validator("cors_origins", mode="before")
     @classmethod

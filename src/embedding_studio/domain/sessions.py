@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +71,32 @@ class SessionEvent(BaseModel):
         return self
 
 
+class SearchRequest(BaseModel):
+    """What a search asked for beside its query, kept so that its first page can be ranked again.
+
+    Attributes:
+        filter: as it is sent over HTTP; ``PayloadFilter.parse`` reads it.
+        sort_by: a payload field, and the direction.
+        settings: fingerprint of the settings in force; where it is equal, so is what they do to a ranking.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: int
+    offset: int = 0
+    max_distance: float | None = None
+    filter: dict[str, Any] | None = None
+    sort_by: tuple[str, Literal["ascending", "descending"]] | None = None
+    exploration_ratio: float = 0.0
+    settings: str = ""
+
+
 class Session(BaseModel):
-    """One query and the results shown for it, in order."""
+    """One query and the results shown for it, in order.
+
+    Attributes:
+        request: of the search that recorded the session; None where another system searched.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,6 +107,7 @@ class Session(BaseModel):
     collection: str = Field(default=DEFAULT_COLLECTION, min_length=1, max_length=MAX_ID_LENGTH)
     search_results: tuple[SearchResultItem, ...] = ()
     search_meta: dict[str, Any] | None = None
+    request: SearchRequest | None = None
     is_irrelevant: bool = False
     events: tuple[SessionEvent, ...] = ()
 

@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
     EventDisposition,
+    SearchRequest,
     SearchResultItem,
     Session,
     SessionEvent,
@@ -51,6 +52,7 @@ class PostgresClickstream:
             "created_at": session.created_at,
             "is_irrelevant": session.is_irrelevant,
             "search_meta": _json(session.search_meta),
+            "request": _json(session.request.model_dump() if session.request else None),
             **packed(query_vectors),
             **_new_results({}, session.search_results),
         }
@@ -167,7 +169,7 @@ def load_results_and_events(
 def built_session(
     row: Row, results: tuple[SearchResultItem, ...], events: tuple[SessionEvent, ...]
 ) -> Session:
-    session_id, search_query, user_id, created_at, collection, search_meta, is_irrelevant = row
+    session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant = row
     return Session.model_construct(
         _fields_set=set(_SESSION_FIELDS),
         session_id=session_id,
@@ -177,6 +179,7 @@ def built_session(
         collection=collection,
         search_results=results,
         search_meta=search_meta,
+        request=None if request is None else SearchRequest.model_validate(request),
         is_irrelevant=is_irrelevant,
         events=events,
     )

@@ -195,7 +195,8 @@ class NearestSearch:
             is_filtered: whether a filter is to be asked of them; then None also where too few match.
         """
         least, largest = copies.bounds(ranking, question.geometry)
-        ranking.leave_out(copies.object_nos)
+        if len(copies):
+            ranking.leave_out(copies.object_nos)
         reach = _smallest(largest, question.limit)
         likeliest = ranking.likeliest(count, reach - question.geometry.offset)
         if len(likeliest) > most:
@@ -305,6 +306,8 @@ class _Copies:
 
     def bounds(self, ranking: Ranking, geometry: Geometry) -> Floats:
         """Return the least and the largest distance that each may have, [2, M], from what codes say."""
+        if not len(self):
+            return np.empty((2, 0))
         least, largest = ranking.bounds(self.object_nos) + geometry.offset
         if geometry.averages_draw:  # the average stands no farther than its parts do on average
             largest = np.full_like(largest, np.inf)

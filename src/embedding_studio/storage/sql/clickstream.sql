@@ -1,11 +1,11 @@
 -- name: insert_session
 WITH added AS (
     INSERT INTO embedding_studio.sessions
-        (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, query_vectors,
-         query_dimensions)
+        (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, request,
+         query_vectors, query_dimensions)
     SELECT
         %(session_id)s, %(user_id)s, %(search_query)s, %(collection)s, %(created_at)s, %(is_irrelevant)s,
-        %(search_meta)s::jsonb, %(query_vectors)s::bytea, %(query_dimensions)s::int
+        %(search_meta)s::jsonb, %(request)s::jsonb, %(query_vectors)s::bytea, %(query_dimensions)s::int
     WHERE EXISTS (SELECT FROM embedding_studio.collections WHERE name = %(collection)s)
         OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = %(collection)s)
     ON CONFLICT (session_id) DO NOTHING
@@ -23,7 +23,7 @@ shown AS (
 SELECT count(*) FROM added
 
 -- name: get_session
-SELECT session_id, search_query, user_id, created_at, collection, search_meta, is_irrelevant
+SELECT session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant
 FROM embedding_studio.sessions
 WHERE session_id = %(session_id)s
 

@@ -25,8 +25,8 @@ ORDER BY object_id, part_no
 
 -- name: recent_sessions
 SELECT
-    session.session_id, search_query, session.user_id, created_at, collection, search_meta, is_irrelevant,
-    query_vectors, query_dimensions
+    session.session_id, search_query, session.user_id, created_at, collection, search_meta, request,
+    is_irrelevant, query_vectors, query_dimensions
 FROM unnest(%(user_ids)s::text[]) AS given(user_id)
     CROSS JOIN LATERAL (
         SELECT *
