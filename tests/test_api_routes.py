@@ -97,7 +97,6 @@ def test_a_registered_session_comes_back_with_numbered_results(client):
             {"object_id": "all-b"},
         ],
         "search_meta": {"page": "home"},
-        "request": None,
         "user_id": "ada",
         "created_at": 1_760_000_000,
     }
@@ -132,6 +131,7 @@ def test_a_registered_session_comes_back_with_numbered_results(client):
             },
         ],
         "search_meta": {"page": "home"},
+        "request": None,
         "is_irrelevant": False,
         "events": [],
     }
