@@ -44,6 +44,29 @@ def test_a_storage_that_was_given_stays_open(memory):
     assert memory.collections.list() == []
 
 
+class TwoWords:
+    """An embedder of two dimensions: how often a text says "up", and "down"."""
+
+    name, dimensions = "two words", 2
+
+    def embed(self, texts):
+        return np.array([[1e-3 + text.count("up"), text.count("down")] for text in texts], dtype=np.float32)
+
+    def split(self, text):
+        return [text]
+
+
+def test_an_embedder_may_be_given_and_a_search_be_called(memory):
+    with Context(storage=memory, embedder=TwoWords()) as context:
+        context.index_objects("default", [CatalogueText("a", "up"), CatalogueText("b", "down")])
+
+        found = context.search("down down", limit=1)
+
+        assert [each.object_id for each in found.results] == ["b"]
+        assert context.search.search("down down", limit=1) == found
+        assert context.collection().embedder == "two words"
+
+
 def test_threads_that_come_at_once_share_one_of_each_part(monkeypatch):
     opened = []
     together = threading.Barrier(5)

@@ -42,12 +42,20 @@ class Context:
     """The parts of one process.
 
     ``from embedding_studio import context`` is one that reads the environment. Make another for
-    other settings, or over a storage that is open already and then stays open on ``close``.
+    other settings, with an embedder of your own, or over a storage that is open already and then stays
+    open on ``close``.
     """
 
-    def __init__(self, settings: Settings | None = None, *, storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        storage: Storage | None = None,
+        embedder: Embedder | None = None,
+    ) -> None:
         self._given_settings = settings
         self._given_storage = storage
+        self._given_embedder = embedder
         self.making = threading.RLock()
         self._starting = threading.Lock()  # not the same: the pool's threads wait for it
         self._server: EmbeddedServer | None = None
@@ -89,7 +97,7 @@ class Context:
 
     @made_once
     def embedder(self) -> Embedder | None:
-        return self.plugin.get_embedder()
+        return self._given_embedder or self.plugin.get_embedder()
 
     @made_once
     def search(self) -> SearchService:

@@ -276,6 +276,8 @@ class SearchService:
         following = offset + limit if more else None
         return SearchPage(results, recorded_in, following, bend is not None, known)
 
+    __call__ = search
+
     def _parts_of(self, collection: Collection, query: str | ArrayLike) -> tuple[str, Vectors]:
         """Return the text of a query ("" without one) and its vectors [Q, D]."""
         if not isinstance(query, str):

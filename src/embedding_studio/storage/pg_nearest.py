@@ -5,6 +5,9 @@ nearest (``embeddings/codes``), and these are compared; then whatever else may s
 of them that is wanted. Where too few of the likeliest match a filter, the database says which objects match
 at all, and only the codes of these are asked. Where codes cannot tell enough apart, all is compared. A list
 is short only if no more objects match.
+
+For what a user has copies of, it is asked first how near these are; codes bound how near the originals are,
+and so, by the gates, both together. Then they stand in line with all others.
 """
 
 import math
@@ -37,7 +40,7 @@ from embedding_studio.storage.sql import in_schema, schema_of, statements
 RECALL_TARGET = 0.99
 
 FEWEST = 16
-"""Codes are asked for at least so many objects, for others are needed where some turn out to be moved."""
+"""Codes are asked for at least so many objects: a few more cost nothing, and save a second question."""
 FILTERED = 4
 """A filter is asked first of the likeliest of so many times the objects wanted."""
 MOST_FILTERED = 2000
