@@ -226,6 +226,25 @@ def test_far_and_tight_clusters_hide_nothing(D, spread):
     assert missed <= 2  # of 200
 
 
+@pytest.mark.parametrize("D", [127, 384])
+def test_nothing_is_hidden_on_the_far_side_of_two_opposite_subjects(D):
+    rng = np.random.default_rng(6)
+    subject = rng.normal(size=D) / np.sqrt(D)
+    side = np.repeat([1, -1], 3000)
+    given = (side[:, None] * subject + 0.05 * rng.normal(size=(6000, D)) / np.sqrt(D)).astype(np.float32)
+    view = coded(given).view()
+    far = np.arange(3000, 6000)
+
+    missed = 0
+    for noise in rng.normal(size=(20, D)):
+        query = (subject + 0.05 * noise / np.sqrt(D)).astype(np.float32)
+        distances = distances_by_definition(MetricType.COSINE, query.astype(np.float64), given)
+        found = candidates(view, query, 10, distances, among=far)
+        missed += len(set(far[np.argsort(distances[far])[:10]].tolist()) - set(found.tolist()))
+
+    assert missed <= 3  # of 200
+
+
 def test_what_was_removed_is_no_candidate_and_the_rest_still_is():
     given = vectors(1500, 97)
     made = coded(given)

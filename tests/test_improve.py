@@ -732,10 +732,66 @@ def test_a_session_whose_adjuster_hangs_fails_alone(storage, arc):
     report = improver_of(storage, Hanging("bad"), adjuster_seconds=0.2, max_attempts=1).improve_once()
 
     assert report.failed.keys() == {"bad"}
-    assert "longer than 0.2 s" in report.failed["bad"]
+    assert "longer than 0.205 s" in report.failed["bad"]
     assert outcome_of(storage, "bad")[0] is FAILED
     assert {outcome_of(storage, key)[0] for key in ("good", "bob's")} == {DONE}
     assert [memory.session_id for memory in storage.personal.state(arc, "ann").memories] == ["good"]
+
+
+def test_who_keeps_an_adjuster_too_long_as_a_whole_keeps_the_state_there_is_until_attempts_are_used_up(
+    storage, arc
+):
+    class Slow(PassiveAggressiveAdjuster):
+        """Takes its time for more than one session."""
+
+        def adjust_vectors(self, improvement_inputs):
+            time.sleep(2 if len(improvement_inputs) > 1 else 0)
+            return super().adjust_vectors(improvement_inputs)
+
+    register(storage, recorded("s1"), recorded("s2", ["at50"], created_at=200))
+    improver_of(storage).improve_once()
+    before = storage.personal.state(arc, "ann")
+    register(storage, recorded("s3", ["at30"], created_at=300))
+    slow = improver_of(storage, Slow(INDEX), adjuster_seconds=0.2, max_attempts=2)
+
+    first = slow.improve_once()
+    between = storage.personal.state(arc, "ann")
+    slow.improve_once()
+
+    assert (first.learnt, set(first.failed)) == (0, {"s1", "s2", "s3"})
+    assert_same_state(between, before)
+    assert storage.personal.state(arc, "ann").memories == ()
+    assert outcome_of(storage, "s3")[0] is FAILED
+
+
+def test_a_failed_session_is_not_tried_again_until_somebody_asks_for_it(storage, arc):
+    register(storage, recorded("bad"))
+    improver_of(storage, Poisoned("bad"), max_attempts=1).improve_once()
+    register(storage, recorded("good", created_at=200))
+
+    improver_of(storage).improve_once()
+    without = [memory.session_id for memory in storage.personal.state(arc, "ann").memories]
+    storage.orders.create(SessionForImprovementCreateSchema(session_id="bad"))
+    improver_of(storage).improve_once()
+
+    assert without == ["good"]
+    assert outcome_of(storage, "bad")[0] is DONE
+    assert [m.session_id for m in storage.personal.state(arc, "ann").memories] == ["bad", "good"]
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), StorageUnavailableError("not the storage")])
+def test_whatever_an_adjuster_raises_is_of_that_session_alone(storage, arc, error):
+    class Odd(Poisoned):
+        def adjust_vectors(self, improvement_inputs):
+            if any(each.session_id in self.session_ids for each in improvement_inputs):
+                raise error
+            return super().adjust_vectors(improvement_inputs)
+
+    register(storage, recorded("bad"), recorded("good", user_id="bob"))
+
+    report = improver_of(storage, Odd("bad"), max_attempts=1).improve_once()
+
+    assert (report.learnt, set(report.failed)) == (1, {"bad"})
 
 
 @pytest.mark.parametrize("change", ["upsert", "click", "forget"])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import psycopg
@@ -760,6 +761,35 @@ def test_a_collection_that_was_dropped_meanwhile_is_not_found(postgres):
         postgres.objects.nearest(things, a_query(), 5)
 
     assert isinstance(caught.value.__cause__, psycopg.errors.UndefinedTable)
+
+
+def test_an_object_with_a_copy_is_found_while_its_originals_change(postgres):
+    few = catalogue()[:50]
+    things = postgres.collections.create("things", info())
+    postgres.objects.upsert(things, few)
+    gates = {item.object_id: 0.5 for item in few}
+    is_over = threading.Event()
+
+    def change():
+        for step in itertools.count(1):
+            changed = [replace(item, parts=item.parts + step) for item in few[:10]]
+            postgres.objects.upsert(things, changed)
+            with postgres.personal.learning(things, ["ann"]) as transaction:
+                copies = {item.object_id: item.parts + 1 for item in changed}
+                transaction.replace_states({"ann": PersonalState((), copies)})
+            if is_over.is_set():
+                break
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(150):
+            near = postgres.personal.nearest(things, "ann", a_query(), 50, gates)
+
+            assert sorted(ids(near)) == sorted(item.object_id for item in few)
+    finally:
+        is_over.set()
+        changing.join(timeout=60)
 
 
 def test_an_object_is_neighbour_or_moved_never_both_or_neither_while_it_is_being_learnt(postgres):

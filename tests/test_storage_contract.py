@@ -1467,6 +1467,17 @@ def test_users_are_claimed_by_priority_and_then_by_age(storage, films):
     assert claims == [["ann"], ["zoe"], ["bob"], []]
 
 
+def test_a_further_page_of_a_session_that_was_clicked_marks_its_user(storage, films):
+    clicked(storage, "s1", "ann")
+    search(storage, "s2", "bob")
+    settle(storage)
+
+    for session_id in ("s1", "s2"):
+        storage.clickstream.append_results(session_id, [SearchResultItem(object_id="further")])
+
+    assert claimed(storage) == ["ann"]
+
+
 def test_a_user_marked_anew_keeps_age_and_priority(storage, films):
     search(storage, "s1", "bob", shown="abcd")
     click(storage, "s1", "d")

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -71,6 +72,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+SECONDS_TO_END = 8.0
+"""After a worker was told to."""
+
 out = Console(width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True)
 
@@ -304,6 +308,7 @@ def worker() -> None:
         learning = context.worker()
         gc.freeze()  # what is loaded by now stays; searched through each time, it is a quarter of learning
         err.print("The worker is ready.")
+        threading.Thread(target=_end_soon_after, args=(stop,), daemon=True).start()
         learning.run(stop)
 
 
@@ -716,6 +721,14 @@ def _is_loopback(host: str) -> bool:
 def _url(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _end_soon_after(stop: threading.Event) -> None:
+    """End the process some seconds after it was told to, if a plugin keeps it; its users are due again."""
+    stop.wait()
+    time.sleep(SECONDS_TO_END)
+    err.print("[bold red]error:[/] what is learnt does not come to an end; the worker ends without it")
+    os._exit(1)
 
 
 def _server(context: Context, *, worker: bool) -> "uvicorn.Server":

@@ -52,6 +52,9 @@ SHARED_AMONG_THREADS, FINE_SHARED_AMONG_THREADS = 200_000, 20_000
 STRETCHES = 64
 FIRST = 16
 """So many times the objects wanted are first estimated finely, to learn what others must reach."""
+CUT, WIDEST = 0.15, 16
+"""Where more than this share of what is found needs more than half the margin of its signs, that is doubled,
+up to so many times."""
 LARGEST_MATRIX = 1024
 """Up to so many dimensions a query is rotated by a matrix, for one vector needs less calls so."""
 NUMBERS = ("factor", "error", "offset", "length")
@@ -355,6 +358,8 @@ class _Ranking:
         self._is_fine = np.zeros(self._size, dtype=bool)
         self._fine = np.empty((2, self._size), dtype=np.float32)
         """The finer estimates and their standard errors, as far as they were asked for."""
+        self._widened = 1
+        """So many times the margin signs are allowed to be wrong by."""
         self._reached: tuple[float, Numbers] | None = None
         """A score, and where the coarse estimate may reach it."""
         if self._is_coarse:
@@ -368,10 +373,14 @@ class _Ranking:
                 last = len(likely) - FIRST * count
                 likely = likely[np.argpartition(self._coarse[likely], last)[last:]]
             bound = self._reached_by(count, likely)
-        places = self._above(bound)
-        estimates, errors = self._finely(places)
-        bound = max(self._reached_by(count, places[_likely(estimates, count)]), least)
-        return self._numbers(places[(estimates + self._margin * errors >= bound) & np.isfinite(estimates)])
+        while True:
+            places = self._above(bound)
+            estimates, errors = self._finely(places)
+            reached = max(self._reached_by(count, places[_likely(estimates, count)]), least)
+            found = places[(estimates + self._margin * errors >= reached) & np.isfinite(estimates)]
+            if not self._is_cut(found, reached):
+                return self._numbers(found)
+            self._widen()
 
     def within(self, distance: float) -> Numbers:
         score = self._coder.score_at(distance, self._query)
@@ -408,12 +417,8 @@ class _Ranking:
         """
         columns, D = self._columns, self._coder.dimensions
         signs = _packed(self._question >= 0)
-        shares = np.arange(D + 1) / D
-        inside = np.clip(shares, 0.5 / D, 1 - 0.5 / D)
-        cosines = (self._length * np.cos(np.pi * shares)).astype(np.float32)
-        self._doubt_by_differing = (
-            self._length * np.pi * np.sin(np.pi * inside) * np.sqrt(inside * (1 - inside) / D)
-        ).astype(np.float32)
+        cosines = (self._length * np.cos(np.pi * np.arange(D + 1) / D)).astype(np.float32)
+        self._doubt_by_differing = self._doubts_within(self._margin)
         self._differing = np.empty(self._size, dtype=np.uint16)
         self._coarse = np.empty(self._size, dtype=np.float32)
 
@@ -429,10 +434,37 @@ class _Ranking:
         for _ in in_turn(compare, _blocks(self._size)):
             pass
 
+    def _doubts_within(self, margin: float) -> Floats:
+        """Return by how much the score of a vector of unit length may be above its estimate: [D + 1].
+
+        It is not linear in the margin: where nearly all signs differ, a cosine of -1 changes with the square.
+        """
+        D = self._coder.dimensions
+        shares = np.arange(D + 1) / D
+        inside = np.clip(shares, 1 / D, 1 - 1 / D)  # also where none or all differ, some error is possible
+        least = np.maximum(shares - margin * np.sqrt(inside * (1 - inside) / D), 0)
+        doubts: Floats = (self._length * (np.cos(np.pi * least) - np.cos(np.pi * shares))).astype(np.float32)
+        return doubts
+
     def _doubts(self, places: Numbers) -> Floats:
-        """Return the standard errors of the coarse estimates."""
+        """Return by how much scores may be above the coarse estimates."""
         rows = places if self._rows is None else self._rows[places]
         return np.asarray(self._doubt_by_differing[self._differing[places]] * self._columns.length[rows])
+
+    def _is_cut(self, places: Numbers, score: float) -> bool:
+        """Return whether so much of what was found stands far below a score by its signs that more must.
+
+        Then signs are wrong about all of it in the same way, as they may be about objects that are alike.
+        """
+        if not self._is_coarse or self._widened >= WIDEST:
+            return False
+        is_low = self._coarse[places] + self._doubts(places) / 2 < score
+        return bool(np.count_nonzero(is_low) > CUT * len(places))
+
+    def _widen(self) -> None:
+        self._widened *= 2
+        self._reached = None
+        self._doubt_by_differing = self._doubts_within(self._widened * self._margin)
 
     def _reached_by(self, count: int, places: Numbers) -> float:
         """Return a score that ``count`` different objects probably reach, of those at some places."""
@@ -445,9 +477,9 @@ class _Ranking:
             return np.arange(self._size)
         if self._reached is None or score < self._reached[0]:
             longest = float(self._columns.length[self._chosen].max())
-            most = self._margin * float(self._doubt_by_differing.max()) * longest
+            most = float(self._doubt_by_differing.max()) * longest
             places = np.flatnonzero(self._coarse >= score - most)
-            reached = self._coarse[places] + self._margin * self._doubts(places) >= score
+            reached = self._coarse[places] + self._doubts(places) >= score
             self._reached = score, places[reached]
         return self._reached[1]
 

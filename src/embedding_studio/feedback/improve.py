@@ -18,6 +18,7 @@ from embedding_studio.domain.objects import Collection, PersonalState
 from embedding_studio.domain.sessions import (
     DEFAULT_EVENT_WEIGHTS,
     RecordedSession,
+    SessionForImprovementStatus,
 )
 from embedding_studio.embedders import Embedder
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
@@ -47,6 +48,9 @@ from embedding_studio.storage.ports import (
 )
 
 logger = logging.getLogger(__name__)
+
+MOST_RENEWALS = 90
+"""Of one lease, each for another third of its time."""
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -156,11 +160,13 @@ class Improver:
 
     @contextmanager
     def _renewed(self, token: str) -> Iterator[None]:
-        """Keep a lease from ending while its worker lives."""
+        """Keep a lease from ending while its worker lives, unless it takes so long that it may hang."""
         is_over = threading.Event()
 
         def renew() -> None:
-            while not is_over.wait(self._lease_seconds / 3):
+            for _ in range(MOST_RENEWALS):
+                if is_over.wait(self._lease_seconds / 3):
+                    return
                 try:
                     self._storage.folds.renew(token, self._lease_seconds)
                 except EmbeddingStudioError as error:
@@ -178,7 +184,7 @@ class Improver:
         self, name: str, folds: Sequence[Fold], token: str, stop: threading.Event | None
     ) -> list[OrderOutcome]:
         """Return what became of the sessions of some users under one name."""
-        if folds[0].attempts > self._max_attempts:  # then it is the only one
+        if len(folds) == 1 and folds[0].attempts > self._max_attempts:
             return self._fail(
                 token, folds[0], "the worker ended while it learnt from this user, in every attempt"
             )
@@ -225,23 +231,15 @@ class Improver:
         """Fold these users anew."""
         collection = self._storage.collections.get(name)
         users = sorted(fold.user_id for fold in folds)
-        reasons: dict[str, str] = {}
-        embedded: dict[str, Vectors] = {}
-        while True:
-            with self._storage.personal.learning(collection, users) as transaction:
-                recent = transaction.recent_sessions(self._max_sessions_per_user)
-                counted, outcomes = self._select(recent)
-                missing = self._texts_to_embed(collection, counted) - embedded.keys() - reasons.keys()
-                if not missing:
-                    objects = objects_of((each.session for each in counted), self._event_weights)
-                    originals = transaction.originals(objects)
-                    break
-            assert self._embedder is not None  # noqa: S101, else no text would be missing
-            newly_embedded, newly_refused = embed_queries(self._embedder, missing)
-            embedded |= newly_embedded
-            reasons |= newly_refused
+        with self._storage.personal.learning(collection, users) as transaction:
+            recent = transaction.recent_sessions(self._max_sessions_per_user)
+            everything = (each.session for sessions in recent.values() for each in sessions)
+            originals = transaction.originals(objects_of(everything, self._event_weights))
+        counted, outcomes = self._select(recent)
+        missing = self._texts_to_embed(collection, counted)
+        embedded, reasons = embed_queries(self._embedder, missing) if self._embedder and missing else ({}, {})
         ready, unready = _with_vectors(counted, embedded, reasons)
-        # Between two transactions, where an adjuster that hangs locks nobody out. Whatever changes meanwhile
+        # All of this between two transactions, where what hangs locks nobody out. Whatever changes meanwhile
         # of what was read marks the user anew, who is then no longer held.
         folded = fold(
             ready,
@@ -263,8 +261,11 @@ class Improver:
                     if each.query_vectors is None and each.session.search_query in embedded
                 }
             )
-            transaction.replace_states({user: folded.states.get(user, PersonalState()) for user in held})
             told = [outcome for key, outcome in outcomes.items() if of_user[key] in held]
+            kept = self._kept(folds, told, of_user)
+            transaction.replace_states(
+                {user: folded.states.get(user, PersonalState()) for user in held - kept}
+            )
             ended = transaction.complete(token, told, self._passed_over)
         failed = {each.session_id: each.detail or "" for each in ended if each.status is FAILED}
         for each in folds:
@@ -273,6 +274,16 @@ class Improver:
                 self._fail(token, each, "", sessions=of_one)
         return ended
 
+    def _kept(
+        self, folds: Sequence[Fold], outcomes: Iterable[OrderOutcome], of_user: Mapping[str, str]
+    ) -> set[str]:
+        """Return the users for whom nothing went well, and who keep what they have until another try."""
+        statuses: dict[str, set[SessionForImprovementStatus]] = defaultdict(set)
+        for outcome in outcomes:
+            statuses[of_user[outcome.session_id]].add(outcome.status)
+        luckless = {user for user, found in statuses.items() if FAILED in found and DONE not in found}
+        return luckless & {fold.user_id for fold in folds if fold.attempts < self._max_attempts}
+
     def _select(
         self, recent: Mapping[str, Sequence[RecordedSession]]
     ) -> tuple[list[RecordedSession], dict[str, OrderOutcome]]:
@@ -280,7 +291,11 @@ class Improver:
         counted = []
         outcomes = {}
         for recorded in (recorded for sessions in recent.values() for recorded in sessions):
-            reason = attempt(partial(refusal_by, self._session_filter, recorded.session))
+            reason: str | Exception | None
+            try:
+                reason = refusal_by(self._session_filter, recorded.session)
+            except Exception as raised:  # noqa: BLE001, whatever a plugin does, the others are learnt
+                reason = raised
             if reason is None:
                 counted.append(recorded)
             else:

@@ -96,8 +96,13 @@ def embed_queries(embedder: Embedder, texts: Iterable[str]) -> tuple[dict[str, V
 
 
 def _embed(embedder: Embedder, texts: Sequence[str]) -> dict[str, Vectors]:
-    parts = [embedder.split(text) for text in texts]
-    vectors = embedder.embed([part for of_text in parts for part in of_text])
+    try:
+        parts = [embedder.split(text) for text in texts]
+        vectors = embedder.embed([part for of_text in parts for part in of_text])
+    except EmbeddingError:
+        raise
+    except Exception as error:
+        raise EmbeddingError(f"the embedder raised {type(error).__name__}") from error
     ends = list(accumulate(map(len, parts)))
     return {
         text: vectors[end - len(of_text) : end] for text, of_text, end in zip(texts, parts, ends, strict=True)

@@ -129,7 +129,10 @@ def outcome_of(session_id: str, error: Exception) -> OrderOutcome:
 
 
 def detail_of(error: Exception) -> str:
-    return str(error) if isinstance(error, EmbeddingStudioError) else f"{type(error).__name__}: {error}"
+    try:
+        return str(error) if isinstance(error, EmbeddingStudioError) else f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001, an exception that cannot say what it is, is one all the same
+        return type(error).__name__
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:

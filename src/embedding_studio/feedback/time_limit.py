@@ -2,15 +2,20 @@
 
 import threading
 import time
+from collections import Counter
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
-from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.errors import EmbeddingStudioError, StorageUnavailableError
 
 SECONDS_TO_STOP = 2.0
 """So long an adjuster may go on once its worker is told to stop."""
 
 POLL_SECONDS = 0.1
+
+TOGETHER = 6
+MOST_HUNG_FOR_ONE, MOST_HUNG = 3, 10
+"""In one pass, before a user, or everybody left, is given up."""
 
 
 class AdjusterTimeoutError(EmbeddingStudioError):
@@ -22,23 +27,32 @@ class StoppedError(EmbeddingStudioError):
 
 
 class TimeLimited:
-    """An adjuster that gives up on another one after some time.
+    """An adjuster that gives up on another one after some time; for one pass of learning.
 
-    Each call runs in a thread, for nothing else can be left behind; one that hangs ends with the process.
+    Each call runs in a thread, for nothing else can be left behind; one that hangs ends with the process. So
+    calls for a user for whom it hung some times, and all after some more, are given up before they begin.
+
+    Args:
+        seconds: a call may take so long, and a fortieth of it more for each session; one for several users,
+            which is made again user by user, ``TOGETHER`` times as long at the most.
     """
 
     def __init__(self, adjuster: VectorsAdjuster, seconds: float, stop: threading.Event | None) -> None:
         self._adjuster = adjuster
         self._seconds = seconds
         self._stop = stop or threading.Event()
+        self._hung: Counter[str | None] = Counter()
 
     def adjust_vectors(self, improvement_inputs: list[ImprovementInput]) -> list[ImprovementInput]:
         """Return what the adjuster returns.
 
         Raises:
-            AdjusterTimeoutError: it takes too long.
+            AdjusterTimeoutError: it takes too long, or did so too often.
             StoppedError: its worker was told to stop, and waited for it a little longer.
         """
+        users = {each.user_id for each in improvement_inputs}
+        for_whom = next(iter(users)) if len(users) == 1 else None
+        seconds = self._limit(for_whom, len(improvement_inputs))
         results: list[list[ImprovementInput] | BaseException] = []
         is_done = threading.Event()
 
@@ -50,7 +64,7 @@ class TimeLimited:
             is_done.set()
 
         threading.Thread(target=adjust, name="adjuster", daemon=True).start()
-        ends = time.monotonic() + self._seconds
+        ends = time.monotonic() + seconds
         stops: float | None = None
         while not is_done.wait(POLL_SECONDS):
             now = time.monotonic()
@@ -59,10 +73,25 @@ class TimeLimited:
                 if now >= stops:
                     raise StoppedError("the worker was told to stop while its adjuster was at work")
             if now >= ends:
+                self._hung[for_whom] += 1
                 raise AdjusterTimeoutError(
-                    f"the adjuster took longer than {self._seconds:g} s and was left alone; does it hang?"
+                    f"the adjuster took longer than {seconds:.3g} s and was left alone; does it hang?"
                 )
-        [result] = results
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        return _returned(results[0])
+
+    def _limit(self, for_whom: str | None, sessions: int) -> float:
+        """Return how many seconds a call may take, for one user or, None, for several."""
+        if self._hung.total() >= MOST_HUNG or (for_whom and self._hung[for_whom] >= MOST_HUNG_FOR_ONE):
+            raise AdjusterTimeoutError("the adjuster took too long too often, and was not called any more")
+        seconds = self._seconds * (1 + sessions / 40)
+        return seconds if for_whom else min(seconds, TOGETHER * self._seconds)
+
+
+def _returned(result: list[ImprovementInput] | BaseException) -> list[ImprovementInput]:
+    if isinstance(
+        result, SystemExit | StorageUnavailableError
+    ):  # which would mean something else to a worker
+        raise EmbeddingStudioError(f"the adjuster raised {result!r}") from result
+    if isinstance(result, BaseException):
+        raise result
+    return result

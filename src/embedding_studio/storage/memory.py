@@ -281,6 +281,9 @@ class MemoryClickstream:
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
         with self._state.lock:
             self._state.visit(session_id).show(results)
+            ticket = self._state.tickets.get(session_id)
+            if ticket is not None and ticket.order.user_id is not None:
+                self._state.mark(ticket.order.collection, ticket.order.user_id)
 
     def push_events(self, events: Sequence[SessionEvent]) -> list[EventDisposition]:
         with self._state.lock:
@@ -577,7 +580,7 @@ class MemoryLearning:
                     session.user_id is not None
                     and len(recent[session.user_id]) < limit_per_user
                     and session.collection in names
-                    and session.session_id in self._state.tickets
+                    and self._state.is_counted(session.session_id)
                     and visit.events
                     and not session.is_irrelevant
                 ):

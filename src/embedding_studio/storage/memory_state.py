@@ -162,6 +162,10 @@ class State:
             self.mark(name, user_id)
         return len({user_id for _, user_id in found})
 
+    def is_counted(self, session_id: str) -> bool:
+        ticket = self.tickets.get(session_id)
+        return ticket is not None and ticket.order.status is not Status.FAILED
+
     def told(self, ticket: "Ticket") -> SessionForImprovement:
         """Return an order as it is told: of a pending one, its user's entry says whether it is in hand."""
         order = ticket.order

@@ -24,6 +24,7 @@ from embedding_studio.storage.pg_collections import (
     names_of,
 )
 from embedding_studio.storage.pg_database import Connection, Database, only_row
+from embedding_studio.storage.pg_folds import mark_learnt
 from embedding_studio.storage.pg_orders import place
 from embedding_studio.storage.pg_votes import ask_voted, replace_votes
 from embedding_studio.storage.ports import Vectors
@@ -71,6 +72,7 @@ class PostgresClickstream:
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
         def work(connection: Connection) -> None:
+            mark_learnt(connection, session_id)
             if connection.execute(_SQL["lock_session"], {"session_id": session_id}).rowcount == 0:
                 raise _not_found(session_id)
             shown = connection.execute(_SQL["results"], {"session_ids": [session_id]}).fetchall()
@@ -105,10 +107,10 @@ class PostgresClickstream:
         given = {"session_id": session_id}
 
         def work(connection: Connection) -> None:
-            if connection.execute(_SQL["mark_irrelevant"], given).rowcount == 0:
-                raise _not_found(session_id)
             if connection.execute(_SQL["has_order"], given).rowcount:
                 place(connection, [session_id])
+            if connection.execute(_SQL["mark_irrelevant"], given).rowcount == 0:
+                raise _not_found(session_id)
 
         self._database.write(work)
 

@@ -137,6 +137,12 @@ def mark(connection: Connection, session_ids: Sequence[str]) -> None:
     connection.execute(_SQL["notify"], {"channel": CHANNEL})
 
 
+def mark_learnt(connection: Connection, session_id: str) -> None:
+    """Let the user of a session be folded anew if it has an order, for what it showed is learnt from too."""
+    if connection.execute(_marking("mark_learnt"), {"session_id": session_id}).rowcount:
+        connection.execute(_SQL["notify"], {"channel": CHANNEL})
+
+
 def mark_users(connection: Connection, user_ids: Sequence[str], collections: Sequence[str]) -> None:
     """Let those of the users be folded anew who have orders under one of these names."""
     given = {"user_ids": list(user_ids), "collections": list(collections)}

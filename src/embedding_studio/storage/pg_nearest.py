@@ -227,12 +227,18 @@ class NearestSearch:
 
     def _exact(self, connection: Connection, question: "_Question") -> "_Answer":
         """Return what is nearest, with all compared."""
-        copies = question.copies(connection)
-        answer = self._ask(connection, question, question.exact(copies), copies)
-        if not len(copies):
-            return answer
-        plan = question.chosen(copies.object_nos, copies, is_filtered=question.condition is not None)
-        return self._ask(connection, question, plan, copies).with_those_of(answer, question.limit)
+        if not question.may_have_copies:
+            return self._ask(connection, question, question.exact(_NO_COPIES), _NO_COPIES)
+        with connection.transaction():  # of one moment, else what changes meanwhile would be missed by both
+            connection.execute(_SQL["of_one_moment"])
+            connection.execute(_SQL["settings"])
+            copies = question.copies(connection)
+            plan = replace(question.exact(copies), needs_snapshot=False)
+            answer = self._ask(connection, question, plan, copies)
+            if not len(copies):
+                return answer
+            plan = question.chosen(copies.object_nos, copies, is_filtered=question.condition is not None)
+            return self._ask(connection, question, plan, copies).with_those_of(answer, question.limit)
 
     def _ask(
         self, connection: Connection, question: "_Question", plan: "_Plan", copies: "_Copies"
@@ -304,8 +310,7 @@ class _Copies:
         """Return the distances [N] of objects, given those to their originals."""
         places = np.searchsorted(self.object_nos, object_nos).clip(max=len(self) - 1)
         gates = np.where(self.object_nos[places] == object_nos, self.gates[places], 0)
-        blended: Floats = blend(distances, self.distances[places], gates)
-        return blended
+        return np.where(gates > 0, blend(distances, self.distances[places], gates), distances)
 
     def bounds(self, ranking: Ranking, geometry: Geometry) -> Floats:
         """Return the least and the largest distance that each may have, [2, M], from what codes say."""
@@ -360,6 +365,10 @@ class _Question:
             self.parameters |= values
         self._parts = parts
         self._moved = moved
+
+    @property
+    def may_have_copies(self) -> bool:
+        return self._moved is not None
 
     def copies(self, connection: Connection) -> _Copies:
         """Return what the user moved and a gate is open for; in one round trip, if that may be anything."""

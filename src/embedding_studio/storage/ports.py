@@ -259,6 +259,8 @@ class Clickstream(Protocol):
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
         """Add a further page to what a session has shown; objects already shown keep their position.
 
+        If the session has an order, its user is marked, for what was passed over is learnt from too.
+
         Raises:
             SessionNotFoundError: it was never registered.
         """
@@ -467,9 +469,9 @@ class LearningTransaction(Protocol):
     def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
         """Return for each user the latest sessions, oldest first by (created_at, session_id).
 
-        Those that count have an order, are not irrelevant, have at least one event, and were recorded
-        for this collection or an alias of it. Query vectors of another size than the collection's
-        come back as None.
+        Those that count have an order that has not failed, are not irrelevant, have at least one event, and
+        were recorded for this collection or an alias of it. Query vectors of another size than the
+        collection's come back as None.
         """
         ...
 

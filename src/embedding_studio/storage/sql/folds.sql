@@ -17,6 +17,14 @@ ON CONFLICT (collection, user_id) DO UPDATE SET
     is_alone = false,
     token = NULL
 
+-- name: mark_learnt
+-- The user of a session, if that has an order.
+INSERT INTO embedding_studio.folds (collection, user_id, since)
+SELECT collection, user_id, embedding_studio.seconds()
+FROM embedding_studio.sessions_for_improvement
+WHERE session_id = %(session_id)s AND user_id IS NOT NULL
+{on_conflict}
+
 -- name: mark_users
 -- Some users, as far as they have orders under these names.
 INSERT INTO embedding_studio.folds (collection, user_id, since)

@@ -37,7 +37,7 @@ FROM unnest(%(user_ids)s::text[]) AS given(user_id)
             AND EXISTS (
                 SELECT
                 FROM embedding_studio.sessions_for_improvement AS placed
-                WHERE placed.session_id = session.session_id
+                WHERE placed.session_id = session.session_id AND placed.status <> 'failed'
             )
             AND EXISTS (
                 SELECT

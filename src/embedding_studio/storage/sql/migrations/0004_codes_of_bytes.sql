@@ -9,7 +9,7 @@ BEGIN
     LOOP
         EXECUTE format('
             DELETE FROM %1$I.codes;
-            UPDATE %1$I.revision SET epoch = 0, centre = NULL;
+            UPDATE %1$I.revision SET epoch = 0, centre = NULL, margin = NULL;
             ALTER TABLE %1$I.personal_parts ADD COLUMN object_no bigint;
             UPDATE %1$I.personal_parts SET object_no = objects.object_no
             FROM %1$I.objects
