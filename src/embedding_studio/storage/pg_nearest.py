@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
+from psycopg import Cursor, sql
 from psycopg.errors import UndefinedTable
 
 from embedding_studio.domain.filters import PayloadFilter
@@ -229,16 +229,21 @@ class NearestSearch:
         """Return what is nearest, with all compared."""
         if not question.may_have_copies:
             return self._ask(connection, question, question.exact(_NO_COPIES), _NO_COPIES)
-        with connection.transaction():  # of one moment, else what changes meanwhile would be missed by both
-            connection.execute(_SQL["of_one_moment"])
-            connection.execute(_SQL["settings"])
-            copies = question.copies(connection)
+        # Of one moment, else what changes meanwhile would be missed by both.
+        try:
+            with connection.pipeline():
+                connection.execute(_SQL["begin"])
+                connection.execute(_SQL["settings"])
+                asked = question.ask_copies(connection)
+            copies = question.copies_in(asked)
             plan = replace(question.exact(copies), needs_snapshot=False)
             answer = self._ask(connection, question, plan, copies)
             if not len(copies):
                 return answer
             plan = question.chosen(copies.object_nos, copies, is_filtered=question.condition is not None)
             return self._ask(connection, question, plan, copies).with_those_of(answer, question.limit)
+        finally:
+            connection.execute(_SQL["commit"])  # of what failed, it is the end as well
 
     def _ask(
         self, connection: Connection, question: "_Question", plan: "_Plan", copies: "_Copies"
@@ -372,13 +377,21 @@ class _Question:
 
     def copies(self, connection: Connection) -> _Copies:
         """Return what the user moved and a gate is open for; in one round trip, if that may be anything."""
+        return self.copies_in(self.ask_copies(connection))
+
+    def ask_copies(self, connection: Connection) -> Cursor[tuple[Any, ...]] | None:
         if self._moved is None:
-            return _NO_COPIES
+            return None
         gate_of = self._moved.gates
         given = {"parts": pack(self._parts), "user_id": self._moved.user_id, "object_ids": list(gate_of)}
         among = "some" if len(gate_of) <= MOST_LOOKED_UP else "all"
         statement = _unfiltered(self.collection, "copied", among)
-        rows = connection.execute(statement, given, binary=True).fetchall()
+        return connection.execute(statement, given, binary=True)
+
+    def copies_in(self, answer: Cursor[tuple[Any, ...]] | None) -> _Copies:
+        if answer is None or self._moved is None:
+            return _NO_COPIES
+        rows = answer.fetchall()
         object_nos, firsts, places, pairs = np.unique(
             np.array([object_no for _, object_no, _ in rows], dtype=np.int64),
             return_index=True, return_inverse=True, return_counts=True,
@@ -389,7 +402,7 @@ class _Question:
         else:
             distances = np.full(len(object_nos), np.inf)
             np.minimum.at(distances, places, of_pairs)
-        gates = np.array([gate_of.get(rows[first][0], 0.0) for first in firsts])
+        gates = np.array([self._moved.gates.get(rows[first][0], 0.0) for first in firsts])
         return _Copies(object_nos[gates > 0], gates[gates > 0], distances[gates > 0])
 
     def exact(self, without: _Copies) -> _Plan:

@@ -2,9 +2,6 @@
 -- A payload that changes meanwhile matches for the neighbours and for what is moved, or for neither.
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
 
--- name: of_one_moment
-SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
-
 -- name: commit
 COMMIT
 
