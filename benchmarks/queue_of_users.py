@@ -209,8 +209,12 @@ def measure_kills(bench: Bench, kills: int, seconds: float) -> None:
         workers[n] = worker(bench.url)
     is_over.set()
     clicking.join()
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit and bench.context.storage.orders.counts()["pending"]:  # type: ignore[index]
+    limit = time.monotonic() + 120
+    status = SessionForImprovementStatus
+    while time.monotonic() < limit:
+        counts = bench.context.storage.orders.counts()
+        if not counts[status.PENDING] + counts[status.PROCESSING]:
+            break
         time.sleep(0.2)
     for each in workers:
         each.terminate()
