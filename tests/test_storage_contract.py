@@ -1474,8 +1474,13 @@ def test_a_further_page_of_a_session_that_was_clicked_marks_its_user(storage, fi
 
     for session_id in ("s1", "s2"):
         storage.clickstream.append_results(session_id, [SearchResultItem(object_id="further")])
+    marked = claimed(storage)
+    again = claim(storage, now=NOW + 100)
+    complete(storage, again, OrderOutcome("s1", DONE))
+    storage.clickstream.append_results("s1", [SearchResultItem(object_id="further")])
 
-    assert claimed(storage) == ["ann"]
+    assert marked == ["ann"]
+    assert claim(storage, now=NOW + 1000) is None
 
 
 def test_a_user_marked_anew_keeps_age_and_priority(storage, films):

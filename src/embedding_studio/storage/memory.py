@@ -280,8 +280,12 @@ class MemoryClickstream:
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
         with self._state.lock:
-            self._state.visit(session_id).show(results)
+            visit = self._state.visit(session_id)
+            before = len(visit.results)
+            visit.show(results)
             ticket = self._state.tickets.get(session_id)
+            if before and len(visit.results) == before:
+                return  # a page shown again teaches nothing
             if ticket is not None and ticket.order.user_id is not None:
                 self._state.mark(ticket.order.collection, ticket.order.user_id)
 

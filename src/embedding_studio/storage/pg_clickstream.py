@@ -71,12 +71,18 @@ class PostgresClickstream:
         return self._database.write(work, alone=not session.events)
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
+        def positions(connection: Connection) -> dict[str, int]:
+            shown = connection.execute(_SQL["results"], {"session_ids": [session_id]}).fetchall()
+            return {row[1]: row[4] for row in shown}
+
         def work(connection: Connection) -> None:
+            before = positions(connection)
+            if before and not _new_results(before, results)["object_ids"]:
+                return  # a page shown again teaches nothing
             mark_learnt(connection, session_id)
             if connection.execute(_SQL["lock_session"], {"session_id": session_id}).rowcount == 0:
                 raise _not_found(session_id)
-            shown = connection.execute(_SQL["results"], {"session_ids": [session_id]}).fetchall()
-            _show(connection, session_id, {row[1]: row[4] for row in shown}, results)
+            _show(connection, session_id, positions(connection), results)
 
         self._database.write(work)
 
