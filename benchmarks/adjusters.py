@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.improvement import ImprovementElement, ImprovementInput
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.embeddings.improvement.fold import Wave, fold
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.improvement.torch_based_adjuster import TorchBasedAdjuster
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
+from embedding_studio.embeddings.improvement.waves import Wave, fold
 
 Moved = tuple[NDArray[np.intp], NDArray[np.float32]]
 

@@ -29,7 +29,7 @@ from rich.table import Table
 from embedding_studio import Context, SearchIndexInfo, SessionEvent, load_settings
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.domain.sessions import SessionForImprovementStatus
-from embedding_studio.storage.embedded import EmbeddedServer
+from embedding_studio.storage.embedded.server import EmbeddedServer
 
 D = 384
 SESSIONS = """

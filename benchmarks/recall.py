@@ -36,7 +36,7 @@ from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.recall import bootstrap_interval, share_found
 from embedding_studio.search import SearchResult
-from embedding_studio.storage.pg_vectors import pack, register
+from embedding_studio.storage.postgres.vectors import pack, register
 
 Vectors = NDArray[np.float32]
 Numbers = NDArray[np.int64]

@@ -44,9 +44,9 @@ from embedding_studio import Context, SearchIndexInfo, SessionEvent, load_settin
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
 from embedding_studio.search import SearchService
-from embedding_studio.storage.embedded import EmbeddedServer
-from embedding_studio.storage.pg_vectors import pack, register
+from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.storage.postgres.vectors import pack, register
 
 D, SHOWN = 384, 10
 TARGET = 0.98

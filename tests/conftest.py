@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from embedding_studio.storage.embedded import EmbeddedServer
+from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import Storage
 from embedding_studio.storage.postgres import PostgresStorage

@@ -160,7 +160,7 @@ def test_an_embedded_server_that_was_started_again_ends_with_the_process():
         Path(folder).chmod(0o755)  # as root the server runs as somebody else, who must get in
         program = (
             "import pathlib, sys\n"
-            "from embedding_studio.storage.embedded import EmbeddedServer\n"
+            "from embedding_studio.storage.embedded.server import EmbeddedServer\n"
             "server = EmbeddedServer(pathlib.Path(sys.argv[1]))\n"
             "server.start()\n"
             "server.stop()\n"

@@ -20,8 +20,8 @@ import pytest
 
 from embedding_studio.errors import StorageUnavailableError, UnsupportedDatabaseError
 from embedding_studio.storage import embedded
-from embedding_studio.storage.embedded import EmbeddedServer
-from embedding_studio.storage.processor import require_supported_processor
+from embedding_studio.storage.embedded.processor import require_supported_processor
+from embedding_studio.storage.embedded.server import EmbeddedServer
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel as only Linux is asked")
@@ -29,7 +29,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks the kerne
 CLIENT = """
 import sys
 from pathlib import Path
-from embedding_studio.storage.embedded import EmbeddedServer
+from embedding_studio.storage.embedded.server import EmbeddedServer
 
 server = EmbeddedServer(Path(sys.argv[1]))
 print(server.start(), flush=True)

@@ -25,8 +25,8 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.errors import EmbeddingError, OrderNotFoundError, StorageUnavailableError
+from embedding_studio.feedback.fold import fold
 from embedding_studio.feedback.improve import Improver
-from embedding_studio.feedback.state import fold
 from embedding_studio.search import SearchService
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import Storage

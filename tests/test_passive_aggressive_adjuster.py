@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from embedding_studio.domain.improvement import ImprovementElement, ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.embeddings.improvement.fold import SESSIONS_AT_ONCE
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import (
     PassiveAggressiveAdjuster,
     least_changes,
 )
+from embedding_studio.embeddings.improvement.waves import SESSIONS_AT_ONCE
 from embedding_studio.embeddings.similarity import similarities
 from embedding_studio.errors import InvalidSettingError
 

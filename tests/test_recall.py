@@ -19,7 +19,7 @@ from embedding_studio.domain.sessions import SessionForImprovementCreateSchema
 from embedding_studio.errors import CollectionNotFoundError, InvalidInputError, StorageUnavailableError
 from embedding_studio.recall import ENOUGH_QUERIES, MARGINS, MeasuredRecall, measure_recall, share_found
 from embedding_studio.storage.memory import MemoryStorage
-from embedding_studio.storage.pg_nearest import margin_for
+from embedding_studio.storage.postgres.nearest import margin_for
 
 D = 97
 K = 10

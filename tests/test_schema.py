@@ -15,8 +15,8 @@ from embedding_studio.domain.sessions import Session, SessionForImprovementCreat
 from embedding_studio.errors import StorageError, StorageUnavailableError, UnsupportedDatabaseError
 from embedding_studio.storage import pg_codes
 from embedding_studio.storage.postgres import PostgresStorage
-from embedding_studio.storage.schema import migrate, require_supported, without_password
-from embedding_studio.storage.sql import FOLDER, migrations
+from embedding_studio.storage.postgres.schema import migrate, require_supported, without_password
+from embedding_studio.storage.postgres.sql import FOLDER, migrations
 
 OPEN = (
     "import sys; from embedding_studio.storage.postgres import PostgresStorage as S; S(sys.argv[1]).close()"

@@ -16,8 +16,8 @@ from embedding_studio.domain.sessions import RecordedSession, SearchResultItem, 
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.personal import shared_evidence
 from embedding_studio.errors import InvalidSettingError
+from embedding_studio.feedback.fold import fold
 from embedding_studio.feedback.improve import Improver
-from embedding_studio.feedback.state import fold
 from embedding_studio.search import SearchService
 from embedding_studio.settings import load_settings
 

@@ -21,7 +21,7 @@ from embedding_studio.indexing import IndexingReport, index_objects
 from embedding_studio.plugins import Plugin, PluginDefaults, load_plugin
 from embedding_studio.search import SearchService
 from embedding_studio.settings import Settings, load_settings
-from embedding_studio.storage.embedded import EmbeddedServer
+from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.ports import Clickstream, Orders, Storage
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.tuning import SAMPLED_OBJECTS, guard_gate

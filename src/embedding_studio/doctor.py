@@ -10,7 +10,7 @@ from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import SessionForImprovementStatus
 from embedding_studio.errors import EmbeddingStudioError
-from embedding_studio.storage.pg_nearest import margin_for
+from embedding_studio.storage.postgres.nearest import margin_for
 
 Grade = Literal["OK", "WARN", "FAIL"]
 

@@ -29,6 +29,7 @@ from embedding_studio.errors import (
     EmbeddingStudioError,
     SessionRefusedError,
 )
+from embedding_studio.feedback.fold import DONE, FAILED, REFUSED, attempt, detail_of, fold, outcome_of
 from embedding_studio.feedback.inputs import embed_queries, objects_of
 from embedding_studio.feedback.selection import (
     IRRELEVANT,
@@ -37,7 +38,6 @@ from embedding_studio.feedback.selection import (
     SessionSelection,
     refusal_by,
 )
-from embedding_studio.feedback.state import DONE, FAILED, REFUSED, attempt, detail_of, fold, outcome_of
 from embedding_studio.feedback.time_limit import StoppedError, TimeLimited
 from embedding_studio.storage.ports import (
     Fold,

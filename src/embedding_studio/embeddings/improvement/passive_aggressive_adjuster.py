@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold
+from embedding_studio.embeddings.improvement.waves import Wave, check_knobs, fold
 from embedding_studio.embeddings.similarity import similarities
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES, into_trust_region
 from embedding_studio.errors import InvalidSettingError

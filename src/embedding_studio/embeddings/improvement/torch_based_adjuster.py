@@ -31,7 +31,7 @@ from torch.optim.adamw import adamw
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.embeddings.improvement.fold import Wave, check_knobs, fold, ranges
+from embedding_studio.embeddings.improvement.waves import Wave, check_knobs, fold, ranges
 from embedding_studio.embeddings.preparation import squared_lengths
 from embedding_studio.embeddings.trust_region import FLOAT32_ERROR, into_trust_region, nearest_in_caps
 

@@ -16,11 +16,11 @@ from psycopg import sql
 from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import Collection
 from embedding_studio.embeddings.codes import Coder, Codes, View
-from embedding_studio.storage.pg_database import Connection, only_row
-from embedding_studio.storage.pg_geometry import Geometry
-from embedding_studio.storage.pg_vectors import unpack
 from embedding_studio.storage.ports import Vectors
-from embedding_studio.storage.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.database import Connection, only_row
+from embedding_studio.storage.postgres.geometry import Geometry
+from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.vectors import unpack
 
 Numbers = NDArray[np.int64]
 

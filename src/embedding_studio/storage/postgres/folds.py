@@ -14,9 +14,9 @@ import psycopg
 from psycopg import sql
 
 from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS, SessionForImprovementStatus
-from embedding_studio.storage.pg_database import Connection, Database, only_row
 from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, Fold, OrderOutcome, PassedOver
-from embedding_studio.storage.sql import statements
+from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.sql import statements
 
 CHANNEL = "embedding_studio_orders"
 CLICKS = [event_type for event_type, weight in DEFAULT_EVENT_WEIGHTS.items() if weight > 0]

@@ -14,8 +14,8 @@ from embedding_studio.errors import (
     StorageError,
     StorageUnavailableError,
 )
-from embedding_studio.storage.pg_vectors import register
-from embedding_studio.storage.schema import migrate, without_password
+from embedding_studio.storage.postgres.schema import migrate, without_password
+from embedding_studio.storage.postgres.vectors import register
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")

@@ -29,13 +29,13 @@ from embedding_studio.domain.objects import Collection, Neighbour
 from embedding_studio.embeddings.codes import Ranking, View
 from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.storage.pg_codes import CodesOfCollection, State
-from embedding_studio.storage.pg_database import Connection, only_row
-from embedding_studio.storage.pg_filters import condition
-from embedding_studio.storage.pg_geometry import Geometry
-from embedding_studio.storage.pg_vectors import pack, pack_numbers, unpack_numbers
 from embedding_studio.storage.ports import Vectors
-from embedding_studio.storage.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.codes import CodesOfCollection, State
+from embedding_studio.storage.postgres.database import Connection, only_row
+from embedding_studio.storage.postgres.filters import condition
+from embedding_studio.storage.postgres.geometry import Geometry
+from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack_numbers
 
 RECALL_TARGET = 0.99
 

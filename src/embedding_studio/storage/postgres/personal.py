@@ -17,20 +17,22 @@ from embedding_studio.domain.objects import (
     QueryMemory,
 )
 from embedding_studio.domain.sessions import RecordedSession
-from embedding_studio.storage.pg_clickstream import (
+from embedding_studio.storage.ports import OrderOutcome, PassedOver, Vectors
+from embedding_studio.storage.postgres.clickstream import (
     built_session,
     load_results_and_events,
     lock_users,
     packed,
     unpacked,
 )
-from embedding_studio.storage.pg_collections import ask_names, names_in, share_collection
-from embedding_studio.storage.pg_database import Connection, Database
-from embedding_studio.storage.pg_folds import Held, complete, find_held
-from embedding_studio.storage.pg_nearest import Moved, NearestSearch
-from embedding_studio.storage.pg_objects import grouped_parts
-from embedding_studio.storage.pg_vectors import PackedVector, pack, unpack
-from embedding_studio.storage.pg_votes import (
+from embedding_studio.storage.postgres.collections import ask_names, names_in, share_collection
+from embedding_studio.storage.postgres.database import Connection, Database
+from embedding_studio.storage.postgres.folds import Held, complete, find_held
+from embedding_studio.storage.postgres.nearest import Moved, NearestSearch
+from embedding_studio.storage.postgres.objects import grouped_parts
+from embedding_studio.storage.postgres.sql import in_schema, statements
+from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
+from embedding_studio.storage.postgres.votes import (
     ask_near,
     ask_voted,
     ask_votes,
@@ -38,8 +40,6 @@ from embedding_studio.storage.pg_votes import (
     shared_memories,
     shared_votes,
 )
-from embedding_studio.storage.ports import OrderOutcome, PassedOver, Vectors
-from embedding_studio.storage.sql import in_schema, statements
 
 _SQL = statements("personal.sql")
 

@@ -24,16 +24,16 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import InvalidVectorsError
-from embedding_studio.storage.pg_codes import advance, record, tidy
-from embedding_studio.storage.pg_collections import lock_collection, names_of
-from embedding_studio.storage.pg_database import Connection, Database, only_row
-from embedding_studio.storage.pg_filters import condition
-from embedding_studio.storage.pg_folds import mark_users
-from embedding_studio.storage.pg_geometry import Geometry
-from embedding_studio.storage.pg_nearest import NearestSearch
-from embedding_studio.storage.pg_vectors import pack, pack_numbers, unpack
 from embedding_studio.storage.ports import CodesInfo, Vectors, check_margin
-from embedding_studio.storage.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.codes import advance, record, tidy
+from embedding_studio.storage.postgres.collections import lock_collection, names_of
+from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.filters import condition
+from embedding_studio.storage.postgres.folds import mark_users
+from embedding_studio.storage.postgres.geometry import Geometry
+from embedding_studio.storage.postgres.nearest import NearestSearch
+from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack
 
 Numbers = NDArray[np.int64]
 

@@ -9,11 +9,11 @@ from psycopg.types.json import Jsonb
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
-from embedding_studio.storage.pg_database import Connection, Database, only_row
-from embedding_studio.storage.pg_folds import mark_everyone
-from embedding_studio.storage.pg_geometry import Geometry
-from embedding_studio.storage.schema import COLLECTION_LOCK, NAMES_LOCK
-from embedding_studio.storage.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.folds import mark_everyone
+from embedding_studio.storage.postgres.geometry import Geometry
+from embedding_studio.storage.postgres.schema import COLLECTION_LOCK, NAMES_LOCK
+from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 
 LARGEST_INLINE_DIMENSIONS = 2000
 """A row with more does not fit a page of 8 kB: its vector stands outside the table."""

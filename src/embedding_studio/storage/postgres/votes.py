@@ -13,12 +13,12 @@ import numpy as np
 from psycopg import Cursor, sql
 
 from embedding_studio.domain.objects import Collection, SharedMemory, SharedVote
-from embedding_studio.storage.pg_database import Connection
-from embedding_studio.storage.pg_geometry import Geometry
-from embedding_studio.storage.pg_vectors import pack, unpack
 from embedding_studio.storage.ports import SHARED_QUERIES, SHARED_VOTES
-from embedding_studio.storage.schema import VOTES_LOCK
-from embedding_studio.storage.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.database import Connection
+from embedding_studio.storage.postgres.geometry import Geometry
+from embedding_studio.storage.postgres.schema import VOTES_LOCK
+from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.vectors import pack, unpack
 
 Row = tuple[Any, ...]
 
