@@ -27,9 +27,10 @@ from embedding_studio.errors import (
     StorageUnavailableError,
 )
 from embedding_studio.search import SearchService
-from embedding_studio.storage import pg_codes, pg_nearest
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.storage.postgres import codes as pg_codes
+from embedding_studio.storage.postgres import nearest as pg_nearest
 
 GEOMETRIES = list(itertools.product(MetricType, MetricAggregationType))
 I, D = 211, 5

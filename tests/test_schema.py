@@ -13,8 +13,8 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, SharedVote
 from embedding_studio.domain.sessions import Session, SessionForImprovementCreateSchema
 from embedding_studio.errors import StorageError, StorageUnavailableError, UnsupportedDatabaseError
-from embedding_studio.storage import pg_codes
 from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.storage.postgres import codes as pg_codes
 from embedding_studio.storage.postgres.schema import migrate, require_supported, without_password
 from embedding_studio.storage.postgres.sql import FOLDER, migrations
 

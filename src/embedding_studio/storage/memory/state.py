@@ -1,31 +1,21 @@
-"""What ``memory`` keeps, and the few things that more than one of its doors do with it."""
+"""What is kept in memory, under one lock, and the few things that more than one port does with it."""
 
 import copy
-import heapq
 import itertools
-import json
 import threading
 from collections.abc import Collection as Container
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
-
-import numpy as np
-from numpy.typing import NDArray
 
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import (
-    JSON,
     CatalogueObject,
     Collection,
     Neighbour,
     PersonalState,
-    SharedMemory,
-    SharedVote,
-    payload_as_json,
 )
 from embedding_studio.domain.sessions import (
     ANONYMOUS,
@@ -38,17 +28,16 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.embeddings.similarity import distances, similarities
 from embedding_studio.errors import (
     CollectionNotFoundError,
     ConflictError,
     OrderNotFoundError,
     SessionNotFoundError,
 )
+from embedding_studio.storage.memory.nearest import Stack
+from embedding_studio.storage.memory.votes import Votes
 from embedding_studio.storage.ports import (
     MAX_DETAIL_LENGTH,
-    SHARED_QUERIES,
-    SHARED_VOTES,
     Fold,
     OrderOutcome,
     PassedOver,
@@ -64,50 +53,50 @@ class State:
 
     Attributes:
         lock: notified when a user is marked and when a fold ends.
-        shelves: by the collection's name.
-        queue: (name of a collection, user_id) -> whose state is stale.
+        schemas: by the collection's name.
+        folds: (name of a collection, user_id) -> whose state is stale.
         folding: (collection_id, user_id) of those that somebody is folding anew just now.
         ticks: numbers every change of an order, so that two within one second have an order.
     """
 
     order_on: Container[str]
     lock: threading.Condition = field(default_factory=threading.Condition)
-    shelves: dict[str, "Shelf"] = field(default_factory=dict)
+    schemas: dict[str, "Tables"] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
-    visits: dict[str, "Visit"] = field(default_factory=dict)
-    tickets: dict[str, "Ticket"] = field(default_factory=dict)
-    queue: dict[tuple[str, str], "Entry"] = field(default_factory=dict)
+    sessions: dict[str, "StoredSession"] = field(default_factory=dict)
+    orders: dict[str, "StoredOrder"] = field(default_factory=dict)
+    folds: dict[tuple[str, str], "StoredFold"] = field(default_factory=dict)
     folding: set[tuple[int, str]] = field(default_factory=set)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     ticks: Iterator[int] = field(default_factory=itertools.count)
 
-    def named(self, name: str) -> "Shelf":
-        shelf = self.shelves.get(self.aliases.get(name, name))
-        if shelf is None:
+    def named(self, name: str) -> "Tables":
+        tables = self.schemas.get(self.aliases.get(name, name))
+        if tables is None:
             raise CollectionNotFoundError(f"no collection or alias has the name {name!r}; create it first")
-        return shelf
+        return tables
 
-    def shelf(self, collection: Collection) -> "Shelf":
-        shelf = self.shelves.get(collection.name)
-        if shelf is None or shelf.collection.collection_id != collection.collection_id:
+    def tables(self, collection: Collection) -> "Tables":
+        tables = self.schemas.get(collection.name)
+        if tables is None or tables.collection.collection_id != collection.collection_id:
             raise CollectionNotFoundError(f"the collection {collection.name!r} has been dropped")
-        return shelf
+        return tables
 
     def names(self, collection: Collection) -> set[str]:
         """Return every name that stands for a collection now."""
         return {collection.name} | {alias for alias, name in self.aliases.items() if name == collection.name}
 
-    def visit(self, session_id: str) -> "Visit":
-        visit = self.visits.get(session_id)
-        if visit is None:
+    def stored_session(self, session_id: str) -> "StoredSession":
+        stored = self.sessions.get(session_id)
+        if stored is None:
             raise SessionNotFoundError(f"no session {session_id!r} was registered")
-        return visit
+        return stored
 
-    def ticket(self, session_id: str) -> "Ticket":
-        ticket = self.tickets.get(session_id)
-        if ticket is None:
+    def stored_order(self, session_id: str) -> "StoredOrder":
+        placed = self.orders.get(session_id)
+        if placed is None:
             raise OrderNotFoundError(f"no improvement order was placed for session {session_id!r}")
-        return ticket
+        return placed
 
     def wait_for_folds_of_collection(self, collection: Collection) -> None:
         number = collection.collection_id
@@ -118,8 +107,8 @@ class State:
 
     def place(self, session_id: str) -> SessionForImprovement:
         """Place an order, or place it anew whatever became of it."""
-        session = self.visits[session_id].whole()
-        placed = self.tickets.get(session_id)
+        session = self.sessions[session_id].whole()
+        placed = self.orders.get(session_id)
         now = utc_timestamp()
         positions = {result.object_id: result.position or 0 for result in session.search_results}
         order = SessionForImprovement(
@@ -132,44 +121,44 @@ class State:
             created_at=placed.order.created_at if placed else now,
             updated_at=now,
         )
-        self.tickets[session_id] = Ticket(order, next(self.ticks))
+        self.orders[session_id] = StoredOrder(order, next(self.ticks))
         if session.user_id is not None:
             self.mark(session.collection, session.user_id, order.priority)
         return order
 
     def mark(self, name: str, user_id: str, priority: int = 0) -> None:
         """Let a user be folded anew."""
-        entry = self.queue.get((name, user_id))
+        entry = self.folds.get((name, user_id))
         since = next(self.ticks) if entry is None else entry.since
         priority = priority if entry is None else max(priority, entry.priority)
-        self.queue[name, user_id] = Entry(Fold(name, user_id, 0), priority, since)
+        self.folds[name, user_id] = StoredFold(Fold(name, user_id, 0), priority, since)
         self.lock.notify_all()
 
     def mark_everyone(self, names: Container[str]) -> int:
         """Let all be folded anew who have orders under these names; return how many they are."""
-        users = {ticket.order.user_id for ticket in self.tickets.values()}
+        users = {placed.order.user_id for placed in self.orders.values()}
         return self.mark_users(users - {None}, names)
 
     def mark_users(self, user_ids: Iterable[str | None], names: Container[str]) -> int:
         """Let those of the users be folded anew who have orders under one of these names."""
         wanted = set(user_ids)
         found = {
-            (ticket.order.collection, ticket.order.user_id)
-            for ticket in self.tickets.values()
-            if ticket.order.user_id in wanted and ticket.order.collection in names
+            (placed.order.collection, placed.order.user_id)
+            for placed in self.orders.values()
+            if placed.order.user_id in wanted and placed.order.collection in names
         }
         for name, user_id in sorted((name, user_id) for name, user_id in found if user_id is not None):
             self.mark(name, user_id)
         return len({user_id for _, user_id in found})
 
     def is_counted(self, session_id: str) -> bool:
-        ticket = self.tickets.get(session_id)
-        return ticket is not None and ticket.order.status is not Status.FAILED
+        placed = self.orders.get(session_id)
+        return placed is not None and placed.order.status is not Status.FAILED
 
-    def told(self, ticket: "Ticket") -> SessionForImprovement:
+    def told(self, placed: "StoredOrder") -> SessionForImprovement:
         """Return an order as it is told: of a pending one, its user's entry says whether it is in hand."""
-        order = ticket.order
-        entry = self.queue.get((order.collection, order.user_id or ""))
+        order = placed.order
+        entry = self.folds.get((order.collection, order.user_id or ""))
         if order.status is not Status.PENDING or entry is None:
             return order
         status = Status.PENDING if entry.token is None else Status.PROCESSING
@@ -179,12 +168,12 @@ class State:
 
     def end(self, session_id: str, status: Status, detail: str | None, attempts: int) -> OrderOutcome | None:
         """Write what became of a session; return it if that is something new."""
-        ticket = self.tickets[session_id]
+        placed = self.orders[session_id]
         detail = None if detail is None else detail[:MAX_DETAIL_LENGTH]
-        if (ticket.order.status, ticket.order.detail) == (status, detail):
+        if (placed.order.status, placed.order.detail) == (status, detail):
             return None
         changes = {"status": status, "detail": detail, "attempts": attempts, "updated_at": utc_timestamp()}
-        self.tickets[session_id] = Ticket(ticket.order.model_copy(update=changes), next(self.ticks))
+        self.orders[session_id] = StoredOrder(placed.order.model_copy(update=changes), next(self.ticks))
         return OrderOutcome(session_id, status, detail)
 
     def complete(
@@ -199,7 +188,7 @@ class State:
         """Do as ``LearningTransaction.complete`` says, for some users under some names."""
         held = {
             key: entry
-            for key, entry in self.queue.items()
+            for key, entry in self.folds.items()
             if entry.token == token and key[0] in names and key[1] in user_ids
         }
         attempts: dict[str | None, int] = {
@@ -208,12 +197,12 @@ class State:
         looked_at = {
             outcome.session_id: outcome
             for outcome in outcomes
-            if (ticket := self.tickets.get(outcome.session_id)) and ticket.order.user_id in attempts
+            if (placed := self.orders.get(outcome.session_id)) and placed.order.user_id in attempts
         }
         new = []
         failed = []
-        for session_id, ticket in list(self.tickets.items()):
-            order, outcome = ticket.order, looked_at.get(session_id)
+        for session_id, placed in list(self.orders.items()):
+            order, outcome = placed.order, looked_at.get(session_id)
             if outcome is not None and outcome.status is Status.FAILED:
                 failed += [outcome] if order.status is not Status.FAILED else []
             elif outcome is not None:
@@ -221,30 +210,30 @@ class State:
             elif order.status is Status.PENDING and order.user_id in attempts and order.collection in names:
                 why = self._why_passed_over(session_id, passed_over)
                 new.append(self.end(session_id, Status.REFUSED, why, attempts[order.user_id]))
-        kept = {self.tickets[outcome.session_id].order.user_id for outcome in failed}
+        kept = {self.orders[outcome.session_id].order.user_id for outcome in failed}
         for key in held:
             if key[1] not in kept:
-                del self.queue[key]
+                del self.folds[key]
         return [outcome for outcome in new if outcome is not None] + failed
 
     def _why_passed_over(self, session_id: str, passed_over: PassedOver) -> str:
-        visit = self.visits[session_id]
-        if visit.session.is_irrelevant:
+        stored = self.sessions[session_id]
+        if stored.session.is_irrelevant:
             return passed_over.irrelevant
-        return passed_over.too_old if visit.events else passed_over.no_events
+        return passed_over.too_old if stored.events else passed_over.no_events
 
-    def fold_anew(self, shelf: "Shelf", object_ids: AbstractSet[str]) -> None:
+    def fold_anew(self, tables: "Tables", object_ids: AbstractSet[str]) -> None:
         """Drop copies of objects whose originals came, changed or went; have users who met them folded anew.
 
         They met them if they were shown them, or clicked them, in a session that has an order.
         """
-        for user_id, state in shelf.states.items():
+        for user_id, state in tables.states.items():
             kept = {i: vectors for i, vectors in state.vectors.items() if i not in object_ids}
-            shelf.states[user_id] = replace(state, vectors=kept)
-        names = self.names(shelf.collection)
+            tables.states[user_id] = replace(state, vectors=kept)
+        names = self.names(tables.collection)
         users = set()
-        for session_id in self.tickets:
-            session = self.visits[session_id].whole()
+        for session_id in self.orders:
+            session = self.sessions[session_id].whole()
             met = {result.object_id for result in session.search_results}
             met |= {event.object_id for event in session.events}
             if session.collection in names and met & object_ids:
@@ -253,70 +242,7 @@ class State:
 
 
 @dataclass(slots=True)
-class Votes:
-    """What users say for queries.
-
-    Attributes:
-        of_query: query_key -> user_id -> vote; those of one key have one and the same query.
-        stack: the keys, sorted, and their queries, [N, D] float32; absent from a write to the next search.
-    """
-
-    of_query: dict[str, dict[str, SharedVote]] = field(default_factory=dict)
-    stack: "tuple[list[str], Vectors] | None" = None
-
-    def replace(
-        self, before: Mapping[str, Sequence[SharedVote]], after: Mapping[str, Sequence[SharedVote]]
-    ) -> dict[str, tuple[SharedVote, ...]]:
-        """Let each user's votes take the place of those before; return them as they are stored."""
-        stored = {}
-        for user_id, votes in sorted(after.items()):
-            ordered = sorted(votes, key=lambda vote: vote.query_key)
-            stored[user_id] = tuple(replace(vote, query=self._query_for(vote)) for vote in ordered)
-            for vote in stored[user_id]:
-                self.of_query.setdefault(vote.query_key, {})[user_id] = vote
-        for user_id, votes in before.items():
-            for key in {vote.query_key for vote in votes} - {vote.query_key for vote in after[user_id]}:
-                del self.of_query[key][user_id]
-                if not self.of_query[key]:
-                    del self.of_query[key]
-        if any(before.values()) or any(after.values()):
-            self.stack = None
-        return stored
-
-    def _query_for(self, vote: SharedVote) -> Vectors:
-        theirs = self.of_query.get(vote.query_key)
-        return next(iter(theirs.values())).query if theirs else vote.query
-
-    def near(
-        self, user_id: str | None, query: Vectors, threshold: float, shared_by: int
-    ) -> list[SharedMemory]:
-        """Return what others than ``user_id`` say for near queries; nothing if they are too few."""
-        if self.stack is None:
-            keys = sorted(self.of_query)
-            self.stack = keys, np.array([next(iter(self.of_query[key].values())).query for key in keys])
-        keys, queries = self.stack
-        alike = cosines(queries, query)
-        counted: set[str] = set()
-        shared = []
-        for row in np.argsort(-alike, kind="stable")[:SHARED_QUERIES]:  # rows are in the order of keys
-            if alike[row] <= threshold:
-                break
-            votes = self.of_query[keys[row]].items()
-            latest = heapq.nsmallest(
-                max(SHARED_VOTES, shared_by),
-                ((-vote.created_at, name, vote.clicked_mean) for name, vote in votes if name != user_id),
-                key=itemgetter(0, 1),
-            )
-            means = {name: mean for _, name, mean in latest if name not in counted}
-            if means:
-                mean = np.stack(list(means.values())).mean(axis=0, keepdims=True, dtype=np.float64)
-                shared.append(SharedMemory(queries[row].copy(), mean[0].astype(np.float32), len(means)))
-                counted |= means.keys()
-        return shared if len(counted) >= shared_by else []
-
-
-@dataclass(slots=True)
-class Shelf:
+class Tables:
     """A collection's content; ``stack`` is absent from a write to the next search."""
 
     collection: Collection
@@ -357,49 +283,8 @@ class Shelf:
         ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stack:
-    """The parts of all objects in one array, object after object by object_id.
-
-    Attributes:
-        rows: object_id -> [I].
-        parts: [N, D] float32.
-        starts: [I], where each object's parts begin.
-    """
-
-    index: SearchIndexInfo
-    object_ids: list[str]
-    rows: dict[str, int]
-    parts: Vectors
-    starts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, index: SearchIndexInfo, objects: dict[str, CatalogueObject]) -> "Stack":
-        object_ids = sorted(objects)
-        rows = {object_id: row for row, object_id in enumerate(object_ids)}
-        parts = [objects[object_id].parts for object_id in object_ids]
-        starts = np.cumsum([0, *map(len, parts)][:-1] if parts else [], dtype=np.int64)
-        nothing = np.empty((0, index.dimensions or 0), dtype=np.float32)
-        return cls(index, object_ids, rows, np.concatenate([nothing, *parts]), starts)
-
-    def nearest(
-        self, queries: Vectors, limit: int, max_distance: float | None, without: Container[str]
-    ) -> list[tuple[str, float]]:
-        """Return (object_id, distance) of the nearest by (distance, object_id)."""
-        found = distances(self.index, similarities(self.index, queries, self.parts, self.starts))
-        found[[self.rows[object_id] for object_id in without if object_id in self.rows]] = np.inf
-        reach = np.inf if max_distance is None else max_distance
-        if 0 < limit < len(found):  # all that tie with the last stay until the order of ids has decided
-            reach = min(reach, np.partition(found, limit - 1)[limit - 1])
-        near = np.flatnonzero((found <= reach) & (found < np.inf))
-        near = near[np.argsort(found[near], kind="stable")][:limit]  # rows are in the order of ids
-        return [
-            (self.object_ids[row], distance) for row, distance in zip(near, found[near].tolist(), strict=True)
-        ]
-
-
 @dataclass(slots=True)
-class Visit:
+class StoredSession:
     """A session as it grows; ``session`` holds neither its results nor its events."""
 
     session: Session
@@ -448,7 +333,7 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class StoredOrder:
     """An order.
 
     Attributes:
@@ -460,7 +345,7 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredFold:
     """A user in the queue.
 
     Attributes:
@@ -479,42 +364,3 @@ class Entry:
 
     def turn(self) -> tuple[int, int]:
         return -self.priority, self.since
-
-
-def stored_object(collection: Collection, given: CatalogueObject) -> CatalogueObject:
-    """Return an object as storage keeps it: vectors checked, payload as JSON gives it back."""
-    parts = check_vectors(collection.index, given.parts, f"object {given.object_id!r}")
-    return replace(given, parts=parts.copy(), payload=stored_payload(given.object_id, given.payload))
-
-
-def stored_payload(object_id: str, payload: JSON) -> JSON:
-    stored: JSON = json.loads(payload_as_json(object_id, payload))
-    return stored
-
-
-def copied_object(item: CatalogueObject) -> CatalogueObject:
-    return replace(item, parts=item.parts.copy(), payload=copy.deepcopy(item.payload))
-
-
-def copied_state(state: PersonalState) -> PersonalState:
-    memories = tuple(
-        replace(memory, query=memory.query.copy(), clicked_mean=memory.clicked_mean.copy())
-        for memory in state.memories
-    )
-    votes = tuple(
-        replace(vote, query=vote.query.copy(), clicked_mean=vote.clicked_mean.copy()) for vote in state.votes
-    )
-    return PersonalState(
-        memories, {i: np.array(parts, dtype=np.float32) for i, parts in state.vectors.items()}, votes
-    )
-
-
-def cosines(vectors: Vectors, query: Vectors) -> NDArray[np.float64]:
-    """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero."""
-    if len(vectors) == 0:
-        return np.empty(0)
-    rows, q = vectors.astype(np.float64), query.astype(np.float64)
-    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(q)
-    found: NDArray[np.float64] = np.full(len(rows), -np.inf)
-    np.divide(np.vecdot(rows, q), lengths, out=found, where=lengths > 0)
-    return found

@@ -1,0 +1,108 @@
+"""Sessions and events in memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from embedding_studio.domain.objects import (
+    Collection,
+    PersonalState,
+)
+from embedding_studio.domain.sessions import (
+    EventDisposition,
+    SearchResultItem,
+    Session,
+    SessionEvent,
+)
+from embedding_studio.storage.memory.state import State, StoredSession
+from embedding_studio.storage.ports import (
+    Vectors,
+)
+
+
+class MemoryClickstream:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
+        with self._state.lock:
+            self._state.named(session.collection)
+            stored = self._state.sessions.get(session.session_id)
+            if stored is not None:
+                stored.check_same(session)
+                return False
+            vectors = None if query_vectors is None else np.atleast_2d(np.array(query_vectors, np.float32))
+            bare = session.model_copy(update={"search_results": (), "events": ()})
+            self._state.sessions[session.session_id] = stored = StoredSession(bare, vectors)
+            stored.show(session.search_results)
+            self.push_events(session.events)
+            return True
+
+    def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
+        with self._state.lock:
+            stored = self._state.stored_session(session_id)
+            before = len(stored.results)
+            stored.show(results)
+            placed = self._state.orders.get(session_id)
+            if before and len(stored.results) == before:
+                return  # a page shown again teaches nothing
+            if placed is not None and placed.order.user_id is not None:
+                self._state.mark(placed.order.collection, placed.order.user_id)
+
+    def push_events(self, events: Sequence[SessionEvent]) -> list[EventDisposition]:
+        with self._state.lock:
+            dispositions = []
+            touched: dict[str, None] = {}
+            for event in events:
+                stored = self._state.sessions.get(event.session_id)
+                disposition = EventDisposition.UNKNOWN_SESSION if stored is None else stored.note(event)
+                dispositions.append(disposition)
+                is_new = disposition in {EventDisposition.ACCEPTED, EventDisposition.UNKNOWN_OBJECT}
+                if is_new and event.event_type in self._state.order_on:
+                    touched[event.session_id] = None
+            for session_id in sorted(touched, key=lambda each: self._state.sessions[each].unit()):
+                self._state.place(session_id)
+            return dispositions
+
+    def get_session(self, session_id: str) -> Session:
+        with self._state.lock:
+            return self._state.stored_session(session_id).whole()
+
+    def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
+        with self._state.lock:
+            self._state.tables(collection)
+            names = self._state.names(collection)
+            latest: dict[tuple[str, bytes], Vectors] = {}
+            for stored in sorted(self._state.sessions.values(), key=StoredSession.age, reverse=True):
+                session = stored.session
+                vectors = stored.query_vectors
+                if (
+                    session.collection in names
+                    and not session.is_irrelevant
+                    and vectors is not None
+                    and vectors.shape[1] == collection.index.dimensions
+                ):
+                    wordless = b"" if session.search_query else vectors.tobytes()
+                    latest.setdefault((session.search_query, wordless), vectors)
+            return [vectors.copy() for vectors in list(latest.values())[:limit]]
+
+    def mark_irrelevant(self, session_id: str) -> None:
+        with self._state.lock:
+            stored = self._state.stored_session(session_id)
+            stored.session = stored.session.model_copy(update={"is_irrelevant": True})
+            if session_id in self._state.orders:
+                self._state.place(session_id)
+
+    def forget_user(self, user_id: str) -> int:
+        with self._state.lock:
+            self._state.wait_for_folds_of_user(user_id)
+            theirs = [i for i, stored in self._state.sessions.items() if stored.session.user_id == user_id]
+            for session_id in theirs:
+                del self._state.sessions[session_id]
+                self._state.orders.pop(session_id, None)
+            for key in [key for key in self._state.folds if key[1] == user_id]:
+                del self._state.folds[key]
+            for tables in self._state.schemas.values():
+                tables.replace_states({user_id: PersonalState()})
+                del tables.states[user_id]
+            return len(theirs)

@@ -1,0 +1,84 @@
+"""Collections in memory."""
+
+from dataclasses import replace
+
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import (
+    Collection,
+)
+from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
+from embedding_studio.storage.memory.state import State, Tables
+
+
+class MemoryCollections:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def create(
+        self,
+        name: str,
+        index: SearchIndexInfo,
+        *,
+        embedder: str | None = None,
+        gate_threshold: float | None = None,
+    ) -> Collection:
+        if index.dimensions is None:
+            raise InvalidInputError(
+                f"collection {name!r} needs to know its dimensions; give index.dimensions"
+            )
+        with self._state.lock:
+            if name in self._state.aliases:
+                raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
+            tables = self._state.schemas.get(name)
+            number = tables.collection.collection_id if tables else next(self._state.numbers)
+            if tables is not None and gate_threshold is None:
+                gate_threshold = tables.collection.gate_threshold
+            wanted = Collection(number, name, index, embedder, gate_threshold)
+            if tables is None:
+                self._state.schemas[name] = Tables(wanted)
+            elif tables.collection != wanted:
+                raise ConflictError(
+                    f"collection {name!r} exists as {tables.collection}; "
+                    "drop it first, or choose another name"
+                )
+            return wanted
+
+    def get(self, name: str) -> Collection:
+        with self._state.lock:
+            return self._state.named(name).collection
+
+    def list(self) -> list[Collection]:
+        with self._state.lock:
+            return [tables.collection for _, tables in sorted(self._state.schemas.items())]
+
+    def aliases(self) -> dict[str, str]:
+        with self._state.lock:
+            return dict(self._state.aliases)
+
+    def set_gate_threshold(self, name: str, gate_threshold: float | None) -> Collection:
+        with self._state.lock:
+            tables = self._state.named(name)
+            tables.collection = replace(tables.collection, gate_threshold=gate_threshold)
+            return tables.collection
+
+    def drop(self, name: str) -> None:
+        with self._state.lock:
+            if name not in self._state.schemas:
+                raise CollectionNotFoundError(
+                    f"there is no collection {name!r} to drop (an alias is not one)"
+                )
+            self._state.wait_for_folds_of_collection(self._state.schemas[name].collection)
+            self._state.schemas.pop(name, None)
+            aliases = self._state.aliases
+            self._state.aliases = {alias: stands for alias, stands in aliases.items() if stands != name}
+
+    def set_alias(self, alias: str, name: str) -> None:
+        with self._state.lock:
+            if alias in self._state.schemas:
+                raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
+            self._state.aliases[alias] = self._state.named(name).collection.name
+            self._state.mark_everyone({alias})
+
+    def order_for_everyone(self, name: str) -> int:
+        with self._state.lock:
+            return self._state.mark_everyone(self._state.names(self._state.named(name).collection))

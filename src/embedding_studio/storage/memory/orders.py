@@ -1,0 +1,48 @@
+"""What is to become, or became, of sessions that somebody asked to learn from, in memory."""
+
+from embedding_studio.domain.sessions import (
+    SessionForImprovement,
+    SessionForImprovementCreateSchema,
+    SessionForImprovementStatus,
+)
+from embedding_studio.errors import ConflictError
+from embedding_studio.storage.memory.state import State
+
+Status = SessionForImprovementStatus
+
+
+class MemoryOrders:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def create(self, schema: SessionForImprovementCreateSchema) -> SessionForImprovement:
+        with self._state.lock:
+            self._state.stored_session(schema.session_id)
+            return self._state.place(schema.session_id)
+
+    def get(self, session_id: str) -> SessionForImprovement:
+        with self._state.lock:
+            return self._state.told(self._state.stored_order(session_id))
+
+    def list(
+        self, *, status: Status | None = None, limit: int = 100, offset: int = 0
+    ) -> list[SessionForImprovement]:
+        with self._state.lock:
+            latest = sorted(self._state.orders.values(), key=lambda placed: -placed.changed)
+            told = [self._state.told(placed) for placed in latest]
+            return [order for order in told if status in {None, order.status}][offset : offset + limit]
+
+    def counts(self) -> dict[Status, int]:
+        with self._state.lock:
+            statuses = [self._state.told(placed).status for placed in self._state.orders.values()]
+            return {status: statuses.count(status) for status in Status}
+
+    def cancel(self, session_id: str) -> None:
+        with self._state.lock:
+            status = self._state.told(self._state.stored_order(session_id)).status
+            if status in {Status.PROCESSING, Status.DONE}:
+                raise ConflictError(
+                    f"the order of session {session_id!r} is {status}; only a pending, failed or refused "
+                    "one can be cancelled (mark the session irrelevant to undo what was learnt)"
+                )
+            del self._state.orders[session_id]

@@ -1,0 +1,199 @@
+"""What is learnt about users, in memory: written as a whole at the commit, read for one user."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.objects import (
+    Collection,
+    NearMemories,
+    Neighbour,
+    PersonalState,
+)
+from embedding_studio.domain.sessions import (
+    RecordedSession,
+)
+from embedding_studio.embeddings.personal import blend
+from embedding_studio.embeddings.similarity import distances, similarities_of
+from embedding_studio.storage.memory.state import State, StoredSession
+from embedding_studio.storage.memory.votes import cosines
+from embedding_studio.storage.ports import (
+    OrderOutcome,
+    PassedOver,
+    Vectors,
+)
+
+
+class MemoryPersonal:
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def near_memories(
+        self,
+        collection: Collection,
+        user_id: str | None,
+        query: Vectors,
+        threshold: float,
+        *,
+        shared_by: int = 0,
+    ) -> NearMemories:
+        with self._state.lock:
+            tables = self._state.tables(collection)
+            own = tables.states.get(user_id) if user_id is not None else None
+            memories = () if own is None else copied_state(own).memories
+            near = cosines(np.array([memory.query for memory in memories]), query) > threshold
+            return NearMemories(
+                [memory for memory, is_near in zip(memories, near, strict=True) if is_near],
+                tables.votes.near(user_id, query, threshold, shared_by) if shared_by else [],
+            )
+
+    def nearest(
+        self,
+        collection: Collection,
+        user_id: str,
+        queries: Vectors,
+        limit: int,
+        gates: Mapping[str, float],
+        *,
+        filter: PayloadFilter | None = None,  # noqa: A002, the port's name
+    ) -> list[Neighbour]:
+        index = collection.index
+        with self._state.lock:
+            tables = self._state.tables(collection)
+            copies = tables.states.get(user_id, PersonalState()).vectors
+            moved = [i for i in gates if i in copies and i in tables.objects]
+            near = tables.nearest(queries, limit, payload_filter=filter, without=frozenset(moved))
+            if moved:
+                blended = blend(
+                    similarities_of(index, queries, [tables.objects[i].parts for i in moved]),
+                    similarities_of(index, queries, [copies[i] for i in moved]),
+                    np.array([gates[i] for i in moved]),
+                )
+                near += [
+                    Neighbour(object_id, distance, copy.deepcopy(tables.objects[object_id].payload))
+                    for object_id, distance in zip(moved, distances(index, blended).tolist(), strict=True)
+                    if filter is None or filter.matches(tables.objects[object_id].payload)
+                ]
+            return sorted(near, key=lambda each: (each.distance, each.object_id))[:limit]
+
+    def copies(self, collection: Collection, user_id: str, object_ids: Sequence[str]) -> dict[str, Vectors]:
+        with self._state.lock:
+            copies = self._state.tables(collection).states.get(user_id, PersonalState()).vectors
+            return {object_id: copies[object_id].copy() for object_id in object_ids if object_id in copies}
+
+    def state(self, collection: Collection, user_id: str) -> PersonalState:
+        with self._state.lock:
+            return copied_state(self._state.tables(collection).states.get(user_id, PersonalState()))
+
+    @contextmanager
+    def learning(self, collection: Collection, user_ids: Sequence[str]) -> Iterator["MemoryLearning"]:
+        held = {(collection.collection_id, user_id) for user_id in user_ids}
+        with self._state.lock:
+            self._state.lock.wait_for(lambda: not held & self._state.folding)
+            self._state.tables(collection)
+            self._state.folding |= held
+        try:
+            transaction = MemoryLearning(self._state, collection, user_ids)
+            yield transaction
+            transaction.commit()
+        finally:
+            with self._state.lock:
+                self._state.folding -= held
+                self._state.lock.notify_all()
+
+
+class MemoryLearning:
+    """A ``LearningTransaction``: what it writes waits for the commit."""
+
+    def __init__(self, state: State, collection: Collection, user_ids: Sequence[str]) -> None:
+        self._state = state
+        self._collection = collection
+        self._user_ids = user_ids
+        self._query_vectors: dict[str, Vectors] = {}
+        self._states: dict[str, PersonalState] = {}
+        self._completed: list[tuple[str, Sequence[OrderOutcome], PassedOver]] = []
+
+    def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
+        with self._state.lock:
+            names = self._state.names(self._collection)
+            recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in self._user_ids}
+            theirs = (stored for stored in self._state.sessions.values() if stored.session.user_id in recent)
+            for stored in sorted(theirs, key=StoredSession.age, reverse=True):
+                session = stored.session
+                if (
+                    session.user_id is not None
+                    and len(recent[session.user_id]) < limit_per_user
+                    and session.collection in names
+                    and self._state.is_counted(session.session_id)
+                    and stored.events
+                    and not session.is_irrelevant
+                ):
+                    recent[session.user_id].append(stored.recorded(self._collection.index))
+            return {user_id: latest[::-1] for user_id, latest in recent.items()}
+
+    def originals(self, object_ids: Iterable[str]) -> dict[str, Vectors]:
+        with self._state.lock:
+            objects = self._state.tables(self._collection).objects
+            return {i: objects[i].parts.copy() for i in object_ids if i in objects}
+
+    def held(self, token: str) -> set[str]:
+        with self._state.lock:
+            names = self._state.names(self._collection)
+            return {
+                user_id
+                for (name, user_id), entry in self._state.folds.items()
+                if entry.token == token and name in names and user_id in self._user_ids
+            }
+
+    def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
+        self._query_vectors.update({i: np.atleast_2d(np.array(v, np.float32)) for i, v in vectors.items()})
+
+    def replace_states(self, states: Mapping[str, PersonalState]) -> None:
+        self._states.update({user_id: copied_state(state) for user_id, state in states.items()})
+
+    def complete(
+        self, token: str, outcomes: Sequence[OrderOutcome], passed_over: PassedOver
+    ) -> list[OrderOutcome]:
+        self._completed.append((token, outcomes, passed_over))
+        with self._state.lock:  # what it will come to, undone until the commit
+            orders, folds = dict(self._state.orders), dict(self._state.folds)
+            new = self._complete(token, outcomes, passed_over)
+            self._state.orders, self._state.folds = orders, folds
+        return new
+
+    def _complete(
+        self, token: str, outcomes: Sequence[OrderOutcome], passed_over: PassedOver
+    ) -> list[OrderOutcome]:
+        return self._state.complete(
+            token,
+            outcomes,
+            passed_over,
+            user_ids=self._user_ids,
+            names=self._state.names(self._collection),
+        )
+
+    def commit(self) -> None:
+        with self._state.lock:
+            for session_id, vectors in self._query_vectors.items():
+                if session_id in self._state.sessions:
+                    self._state.sessions[session_id].query_vectors = vectors
+            self._state.tables(self._collection).replace_states(self._states)
+            for given in self._completed:
+                self._complete(*given)
+
+
+def copied_state(state: PersonalState) -> PersonalState:
+    memories = tuple(
+        replace(memory, query=memory.query.copy(), clicked_mean=memory.clicked_mean.copy())
+        for memory in state.memories
+    )
+    votes = tuple(
+        replace(vote, query=vote.query.copy(), clicked_mean=vote.clicked_mean.copy()) for vote in state.votes
+    )
+    return PersonalState(
+        memories, {i: np.array(parts, dtype=np.float32) for i, parts in state.vectors.items()}, votes
+    )

@@ -1,0 +1,93 @@
+"""What users tell each other, in memory: a vote of a user for a query, counted with those of others."""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.domain.objects import (
+    SharedMemory,
+    SharedVote,
+)
+from embedding_studio.storage.ports import (
+    SHARED_QUERIES,
+    SHARED_VOTES,
+    Vectors,
+)
+
+
+@dataclass(slots=True)
+class Votes:
+    """What users say for queries.
+
+    Attributes:
+        of_query: query_key -> user_id -> vote; those of one key have one and the same query.
+        stack: the keys, sorted, and their queries, [N, D] float32; absent from a write to the next search.
+    """
+
+    of_query: dict[str, dict[str, SharedVote]] = field(default_factory=dict)
+    stack: "tuple[list[str], Vectors] | None" = None
+
+    def replace(
+        self, before: Mapping[str, Sequence[SharedVote]], after: Mapping[str, Sequence[SharedVote]]
+    ) -> dict[str, tuple[SharedVote, ...]]:
+        """Let each user's votes take the place of those before; return them as they are stored."""
+        stored = {}
+        for user_id, votes in sorted(after.items()):
+            ordered = sorted(votes, key=lambda vote: vote.query_key)
+            stored[user_id] = tuple(replace(vote, query=self._query_for(vote)) for vote in ordered)
+            for vote in stored[user_id]:
+                self.of_query.setdefault(vote.query_key, {})[user_id] = vote
+        for user_id, votes in before.items():
+            for key in {vote.query_key for vote in votes} - {vote.query_key for vote in after[user_id]}:
+                del self.of_query[key][user_id]
+                if not self.of_query[key]:
+                    del self.of_query[key]
+        if any(before.values()) or any(after.values()):
+            self.stack = None
+        return stored
+
+    def _query_for(self, vote: SharedVote) -> Vectors:
+        theirs = self.of_query.get(vote.query_key)
+        return next(iter(theirs.values())).query if theirs else vote.query
+
+    def near(
+        self, user_id: str | None, query: Vectors, threshold: float, shared_by: int
+    ) -> list[SharedMemory]:
+        """Return what others than ``user_id`` say for near queries; nothing if they are too few."""
+        if self.stack is None:
+            keys = sorted(self.of_query)
+            self.stack = keys, np.array([next(iter(self.of_query[key].values())).query for key in keys])
+        keys, queries = self.stack
+        alike = cosines(queries, query)
+        counted: set[str] = set()
+        shared = []
+        for row in np.argsort(-alike, kind="stable")[:SHARED_QUERIES]:  # rows are in the order of keys
+            if alike[row] <= threshold:
+                break
+            votes = self.of_query[keys[row]].items()
+            latest = heapq.nsmallest(
+                max(SHARED_VOTES, shared_by),
+                ((-vote.created_at, name, vote.clicked_mean) for name, vote in votes if name != user_id),
+                key=itemgetter(0, 1),
+            )
+            means = {name: mean for _, name, mean in latest if name not in counted}
+            if means:
+                mean = np.stack(list(means.values())).mean(axis=0, keepdims=True, dtype=np.float64)
+                shared.append(SharedMemory(queries[row].copy(), mean[0].astype(np.float32), len(means)))
+                counted |= means.keys()
+        return shared if len(counted) >= shared_by else []
+
+
+def cosines(vectors: Vectors, query: Vectors) -> NDArray[np.float64]:
+    """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero."""
+    if len(vectors) == 0:
+        return np.empty(0)
+    rows, q = vectors.astype(np.float64), query.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(q)
+    found: NDArray[np.float64] = np.full(len(rows), -np.inf)
+    np.divide(np.vecdot(rows, q), lengths, out=found, where=lengths > 0)
+    return found
