@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from embedding_studio.errors import StorageUnavailableError, UnsupportedDatabaseError
-from embedding_studio.storage import embedded
+from embedding_studio.storage.embedded import server as embedded
 from embedding_studio.storage.embedded.processor import require_supported_processor
 from embedding_studio.storage.embedded.server import EmbeddedServer
 
@@ -39,7 +39,7 @@ server.stop()
 
 AS_NOBODY = f"""
 import os, pwd
-import embedding_studio.storage.embedded, psycopg  # the interpreter may lie where that user cannot read
+import embedding_studio.storage.embedded.server, psycopg  # the interpreter may be hidden from that user
 try:
     psycopg.connect("host=/nowhere")
 except psycopg.OperationalError:

@@ -649,6 +649,20 @@ def test_a_new_model_keeps_what_was_learnt(storage):
     assert after.vectors["at40"].shape == (1, 2)
 
 
+def test_moving_an_alias_unlearns_what_it_taught_the_collection_it_leaves(storage, arc):
+    storage.collections.create("other", INDEX)
+    storage.collections.set_alias("best", "default")
+    register(storage, recorded("s1", collection="best"), recorded("s2", user_id="bob"))
+    improver_of(storage).improve_once()
+    assert storage.personal.state(arc, "ann").memories
+
+    storage.collections.set_alias("best", "other")
+    improver_of(storage).improve_once()
+
+    assert_same_state(storage.personal.state(arc, "ann"), PersonalState())
+    assert storage.personal.state(arc, "bob").memories
+
+
 def test_orders_of_a_dropped_collection_are_refused(storage, arc):
     storage.collections.create("doomed", INDEX)
     register(storage, recorded("lost", collection="doomed"), recorded("good"))

@@ -32,7 +32,8 @@ from embedding_studio.errors import (
     SessionNotFoundError,
 )
 from embedding_studio.feedback.improve import Improver
-from embedding_studio.search import MAX_LIMIT, MAX_REACH, SearchPage, SearchService, _slots
+from embedding_studio.search import MAX_LIMIT, MAX_REACH, SearchPage, SearchService
+from embedding_studio.search.mixing import slots_of
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import Storage
 
@@ -487,7 +488,7 @@ lists = st.lists(st.sampled_from("abcdefg"), unique=True).map("".join)
     ratio=st.floats(0, 1),
 )
 def test_exploring_lists_of_any_length_shows_no_object_twice_and_fills_the_page(own, plain, draws, ratio):
-    slots = [found.object_id for found, _, _ in _slots(names(own), names(plain), (), draws, ratio)]
+    slots = [found.object_id for found, _, _ in slots_of(names(own), names(plain), (), draws, ratio)]
 
     assert len(slots) == len(set(slots)) == min(len(draws), len({*own, *plain}))
 
@@ -500,7 +501,7 @@ def test_the_propensities_of_all_possible_pages_sum_to_one(own, plain, shown, ra
         for slots in [
             [
                 (f.object_id, mine, p)
-                for f, mine, p in _slots(names(own), names(plain), shown, outcomes, ratio)
+                for f, mine, p in slots_of(names(own), names(plain), shown, outcomes, ratio)
             ]
         ]
     }
@@ -619,6 +620,20 @@ def test_page_two_shows_nothing_of_page_one_even_if_a_click_changed_the_order_me
         ["at70", "at30"],
         ["at40", "at50", "at60"],
     )
+
+
+def test_a_first_page_shown_twice_in_another_order_hides_no_later_one(storage, arc):
+    search = SearchService(storage).search
+    search(QUERY, user_id="ann", limit=2, create_session=True, session_id="s")
+    learn_that_70_is_near(storage, arc)
+    again = search(QUERY, user_id="ann", limit=2, create_session=True, session_id="s")
+
+    second = search(QUERY, user_id="ann", limit=2, offset=2, session_id="s")
+    third = search(QUERY, user_id="ann", limit=2, offset=second.next_page_offset, session_id="s")
+
+    assert ids(again) == ["at70", "at10"]
+    assert ids(second) == ["at30", "at40"]  # at20 was shown the first time
+    assert ids(third) == ["at50", "at60"]
 
 
 @pytest.mark.parametrize(

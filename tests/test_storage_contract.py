@@ -367,7 +367,7 @@ def test_a_name_is_a_collection_or_an_alias_never_both(storage, films):
     assert storage.collections.aliases() == {"best": "films"}
 
 
-def test_moving_an_alias_places_an_order_for_every_user_of_it(storage, films):
+def test_moving_an_alias_has_its_users_folded_where_it_goes_and_where_it_leaves(storage, films):
     storage.collections.create("books", index())
     storage.collections.set_alias("best", "films")
     clicked(storage, "s1", "ann", collection="best")
@@ -378,7 +378,24 @@ def test_moving_an_alias_places_an_order_for_every_user_of_it(storage, films):
 
     storage.collections.set_alias("best", "books")
 
-    assert claimed(storage) == ["ann", "bob"]
+    claim = storage.folds.claim(users=10, lease_seconds=60)
+    assert claim is not None
+    assert sorted((fold.collection, fold.user_id) for fold in claim.folds) == [
+        ("best", "ann"),
+        ("best", "bob"),
+        ("films", "ann"),
+        ("films", "bob"),
+    ]
+
+
+def test_setting_an_alias_to_where_it_stands_folds_nobody_elsewhere(storage, films):
+    storage.collections.set_alias("best", "films")
+    clicked(storage, "s1", "ann", collection="best")
+    settle(storage)
+
+    storage.collections.set_alias("best", "films")
+
+    assert claimed(storage) == ["ann"]
 
 
 def test_everyone_who_has_an_order_in_a_collection_gets_one_anew(storage, films):

@@ -119,9 +119,10 @@ class Collections(Protocol):
         ...
 
     def set_alias(self, alias: str, name: str) -> None:
-        """Let an alias stand for a collection from now on, and place an order for every user of it.
+        """Let an alias stand for a collection from now on, and have its users folded anew.
 
-        The sessions recorded under the alias are folded anew against the collection's objects.
+        The sessions recorded under the alias are folded against the collection's objects; where it stood
+        for another collection before, what was learnt from them there is unlearnt.
         """
         ...
 

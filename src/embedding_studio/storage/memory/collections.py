@@ -76,7 +76,10 @@ class MemoryCollections:
         with self._state.lock:
             if alias in self._state.schemas:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
-            self._state.aliases[alias] = self._state.named(name).collection.name
+            left = self._state.aliases.get(alias)
+            self._state.aliases[alias] = stands = self._state.named(name).collection.name
+            if left is not None and left != stands:
+                self._state.mark_left(alias, left)
             self._state.mark_everyone({alias})
 
     def order_for_everyone(self, name: str) -> int:

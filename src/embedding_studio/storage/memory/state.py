@@ -139,6 +139,13 @@ class State:
         users = {placed.order.user_id for placed in self.orders.values()}
         return self.mark_users(users - {None}, names)
 
+    def mark_left(self, alias: str, name: str) -> None:
+        """Let the users of an alias be folded anew in the collection for which it stands no longer."""
+        orders = (placed.order for placed in self.orders.values())
+        users = {order.user_id for order in orders if order.collection == alias}
+        for user_id in sorted(user_id for user_id in users if user_id is not None):
+            self.mark(name, user_id)
+
     def mark_users(self, user_ids: Iterable[str | None], names: Container[str]) -> int:
         """Let those of the users be folded anew who have orders under one of these names."""
         wanted = set(user_ids)

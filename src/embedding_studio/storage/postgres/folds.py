@@ -159,6 +159,11 @@ def mark_everyone(connection: Connection, collections: Sequence[str]) -> int:
     return number
 
 
+def mark_left(connection: Connection, alias: str, collection: str) -> None:
+    """Let the users of an alias be folded anew in the collection for which it stands no longer."""
+    connection.execute(_marking("mark_left"), {"alias": alias, "collection": collection})
+
+
 def find_held(
     connection: Connection, token: str, user_ids: Sequence[str], collections: Sequence[str]
 ) -> list[Held]:

@@ -48,6 +48,16 @@ WITH marked AS (
 )
 SELECT count(DISTINCT user_id) FROM marked
 
+-- name: mark_left
+-- Those who have orders under an alias, for the collection for which it stood so far.
+INSERT INTO embedding_studio.folds (collection, user_id, since)
+SELECT %(collection)s, user_id, embedding_studio.seconds()
+FROM embedding_studio.sessions_for_improvement
+WHERE user_id IS NOT NULL AND collection = %(alias)s
+GROUP BY user_id
+ORDER BY user_id
+{on_conflict}
+
 -- name: notify
 SELECT pg_notify(%(channel)s, '')
 

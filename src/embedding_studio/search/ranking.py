@@ -1,0 +1,154 @@
+"""The lists from which a page is made, and why they are as they are.
+
+Axes: Q parts of a query · D dimensions · R results.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.objects import JSON, Collection, Neighbour, QueryMemory
+from embedding_studio.embeddings.bend import Bend
+from embedding_studio.embeddings.personal import blend
+from embedding_studio.embeddings.similarity import distances, similarities_of
+from embedding_studio.search.results import Explanation, Influence, SharedInfluence
+from embedding_studio.storage.ports import Storage, Vectors
+
+SortBy = tuple[str, Literal["ascending", "descending"]]
+
+MAX_REACH = 10_000
+"""Results beyond this position are not served: whoever needs more reads the collection."""
+
+SORT_WINDOW = 1_000
+"""So many of the nearest are sorted by a payload field where no ``max_distance`` says how many."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lists:
+    """The lists from which one page is made, and why they are as they are.
+
+    Attributes:
+        queries: [Q, D], as given.
+        bend: None where the plain list is the only one.
+    """
+
+    storage: Storage
+    collection: Collection
+    queries: Vectors
+    filter: PayloadFilter | None
+    max_distance: float | None
+    user_id: str | None
+    bend: Bend | None
+
+    def plain(self, count: int) -> list[Neighbour]:
+        """Return the ``count`` nearest for anybody."""
+        return self.storage.objects.nearest(
+            self.collection, self.queries, count, filter=self.filter, max_distance=self.max_distance
+        )
+
+    def ranked(self, count: int) -> list[Neighbour]:
+        """Return the ``count`` nearest for this user, each object once, by (distance, object_id)."""
+        if self.bend is None:
+            return self.plain(count)
+        index = self.collection.index
+        shifted = self.bend.shifted(index, self.queries)
+        gate_of = self.bend.object_gates()
+        if self.user_id is None or not gate_of:
+            return self.storage.objects.nearest(
+                self.collection, shifted, count, filter=self.filter, max_distance=self.max_distance
+            )
+        found = self.storage.personal.nearest(
+            self.collection, self.user_id, shifted, count, gate_of, filter=self.filter
+        )
+        return [each for each in found if self.max_distance is None or each.distance <= self.max_distance]
+
+    def sorted_by(self, sort_by: SortBy) -> list[Neighbour]:
+        """Return all within ``max_distance``, or the nearest ``SORT_WINDOW``, by a payload field."""
+        count = SORT_WINDOW
+        found = self.ranked(count)
+        while self.max_distance is not None and len(found) == count < MAX_REACH:
+            count = min(4 * count, MAX_REACH)
+            found = self.ranked(count)
+        name, direction = sort_by
+        valued = [(_sort_key(each.payload, name), each) for each in found]
+        present = [(key, each) for key, each in valued if key is not None]
+        present.sort(key=lambda pair: pair[0], reverse=direction == "descending")
+        return [each for _, each in present] + [each for key, each in valued if key is None]
+
+    def explanations(self, results: Sequence[Neighbour]) -> dict[str, Explanation]:
+        """Return object_id -> why it stands where it does, for results of ``ranked`` that are bent."""
+        if self.bend is None:
+            return {}
+        index = self.collection.index
+        ids = [each.object_id for each in results]
+        originals = {each.object_id: each.parts for each in self.storage.objects.get(self.collection, ids)}
+        gate_of = self.bend.object_gates()
+        moved = [object_id for object_id in ids if object_id in gate_of]
+        copies = (
+            self.storage.personal.copies(self.collection, self.user_id, moved)
+            if self.user_id and moved
+            else {}
+        )
+        there = [each for each in results if each.object_id in originals]  # the others are gone by now
+        if not there:
+            return {}
+        original = [originals[each.object_id] for each in there]
+        personal = [copies.get(each.object_id, originals[each.object_id]) for each in there]
+
+        def distances_by(bend: Bend) -> NDArray[np.float64]:
+            gate_of = bend.object_gates()
+            shifted = bend.shifted(index, self.queries)
+            blended = blend(
+                similarities_of(index, shifted, original),
+                similarities_of(index, shifted, personal),
+                np.array([gate_of.get(each.object_id, 0.0) for each in there]),
+            )
+            return distances(index, blended)
+
+        base = distances(index, similarities_of(index, self.queries, original))
+        shifted = distances(index, similarities_of(index, self.bend.shifted(index, self.queries), original))
+        changes = [distances_by(self.bend.alone(j)) - base for j in range(len(self.bend.memories))]
+        widest_first = np.argsort(-self.bend.gates, kind="stable").tolist()
+        shared = self.bend.shared
+        shared_changes = distances_by(self.bend.shared_alone()) - base if shared else base
+        return {
+            each.object_id: Explanation(
+                base_distance=float(base[r]),
+                shifted_distance=float(shifted[r]),
+                distance=each.distance,
+                gate=gate_of[each.object_id] if each.object_id in copies else 0.0,
+                influences=tuple(
+                    _influence(self.bend.memories[j], float(self.bend.gates[j]), float(changes[j][r]))
+                    for j in widest_first
+                ),
+                shared=SharedInfluence(shared.users, shared.gate, float(shared_changes[r]))
+                if shared
+                else None,
+            )
+            for r, each in enumerate(there)
+        }
+
+
+def _sort_key(payload: JSON, name: str) -> tuple[int, float | str] | None:
+    """Return what a payload is sorted by: numbers before texts; None where there is neither."""
+    value: object = payload
+    for step in name.split("."):
+        value = value.get(step) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        return (1, value)
+    return (0, value) if isinstance(value, int | float) and not math.isnan(value) else None
+
+
+def as_for_anybody(found: Neighbour) -> Explanation:
+    return Explanation(found.distance, found.distance, found.distance, gate=0.0, influences=())
+
+
+def _influence(memory: QueryMemory, gate: float, distance_change: float) -> Influence:
+    return Influence(
+        memory.session_id, memory.search_query, memory.created_at, gate, memory.clicked_ids, distance_change
+    )

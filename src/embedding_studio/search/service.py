@@ -1,0 +1,286 @@
+"""Search, bent for each user by what was clicked for near queries (docs/how-it-learns.md).
+
+Axes: Q parts of a query · D dimensions.
+"""
+
+import hashlib
+import math
+import uuid
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.objects import Collection
+from embedding_studio.domain.sessions import (
+    DEFAULT_COLLECTION,
+    MAX_ID_LENGTH,
+    SearchRequest,
+    SearchResultItem,
+    Session,
+)
+from embedding_studio.embedders import Embedder
+from embedding_studio.embeddings.bend import Bend
+from embedding_studio.embeddings.personal import query_mean
+from embedding_studio.embeddings.preparation import check_vectors
+from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
+from embedding_studio.search.mixing import Slot, slots_of
+from embedding_studio.search.ranking import MAX_REACH, Lists, SortBy, as_for_anybody
+from embedding_studio.search.results import SearchPage, SearchResult
+from embedding_studio.storage.ports import Storage, Vectors
+
+GATE_THRESHOLD = 0.75
+"""Measured best with all-MiniLM-L6-v2; for other models see ``tuning``."""
+
+MAX_LIMIT = 1_000
+
+
+class SearchService:
+    """Searches a storage. Safe to use from several threads.
+
+    Args:
+        embedder: for queries that are texts.
+        gate_threshold: cosine above which a remembered query bears on a new one, where the collection
+            has none of its own.
+        query_shift: how far a query moves towards what was clicked for near ones; 0 turns it off.
+        exploration_ratio: share of a personalised page's slots that show the plain search's next result.
+        shared_min_users: from so many other users on, what they clicked for near queries shifts a query
+            too, of anonymous users as well; 0: what one user clicked bears on nobody else.
+        settings: their fingerprint, recorded with each search.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        embedder: Embedder | None = None,
+        gate_threshold: float = GATE_THRESHOLD,
+        query_shift: float = 1.0,
+        exploration_ratio: float = 0.0,
+        shared_min_users: int = 0,
+        settings: str = "",
+    ) -> None:
+        self._storage = storage
+        self._embedder = embedder
+        self._gate_threshold = gate_threshold
+        self._query_shift = query_shift
+        self._exploration_ratio = exploration_ratio
+        self._settings = settings
+        self._shared_by = shared_min_users if query_shift > 0 else 0  # what is shared is a shift
+
+    def search(
+        self,
+        query: str | ArrayLike,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        user_id: str | None = None,
+        limit: int = 10,
+        offset: int = 0,
+        max_distance: float | None = None,
+        filter: PayloadFilter | None = None,  # noqa: A002, the field's name in the documented request
+        sort_by: SortBy | None = None,
+        explain: bool = False,
+        exploration_ratio: float | None = None,
+        create_session: bool = False,
+        session_id: str | None = None,
+        rng: np.random.Generator | None = None,
+        now: int | None = None,
+    ) -> SearchPage:
+        """Return one page of what is nearest to a query, for this user.
+
+        Args:
+            query: a text, or vectors [D] or [Q, D].
+            user_id: None: nobody is known, and nothing is learnt; the search is plain, or bent by what
+                others clicked where that is shared.
+            max_distance: inclusive; of the distance that results are ranked by.
+            sort_by: payload field (a dot steps into an object) and direction: reorders all within
+                ``max_distance``, or the nearest ``SORT_WINDOW``. Numbers stand before texts, objects
+                without a value last, equal ones by distance. Such a page does not explore.
+            create_session: record query and page under ``session_id``, or under a new id.
+            session_id: with an offset, a session recorded before: the page is added to it, and shows
+                nothing that an earlier one showed, even if the user's clicks changed the order since.
+            rng: where exploration is drawn from; by default from the session's id, so that its pages
+                fit together, else from entropy.
+            now: UTC seconds of the search; default: the clock.
+
+        Raises:
+            InvalidInputError: an argument is out of bounds, or the query's vectors cannot be used.
+            EmbeddingError: the query is a text that cannot be embedded as the collection was.
+            CollectionNotFoundError, SessionNotFoundError: no such collection, or session to continue.
+            ConflictError: the session to record in is one of another user, query or collection.
+        """
+        ratio = self._exploration_ratio if exploration_ratio is None else exploration_ratio
+        _check_bounds(limit, offset, max_distance, ratio, sort_by)
+        _check_id("user_id", user_id)
+        _check_id("session_id", session_id)
+        known = self._storage.collections.get(collection)
+        text, queries = self._parts_of(known, query)
+        continued = session_id if offset > 0 else None
+        shown = self._shown_before(continued, offset, user_id, text, collection) if continued else set()
+        if create_session:
+            session_id = session_id or str(uuid.uuid4())
+
+        bend = self._bend(known, user_id, queries)
+        lists = Lists(self._storage, known, queries, filter, max_distance, user_id, bend)
+        reach = max(offset, len(shown)) + limit + 1
+        ranked = lists.sorted_by(sort_by) if sort_by else lists.ranked(reach)
+        explored = lists.plain(reach) if bend and ratio > 0 and not sort_by else []
+        draws = (rng or _rng_of(session_id)).random(reach) if explored else np.ones(reach)
+        slots = list(slots_of(ranked, explored, shown, draws[len(shown) :], ratio))
+        slots = slots[max(0, offset - len(shown)) :]
+        results = _results(lists, slots[:limit], offset, explain=explain)
+
+        if continued:
+            self._storage.clickstream.append_results(continued, _served(results))
+        elif session_id is not None and create_session:
+            request = SearchRequest(
+                limit=limit,
+                offset=offset,
+                max_distance=max_distance,
+                filter=None if filter is None else filter.model_dump(mode="json", exclude_unset=True),
+                sort_by=sort_by,
+                exploration_ratio=ratio,
+                settings=self._settings,
+            )
+            session = Session(
+                session_id=session_id,
+                search_query=text,
+                user_id=user_id,
+                created_at=utc_timestamp() if now is None else now,
+                collection=collection,
+                search_results=_served(results),
+                request=request,
+            )
+            self._record(session, queries)
+        more = len(slots) > limit and offset + 2 * limit <= MAX_REACH
+        return SearchPage(
+            results,
+            session_id if create_session else continued,
+            offset + limit if more else None,
+            bend is not None,
+            known,
+        )
+
+    __call__ = search
+
+    def _parts_of(self, collection: Collection, query: str | ArrayLike) -> tuple[str, Vectors]:
+        """Return the text of a query ("" without one) and its vectors [Q, D]."""
+        if not isinstance(query, str):
+            return "", check_vectors(collection.index, query, "the query")
+        if not query.strip():
+            raise InvalidInputError("the query is empty; give a text, or the query's vectors")
+        if self._embedder is None:
+            raise EmbeddingError(
+                "there is no embedder for the text of the query; search with vectors, or set EMBEDDER"
+            )
+        if collection.embedder not in (None, self._embedder.name):
+            raise InvalidInputError(
+                f"the collection {collection.name!r} was embedded by {collection.embedder!r}, this service "
+                f"embeds by {self._embedder.name!r}; set EMBEDDER to the first, or index the collection anew"
+            )
+        vectors = self._embedder.embed(self._embedder.split(query))
+        return query, check_vectors(collection.index, vectors, "the query")
+
+    def _bend(self, collection: Collection, user_id: str | None, queries: Vectors) -> Bend | None:
+        """Return what memories do to a query; None where the search is the plain one."""
+        if user_id is None and self._shared_by == 0:
+            return None
+        index = collection.index
+        threshold = self._gate_threshold if collection.gate_threshold is None else collection.gate_threshold
+        mean = query_mean(index, queries)
+        near = self._storage.personal.near_memories(
+            collection, user_id, mean, threshold, shared_by=self._shared_by
+        )
+        return Bend.of(
+            index,
+            mean,
+            near,
+            threshold=threshold,
+            strength=self._query_shift,
+            min_users=self._shared_by,
+        )
+
+    def _record(self, session: Session, queries: Vectors) -> None:
+        if not self._storage.clickstream.register_session(session, queries):
+            # It stays as it is, and may have shown less.
+            self._storage.clickstream.append_results(session.session_id, session.search_results)
+
+    def _shown_before(
+        self, session_id: str, offset: int, user_id: str | None, text: str, collection: str
+    ) -> set[str]:
+        """Return what a session showed on the pages before this one."""
+        session = self._storage.clickstream.get_session(session_id)
+        if (session.user_id, session.search_query, session.collection) != (user_id, text, collection):
+            raise ConflictError(
+                f"the session {session_id!r} is of another user, query or collection; "
+                "a further page needs those of the first"
+            )
+        return {
+            result.object_id
+            for result in session.search_results
+            if result.position is not None and result.position <= offset
+        }
+
+
+def _results(lists: Lists, slots: Sequence[Slot], offset: int, *, explain: bool) -> tuple[SearchResult, ...]:
+    explained = lists.explanations([found for found, own, _ in slots if own]) if explain else {}
+    return tuple(
+        SearchResult(
+            object_id=found.object_id,
+            distance=found.distance,
+            payload=found.payload,
+            position=position,
+            personalised=lists.bend is not None and own,
+            propensity=propensity,
+            explanation=explained.get(found.object_id, as_for_anybody(found)) if explain else None,
+        )
+        for position, (found, own, propensity) in enumerate(slots, start=offset + 1)
+    )
+
+
+def _served(results: Iterable[SearchResult]) -> tuple[SearchResultItem, ...]:
+    return tuple(
+        SearchResultItem(
+            object_id=result.object_id,
+            rank=result.distance,
+            position=result.position,
+            personalised=result.personalised,
+            propensity=result.propensity,
+        )
+        for result in results
+    )
+
+
+def _rng_of(session_id: str | None) -> np.random.Generator:
+    if session_id is None:
+        return np.random.default_rng()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(session_id.encode()).digest()[:16]))
+
+
+def _check_bounds(
+    limit: int, offset: int, max_distance: float | None, ratio: float, sort_by: SortBy | None
+) -> None:
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidInputError(f"limit is {limit}; ask for 1 to {MAX_LIMIT} results")
+    if offset < 0 or offset + limit > MAX_REACH:
+        raise InvalidInputError(
+            f"offset is {offset} and limit {limit}; pages lie between 0 and {MAX_REACH}, "
+            "so narrow the search by a filter or max_distance"
+        )
+    if max_distance is not None and not math.isfinite(max_distance):
+        raise InvalidInputError(f"max_distance is {max_distance}; give a finite number, or leave it out")
+    if not 0 <= ratio <= 1:
+        raise InvalidInputError(f"exploration_ratio is {ratio}; give a share from 0 to 1")
+    if sort_by is not None and (
+        len(sort_by) != 2 or not sort_by[0] or sort_by[1] not in {"ascending", "descending"}
+    ):
+        raise InvalidInputError(f"sort_by is {sort_by}; give a payload field and 'ascending' or 'descending'")
+
+
+def _check_id(name: str, given: str | None) -> None:
+    if given is not None and not 1 <= len(given) <= MAX_ID_LENGTH:
+        raise InvalidInputError(
+            f"{name} has {len(given)} characters; give 1 to {MAX_ID_LENGTH}, or leave it out"
+        )
