@@ -10,7 +10,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
-from embedding_studio.storage.postgres.folds import mark_everyone, mark_left
+from embedding_studio.storage.postgres.folds import mark_everyone, mark_under
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.schema import COLLECTION_LOCK, NAMES_LOCK
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
@@ -97,9 +97,8 @@ class PostgresCollections:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
             given = {"alias": alias, "collection_id": collection.collection_id}
             connection.execute(_SQL["set_alias"], given)
-            if taken is not None and taken.name != collection.name:
-                mark_left(connection, alias, taken.name)
-            mark_everyone(connection, [alias])
+            left = [] if taken is None or taken.name == collection.name else [taken.name]
+            mark_under(connection, [alias, *left], ordered_under=alias)
 
         self._database.write(work)
 

@@ -159,9 +159,10 @@ def mark_everyone(connection: Connection, collections: Sequence[str]) -> int:
     return number
 
 
-def mark_left(connection: Connection, alias: str, collection: str) -> None:
-    """Let the users of an alias be folded anew in the collection for which it stands no longer."""
-    connection.execute(_marking("mark_left"), {"alias": alias, "collection": collection})
+def mark_under(connection: Connection, names: Sequence[str], *, ordered_under: str) -> None:
+    """Let those be folded anew under each of ``names`` who have orders under one name."""
+    connection.execute(_marking("mark_under"), {"names": list(names), "ordered_under": ordered_under})
+    connection.execute(_SQL["notify"], {"channel": CHANNEL})
 
 
 def find_held(

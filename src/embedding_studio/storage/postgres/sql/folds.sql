@@ -48,14 +48,17 @@ WITH marked AS (
 )
 SELECT count(DISTINCT user_id) FROM marked
 
--- name: mark_left
--- Those who have orders under an alias, for the collection for which it stood so far.
+-- name: mark_under
+-- Those who have orders under one name, under each of several.
 INSERT INTO embedding_studio.folds (collection, user_id, since)
-SELECT %(collection)s, user_id, embedding_studio.seconds()
-FROM embedding_studio.sessions_for_improvement
-WHERE user_id IS NOT NULL AND collection = %(alias)s
-GROUP BY user_id
-ORDER BY user_id
+SELECT given.name, user_id, embedding_studio.seconds()
+FROM (
+    SELECT DISTINCT user_id
+    FROM embedding_studio.sessions_for_improvement
+    WHERE user_id IS NOT NULL AND collection = %(ordered_under)s
+) AS ordered
+    CROSS JOIN unnest(%(names)s::text[]) AS given(name)
+ORDER BY given.name COLLATE "C", user_id
 {on_conflict}
 
 -- name: notify
