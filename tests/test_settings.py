@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from embedding_studio.errors import InvalidSettingError
-from embedding_studio.settings import KNOBS, RANKING, Settings, load_settings, settings_markdown
+from embedding_studio.settings import KNOBS, NEUTRAL, Settings, load_settings, settings_markdown
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_the_fingerprint_tells_apart_what_ranks_or_teaches_differently_and_nothi
         {"embedder_api_key": "k"},
     ):
         assert load_settings(**same).fingerprint() == usual, same
-    assert Settings.model_fields.keys() >= RANKING
+    assert Settings.model_fields.keys() >= NEUTRAL
 
 
 def test_every_setting_stands_in_the_table_with_its_meaning():

@@ -40,21 +40,16 @@ KNOBS: dict[str, Knob] = {
 """The four knobs of the reference page, with its ranges."""
 
 
-RANKING = frozenset(
+NEUTRAL = frozenset(
     {
-        *("adjuster", "adjustment_rate", "num_iterations", "softmin_temperature", "max_angle_degrees"),
-        *(
-            "gate_threshold",
-            "query_shift",
-            "shared_min_users",
-            "exploration_ratio",
-            "recall_target",
-            "embedder",
-        ),
-        *("event_weights", "max_sessions_per_user", "min_session_seconds", "max_session_clicks"),
+        *("database_url", "data_dir", "pool_size", "host", "port"),
+        *("embedder_api_key", "admin_api_key", "write_api_key", "cors_origins"),
+        *("max_request_bytes", "max_events_per_request", "index_threads"),
+        *("improve_on_click", "improvement_seconds_interval", "users_per_batch"),
+        *("lease_seconds", "max_attempts", "backoff_seconds"),
     }
 )
-"""The settings on which it depends what is learnt and how results are ranked."""
+"""The settings on which it does not depend what a session teaches and how results are ranked."""
 
 
 class Settings(BaseSettings):
@@ -191,7 +186,7 @@ class Settings(BaseSettings):
 
     def fingerprint(self) -> str:
         """Return what is equal for settings under which the same sessions teach and rank the same."""
-        told = self.model_dump(mode="json", include=set(RANKING))
+        told = self.model_dump(mode="json", exclude=set(NEUTRAL))
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @field_validator("cors_origins", mode="before")
