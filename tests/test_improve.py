@@ -639,11 +639,12 @@ def test_a_new_model_keeps_what_was_learnt(storage):
     storage.collections.set_alias("shop", "old")
     register(storage, recorded("s", text="shoes", collection="shop"))
     improver_of(storage, embedder=ModelEmbedder("three", QUERY)).improve_once()
+    before = storage.personal.state(old, "ann")
 
     storage.collections.set_alias("shop", "new")
     improver_of(storage, embedder=ModelEmbedder("two", QUERY[:, :2])).improve_once()
 
-    before, after = storage.personal.state(old, "ann"), storage.personal.state(new, "ann")
+    after = storage.personal.state(new, "ann")
     assert [memory.session_id for memory in after.memories] == ["s"]
     assert after.vectors.keys() == before.vectors.keys()
     assert after.vectors["at40"].shape == (1, 2)
