@@ -84,16 +84,23 @@ class Wire:
                 return
             server = socket.socket(socket.AF_UNIX)
             server.connect(self._server)
-            asked = threading.Event()
-            for carry, one, other in ((self._ask, client, server), (self._answer, server, client)):
-                threading.Thread(target=carry, args=(one, other, asked), daemon=True).start()
+            threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        """Carry both ways until both have hung up; only then is either closed, and its number free again."""
+        asked = threading.Event()
+        answering = threading.Thread(target=self._answer, args=(server, client, asked), daemon=True)
+        with client, server:
+            answering.start()
+            self._ask(client, server, asked)
+            answering.join()
 
     def _ask(self, client: socket.socket, server: socket.socket, asked: threading.Event) -> None:
         while said := _received(client):
             asked.set()
-            server.sendall(said)
+            if not _sent(server, said):
+                break
         _hang_up(server)
-        client.close()
 
     def _answer(self, server: socket.socket, client: socket.socket, asked: threading.Event) -> None:
         while said := _received(server):
@@ -102,9 +109,9 @@ class Wire:
                 asked.clear()
                 with self._lock:
                     self.round_trips += 1
-            client.sendall(said)
+            if not _sent(client, said):
+                break
         _hang_up(client)
-        server.close()
 
 
 def _received(one: socket.socket) -> bytes:
@@ -112,6 +119,15 @@ def _received(one: socket.socket) -> bytes:
         return one.recv(2**20)
     except OSError:
         return b""
+
+
+def _sent(one: socket.socket, said: bytes) -> bool:
+    """Send, and return whether there is still somebody to send to."""
+    try:
+        one.sendall(said)
+    except OSError:
+        return False
+    return True
 
 
 def _hang_up(other: socket.socket) -> None:
