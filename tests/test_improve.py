@@ -997,7 +997,7 @@ def test_a_pass_reads_and_writes_so_often_whatever_the_number_of_sessions(memory
     assert improver_of(memory).improve_once().learnt == number
 
     assert calls == [
-        *("claim", "get", "learning", "recent_sessions", "originals"),
+        *("claim", "get", "recent_sessions", "originals"),
         *("learning", "held", "store_query_vectors", "replace_states", "complete"),
     ]
 

@@ -673,8 +673,7 @@ def test_a_text_is_searched_part_by_part_and_recorded_with_its_vectors(storage, 
 
     assert ids(page) == ["at20"]
     storage.clickstream.push_events([SessionEvent(session_id=page.session_id, object_id="at20")])
-    with storage.personal.learning(arc, ["ann"]) as transaction:
-        (recorded,) = transaction.recent_sessions(9)["ann"]
+    (recorded,) = storage.clickstream.recent_sessions(arc, ["ann"], 9)["ann"]
     assert recorded.session.search_query == "of kingdoms"
     np.testing.assert_allclose(recorded.query_vectors, np.concatenate([at(20), at(80)]), atol=1e-6)
 

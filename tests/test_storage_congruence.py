@@ -345,9 +345,10 @@ class TwoStorages(RuleBasedStateMachine):
     )
     def learn(self, *, name, user_ids, limit, moved_ids, push, number, is_undone, asked, endings):
         def fold(s):
-            with s.personal.learning(s.collections.get(name), sorted(user_ids)) as transaction:
-                recent = transaction.recent_sessions(limit)
-                originals = transaction.originals(moved_ids)
+            collection = s.collections.get(name)
+            recent = s.clickstream.recent_sessions(collection, sorted(user_ids), limit)
+            originals = s.objects.originals(collection, moved_ids)
+            with s.personal.learning(collection, sorted(user_ids)) as transaction:
                 moved = {object_id: vectors + POOL[push] for object_id, vectors in originals.items()}
                 states, outcomes, embedded = {}, [], {}
                 for user_id, sessions in recent.items():

@@ -1225,8 +1225,7 @@ def test_three_hundred_views_do_not_hide_a_click(storage, films):
     session = storage.clickstream.get_session("s1")
     assert len(session.events) == 301
     assert session.clicked() == {"b": 1.0}
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        [recorded] = transaction.recent_sessions(5)["ann"]
+    [recorded] = storage.clickstream.recent_sessions(films, ["ann"], 5)["ann"]
     assert recorded.session == session
 
 
@@ -1290,8 +1289,9 @@ def test_an_irrelevant_session_counts_no_longer_and_its_user_is_folded_anew(stor
 
     assert storage.clickstream.get_session("s1").is_irrelevant
     assert claimed(storage) == ["ann"]
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        assert [r.session.session_id for r in transaction.recent_sessions(5)["ann"]] == ["s2"]
+    assert [r.session.session_id for r in storage.clickstream.recent_sessions(films, ["ann"], 5)["ann"]] == [
+        "s2"
+    ]
 
 
 def test_marking_a_session_irrelevant_that_never_counted_places_no_order(storage, films):
@@ -1405,8 +1405,7 @@ def test_a_session_keeps_its_request(storage, films):
 
     assert storage.clickstream.get_session("s1").request == request
     assert storage.clickstream.get_session("s2").request is None
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        [recorded] = transaction.recent_sessions(5)["ann"]
+    [recorded] = storage.clickstream.recent_sessions(films, ["ann"], 5)["ann"]
     assert recorded.session.request == request
 
 
@@ -1562,6 +1561,44 @@ def test_held_are_those_of_the_block_that_a_token_still_holds(storage, films):
     with storage.personal.learning(films, ["ann", "bob", "dan", "eve"]) as transaction:
         assert transaction.held(given.token) == {"ann"}
         assert transaction.held("another token") == set()
+
+
+def test_who_is_learnt_under_one_name_is_no_longer_held_under_another(storage, films):
+    storage.collections.set_alias("best", "films")
+    clicked(storage, "s1", "ann", collection="best")
+    clicked(storage, "s2", "bob", collection="best")
+    of_best = claim(storage)
+    clicked(storage, "s3", "ann")
+    of_films = claim(storage)
+
+    complete(storage, of_films, OrderOutcome("s1", DONE), OrderOutcome("s3", DONE))
+
+    with storage.personal.learning(films, ["ann", "bob"]) as transaction:
+        assert transaction.held(of_best.token) == {"bob"}
+        assert transaction.held(of_films.token) == set()
+    again = claim(storage)
+    assert [(fold.collection, fold.user_id, fold.attempts) for fold in again.folds] == [("best", "ann", 1)]
+
+
+@pytest.mark.parametrize("status", [PENDING, FAILED, REFUSED])
+def test_whoever_learns_from_an_order_that_is_cancelled_begins_again(storage, films, status):
+    clicked(storage, "s1")
+    given = claim(storage)
+    if status is FAILED:
+        fail(storage, given)
+    elif status is REFUSED:
+        complete(storage, given, OrderOutcome("s1", REFUSED, "why"))
+    else:
+        storage.folds.release(given.token)
+    if status is not PENDING:
+        clicked(storage, "s2")
+        given = claim(storage)
+
+    storage.orders.cancel("s1")
+
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        assert transaction.held(given.token) == set()
+    assert claimed(storage) == ["ann"]
 
 
 def test_whoever_was_held_by_a_worker_that_ended_is_claimed_alone_and_not_blamed(storage, films):
@@ -1821,8 +1858,7 @@ def test_a_cancelled_order_is_gone_and_its_session_counts_no_longer(storage, fil
 
     assert storage.orders.list() == []
     assert len(storage.clickstream.get_session("pending").events) == 1
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        assert transaction.recent_sessions(5)["ann"] == []
+    assert storage.clickstream.recent_sessions(films, ["ann"], 5)["ann"] == []
 
 
 def test_an_order_that_is_processing_or_done_is_not_cancelled(storage, films):
@@ -1892,10 +1928,9 @@ def test_recent_sessions_are_the_latest_that_count_oldest_first(storage, films):
         clicked(storage, session_id, at=at)
     clicked(storage, "bobs", "bob")
 
-    with storage.personal.learning(films, ["ann", "bob", "cat"]) as transaction:
-        everything = transaction.recent_sessions(10)
-        latest = transaction.recent_sessions(3)
-        none = transaction.recent_sessions(0)
+    everything = storage.clickstream.recent_sessions(films, ["ann", "bob", "cat"], 10)
+    latest = storage.clickstream.recent_sessions(films, ["ann", "bob", "cat"], 3)
+    none = storage.clickstream.recent_sessions(films, ["ann", "bob", "cat"], 0)
 
     named = {u: [recorded.session.session_id for recorded in sessions] for u, sessions in everything.items()}
     assert named == {"ann": ["s1", "S3", "s3a", "s3b", "s4"], "bob": ["bobs"], "cat": []}
@@ -1921,9 +1956,8 @@ def test_a_session_counts_with_an_order_an_event_and_relevance(storage, films):
     clicked(storage, "of nobody", None)
     click(storage, "counts", "z")
 
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        recent = transaction.recent_sessions(2)
-        everything = transaction.recent_sessions(100)
+    recent = storage.clickstream.recent_sessions(films, ["ann"], 2)
+    everything = storage.clickstream.recent_sessions(films, ["ann"], 100)
 
     counting = ["counts", "under an alias", "viewed and ordered"]
     assert [recorded.session for recorded in everything["ann"]] == list(
@@ -1940,10 +1974,11 @@ def test_sessions_under_a_moved_alias_count_for_the_new_collection_alone(storage
 
     storage.collections.set_alias("best", "books")
 
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        assert transaction.recent_sessions(5) == {"ann": []}
-    with storage.personal.learning(books, ["ann"]) as transaction:
-        assert [recorded.session.session_id for recorded in transaction.recent_sessions(5)["ann"]] == ["s1"]
+    assert storage.clickstream.recent_sessions(films, ["ann"], 5) == {"ann": []}
+    assert [
+        recorded.session.session_id
+        for recorded in storage.clickstream.recent_sessions(books, ["ann"], 5)["ann"]
+    ] == ["s1"]
 
 
 def test_query_vectors_come_back_with_their_session_if_they_fit_the_collection(storage, films):
@@ -1956,8 +1991,7 @@ def test_query_vectors_come_back_with_their_session_if_they_fit_the_collection(s
     )
     click(storage, "s4")
 
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        [s1, s2, s4] = transaction.recent_sessions(5)["ann"]
+    [s1, s2, s4] = storage.clickstream.recent_sessions(films, ["ann"], 5)["ann"]
 
     assert (s1.query_vectors, s2.query_vectors) == (None, None)
     assert s4.query_vectors.dtype == np.float32
@@ -1970,17 +2004,15 @@ def test_query_vectors_that_had_to_be_embedded_are_kept(storage, films):
     with storage.personal.learning(films, ["ann"]) as transaction:
         transaction.store_query_vectors({"s1": vectors([1, 0.1, -2], [0, 3, 0])})
 
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        [recorded] = transaction.recent_sessions(5)["ann"]
+    [recorded] = storage.clickstream.recent_sessions(films, ["ann"], 5)["ann"]
     assert recorded.query_vectors.tolist() == vectors([1, 0.1, -2], [0, 3, 0]).tolist()
 
 
 def test_originals_are_those_that_exist(storage, films):
     storage.objects.upsert(films, [thing("d", [1, 2, 3], [4, 5, 6])])
 
-    with storage.personal.learning(films, ["ann"]) as transaction:
-        originals = transaction.originals(iter(["d", "unknown", "a"]))
-        none = transaction.originals([])
+    originals = storage.objects.originals(films, iter(["d", "unknown", "a"]))
+    none = storage.objects.originals(films, [])
 
     assert {i: parts.tolist() for i, parts in originals.items()} == {
         "a": [[1, 0, 0]],
@@ -2055,8 +2087,7 @@ def test_an_error_in_a_learning_block_undoes_all_of_it(storage, films):
 
     assert told(storage.personal.state(films, "ann")) == ([], {"a": [[1, 1, 0]]})
     assert storage.orders.get("s1") == before
-    with storage.personal.learning(films, ["ann"]) as transaction:  # and the users are free again
-        assert transaction.recent_sessions(5)["ann"][0].query_vectors is None
+    assert storage.clickstream.recent_sessions(films, ["ann"], 5)["ann"][0].query_vectors is None
 
 
 def test_state_and_completion_commit_together(storage, films):
@@ -2137,7 +2168,6 @@ def test_what_would_outdate_a_learning_block_waits_for_its_end(storage, films, c
     with contextlib.ExitStack() as stack, storage.personal.learning(films, ["ann"]) as transaction:
         ended = stack.enter_context(beside(changes[change]))
         assert not ended.wait(0.3)
-        assert transaction.originals(["a"])["a"].tolist() == [[1, 0, 0]]
         transaction.replace_states({"ann": PersonalState((), {"a": vectors([1, 1, 0])})})
 
     films = storage.collections.create("films", index())

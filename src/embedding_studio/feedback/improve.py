@@ -1,6 +1,6 @@
 """One pass of learning: users whose state is stale in, their personal state out.
 
-``state.fold`` is the whole of what is learnt, as a function; this reads and writes around it.
+``fold.fold`` is the whole of what is learnt, as a function; this reads and writes around it.
 """
 
 import logging
@@ -231,16 +231,15 @@ class Improver:
         """Fold these users anew."""
         collection = self._storage.collections.get(name)
         users = sorted(fold.user_id for fold in folds)
-        with self._storage.personal.learning(collection, users) as transaction:
-            recent = transaction.recent_sessions(self._max_sessions_per_user)
-            everything = (each.session for sessions in recent.values() for each in sessions)
-            originals = transaction.originals(objects_of(everything, self._event_weights))
+        recent = self._storage.clickstream.recent_sessions(collection, users, self._max_sessions_per_user)
+        everything = (each.session for sessions in recent.values() for each in sessions)
+        originals = self._storage.objects.originals(collection, objects_of(everything, self._event_weights))
         counted, outcomes = self._select(recent)
         missing = self._texts_to_embed(collection, counted)
         embedded, reasons = embed_queries(self._embedder, missing) if self._embedder and missing else ({}, {})
         ready, unready = _with_vectors(counted, embedded, reasons)
-        # All of this between two transactions, where what hangs locks nobody out. Whatever changes meanwhile
-        # of what was read marks the user anew, who is then no longer held.
+        # Up to here and in the fold nobody is locked out. Whatever changes meanwhile of what was read marks
+        # the user, who is then no longer held.
         folded = fold(
             ready,
             originals,

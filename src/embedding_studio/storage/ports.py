@@ -185,6 +185,14 @@ class Objects(Protocol):
         """Return those that exist, in the order asked for."""
         ...
 
+    def originals(self, collection: Collection, object_ids: Iterable[str]) -> dict[str, Vectors]:
+        """Return object_id -> [P, D] for those that exist, to learn from them.
+
+        Whatever changes one of them later marks the users who met it, if the sessions in which they did
+        were recorded before this call.
+        """
+        ...
+
     def scroll(
         self,
         collection: Collection,
@@ -290,6 +298,17 @@ class Clickstream(Protocol):
         They are those of sessions that were recorded for this collection or an alias of it, by anyone,
         are not irrelevant and have vectors of the collection's size. Queries of one text are the same,
         and of those without a text such that have the same vectors.
+        """
+        ...
+
+    def recent_sessions(
+        self, collection: Collection, user_ids: Sequence[str], limit_per_user: int
+    ) -> dict[str, list[RecordedSession]]:
+        """Return for each user the latest sessions, oldest first by (created_at, session_id).
+
+        Those that count have an order that has not failed, are not irrelevant, have at least one event, and
+        were recorded for this collection or an alias of it. Query vectors of another size than the
+        collection's come back as None. Whatever changes one of them later marks its user.
         """
         ...
 
@@ -455,29 +474,16 @@ class Orders(Protocol):
 
 
 class LearningTransaction(Protocol):
-    """One transaction in which some users of one collection are read, or their states written.
+    """One transaction in which the states of some users of one collection are written.
 
-    The users are locked, and no original of the collection changes meanwhile, so what it reads is all
-    that was committed. Leaving the ``with`` block commits, an exception rolls back. What was read in one
-    and is written in a later one holds of those whom the claim still holds then (``held``), for all that
-    makes a state stale marks its user.
+    The users are locked, and nobody is marked for a change of originals meanwhile. Leaving the ``with``
+    block commits, an exception rolls back. What was folded before it holds of those whom the claim still
+    holds (``held``), for all that makes a state stale marks its user: sessions are read first, then the
+    originals, and then is written.
     """
 
     def held(self, token: str) -> set[str]:
-        """Return which of the users ``token`` holds; nobody marks them anew until the end of the block."""
-        ...
-
-    def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
-        """Return for each user the latest sessions, oldest first by (created_at, session_id).
-
-        Those that count have an order that has not failed, are not irrelevant, have at least one event, and
-        were recorded for this collection or an alias of it. Query vectors of another size than the
-        collection's come back as None.
-        """
-        ...
-
-    def originals(self, object_ids: Iterable[str]) -> dict[str, Vectors]:
-        """Return object_id -> [P, D] for those that exist."""
+        """Return which of the users ``token`` holds; nobody marks them until the end of the block."""
         ...
 
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
@@ -496,9 +502,10 @@ class LearningTransaction(Protocol):
     ) -> list[OrderOutcome]:
         """Write what became of sessions, and take the users whom ``token`` still holds out of the queue.
 
-        Users marked anew meanwhile stay in it, and all their orders stay as they are. So does, but held, one
+        Users marked meanwhile stay in it, and all their orders stay as they are. So does, but held, one
         for whom an outcome is failed of whose order this is not known yet: it is to be given back by
-        ``Folds.fail``.
+        ``Folds.fail``. A claim that holds one of these users under another name of the collection loses
+        them, for it may have read less.
 
         Args:
             outcomes: of all the sessions that were looked at.

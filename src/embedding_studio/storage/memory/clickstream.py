@@ -10,6 +10,7 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
+    RecordedSession,
     SearchResultItem,
     Session,
     SessionEvent,
@@ -85,6 +86,27 @@ class MemoryClickstream:
                     wordless = b"" if session.search_query else vectors.tobytes()
                     latest.setdefault((session.search_query, wordless), vectors)
             return [vectors.copy() for vectors in list(latest.values())[:limit]]
+
+    def recent_sessions(
+        self, collection: Collection, user_ids: Sequence[str], limit_per_user: int
+    ) -> dict[str, list[RecordedSession]]:
+        with self._state.lock:
+            self._state.tables(collection)
+            names = self._state.names(collection)
+            recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in user_ids}
+            theirs = (stored for stored in self._state.sessions.values() if stored.session.user_id in recent)
+            for stored in sorted(theirs, key=StoredSession.age, reverse=True):
+                session = stored.session
+                if (
+                    session.user_id is not None
+                    and len(recent[session.user_id]) < limit_per_user
+                    and session.collection in names
+                    and self._state.is_counted(session.session_id)
+                    and stored.events
+                    and not session.is_irrelevant
+                ):
+                    recent[session.user_id].append(stored.recorded(collection.index))
+            return {user_id: latest[::-1] for user_id, latest in recent.items()}
 
     def mark_irrelevant(self, session_id: str) -> None:
         with self._state.lock:

@@ -51,8 +51,7 @@ class MemoryFolds:
         with self._state.lock:
             for key, entry in self._state.folds.items():
                 if entry.token == token:
-                    fold = replace(entry.fold, attempts=entry.fold.attempts - 1)
-                    self._state.folds[key] = replace(entry, fold=fold, token=None, not_before=0.0)
+                    self._state.folds[key] = entry.released()
             self._state.lock.notify_all()
 
     def fail(

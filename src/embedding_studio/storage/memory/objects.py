@@ -3,7 +3,7 @@
 import copy
 import heapq
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -71,6 +71,11 @@ class MemoryObjects:
             objects = self._state.tables(collection).objects
             there = [objects[object_id] for object_id in object_ids if object_id in objects]
             return [copied_object(item) for item in there]
+
+    def originals(self, collection: Collection, object_ids: Iterable[str]) -> dict[str, Vectors]:
+        with self._state.lock:
+            objects = self._state.tables(collection).objects
+            return {i: objects[i].parts.copy() for i in object_ids if i in objects}
 
     def scroll(
         self,

@@ -39,10 +39,13 @@ class MemoryOrders:
 
     def cancel(self, session_id: str) -> None:
         with self._state.lock:
-            status = self._state.told(self._state.stored_order(session_id)).status
+            order = self._state.told(self._state.stored_order(session_id))
+            status = order.status
             if status in {Status.PROCESSING, Status.DONE}:
                 raise ConflictError(
                     f"the order of session {session_id!r} is {status}; only a pending, failed or refused "
                     "one can be cancelled (mark the session irrelevant to undo what was learnt)"
                 )
+            if order.user_id is not None:
+                self._state.mark(order.collection, order.user_id)
             del self._state.orders[session_id]

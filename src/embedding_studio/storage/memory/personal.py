@@ -1,7 +1,7 @@
 """What is learnt about users, in memory: written as a whole at the commit, read for one user."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -14,12 +14,9 @@ from embedding_studio.domain.objects import (
     Neighbour,
     PersonalState,
 )
-from embedding_studio.domain.sessions import (
-    RecordedSession,
-)
 from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.similarity import distances, similarities_of
-from embedding_studio.storage.memory.state import State, StoredSession
+from embedding_studio.storage.memory.state import State
 from embedding_studio.storage.memory.votes import cosines
 from embedding_studio.storage.ports import (
     OrderOutcome,
@@ -116,29 +113,6 @@ class MemoryLearning:
         self._query_vectors: dict[str, Vectors] = {}
         self._states: dict[str, PersonalState] = {}
         self._completed: list[tuple[str, Sequence[OrderOutcome], PassedOver]] = []
-
-    def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
-        with self._state.lock:
-            names = self._state.names(self._collection)
-            recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in self._user_ids}
-            theirs = (stored for stored in self._state.sessions.values() if stored.session.user_id in recent)
-            for stored in sorted(theirs, key=StoredSession.age, reverse=True):
-                session = stored.session
-                if (
-                    session.user_id is not None
-                    and len(recent[session.user_id]) < limit_per_user
-                    and session.collection in names
-                    and self._state.is_counted(session.session_id)
-                    and stored.events
-                    and not session.is_irrelevant
-                ):
-                    recent[session.user_id].append(stored.recorded(self._collection.index))
-            return {user_id: latest[::-1] for user_id, latest in recent.items()}
-
-    def originals(self, object_ids: Iterable[str]) -> dict[str, Vectors]:
-        with self._state.lock:
-            objects = self._state.tables(self._collection).objects
-            return {i: objects[i].parts.copy() for i in object_ids if i in objects}
 
     def held(self, token: str) -> set[str]:
         with self._state.lock:

@@ -221,6 +221,9 @@ class State:
         for key in held:
             if key[1] not in kept:
                 del self.folds[key]
+        for (name, user_id), entry in self.folds.items():
+            if user_id in attempts and name in names and entry.token not in {None, token}:
+                self.folds[name, user_id] = entry.released()
         return [outcome for outcome in new if outcome is not None] + failed
 
     def _why_passed_over(self, session_id: str, passed_over: PassedOver) -> str:
@@ -368,6 +371,11 @@ class StoredFold:
     not_before: float = 0.0
     token: str | None = None
     is_alone: bool = False
+
+    def released(self) -> "StoredFold":
+        """Return it as it was before the claim."""
+        fold = replace(self.fold, attempts=self.fold.attempts - 1)
+        return replace(self, fold=fold, token=None, not_before=0.0)
 
     def turn(self) -> tuple[int, int]:
         return -self.priority, self.since

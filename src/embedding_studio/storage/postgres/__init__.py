@@ -22,7 +22,7 @@ from embedding_studio.storage.postgres.folds import PostgresFolds
 from embedding_studio.storage.postgres.nearest import RECALL_TARGET, NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects
 from embedding_studio.storage.postgres.orders import PostgresOrders
-from embedding_studio.storage.postgres.personal import PostgresPersonal
+from embedding_studio.storage.postgres.personal import PostgresPersonal, outdate
 from embedding_studio.storage.postgres.schema import describe
 
 CODES = 4
@@ -56,14 +56,14 @@ class PostgresStorage:
         self._database = Database(database_url, pool_size=pool_size)
         search = NearestSearch(recall_target)
         self.collections = PostgresCollections(self._database)
-        self.objects = PostgresObjects(self._database, search)
+        self.objects = PostgresObjects(self._database, search, outdate)
         self.clickstream = PostgresClickstream(self._database, order_on)
         self.orders = PostgresOrders(self._database)
         self.folds = PostgresFolds(self._database)
         self.personal = PostgresPersonal(self._database, search)
         if CODES in self._database.applied:
             for collection in self.collections.list():
-                self.objects.write_codes(collection)
+                self.objects.tidy(collection)
 
     def ping(self) -> None:
         self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())

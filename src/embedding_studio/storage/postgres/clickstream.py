@@ -1,6 +1,6 @@
 """Sessions and events in PostgreSQL."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
     EventDisposition,
+    RecordedSession,
     SearchRequest,
     SearchResultItem,
     Session,
@@ -109,6 +110,27 @@ class PostgresClickstream:
 
         return self._database.read(work)
 
+    def recent_sessions(
+        self, collection: Collection, user_ids: Sequence[str], limit_per_user: int
+    ) -> dict[str, list[RecordedSession]]:
+        def work(connection: Connection) -> dict[str, list[RecordedSession]]:
+            given = {
+                "user_ids": list(set(user_ids)),
+                "collections": names_of(connection, collection),
+                "limit_per_user": limit_per_user,
+            }
+            rows = connection.execute(_SQL["recent_sessions"], given, binary=True).fetchall()
+            results, events = load_results_and_events(connection, [row[0] for row in rows])
+            recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in user_ids}
+            for *fields, query_vectors, dimensions in rows:
+                session = built_session(tuple(fields), results.get(fields[0], ()), events.get(fields[0], ()))
+                fits = dimensions == collection.index.dimensions
+                vectors = unpacked(query_vectors, dimensions) if fits else None
+                recent[fields[2]].append(RecordedSession(session, vectors))
+            return recent
+
+        return self._database.read(work)
+
     def mark_irrelevant(self, session_id: str) -> None:
         given = {"session_id": session_id}
 
@@ -141,6 +163,19 @@ class PostgresClickstream:
 def lock_users(connection: Connection, user_ids: Sequence[str]) -> None:
     """Keep everybody else from changing what is learnt about these users till the commit."""
     connection.execute(_SQL["lock_users"], {"lock_class": USER_LOCK, "user_ids": list(user_ids)})
+
+
+def keep_query_vectors(connection: Connection, vectors: Mapping[str, Vectors]) -> None:
+    """Keep query vectors, [Q, D] by session id."""
+    if not vectors:
+        return
+    columns = [packed(parts) for parts in vectors.values()]
+    given = {
+        "session_ids": list(vectors),
+        "query_vectors": [column["query_vectors"] for column in columns],
+        "query_dimensions": [column["query_dimensions"] for column in columns],
+    }
+    connection.execute(_SQL["store_query_vectors"], given)
 
 
 def packed(vectors: Vectors | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ codes, for comparing all is as fast.
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,26 +144,40 @@ def record(
     )
 
 
-def tidy(connection: Connection, collection: Collection) -> bool:
-    """Write the codes where a collection has become large, and order their log where it has become long.
+class Untidiness(Enum):
+    """What is to be done about the codes of a collection."""
 
-    In a transaction that holds the collection.
+    NONE = auto()
+    UNWRITTEN = auto()
+    """It has become large, or so much larger that another centre is better."""
+    LONG = auto()
+    """Their log has become long."""
 
-    Returns:
-        Whether they were written for the first time, or around another centre.
-    """
+
+def untidiness(connection: Connection, collection: Collection) -> Untidiness:
     row = only_row(connection.execute(_of(collection, "sizes"), binary=True))
-    epoch, centre, encoded, added, removed, blocks = row
+    epoch, _, encoded, added, removed, blocks = row
     if epoch == 0:
         given = {"large": LARGE, "is_average": Geometry(collection.index).has_averages}
         (is_due,) = only_row(connection.execute(_of(collection, "is_large"), given))
     else:
         is_due = RECENTRED * encoded <= added - removed <= RECENTRED_AT_MOST
     if is_due:
+        return Untidiness.UNWRITTEN
+    is_long = removed > max(MANY_REMOVED, added // 2) or blocks > max(MANY_BLOCKS, added // PARTS_A_BLOCK)
+    return Untidiness.LONG if is_long else Untidiness.NONE
+
+
+def tidy(connection: Connection, collection: Collection) -> None:
+    """Write the codes, or merge their log, where that is due. In a transaction that holds the originals."""
+    untidy = untidiness(connection, collection)
+    if untidy is Untidiness.UNWRITTEN:
         _write_all(connection, collection)
-    elif removed > max(MANY_REMOVED, added // 2) or blocks > max(MANY_BLOCKS, added // PARTS_A_BLOCK):
+        # Without statistics a few objects are looked for by reading all parts, until the server analyses.
+        connection.execute(_of(collection, "analyze"))
+    elif untidy is Untidiness.LONG:
+        _, centre, encoded, *_ = only_row(connection.execute(_of(collection, "sizes"), binary=True))
         _merge(connection, collection, np.frombuffer(centre, dtype="<f4"), encoded)
-    return bool(is_due)
 
 
 def _write_all(connection: Connection, collection: Collection) -> None:

@@ -12,7 +12,7 @@ from embedding_studio.errors import CollectionNotFoundError, ConflictError, Inva
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.folds import mark_everyone, mark_under
 from embedding_studio.storage.postgres.geometry import Geometry
-from embedding_studio.storage.postgres.schema import COLLECTION_LOCK, NAMES_LOCK
+from embedding_studio.storage.postgres.schema import NAMES_LOCK, STATE_LOCK, WRITERS_LOCK
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 
 LARGEST_INLINE_DIMENSIONS = 2000
@@ -82,7 +82,8 @@ class PostgresCollections:
                 raise CollectionNotFoundError(
                     f"there is no collection {name!r} to drop (an alias is not one)"
                 )
-            lock_collection(connection, collection)
+            lock_originals(connection, collection)
+            lock_state(connection, collection)
             connection.execute(in_schema("collections.sql", "drop_schema", collection.collection_id))
             connection.execute(_SQL["delete"], {"collection_id": collection.collection_id})
 
@@ -155,19 +156,23 @@ def lock_names(connection: Connection) -> None:
     connection.execute(_SQL["lock_names"], {"lock_class": NAMES_LOCK})
 
 
-def lock_collection(connection: Connection, collection: Collection) -> None:
-    """Wait until nobody learns from the collection's originals, and keep others from it till the commit."""
-    _lock(connection, "lock_collection", collection)
+def lock_originals(connection: Connection, collection: Collection) -> None:
+    """Keep others from changing the collection's originals till the commit; learning goes on."""
+    _lock(connection, "lock_exclusively", WRITERS_LOCK, collection)
 
 
-def share_collection(connection: Connection, collection: Collection) -> None:
-    """Keep the collection's originals from changing till the commit."""
-    _lock(connection, "share_collection", collection)
+def lock_state(connection: Connection, collection: Collection) -> None:
+    """Wait for those who ``share_state``, and let them wait till the commit."""
+    _lock(connection, "lock_exclusively", STATE_LOCK, collection)
 
 
-def _lock(connection: Connection, name: str, collection: Collection) -> None:
-    given = {"lock_class": COLLECTION_LOCK, "collection_id": collection.collection_id}
-    connection.execute(_SQL[name], given)
+def share_state(connection: Connection, collection: Collection) -> None:
+    """Wait for those who ``lock_state``, and let them wait till the commit."""
+    _lock(connection, "lock_shared", STATE_LOCK, collection)
+
+
+def _lock(connection: Connection, how: str, lock_class: int, collection: Collection) -> None:
+    connection.execute(_SQL[how], {"lock_class": lock_class, "collection_id": collection.collection_id})
 
 
 def _find(connection: Connection, name: str) -> Collection | None:

@@ -170,7 +170,7 @@ def find_held(
 ) -> list[Held]:
     """Return what ``token`` holds; nobody changes it until the commit."""
     given = {"token": token, "user_ids": list(user_ids), "collections": list(collections)}
-    return connection.execute(_SQL["held"], given).fetchall()
+    return [(*row,) for *row, is_held in connection.execute(_SQL["held"], given) if is_held]
 
 
 def complete(
@@ -210,6 +210,7 @@ def complete(
         skipped = connection.execute(_SQL["passed_over"], given)
         failed = connection.execute(_SQL["newly_failed"], given)
         connection.execute(_SQL["ended"], given)
+        connection.execute(_SQL["release_others"], given)
     new = [
         OrderOutcome(session_id, Status(status), detail) for session_id, status, detail in [*learnt, *skipped]
     ]

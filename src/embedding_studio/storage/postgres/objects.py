@@ -1,7 +1,7 @@
 """Objects and their originals in PostgreSQL."""
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -25,17 +25,17 @@ from embedding_studio.domain.objects import (
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import InvalidVectorsError
 from embedding_studio.storage.ports import CodesInfo, Vectors, check_margin
-from embedding_studio.storage.postgres.codes import advance, record, tidy
-from embedding_studio.storage.postgres.collections import lock_collection, names_of
+from embedding_studio.storage.postgres.codes import Untidiness, advance, record, tidy, untidiness
+from embedding_studio.storage.postgres.collections import lock_originals, share_state
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.filters import condition
-from embedding_studio.storage.postgres.folds import mark_users
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack
 
 Numbers = NDArray[np.int64]
+Outdate = Callable[[Connection, Collection, Sequence[str]], None]
 
 BATCH = 1000
 """Objects a statement."""
@@ -46,20 +46,32 @@ SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 
 
 class PostgresObjects:
-    def __init__(self, database: Database, search: NearestSearch) -> None:
+    """The base index.
+
+    Args:
+        outdate: called in the transaction in which originals of objects come, change or go, with their ids.
+    """
+
+    def __init__(self, database: Database, search: NearestSearch, outdate: Outdate) -> None:
         self._database = database
         self._search = search
+        self._outdate = outdate
 
     def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:
         given = {item.object_id: item for item in checked_objects(collection.index, objects)}
         payloads = {object_id: payload_as_json(object_id, item.payload) for object_id, item in given.items()}
         ordered = sorted(given)
-        for start in range(0, max(1, len(ordered)), BATCH):
-            batch = {object_id: given[object_id] for object_id in ordered[start : start + BATCH]}
-            is_last = start + BATCH >= len(ordered)
-            self._database.write(
-                partial(_store, collection=collection, objects=batch, payloads=payloads, is_last=is_last)
-            )
+
+        def store(object_ids: Sequence[str], connection: Connection) -> None:
+            lock_originals(connection, collection)
+            batch = [given[object_id] for object_id in object_ids]
+            changed = _upsert(connection, collection, batch, payloads)
+            if changed:
+                self._outdate(connection, collection, changed)
+
+        for start in range(0, len(ordered), BATCH):
+            self._database.write(partial(store, ordered[start : start + BATCH]))
+        self.tidy(collection)
 
     def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
         object_ids = sorted(payloads)
@@ -78,17 +90,18 @@ class PostgresObjects:
 
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
         def work(connection: Connection) -> int:
-            lock_collection(connection, collection)
+            lock_originals(connection, collection)
             given = {"object_ids": list(object_ids), "is_average": Geometry(collection.index).has_averages}
             compared = connection.execute(_of(collection, "compared_parts"), given).fetchall()
             if compared:
                 _record(connection, collection, [], np.array([object_no for (object_no,) in compared]))
             deleted = connection.execute(_of(collection, "delete"), given).rowcount
-            tidy(connection, collection)
-            _fold_anew(connection, collection, object_ids)
+            self._outdate(connection, collection, object_ids)
             return deleted
 
-        return self._database.write(work)
+        deleted = self._database.write(work)
+        self.tidy(collection)
+        return deleted
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
         given = {"object_ids": list(object_ids)}
@@ -104,6 +117,17 @@ class PostgresObjects:
                 for object_id in object_ids
                 if object_id in vectors
             ]
+
+        return self._database.read(work)
+
+    def originals(self, collection: Collection, object_ids: Iterable[str]) -> dict[str, Vectors]:
+        given = {"object_ids": list(set(object_ids))}
+
+        def work(connection: Connection) -> dict[str, Vectors]:
+            with connection.transaction(), connection.pipeline():
+                share_state(connection, collection)
+                parts = connection.execute(_of(collection, "existing_parts"), given, binary=True)
+            return grouped_parts(parts.fetchall())
 
         return self._database.read(work)
 
@@ -175,20 +199,25 @@ class PostgresObjects:
 
         return self._database.read(work)
 
-    def write_codes(self, collection: Collection) -> None:
-        """Write the codes of a collection that is large and has none."""
+    def tidy(self, collection: Collection) -> None:
+        """Write the codes of a collection that is large and has none, and order their log where it is long.
+
+        In a transaction of its own, for it may take seconds: nobody who learns waits for it. Where it does
+        not come to it, all are compared, or a longer log is read, until the next change of originals.
+        """
 
         def work(connection: Connection) -> None:
-            lock_collection(connection, collection)
+            lock_originals(connection, collection)
             tidy(connection, collection)
 
-        self._database.write(work)
+        if self._database.read(lambda connection: untidiness(connection, collection)) is not Untidiness.NONE:
+            self._database.write(work)
 
     def set_margin(self, collection: Collection, margin: float | None) -> None:
         check_margin(margin)
 
         def work(connection: Connection) -> None:
-            lock_collection(connection, collection)
+            lock_originals(connection, collection)
             connection.execute(
                 in_schema("codes.sql", "set_margin", collection.collection_id), {"margin": margin}
             )
@@ -233,31 +262,15 @@ def _of(collection: Collection, name: str) -> bytes:
     return in_schema("objects.sql", name, collection.collection_id)
 
 
-def _store(
-    connection: Connection,
-    *,
-    collection: Collection,
-    objects: Mapping[str, CatalogueObject],
-    payloads: Mapping[str, str],
-    is_last: bool,
-) -> None:
-    lock_collection(connection, collection)
-    if not objects:
-        return
-    _upsert(connection, collection, objects, payloads)
-    if is_last and tidy(connection, collection):
-        connection.execute(_of(collection, "analyze"))
-
-
 def _upsert(
     connection: Connection,
     collection: Collection,
-    objects: Mapping[str, CatalogueObject],
+    objects: Sequence[CatalogueObject],
     payloads: Mapping[str, str],
-) -> None:
-    """Store a batch; parts that are the same stay, and so does what users moved from them."""
+) -> list[str]:
+    """Store a batch, parts that are the same stay; return the ids of those whose parts are not."""
     geometry = Geometry(collection.index)
-    ids = {"object_ids": list(objects)}
+    ids = {"object_ids": [item.object_id for item in objects]}
     with connection.pipeline():
         nos_found = connection.execute(_of(collection, "existing_nos"), ids)
         parts_found = connection.execute(_of(collection, "existing_parts"), ids, binary=True)
@@ -265,7 +278,7 @@ def _upsert(
     existing = grouped_parts(parts_found.fetchall()) if existing_nos else {}
     changed = [
         item
-        for item in objects.values()
+        for item in objects
         if item.object_id not in existing or not np.array_equal(item.parts, existing[item.object_id])
     ]
     replaced = [item.object_id for item in changed if item.object_id in existing]
@@ -274,9 +287,9 @@ def _upsert(
     first_no = _record(connection, collection, changed, removed)
     nos = existing_nos | {item.object_id: first_no + k for k, item in enumerate(changed)}
     given = ids | {
-        "payloads": [payloads[object_id] for object_id in objects],
-        "content_hashes": [item.content_hash for item in objects.values()],
-        "object_nos": pack_numbers(np.array([nos[object_id] for object_id in objects], dtype=np.int64)),
+        "payloads": [payloads[item.object_id] for item in objects],
+        "content_hashes": [item.content_hash for item in objects],
+        "object_nos": pack_numbers(np.array([nos[item.object_id] for item in objects], dtype=np.int64)),
     }
     connection.execute(_of(collection, "upsert_objects"), given)
     if replaced:
@@ -284,7 +297,7 @@ def _upsert(
     if changed:
         with connection.cursor() as cursor, cursor.copy(_of(collection, "copy_parts")) as copy:
             copy.write(SIGNATURE + b"".join(_part_rows(collection, changed, first_no)) + b"\xff\xff")
-        _fold_anew(connection, collection, [item.object_id for item in changed])
+    return [item.object_id for item in changed]
 
 
 def _record(
@@ -318,13 +331,3 @@ def _part_rows(collection: Collection, objects: Sequence[CatalogueObject], first
 
 
 _ROW_HEAD, _ROW_MIDDLE, _ROW_TAIL = struct.Struct(">hi"), struct.Struct(">iii?i"), struct.Struct(">iq")
-
-
-def _fold_anew(connection: Connection, collection: Collection, object_ids: Sequence[str]) -> None:
-    """Drop copies of objects whose originals came, changed or went; have users who met them folded anew."""
-    names = names_of(connection, collection)
-    given = {"object_ids": list(object_ids), "collections": names}
-    connection.execute(_of(collection, "drop_copies"), given)
-    users = [user_id for (user_id,) in connection.execute(_of(collection, "users_of"), given)]
-    if users:
-        mark_users(connection, users, names)

@@ -12,7 +12,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import ConflictError, OrderNotFoundError, SessionNotFoundError
 from embedding_studio.storage.postgres.database import Connection, Database
-from embedding_studio.storage.postgres.folds import CLICKS, mark
+from embedding_studio.storage.postgres.folds import CLICKS, mark, mark_learnt
 from embedding_studio.storage.postgres.sql import statements
 
 _SQL = statements("orders.sql")
@@ -43,12 +43,16 @@ class PostgresOrders:
 
     def cancel(self, session_id: str) -> None:
         def work(connection: Connection) -> None:
-            if connection.execute(_statement("cancel"), {"session_id": session_id}).rowcount == 0:
+            status = _order(connection, session_id).status
+            if status not in {Status.PROCESSING, Status.DONE}:
+                mark_learnt(connection, session_id)  # whoever learns from it just now begins again
+                if connection.execute(_statement("cancel"), {"session_id": session_id}).rowcount:
+                    return
                 status = _order(connection, session_id).status
-                raise ConflictError(
-                    f"the order of session {session_id!r} is {status}; only a pending, failed or refused one "
-                    "can be cancelled (mark the session irrelevant to undo what was learnt)"
-                )
+            raise ConflictError(
+                f"the order of session {session_id!r} is {status}; only a pending, failed or refused one "
+                "can be cancelled (mark the session irrelevant to undo what was learnt)"
+            )
 
         self._database.write(work)
 

@@ -1,6 +1,6 @@
 """What is learnt about users, in PostgreSQL: written as a whole in one transaction, read for one user."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from operator import itemgetter
@@ -16,21 +16,20 @@ from embedding_studio.domain.objects import (
     PersonalState,
     QueryMemory,
 )
-from embedding_studio.domain.sessions import RecordedSession
 from embedding_studio.storage.ports import OrderOutcome, PassedOver, Vectors
-from embedding_studio.storage.postgres.clickstream import (
-    built_session,
-    load_results_and_events,
-    lock_users,
-    packed,
-    unpacked,
+from embedding_studio.storage.postgres.clickstream import keep_query_vectors, lock_users
+from embedding_studio.storage.postgres.collections import (
+    ask_names,
+    lock_state,
+    names_in,
+    names_of,
+    share_state,
 )
-from embedding_studio.storage.postgres.collections import ask_names, names_in, share_collection
 from embedding_studio.storage.postgres.database import Connection, Database
-from embedding_studio.storage.postgres.folds import Held, complete, find_held
+from embedding_studio.storage.postgres.folds import Held, complete, find_held, mark_users
 from embedding_studio.storage.postgres.nearest import Moved, NearestSearch
 from embedding_studio.storage.postgres.objects import grouped_parts
-from embedding_studio.storage.postgres.sql import in_schema, statements
+from embedding_studio.storage.postgres.sql import in_schema
 from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
 from embedding_studio.storage.postgres.votes import (
     ask_near,
@@ -40,8 +39,6 @@ from embedding_studio.storage.postgres.votes import (
     shared_memories,
     shared_votes,
 )
-
-_SQL = statements("personal.sql")
 
 Row = tuple[Any, ...]
 
@@ -128,14 +125,14 @@ class PostgresPersonal:
     def learning(self, collection: Collection, user_ids: Sequence[str]) -> Iterator["PostgresLearning"]:
         with self._database.transaction() as connection:
             with connection.pipeline():
-                share_collection(connection, collection)
+                share_state(connection, collection)
                 lock_users(connection, user_ids)
                 answer = ask_names(connection, collection)
             yield PostgresLearning(connection, collection, names_in(answer, collection), user_ids)
 
 
 class PostgresLearning:
-    """A ``LearningTransaction``. Everything is loaded and stored for all users at once."""
+    """A ``LearningTransaction``. Everything is stored for all users at once."""
 
     def __init__(
         self, connection: Connection, collection: Collection, names: Sequence[str], user_ids: Sequence[str]
@@ -146,40 +143,11 @@ class PostgresLearning:
         self._user_ids = list(dict.fromkeys(user_ids))
         self._held: dict[str, list[Held]] = {}
 
-    def recent_sessions(self, limit_per_user: int) -> dict[str, list[RecordedSession]]:
-        given = {
-            "user_ids": self._user_ids,
-            "collections": self._names,
-            "limit_per_user": limit_per_user,
-        }
-        rows = self._connection.execute(_SQL["recent_sessions"], given, binary=True).fetchall()
-        results, events = load_results_and_events(self._connection, [row[0] for row in rows])
-        recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in self._user_ids}
-        for *fields, query_vectors, dimensions in rows:
-            session = built_session(tuple(fields), results.get(fields[0], ()), events.get(fields[0], ()))
-            fits = dimensions == self._collection.index.dimensions
-            vectors = unpacked(query_vectors, dimensions) if fits else None
-            recent[fields[2]].append(RecordedSession(session, vectors))
-        return recent
-
-    def originals(self, object_ids: Iterable[str]) -> dict[str, Vectors]:
-        given = {"object_ids": list(set(object_ids))}
-        rows = self._connection.execute(_of(self._collection, "originals"), given, binary=True)
-        return grouped_parts(rows.fetchall())
-
     def held(self, token: str) -> set[str]:
         return {user_id for _, user_id, _ in self._held_rows(token)}
 
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
-        if not vectors:
-            return
-        columns = [packed(parts) for parts in vectors.values()]
-        given = {
-            "session_ids": list(vectors),
-            "query_vectors": [column["query_vectors"] for column in columns],
-            "query_dimensions": [column["query_dimensions"] for column in columns],
-        }
-        self._connection.execute(_SQL["store_query_vectors"], given)
+        keep_query_vectors(self._connection, vectors)
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
         if not states:
@@ -225,6 +193,22 @@ class PostgresLearning:
             copy.set_types(types)
             for row in chain([first], rows):
                 copy.write_row(row)
+
+
+def outdate(connection: Connection, collection: Collection, object_ids: Sequence[str]) -> None:
+    """Drop copies of objects whose originals come, change or go, and mark the users who met them.
+
+    From here to the commit nobody learns in the collection, nor reads originals to learn from them: who
+    read the old ones is marked, for the sessions that met them were recorded before; who comes later
+    reads the new ones.
+    """
+    lock_state(connection, collection)
+    names = names_of(connection, collection)
+    given = {"object_ids": list(object_ids), "collections": names}
+    connection.execute(_of(collection, "drop_copies"), given)
+    users = [user_id for (user_id,) in connection.execute(_of(collection, "users_of"), given)]
+    if users:
+        mark_users(connection, users, names)
 
 
 def _of(collection: Collection, name: str) -> bytes:

@@ -16,11 +16,14 @@ MINIMUM_SERVER = (15,)
 MINIMUM_PGVECTOR = (0, 8)
 
 # First keys of two-key advisory locks; chosen so that other programs in the same database are unlikely
-# to use them.
+# to use them. Who takes several takes them in this order, and after them rows of the queue, then of orders.
 MIGRATIONS_LOCK = 1_163_284_301
-COLLECTION_LOCK = 1_163_284_302
-USER_LOCK = 1_163_284_303
 NAMES_LOCK = 1_163_284_305
+WRITERS_LOCK = 1_163_284_307
+"""Of a collection's originals: one writes at a time."""
+STATE_LOCK = 1_163_284_302
+"""Of a collection's personal state: shared by learning; alone is who marks users since originals changed."""
+USER_LOCK = 1_163_284_303
 VOTES_LOCK = 1_163_284_306
 
 _SQL = statements("schema.sql")

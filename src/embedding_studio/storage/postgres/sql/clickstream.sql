@@ -93,6 +93,39 @@ FROM given
     LEFT JOIN added ON added.session_id = given.session_id AND added.event_id = given.event_id
 ORDER BY turn
 
+-- name: recent_sessions
+SELECT
+    session.session_id, search_query, session.user_id, created_at, collection, search_meta, request,
+    is_irrelevant, query_vectors, query_dimensions
+FROM unnest(%(user_ids)s::text[]) AS given(user_id)
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM embedding_studio.sessions AS session
+        WHERE session.user_id = given.user_id
+            AND collection = ANY(%(collections)s::text[])
+            AND NOT is_irrelevant
+            AND EXISTS (
+                SELECT
+                FROM embedding_studio.sessions_for_improvement AS placed
+                WHERE placed.session_id = session.session_id AND placed.status <> 'failed'
+            )
+            AND EXISTS (
+                SELECT
+                FROM embedding_studio.session_events AS event
+                WHERE event.session_id = session.session_id
+            )
+        ORDER BY created_at DESC, session_id DESC
+        LIMIT %(limit_per_user)s
+    ) AS session
+ORDER BY session.user_id, created_at, session_id
+
+-- name: store_query_vectors
+UPDATE embedding_studio.sessions AS session
+SET query_vectors = given.query_vectors, query_dimensions = given.query_dimensions
+FROM unnest(%(session_ids)s::text[], %(query_vectors)s::bytea[], %(query_dimensions)s::int[])
+    AS given(session_id, query_vectors, query_dimensions)
+WHERE session.session_id = given.session_id
+
 -- name: recent_queries
 SELECT query_vectors, query_dimensions
 FROM (

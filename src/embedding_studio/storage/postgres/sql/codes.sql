@@ -61,3 +61,6 @@ SET epoch = epoch + 1, centre = %(centre)b, encoded = %(encoded)s, added = 0, re
 
 -- name: set_margin
 UPDATE {schema}.revision SET margin = %(margin)s, revision = revision + 1
+
+-- name: analyze
+ANALYZE {schema}.objects, {schema}.parts

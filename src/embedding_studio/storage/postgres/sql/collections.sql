@@ -1,10 +1,10 @@
 -- name: lock_names
 SELECT pg_advisory_xact_lock(%(lock_class)s, 0)
 
--- name: lock_collection
+-- name: lock_exclusively
 SELECT pg_advisory_xact_lock(%(lock_class)s, %(collection_id)s::int)
 
--- name: share_collection
+-- name: lock_shared
 SELECT pg_advisory_xact_lock_shared(%(lock_class)s, %(collection_id)s::int)
 
 -- name: insert

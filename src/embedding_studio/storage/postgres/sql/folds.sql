@@ -104,11 +104,10 @@ SET token = NULL, not_before = 0, attempts = attempts - 1
 WHERE token = %(token)s
 
 -- name: held
-SELECT collection, user_id, attempts
+-- Under each name of the collection, also what is not ours: ``release_others`` changes that.
+SELECT collection, user_id, attempts, token IS NOT DISTINCT FROM %(token)s
 FROM embedding_studio.folds
-WHERE token = %(token)s
-    AND user_id = ANY(%(user_ids)s::text[])
-    AND collection = ANY(%(collections)s::text[])
+WHERE user_id = ANY(%(user_ids)s::text[]) AND collection = ANY(%(collections)s::text[])
 ORDER BY collection, user_id
 FOR UPDATE
 
@@ -167,6 +166,14 @@ WHERE fold.collection = held.collection
             AND failed.user_id = fold.user_id
             AND failed.status <> 'failed'
     )
+
+-- name: release_others
+-- Who holds one of these users under another name of the collection may have read less.
+UPDATE embedding_studio.folds
+SET token = NULL, not_before = 0, attempts = attempts - 1
+WHERE user_id = ANY(%(held_users)s::text[])
+    AND collection = ANY(%(collections)s::text[])
+    AND token <> %(token)s
 
 -- name: end_orders
 -- All that are pending, or those that are named.

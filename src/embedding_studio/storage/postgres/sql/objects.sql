@@ -20,19 +20,6 @@ SET payload = excluded.payload, content_hash = excluded.content_hash, object_no 
 -- name: copy_parts
 COPY {schema}.parts (object_id, part_no, is_average, embedding, object_no) FROM STDIN (FORMAT binary)
 
--- name: drop_copies
-DELETE FROM {schema}.personal_parts WHERE object_id = ANY(%(object_ids)s::text[])
-
--- name: users_of
--- The users who were shown these objects, or clicked them, in a session that is learnt from.
-SELECT DISTINCT user_id
-FROM embedding_studio.sessions_for_improvement
-WHERE user_id IS NOT NULL AND collection = ANY(%(collections)s::text[]) AND session_id IN (
-    SELECT session_id FROM embedding_studio.session_results WHERE object_id = ANY(%(object_ids)s::text[])
-    UNION ALL
-    SELECT session_id FROM embedding_studio.session_events WHERE object_id = ANY(%(object_ids)s::text[])
-)
-
 -- name: delete
 DELETE FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])
 
@@ -75,7 +62,3 @@ WHERE object_id = ANY(%(object_ids)s::text[]) AND content_hash IS NOT NULL
 
 -- name: count
 SELECT count(*) FROM {schema}.objects
-
--- name: analyze
--- Without statistics a few objects are looked for by reading all parts, until the server comes to analyse.
-ANALYZE {schema}.objects, {schema}.parts

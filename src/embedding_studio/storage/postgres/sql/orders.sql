@@ -64,5 +64,4 @@ SELECT status, count(*) FROM ({told}) AS told GROUP BY status
 
 -- name: cancel
 DELETE FROM embedding_studio.sessions_for_improvement
-WHERE session_id = %(session_id)s
-    AND session_id IN (SELECT session_id FROM ({told}) AS told WHERE status IN ('pending', 'failed', 'refused'))
+WHERE session_id = %(session_id)s AND status IN ('pending', 'failed', 'refused')

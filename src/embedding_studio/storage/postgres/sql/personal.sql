@@ -23,45 +23,6 @@ FROM {schema}.personal_parts
 WHERE user_id = %(user_id)s AND object_id = ANY(%(object_ids)s::text[])
 ORDER BY object_id, part_no
 
--- name: recent_sessions
-SELECT
-    session.session_id, search_query, session.user_id, created_at, collection, search_meta, request,
-    is_irrelevant, query_vectors, query_dimensions
-FROM unnest(%(user_ids)s::text[]) AS given(user_id)
-    CROSS JOIN LATERAL (
-        SELECT *
-        FROM embedding_studio.sessions AS session
-        WHERE session.user_id = given.user_id
-            AND collection = ANY(%(collections)s::text[])
-            AND NOT is_irrelevant
-            AND EXISTS (
-                SELECT
-                FROM embedding_studio.sessions_for_improvement AS placed
-                WHERE placed.session_id = session.session_id AND placed.status <> 'failed'
-            )
-            AND EXISTS (
-                SELECT
-                FROM embedding_studio.session_events AS event
-                WHERE event.session_id = session.session_id
-            )
-        ORDER BY created_at DESC, session_id DESC
-        LIMIT %(limit_per_user)s
-    ) AS session
-ORDER BY session.user_id, created_at, session_id
-
--- name: originals
-SELECT object_id, embedding
-FROM {schema}.parts
-WHERE object_id = ANY(%(object_ids)s::text[]) AND NOT is_average
-ORDER BY object_id, part_no
-
--- name: store_query_vectors
-UPDATE embedding_studio.sessions AS session
-SET query_vectors = given.query_vectors, query_dimensions = given.query_dimensions
-FROM unnest(%(session_ids)s::text[], %(query_vectors)s::bytea[], %(query_dimensions)s::int[])
-    AS given(session_id, query_vectors, query_dimensions)
-WHERE session.session_id = given.session_id
-
 -- name: object_nos
 SELECT object_id, object_no FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])
 
@@ -78,3 +39,16 @@ COPY {schema}.personal_parts (user_id, object_id, part_no, embedding, object_no)
 COPY {schema}.query_memory
     (user_id, session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids)
 FROM STDIN (FORMAT BINARY)
+
+-- name: drop_copies
+DELETE FROM {schema}.personal_parts WHERE object_id = ANY(%(object_ids)s::text[])
+
+-- name: users_of
+-- The users who were shown these objects, or clicked them, in a session that is learnt from.
+SELECT DISTINCT user_id
+FROM embedding_studio.sessions_for_improvement
+WHERE user_id IS NOT NULL AND collection = ANY(%(collections)s::text[]) AND session_id IN (
+    SELECT session_id FROM embedding_studio.session_results WHERE object_id = ANY(%(object_ids)s::text[])
+    UNION ALL
+    SELECT session_id FROM embedding_studio.session_events WHERE object_id = ANY(%(object_ids)s::text[])
+)
