@@ -13,6 +13,7 @@ from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory, SharedVote
 from embedding_studio.domain.sessions import (
+    RecordedSession,
     SearchResultItem,
     Session,
     SessionEvent,
@@ -269,6 +270,52 @@ class TwoStorages(RuleBasedStateMachine):
             events=tuple(done),
         )
         self.both(lambda s: s.clickstream.register_session(session, query))
+
+    @rule(
+        session_ids=st.lists(session_ids, max_size=4),
+        whose=st.lists(
+            st.sampled_from([("ann", "films"), ("bob", "best"), ("ann", "books"), (None, "films")]),
+            min_size=4,
+        ),
+        shown=st.lists(pages, min_size=4, max_size=4),
+        created_at=instants,
+        query=st.one_of(st.none(), queries_of_many_parts),
+        done=st.lists(events, max_size=2),
+    )
+    def record(self, *, session_ids, whose, shown, created_at, query, done):
+        recorded = [
+            RecordedSession(
+                Session(
+                    session_id=session_id,
+                    user_id=user_id,
+                    collection=collection,
+                    created_at=created_at + k,
+                    search_results=tuple(shown[k]),
+                    events=tuple(done),
+                ),
+                query,
+            )
+            for k, (session_id, (user_id, collection)) in enumerate(zip(session_ids, whose, strict=False))
+        ]
+        self.both(lambda s: s.clickstream.record(recorded))
+
+    @rule(
+        name=st.none() | names,
+        user_id=st.none() | users,
+        since=st.none() | instants,
+        until=st.none() | instants,
+    )
+    def scan(self, *, name, user_id, since, until):
+        self.both(
+            lambda s: list(
+                s.clickstream.scan(
+                    collection=None if name is None else s.collections.get(name),
+                    user_id=user_id,
+                    since=since,
+                    until=until,
+                )
+            )
+        )
 
     @rule(session_id=session_ids, shown=pages)
     def append(self, session_id, shown):

@@ -20,9 +20,11 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
+    RecordedSession,
     SearchRequest,
     SearchResultItem,
     Session,
+    SessionDisposition,
     SessionEvent,
     SessionForImprovementCreateSchema,
     SessionForImprovementStatus,
@@ -1168,6 +1170,134 @@ def test_a_click_on_the_second_page_is_accepted(storage, films):
     storage.clickstream.append_results("s1", [SearchResultItem(object_id="c")])
 
     assert click(storage, "s1", "c") is ACCEPTED
+
+
+def recorded(session_id, user_id="ann", *, shown="abc", at=100, query=(1, 0, 0), done=(), **fields):
+    return RecordedSession(
+        Session(
+            **{"session_id": session_id, "user_id": user_id, "created_at": at, "collection": "films"}
+            | {"search_results": [SearchResultItem(object_id=i) for i in shown], "events": done}
+            | fields
+        ),
+        None if query is None else vectors(query),
+    )
+
+
+def test_sessions_are_recorded_many_at_once_with_what_was_done_in_them(storage, films):
+    given = [
+        recorded("s1", done=[event("s1", "b")]),
+        recorded("s2", None, shown="", query=None),
+        recorded("s3", "bob", shown="ca", done=[event("s3", "c", "view"), event("s1", "c")]),
+    ]
+
+    dispositions = storage.clickstream.record(given)
+
+    assert dispositions == [SessionDisposition.RECORDED] * 3
+    stored = [storage.clickstream.get_session(key) for key in ("s1", "s2", "s3")]
+    assert [[(r.object_id, r.position) for r in session.search_results] for session in stored] == [
+        [("a", 1), ("b", 2), ("c", 3)],
+        [],
+        [("c", 1), ("a", 2)],
+    ]
+    assert [len(session.events) for session in stored] == [2, 0, 1]
+    assert claimed(storage) == ["ann"]
+    assert storage.clickstream.record([]) == []
+
+
+def test_a_session_that_is_recorded_again_is_continued_unless_it_is_another(storage, films):
+    storage.clickstream.record([recorded("s1", shown="ab")])
+    click(storage, "s1")
+    settle(storage)
+
+    dispositions = storage.clickstream.record(
+        [
+            recorded("s1", shown="bc", at=999, query=(0, 1, 0), done=[event("s1", "c")]),
+            recorded("s1", "bob", shown="z", done=[event("s1", "z")]),
+            recorded("s2"),
+            recorded("s2", shown="d"),
+        ]
+    )
+
+    assert dispositions == [
+        SessionDisposition.CONTINUED,
+        SessionDisposition.TAKEN,
+        SessionDisposition.RECORDED,
+        SessionDisposition.CONTINUED,
+    ]
+    session = storage.clickstream.get_session("s1")
+    assert [(r.object_id, r.position) for r in session.search_results] == [("a", 1), ("b", 2), ("c", 2)]
+    assert (session.user_id, session.created_at) == ("ann", 100)
+    assert [each.object_id for each in session.events] == ["a", "c"]
+    shown = storage.clickstream.get_session("s2").search_results
+    assert [(r.object_id, r.position) for r in shown] == [("a", 1), ("d", 1), ("b", 2), ("c", 3)]
+    assert claimed(storage) == ["ann"]
+
+
+def test_recording_what_is_there_already_changes_nothing_and_marks_nobody(storage, films):
+    given = [recorded("s1", done=[event("s1", event_id="e1")]), recorded("s2", "bob")]
+    storage.clickstream.record(given)
+    settle(storage)
+    before = list(map(storage.clickstream.get_session, ["s1", "s2"]))
+
+    dispositions = storage.clickstream.record(given)
+
+    assert dispositions == [SessionDisposition.CONTINUED] * 2
+    assert list(map(storage.clickstream.get_session, ["s1", "s2"])) == before
+    assert claimed(storage) == []
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_nothing_is_recorded_of_a_batch_with_an_unknown_collection(storage, films, number):
+    given = [recorded("s2", collection="nowhere"), recorded("s1")][:number]
+
+    with pytest.raises(CollectionNotFoundError, match="nowhere"):
+        storage.clickstream.record(given)
+
+    assert list(storage.clickstream.scan()) == []
+
+
+def test_the_log_is_read_by_time(storage, films):
+    storage.collections.create("books", index())
+    storage.collections.set_alias("best", "films")
+    storage.clickstream.record(
+        [
+            recorded("s3", at=300, collection="best", done=[event("s3")]),
+            recorded("s1b", "bob", at=100, query=None),
+            recorded("s1a", None, at=100),
+            recorded("s2", at=200, collection="books", query=(1, 2)),
+        ]
+    )
+
+    def keys(**wanted):
+        return [each.session.session_id for each in storage.clickstream.scan(**wanted)]
+
+    assert keys() == ["s1a", "s1b", "s2", "s3"]
+    assert keys(collection=films) == ["s1a", "s1b", "s3"]
+    assert keys(user_id="ann") == ["s2", "s3"]
+    assert keys(since=200) == ["s2", "s3"]
+    assert keys(until=200) == ["s1a", "s1b"]
+    assert keys(since=101, until=300, user_id="bob") == []
+    whole = list(storage.clickstream.scan())
+    assert [each.session for each in whole] == list(map(storage.clickstream.get_session, keys()))
+    assert [None if v is None else v.tolist() for v in (each.query_vectors for each in whole)] == [
+        [[1, 0, 0]],
+        None,
+        [[1, 2]],
+        [[1, 0, 0]],
+    ]
+
+
+def test_a_long_log_is_read_whole_and_while_it_grows(storage, films):
+    storage.clickstream.record([recorded(f"s{k:04}", at=k // 7) for k in range(1234)])
+
+    log = storage.clickstream.scan()
+    first = next(log)
+    storage.clickstream.record([recorded("later", at=5000)])
+    rest = list(log)
+
+    keys = [each.session.session_id for each in [first, *rest]]
+    assert keys[:1234] == [f"s{k:04}" for k in range(1234)]
+    assert keys[1234:] in ([], ["later"])
 
 
 def test_every_event_gets_its_disposition_in_order(storage, films):

@@ -148,6 +148,14 @@ class RecordedSession:
     query_vectors: NDArray[np.float32] | None = None
 
 
+class SessionDisposition(StrEnum):
+    """What became of a session that was sent."""
+
+    RECORDED = "recorded"
+    CONTINUED = "continued"  # it was there; what it shows for the first time and new events were added
+    TAKEN = "taken"  # its id is that of another user's, query's or collection's; nothing was stored
+
+
 class EventDisposition(StrEnum):
     """What became of an event that was sent."""
 

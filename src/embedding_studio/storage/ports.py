@@ -8,7 +8,7 @@ A method that takes a ``Collection`` takes what ``Collections.get`` returned; it
 its number never changes (its ``gate_threshold`` may). Methods that take a name resolve aliases.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +31,7 @@ from embedding_studio.domain.sessions import (
     RecordedSession,
     SearchResultItem,
     Session,
+    SessionDisposition,
     SessionEvent,
     SessionForImprovement,
     SessionForImprovementCreateSchema,
@@ -253,6 +254,19 @@ class Objects(Protocol):
 
 
 class Clickstream(Protocol):
+    """The log: what was searched, shown and done. It is appended to, and forgets users alone."""
+
+    def record(self, sessions: Sequence[RecordedSession]) -> list[SessionDisposition]:
+        """Record sessions with the events they bring, one disposition each in order.
+
+        A session that is there already, of the same user, query and collection, is continued: what it shows
+        for the first time is added, as by ``append_results``, and its events are pushed.
+
+        Raises:
+            CollectionNotFoundError: the collection of one that is new does not exist. Nothing is stored.
+        """
+        ...
+
     def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
         """Record a session; events it brings are pushed too. The same session again changes nothing.
 
@@ -289,6 +303,25 @@ class Clickstream(Protocol):
 
         Raises:
             SessionNotFoundError: it was never registered.
+        """
+        ...
+
+    def scan(
+        self,
+        *,
+        collection: Collection | None = None,
+        user_id: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> Iterator[RecordedSession]:
+        """Yield sessions by (created_at, session_id), with results, events and the vectors of their queries.
+
+        Args:
+            collection: only what was recorded for it or an alias of it.
+            since, until: UTC seconds; from the first on, and before the second.
+
+        They are read by pages, each of its own instant. A session that is recorded meanwhile with a time
+        that was passed already is not among them.
         """
         ...
 

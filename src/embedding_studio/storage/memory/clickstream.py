@@ -1,6 +1,6 @@
 """Sessions and events in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,8 +13,10 @@ from embedding_studio.domain.sessions import (
     RecordedSession,
     SearchResultItem,
     Session,
+    SessionDisposition,
     SessionEvent,
 )
+from embedding_studio.errors import ConflictError
 from embedding_studio.storage.memory.state import State, StoredSession
 from embedding_studio.storage.ports import (
     Vectors,
@@ -25,30 +27,32 @@ class MemoryClickstream:
     def __init__(self, state: State) -> None:
         self._state = state
 
+    def record(self, sessions: Sequence[RecordedSession]) -> list[SessionDisposition]:
+        with self._state.lock:
+            for each in sessions:
+                if each.session.session_id not in self._state.sessions:
+                    self._state.named(each.session.collection)
+            return [self._record(each.session, each.query_vectors) for each in sessions]
+
     def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
         with self._state.lock:
-            self._state.named(session.collection)
             stored = self._state.sessions.get(session.session_id)
-            if stored is not None:
-                stored.check_same(session)
-                return False
-            vectors = None if query_vectors is None else np.atleast_2d(np.array(query_vectors, np.float32))
-            bare = session.model_copy(update={"search_results": (), "events": ()})
-            self._state.sessions[session.session_id] = stored = StoredSession(bare, vectors)
-            stored.show(session.search_results)
-            self.push_events(session.events)
-            return True
+            if stored is None:
+                self._state.named(session.collection)
+                self._record(session, query_vectors)
+                return True
+            difference = stored.difference(session)
+            if difference is not None:
+                what, ours = difference
+                raise ConflictError(
+                    f"session {session.session_id!r} has {what} {ours!r} already, not "
+                    f"{getattr(session, what)!r}; give each search a session_id of its own"
+                )
+            return False
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
         with self._state.lock:
-            stored = self._state.stored_session(session_id)
-            before = len(stored.results)
-            stored.show(results)
-            placed = self._state.orders.get(session_id)
-            if before and len(stored.results) == before:
-                return  # a page shown again teaches nothing
-            if placed is not None and placed.order.user_id is not None:
-                self._state.mark(placed.order.collection, placed.order.user_id)
+            self._show(self._state.stored_session(session_id), results)
 
     def push_events(self, events: Sequence[SessionEvent]) -> list[EventDisposition]:
         with self._state.lock:
@@ -68,6 +72,27 @@ class MemoryClickstream:
     def get_session(self, session_id: str) -> Session:
         with self._state.lock:
             return self._state.stored_session(session_id).whole()
+
+    def scan(
+        self,
+        *,
+        collection: Collection | None = None,
+        user_id: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> Iterator[RecordedSession]:
+        with self._state.lock:
+            names = None if collection is None else self._state.names(collection)
+            stored = [
+                each
+                for each in self._state.sessions.values()
+                if (names is None or each.session.collection in names)
+                and user_id in {None, each.session.user_id}
+                and (since is None or each.session.created_at >= since)
+                and (until is None or each.session.created_at < until)
+            ]
+            recorded = [each.recorded() for each in sorted(stored, key=StoredSession.age)]
+        yield from recorded
 
     def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
         with self._state.lock:
@@ -105,7 +130,9 @@ class MemoryClickstream:
                     and stored.events
                     and not session.is_irrelevant
                 ):
-                    recent[session.user_id].append(stored.recorded(collection.index))
+                    recorded, vectors = stored.recorded(), stored.query_vectors
+                    fits = vectors is not None and vectors.shape[1] == collection.index.dimensions
+                    recent[session.user_id].append(recorded if fits else RecordedSession(recorded.session))
             return {user_id: latest[::-1] for user_id, latest in recent.items()}
 
     def mark_irrelevant(self, session_id: str) -> None:
@@ -114,6 +141,25 @@ class MemoryClickstream:
             stored.session = stored.session.model_copy(update={"is_irrelevant": True})
             if session_id in self._state.orders:
                 self._state.place(session_id)
+
+    def _record(self, session: Session, query_vectors: Vectors | None) -> SessionDisposition:
+        stored = self._state.sessions.get(session.session_id)
+        if stored is not None and stored.difference(session):
+            return SessionDisposition.TAKEN
+        if stored is None:
+            vectors = None if query_vectors is None else np.atleast_2d(np.array(query_vectors, np.float32))
+            bare = session.model_copy(update={"search_results": (), "events": ()})
+            self._state.sessions[session.session_id] = StoredSession(bare, vectors)
+        self._show(self._state.sessions[session.session_id], session.search_results)
+        self.push_events(session.events)
+        return SessionDisposition.RECORDED if stored is None else SessionDisposition.CONTINUED
+
+    def _show(self, stored: StoredSession, results: Sequence[SearchResultItem]) -> None:
+        before = len(stored.results)
+        stored.show(results)
+        placed = self._state.orders.get(stored.session.session_id)
+        if placed is not None and placed.order.user_id is not None and len(stored.results) > before:
+            self._state.mark(placed.order.collection, placed.order.user_id)
 
     def forget_user(self, user_id: str) -> int:
         with self._state.lock:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import (
     CatalogueObject,
     Collection,
@@ -30,7 +29,6 @@ from embedding_studio.domain.sessions import (
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import (
     CollectionNotFoundError,
-    ConflictError,
     OrderNotFoundError,
     SessionNotFoundError,
 )
@@ -309,14 +307,13 @@ class StoredSession:
         """Return under which name and whose it is."""
         return self.session.collection, self.session.user_id or ""
 
-    def check_same(self, other: Session) -> None:
+    def difference(self, other: Session) -> tuple[str, str | None] | None:
+        """Return in what this is another session, and what it has there."""
         for what in ("user_id", "search_query", "collection"):
-            ours, theirs = getattr(self.session, what), getattr(other, what)
-            if ours != theirs:
-                raise ConflictError(
-                    f"session {other.session_id!r} has {what} {ours!r} already, not {theirs!r}; "
-                    "give each search a session_id of its own"
-                )
+            ours = getattr(self.session, what)
+            if ours != getattr(other, what):
+                return what, ours
+        return None
 
     def show(self, results: Iterable[SearchResultItem]) -> None:
         for result in results:
@@ -336,10 +333,9 @@ class StoredSession:
         events = sorted(self.events.values(), key=lambda event: (event.created_at, event.event_id))
         return self.session.model_copy(update={"search_results": tuple(results), "events": tuple(events)})
 
-    def recorded(self, index: SearchIndexInfo) -> RecordedSession:
+    def recorded(self) -> RecordedSession:
         vectors = self.query_vectors
-        fits = vectors is not None and vectors.shape[1] == index.dimensions
-        return RecordedSession(self.whole(), vectors.copy() if vectors is not None and fits else None)
+        return RecordedSession(self.whole(), None if vectors is None else vectors.copy())
 
 
 @dataclass(frozen=True, slots=True)

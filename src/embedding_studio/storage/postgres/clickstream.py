@@ -1,7 +1,10 @@
 """Sessions and events in PostgreSQL."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
-from itertools import groupby
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import partial
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
@@ -15,6 +18,7 @@ from embedding_studio.domain.sessions import (
     SearchRequest,
     SearchResultItem,
     Session,
+    SessionDisposition,
     SessionEvent,
 )
 from embedding_studio.errors import ConflictError, SessionNotFoundError
@@ -25,7 +29,7 @@ from embedding_studio.storage.postgres.collections import (
     lock_names,
     names_of,
 )
-from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.database import Connection, Database
 from embedding_studio.storage.postgres.folds import mark_learnt
 from embedding_studio.storage.postgres.orders import place
 from embedding_studio.storage.postgres.schema import USER_LOCK
@@ -33,6 +37,14 @@ from embedding_studio.storage.postgres.sql import in_schema, statements
 from embedding_studio.storage.postgres.votes import ask_voted, replace_votes
 
 Row = tuple[Any, ...]
+Positions = dict[str, dict[str, int]]
+"""session_id -> object_id -> position, from 1 on."""
+
+PAGE = 500
+"""Sessions read at once."""
+NEVER = 2**63 - 1
+LAST_ID = "\U0010ffff"
+"""After every session_id, in the order of its UTF-8 bytes."""
 
 _SQL = statements("clickstream.sql")
 _SESSION_FIELDS = frozenset(Session.model_fields)
@@ -45,45 +57,52 @@ class PostgresClickstream:
         self._database = database
         self._order_on = order_on
 
-    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
-        given = {
-            "session_id": session.session_id,
-            "user_id": session.user_id,
-            "search_query": session.search_query,
-            "collection": session.collection,
-            "created_at": session.created_at,
-            "is_irrelevant": session.is_irrelevant,
-            "search_meta": _json(session.search_meta),
-            "request": _json(session.request.model_dump() if session.request else None),
-            **packed(query_vectors),
-            **_new_results({}, session.search_results),
-        }
+    def record(self, sessions: Sequence[RecordedSession]) -> list[SessionDisposition]:
+        first: dict[str, RecordedSession] = {}
+        for each in sessions:
+            first.setdefault(each.session.session_id, each)
 
+        def insert(connection: Connection) -> set[str]:
+            return _insert(connection, list(first.values()))
+
+        def go_on(connection: Connection, new: AbstractSet[str]) -> list[SessionDisposition]:
+            is_new = [key in new and first[key] is each for key, each in zip(keys, sessions, strict=True)]
+            known = [each.session for each, fresh in zip(sessions, is_new, strict=True) if not fresh]
+            continued = iter(_continue(connection, known))
+            dispositions = [SessionDisposition.RECORDED if fresh else next(continued) for fresh in is_new]
+            events = (
+                each.session.events
+                for each, became in zip(sessions, dispositions, strict=True)
+                if became is not SessionDisposition.TAKEN
+            )
+            _push(connection, list(chain.from_iterable(events)), self._order_on)
+            return dispositions
+
+        keys = [each.session.session_id for each in sessions]
+        if len(sessions) > 1 or any(each.session.events for each in sessions):
+            return self._database.write(lambda connection: go_on(connection, insert(connection)))
+        new = self._database.write(insert, alone=True)  # a transaction, without the round trips of one
+        if len(new) == len(sessions):
+            return [SessionDisposition.RECORDED] * len(sessions)
+        return self._database.write(lambda connection: go_on(connection, new))
+
+    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
         def work(connection: Connection) -> bool:
-            (is_new,) = only_row(connection.execute(_SQL["insert_session"], given))
-            if not is_new:
-                find_collection(connection, session.collection)
-                _require_same(_session_row(connection, session.session_id), session)
+            if not _insert(connection, [RecordedSession(session, query_vectors)]):
+                rows, _ = _known(connection, [session])
+                _require_same(rows[session.session_id], session)
                 return False
             _push(connection, session.events, self._order_on)
             return True
 
-        # A statement alone is a transaction, and saves the round trips of one.
         return self._database.write(work, alone=not session.events)
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
-        def positions(connection: Connection) -> dict[str, int]:
-            shown = connection.execute(_SQL["results"], {"session_ids": [session_id]}).fetchall()
-            return {row[1]: row[4] for row in shown}
-
         def work(connection: Connection) -> None:
-            before = positions(connection)
-            if before and not _new_results(before, results)["object_ids"]:
-                return  # a page shown again teaches nothing
-            mark_learnt(connection, session_id)
-            if connection.execute(_SQL["lock_session"], {"session_id": session_id}).rowcount == 0:
+            rows, positions = _stored(connection, [session_id])
+            if session_id not in rows:
                 raise _not_found(session_id)
-            _show(connection, session_id, positions(connection), results)
+            _show(connection, positions, {session_id: results})
 
         self._database.write(work)
 
@@ -92,11 +111,40 @@ class PostgresClickstream:
 
     def get_session(self, session_id: str) -> Session:
         def work(connection: Connection) -> Session:
-            row = _session_row(connection, session_id)
+            row = connection.execute(_SQL["get_sessions"], {"session_ids": [session_id]}).fetchone()
+            if row is None:
+                raise _not_found(session_id)
             results, events = load_results_and_events(connection, [session_id])
             return built_session(row, results.get(session_id, ()), events.get(session_id, ()))
 
         return self._database.read(work)
+
+    def scan(
+        self,
+        *,
+        collection: Collection | None = None,
+        user_id: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> Iterator[RecordedSession]:
+        given = {"user_id": user_id, "until": NEVER if until is None else until, "limit": PAGE}
+        at, session_id = -1 if since is None else since - 1, LAST_ID
+        names = (
+            None
+            if collection is None
+            else self._database.read(lambda connection: names_of(connection, collection))
+        )
+        while True:
+            page = self._database.read(
+                partial(
+                    _page,
+                    given=given | {"collections": names, "after_at": at, "after_id": session_id},
+                )
+            )
+            yield from page
+            if len(page) < PAGE:
+                return
+            at, session_id = page[-1].session.created_at, page[-1].session.session_id
 
     def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
         def work(connection: Connection) -> list[Vectors]:
@@ -120,14 +168,13 @@ class PostgresClickstream:
                 "limit_per_user": limit_per_user,
             }
             rows = connection.execute(_SQL["recent_sessions"], given, binary=True).fetchall()
-            results, events = load_results_and_events(connection, [row[0] for row in rows])
             recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in user_ids}
-            for *fields, query_vectors, dimensions in rows:
-                session = built_session(tuple(fields), results.get(fields[0], ()), events.get(fields[0], ()))
-                fits = dimensions == collection.index.dimensions
-                vectors = unpacked(query_vectors, dimensions) if fits else None
-                recent[fields[2]].append(RecordedSession(session, vectors))
+            for each in _recorded(connection, rows):
+                fits = each.query_vectors is not None and each.query_vectors.shape[1] == index.dimensions
+                recent[each.session.user_id or ""].append(each if fits else RecordedSession(each.session))
             return recent
+
+        index = collection.index
 
         return self._database.read(work)
 
@@ -209,6 +256,24 @@ def load_results_and_events(
 # time of loading.
 
 
+def _page(connection: Connection, given: dict[str, Any]) -> list[RecordedSession]:
+    # Never prepared: which index is used depends on the values.
+    rows = connection.execute(_SQL["scan"], given, prepare=False, binary=True).fetchall()
+    return _recorded(connection, rows)
+
+
+def _recorded(connection: Connection, rows: Sequence[Row]) -> list[RecordedSession]:
+    """Return sessions, whole, of their rows with the columns of the query's vectors last."""
+    results, events = load_results_and_events(connection, [row[0] for row in rows])
+    return [
+        RecordedSession(
+            built_session(tuple(fields), results.get(fields[0], ()), events.get(fields[0], ())),
+            None if query_vectors is None else unpacked(query_vectors, dimensions),
+        )
+        for *fields, query_vectors, dimensions in rows
+    ]
+
+
 def built_session(
     row: Row, results: tuple[SearchResultItem, ...], events: tuple[SessionEvent, ...]
 ) -> Session:
@@ -254,26 +319,115 @@ def _event(row: Row) -> SessionEvent:
     )
 
 
+def _insert(connection: Connection, recorded: Sequence[RecordedSession]) -> set[str]:
+    """Record sessions of different ids with what they show; return the ids of those that are new."""
+    sessions = [each.session for each in recorded]
+    vectors = [packed(each.query_vectors) for each in recorded]
+    given = {
+        "session_ids": [session.session_id for session in sessions],
+        "user_ids": [session.user_id for session in sessions],
+        "search_queries": [session.search_query for session in sessions],
+        "collections": [session.collection for session in sessions],
+        "created_ats": [session.created_at for session in sessions],
+        "irrelevant": [session.is_irrelevant for session in sessions],
+        "search_metas": [_json(session.search_meta) for session in sessions],
+        "requests": [
+            _json(session.request.model_dump() if session.request else None) for session in sessions
+        ],
+        "query_vectors": [column["query_vectors"] for column in vectors],
+        "query_dimensions": [column["query_dimensions"] for column in vectors],
+        **_result_columns({}, {session.session_id: session.search_results for session in sessions}),
+    }
+    return {session_id for (session_id,) in connection.execute(_SQL["insert_sessions"], given)}
+
+
+def _continue(connection: Connection, sessions: Sequence[Session]) -> list[SessionDisposition]:
+    """Add to what sessions that are recorded already have shown; one disposition each, in order."""
+    if not sessions:
+        return []
+    rows, positions = _known(connection, sessions)
+    is_same = [_difference(rows[session.session_id], session) is None for session in sessions]
+    shown: dict[str, list[SearchResultItem]] = defaultdict(list)
+    for session, same in zip(sessions, is_same, strict=True):
+        if same:
+            shown[session.session_id] += session.search_results
+    _show(connection, positions, shown)
+    return [SessionDisposition.CONTINUED if same else SessionDisposition.TAKEN for same in is_same]
+
+
+def _known(connection: Connection, sessions: Sequence[Session]) -> tuple[dict[str, Row], Positions]:
+    """Return what is stored of sessions, as ``_stored`` does.
+
+    Raises:
+        CollectionNotFoundError: one is not stored, and its collection does not exist.
+        SessionNotFoundError: one is not stored, for its user was forgotten just now.
+    """
+    rows, positions = _stored(connection, [session.session_id for session in sessions])
+    for session in sessions:
+        if session.session_id not in rows:
+            find_collection(connection, session.collection)
+            raise _not_found(session.session_id)
+    return rows, positions
+
+
+def _stored(connection: Connection, session_ids: Sequence[str]) -> tuple[dict[str, Row], Positions]:
+    """Return the rows of sessions by id, and where each shows what."""
+    given = {"session_ids": list(session_ids)}
+    with connection.pipeline():
+        rows = connection.execute(_SQL["get_sessions"], given)
+        results = connection.execute(_SQL["results"], given)
+    return {row[0]: row for row in rows}, _positions_in(results.fetchall())
+
+
+def _positions_in(rows: Iterable[Row]) -> Positions:
+    positions: Positions = defaultdict(dict)
+    for session_id, object_id, _, _, position, *_ in rows:
+        positions[session_id][object_id] = position
+    return positions
+
+
 def _show(
-    connection: Connection, session_id: str, positions: dict[str, int], results: Iterable[SearchResultItem]
+    connection: Connection, positions: Positions, shown: Mapping[str, Sequence[SearchResultItem]]
 ) -> None:
-    """Store what is shown for the first time."""
-    given = {"session_id": session_id, **_new_results(positions, results)}
-    if given["object_ids"]:
-        connection.execute(_SQL["insert_results"], given)
+    """Add what sessions show for the first time, by session_id; ``positions`` as they were just now.
+
+    The users of those that have orders are marked, for what was passed over is learnt from too. A page
+    shown again teaches nothing.
+    """
+    given = {
+        "session_ids": [
+            session_id
+            for session_id, results in shown.items()
+            if any(result.object_id not in positions.get(session_id, {}) for result in results)
+        ]
+    }
+    if not given["session_ids"]:
+        return
+    mark_learnt(connection, given["session_ids"])
+    with connection.pipeline():
+        locked = connection.execute(_SQL["lock_sessions"], given)
+        results = connection.execute(_SQL["results"], given)
+    new = {session_id: shown[session_id] for (session_id,) in locked}
+    connection.execute(_SQL["insert_results"], _result_columns(_positions_in(results.fetchall()), new))
 
 
-def _new_results(positions: dict[str, int], results: Iterable[SearchResultItem]) -> dict[str, list[Any]]:
+def _result_columns(
+    positions: Positions, shown: Mapping[str, Iterable[SearchResultItem]]
+) -> dict[str, list[Any]]:
     """Return what is shown for the first time; what has no position comes after all that has one so far."""
-    last = max(positions.values(), default=0)
-    new: dict[str, tuple[int, SearchResultItem]] = {}
-    for result in results:
-        if result.object_id not in positions and result.object_id not in new:
-            position = result.position or last + 1
-            new[result.object_id] = position, result
-            last = max(last, position)
+    new: dict[tuple[str, str], tuple[int, SearchResultItem]] = {}
+    for session_id, results in shown.items():
+        before = positions.get(session_id, {})
+        last = max(before.values(), default=0)
+        for result in results:
+            key = (session_id, result.object_id)
+            if result.object_id not in before and key not in new:
+                position = result.position or last + 1
+                new[key] = position, result
+                last = max(last, position)
     return {
-        "object_ids": list(new),
+        "shown_in": [session_id for session_id, _ in new],
+        "object_ids": [object_id for _, object_id in new],
         "positions": [position for position, _ in new.values()],
         "distances": [result.rank for _, result in new.values()],
         "personalised": [result.personalised for _, result in new.values()],
@@ -314,26 +468,28 @@ def _disposition(is_known: bool, is_new: bool, is_shown: bool) -> EventDispositi
     return EventDisposition.ACCEPTED if is_shown else EventDisposition.UNKNOWN_OBJECT
 
 
-def _session_row(connection: Connection, session_id: str) -> Row:
-    row = connection.execute(_SQL["get_session"], {"session_id": session_id}).fetchone()
-    if row is None:
-        raise _not_found(session_id)
-    return row
-
-
 def _not_found(session_id: str) -> SessionNotFoundError:
     return SessionNotFoundError(f"session {session_id!r} was never registered; register it first")
 
 
 def _require_same(row: Row, session: Session) -> None:
+    difference = _difference(row, session)
+    if difference is not None:
+        what, value = difference
+        raise ConflictError(
+            f"session {session.session_id!r} has {what} {value!r} already, not "
+            f"{getattr(session, what)!r}; give each search a session_id of its own"
+        )
+
+
+def _difference(row: Row, session: Session) -> tuple[str, str | None] | None:
+    """Return in what a stored session is another than one of the same id, and what it has there."""
     _, search_query, user_id, _, collection, *_ = row
     recorded = {"user_id": user_id, "search_query": search_query, "collection": collection}
     for what, value in recorded.items():
         if value != getattr(session, what):
-            raise ConflictError(
-                f"session {session.session_id!r} has {what} {value!r} already, not "
-                f"{getattr(session, what)!r}; give each search a session_id of its own"
-            )
+            return what, value
+    return None
 
 
 def _json(value: dict[str, Any] | None) -> Jsonb | None:

@@ -137,9 +137,9 @@ def mark(connection: Connection, session_ids: Sequence[str]) -> None:
     connection.execute(_SQL["notify"], {"channel": CHANNEL})
 
 
-def mark_learnt(connection: Connection, session_id: str) -> None:
-    """Let the user of a session be folded anew if it has an order, for what it showed is learnt from too."""
-    if connection.execute(_marking("mark_learnt"), {"session_id": session_id}).rowcount:
+def mark_learnt(connection: Connection, session_ids: Sequence[str]) -> None:
+    """Let the users of those sessions be folded anew that have orders."""
+    if connection.execute(_marking("mark_learnt"), {"session_ids": list(session_ids)}).rowcount:
         connection.execute(_SQL["notify"], {"channel": CHANNEL})
 
 

@@ -45,7 +45,7 @@ class PostgresOrders:
         def work(connection: Connection) -> None:
             status = _order(connection, session_id).status
             if status not in {Status.PROCESSING, Status.DONE}:
-                mark_learnt(connection, session_id)  # whoever learns from it just now begins again
+                mark_learnt(connection, [session_id])  # whoever learns from it just now begins again
                 if connection.execute(_statement("cancel"), {"session_id": session_id}).rowcount:
                     return
                 status = _order(connection, session_id).status

@@ -1,34 +1,44 @@
--- name: insert_session
+-- name: insert_sessions
+-- Those that are new and whose collection exists, with what they show; in one order, so that two who bring the same
+-- do not wait in a circle.
 WITH added AS (
     INSERT INTO embedding_studio.sessions
         (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, request,
          query_vectors, query_dimensions)
-    SELECT
-        %(session_id)s, %(user_id)s, %(search_query)s, %(collection)s, %(created_at)s, %(is_irrelevant)s,
-        %(search_meta)s::jsonb, %(request)s::jsonb, %(query_vectors)s::bytea, %(query_dimensions)s::int
-    WHERE EXISTS (SELECT FROM embedding_studio.collections WHERE name = %(collection)s)
-        OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = %(collection)s)
+    SELECT *
+    FROM unnest(
+        %(session_ids)s::text[], %(user_ids)s::text[], %(search_queries)s::text[], %(collections)s::text[],
+        %(created_ats)s::bigint[], %(irrelevant)s::boolean[], %(search_metas)s::jsonb[], %(requests)s::jsonb[],
+        %(query_vectors)s::bytea[], %(query_dimensions)s::int[]
+    ) AS given(session_id, user_id, search_query, collection)
+    WHERE EXISTS (SELECT FROM embedding_studio.collections WHERE name = given.collection)
+        OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = given.collection)
+    ORDER BY session_id
     ON CONFLICT (session_id) DO NOTHING
     RETURNING session_id
 ),
 shown AS (
     INSERT INTO embedding_studio.session_results
         (session_id, object_id, position, distance, personalised, propensity, meta)
-    SELECT added.session_id, shown.*
-    FROM added CROSS JOIN unnest(
-        %(object_ids)s::text[], %(positions)s::int[], %(distances)s::float8[], %(personalised)s::boolean[],
-        %(propensities)s::float8[], %(metas)s::jsonb[]
-    ) AS shown
+    SELECT shown.*
+    FROM added JOIN unnest(
+        %(shown_in)s::text[], %(object_ids)s::text[], %(positions)s::int[], %(distances)s::float8[],
+        %(personalised)s::boolean[], %(propensities)s::float8[], %(metas)s::jsonb[]
+    ) AS shown(session_id) USING (session_id)
 )
-SELECT count(*) FROM added
+SELECT session_id FROM added
 
--- name: get_session
+-- name: get_sessions
 SELECT session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant
 FROM embedding_studio.sessions
-WHERE session_id = %(session_id)s
+WHERE session_id = ANY(%(session_ids)s::text[])
 
--- name: lock_session
-SELECT FROM embedding_studio.sessions WHERE session_id = %(session_id)s FOR NO KEY UPDATE
+-- name: lock_sessions
+SELECT session_id
+FROM embedding_studio.sessions
+WHERE session_id = ANY(%(session_ids)s::text[])
+ORDER BY session_id
+FOR NO KEY UPDATE
 
 -- name: results
 SELECT session_id, object_id, distance, meta, position, personalised, propensity
@@ -45,11 +55,11 @@ ORDER BY session_id, created_at, event_id
 -- name: insert_results
 INSERT INTO embedding_studio.session_results
     (session_id, object_id, position, distance, personalised, propensity, meta)
-SELECT %(session_id)s, shown.*
+SELECT *
 FROM unnest(
-    %(object_ids)s::text[], %(positions)s::int[], %(distances)s::float8[], %(personalised)s::boolean[],
-    %(propensities)s::float8[], %(metas)s::jsonb[]
-) AS shown
+    %(shown_in)s::text[], %(object_ids)s::text[], %(positions)s::int[], %(distances)s::float8[],
+    %(personalised)s::boolean[], %(propensities)s::float8[], %(metas)s::jsonb[]
+)
 
 -- name: push
 -- One row an event, in order. The sessions are locked against being forgotten meanwhile.
@@ -125,6 +135,18 @@ SET query_vectors = given.query_vectors, query_dimensions = given.query_dimensio
 FROM unnest(%(session_ids)s::text[], %(query_vectors)s::bytea[], %(query_dimensions)s::int[])
     AS given(session_id, query_vectors, query_dimensions)
 WHERE session.session_id = given.session_id
+
+-- name: scan
+SELECT
+    session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant,
+    query_vectors, query_dimensions
+FROM embedding_studio.sessions
+WHERE (created_at, session_id) > (%(after_at)s, %(after_id)s)
+    AND created_at < %(until)s
+    AND (%(collections)s::text[] IS NULL OR collection = ANY(%(collections)s::text[]))
+    AND (%(user_id)s::text IS NULL OR user_id = %(user_id)s::text)
+ORDER BY created_at, session_id
+LIMIT %(limit)s
 
 -- name: recent_queries
 SELECT query_vectors, query_dimensions

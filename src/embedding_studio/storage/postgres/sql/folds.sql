@@ -18,11 +18,13 @@ ON CONFLICT (collection, user_id) DO UPDATE SET
     token = NULL
 
 -- name: mark_learnt
--- The user of a session, if that has an order.
+-- The users of some sessions, as far as these have orders.
 INSERT INTO embedding_studio.folds (collection, user_id, since)
 SELECT collection, user_id, embedding_studio.seconds()
 FROM embedding_studio.sessions_for_improvement
-WHERE session_id = %(session_id)s AND user_id IS NOT NULL
+WHERE session_id = ANY(%(session_ids)s::text[]) AND user_id IS NOT NULL
+GROUP BY collection, user_id
+ORDER BY collection, user_id
 {on_conflict}
 
 -- name: mark_users
