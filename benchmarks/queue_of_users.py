@@ -2,8 +2,9 @@
 
     python benchmarks/queue_of_users.py [--quick] [--json OUT]
 
-Claims behind one user with 5,000 sessions, everyone anew, a flood of events by one user, clicks while a large
-catalogue is loaded, and workers that are killed again and again.
+Claims behind one user with 5,000 sessions, everyone anew, orders that are counted and placed behind many
+done ones, a flood of events by one user, clicks while a large catalogue is loaded, and workers that are
+killed again and again.
 """
 
 import argparse
@@ -28,7 +29,10 @@ from rich.table import Table
 
 from embedding_studio import Context, SearchIndexInfo, SessionEvent, load_settings
 from embedding_studio.domain.objects import CatalogueObject
-from embedding_studio.domain.sessions import SessionForImprovementStatus
+from embedding_studio.domain.sessions import (
+    SessionForImprovementCreateSchema,
+    SessionForImprovementStatus,
+)
 from embedding_studio.storage.embedded.server import EmbeddedServer
 
 D = 384
@@ -128,6 +132,20 @@ def measure_claims(bench: Bench, rounds: int, everyone: int) -> None:
     bench.tell(f"everyone anew, {everyone:,} users, one statement, s", took / 1000)
     bench.tell("claiming 100 of them, ms", milliseconds(lambda: folds.claim(users=100, lease_seconds=60)))
     bench.connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.folds CASCADE")
+
+
+def measure_counts(bench: Bench, many: int) -> None:
+    orders = bench.context.storage.orders
+    for done in (10, many):
+        bench.users(f"done {done} ", done)
+        bench.connection.execute("UPDATE embedding_studio.sessions_for_improvement SET status = 'done'")
+        bench.users("placing ", 101)
+        counted = [milliseconds(orders.counts) for _ in range(21)]
+        sessions = [SessionForImprovementCreateSchema(session_id=f"placing {n} 1") for n in range(1, 102)]
+        placed = [milliseconds(lambda each=each: orders.create(each)) for each in sessions]
+        bench.tell(f"counting orders behind {done:,} done ones, ms", statistics.median(counted))
+        bench.tell(f"placing one behind {done:,} done ones, ms", statistics.median(placed))
+        bench.connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.folds CASCADE")
 
 
 def measure_flood(bench: Bench, events: int) -> None:
@@ -236,6 +254,7 @@ def main() -> None:
         bench = Bench(server.start())
         try:
             measure_claims(bench, rounds=5 if given.quick else 21, everyone=int(100_000 * share))
+            measure_counts(bench, int(300_000 * share))
             measure_flood(bench, int(100_000 * share))
             measure_clicks_while_loading(bench, int(20_000 * share))
             measure_kills(bench, max(3, int(30 * share)), 480 * share)

@@ -102,6 +102,9 @@ def without_folds(connection):
     """Make the queue what it was when its rows were sessions."""
     connection.execute(
         """
+        DROP INDEX embedding_studio.sessions_by_time;
+        DROP TABLE embedding_studio.order_counts;
+        DROP FUNCTION embedding_studio.count_orders, embedding_studio.count_no_orders CASCADE;
         ALTER TABLE embedding_studio.sessions DROP COLUMN request;
         DROP TABLE embedding_studio.folds;
         DROP INDEX embedding_studio.orders_pending, embedding_studio.orders_of_user;

@@ -11,13 +11,16 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.errors import ConflictError, OrderNotFoundError, SessionNotFoundError
-from embedding_studio.storage.postgres.database import Connection, Database
+from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.folds import CLICKS, mark, mark_learnt
 from embedding_studio.storage.postgres.sql import statements
 
 _SQL = statements("orders.sql")
 
 Status = SessionForImprovementStatus
+
+COUNTED = (Status.PENDING, Status.PROCESSING, Status.DONE, Status.FAILED, Status.REFUSED)
+"""The columns of the statement that counts."""
 
 
 class PostgresOrders:
@@ -36,10 +39,8 @@ class PostgresOrders:
         return self._database.read(lambda connection: _order(connection, session_id))
 
     def counts(self) -> dict[Status, int]:
-        counted: dict[str, int] = dict(
-            self._database.read(lambda connection: connection.execute(_statement("counts")).fetchall())
-        )
-        return {status: counted.get(status, 0) for status in Status}
+        counted = self._database.read(lambda connection: only_row(connection.execute(_statement("counts"))))
+        return dict(zip(COUNTED, counted, strict=True))
 
     def cancel(self, session_id: str) -> None:
         def work(connection: Connection) -> None:

@@ -60,7 +60,24 @@ ORDER BY updated_at DESC, session_id
 LIMIT %(limit)s OFFSET %(offset)s
 
 -- name: counts
-SELECT status, count(*) FROM ({told}) AS told GROUP BY status
+-- From sums that triggers keep (migration 0007), and from the users in hand, whose pending orders are told as processing.
+SELECT
+    coalesce(sum(pending), 0)::bigint - in_hand.orders,
+    in_hand.orders,
+    coalesce(sum(done), 0)::bigint,
+    coalesce(sum(failed), 0)::bigint,
+    coalesce(sum(refused), 0)::bigint
+FROM (
+    SELECT coalesce(sum((
+        SELECT count(*)
+        FROM embedding_studio.sessions_for_improvement AS placed
+        WHERE placed.user_id = fold.user_id AND placed.collection = fold.collection AND placed.status = 'pending'
+    )), 0)::bigint AS orders
+    FROM embedding_studio.folds AS fold
+    WHERE fold.token IS NOT NULL
+) AS in_hand
+    LEFT JOIN embedding_studio.order_counts ON true
+GROUP BY in_hand.orders
 
 -- name: cancel
 DELETE FROM embedding_studio.sessions_for_improvement
