@@ -542,6 +542,15 @@ ROUTES_OF_THE_DESIGN = {
 }
 
 
+def test_a_recorded_request_is_described_with_nothing_left_open(client):
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["SearchRequest"]
+
+    assert schema["required"] == ["limit"]
+    assert schema["properties"]["limit"] == {"type": "integer", "title": "Limit"}
+    assert schema["properties"]["exploration_ratio"]["type"] == "number"
+    assert schema["properties"]["filter"]["anyOf"][0] == {"type": "object", "additionalProperties": True}
+
+
 def test_the_document_describes_every_route_for_clients_to_be_generated(client):
     document = client.get("/openapi.json").json()
 

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -832,12 +833,79 @@ def test_what_a_search_asked_for_is_recorded_so_that_it_can_be_asked_again(memor
     plain_page = search(QUERY, create_session=True, exploration_ratio=0.0)
 
     requests = [memory.clickstream.get_session(p.session_id).request for p in (sorted_page, plain_page)]
-    assert PayloadFilter.parse(requests[0].filter) == cheap
-    assert requests[0].model_copy(update={"filter": None}) == SearchRequest(
+    assert requests[0] == SearchRequest(
         limit=3,
         max_distance=1.5,
+        filter=cheap,
         sort_by=("price", "ascending"),
         exploration_ratio=0.2,
         settings="f00",
     )
-    assert requests[1] == SearchRequest(limit=10, settings="f00")
+    assert requests[1] == SearchRequest(limit=10, exploration_ratio=0.0, settings="f00")
+
+
+def test_a_recorded_request_given_back_ranks_the_same_first_page(storage, arc):
+    learn_that_70_is_near(storage, arc)
+    service = SearchService(storage, exploration_ratio=0.4)
+    asked = {
+        "limit": 4,
+        "max_distance": 1.2,
+        "filter": PayloadFilter.parse({"query": {"field": "angle", "range": {"gte": 5}}}),
+    }
+    page = service.search(QUERY, user_id="ann", create_session=True, **asked)
+
+    recorded = storage.clickstream.get_session(page.session_id)
+    again = SearchService(storage).search(
+        QUERY, recorded.request, user_id=recorded.user_id, session_id=recorded.session_id
+    )
+
+    assert again.personalised
+    assert any(result.propensity < 1 for result in again.results)
+    assert again.results == page.results
+    assert again.next_page_offset == page.next_page_offset
+
+
+def test_options_outweigh_those_of_a_request(storage, arc):
+    service = SearchService(storage)
+
+    page = service.search(QUERY, SearchRequest(limit=2), offset=2)
+
+    assert [result.position for result in page.results] == [3, 4]
+    assert page.results == service.search(QUERY, limit=2, offset=2).results
+
+
+def test_a_misspelt_option_is_refused(memory):
+    with pytest.raises(TypeError, match="no option limti; there are limit, offset"):
+        SearchService(memory).search(QUERY, limti=3)
+
+
+def test_a_request_as_it_was_stored_is_read():
+    # A row as of 0006_requests.sql: JSON of each field, with the filter as it is sent over HTTP.
+    stored = {
+        "limit": 3,
+        "offset": 0,
+        "max_distance": 1.5,
+        "filter": {"query": {"field": "price", "range": {"lt": 5}}},
+        "sort_by": ["price", "ascending"],
+        "exploration_ratio": 0.2,
+        "settings": "f00",
+    }
+
+    request = SearchRequest.model_validate(stored)
+
+    assert request.payload_filter == PayloadFilter.parse(stored["filter"])
+    assert json.loads(json.dumps(request.model_dump())) == stored
+
+
+def test_a_request_that_is_out_of_bounds_by_now_is_read_and_not_served(memory):
+    request = SearchRequest.model_validate({"limit": MAX_LIMIT + 1})
+
+    with pytest.raises(InvalidInputError, match="limit is 1001"):
+        SearchService(memory).search(QUERY, request)
+
+
+def test_a_recorded_filter_that_is_none_by_now_is_read_and_not_served(memory):
+    request = SearchRequest.model_validate({"filter": {"query": {"like": "a%"}}})
+
+    with pytest.raises(InvalidFilterError, match="is not understood"):
+        SearchService(memory).search(QUERY, request)

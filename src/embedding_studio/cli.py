@@ -46,7 +46,7 @@ from embedding_studio.catalogue import (
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, Collection
-from embedding_studio.domain.sessions import DEFAULT_COLLECTION
+from embedding_studio.domain.sessions import DEFAULT_COLLECTION, SearchRequest
 from embedding_studio.errors import (
     CollectionNotFoundError,
     EmbeddingError,
@@ -77,6 +77,8 @@ SECONDS_TO_END = 8.0
 
 out = Console(width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True)
+
+ASKED_BY_DEFAULT = SearchRequest()
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CatalogueFile = Annotated[
@@ -245,8 +247,10 @@ def search(
     *,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Personalise for this user.")] = None,
     collection: InCollection = DEFAULT_COLLECTION,
-    limit: Annotated[int, typer.Option(min=1, help="Results on a page.")] = 10,
-    offset: Annotated[int, typer.Option(min=0, help="Results to leave out at the top.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Results on a page.")] = ASKED_BY_DEFAULT.limit,
+    offset: Annotated[
+        int, typer.Option(min=0, help="Results to leave out at the top.")
+    ] = ASKED_BY_DEFAULT.offset,
     max_distance: Annotated[float | None, typer.Option(help="Nothing further away.")] = None,
     where: PayloadFilterOption = None,
     explain: Annotated[bool, typer.Option(help="Say what moved each result.")] = False,
@@ -254,14 +258,17 @@ def search(
 ) -> None:
     """Search a collection, personalised where a user is given."""
     with _context() as context:
-        page = context.search.search(
-            _vector_or_text(query),
-            collection=collection,
-            user_id=user,
+        request = SearchRequest(
             limit=limit,
             offset=offset,
             max_distance=max_distance,
             filter=PayloadFilter.parse(_json(where)) if where else None,
+        )
+        page = context.search.search(
+            _vector_or_text(query),
+            request,
+            collection=collection,
+            user_id=user,
             explain=explain,
         )
     if as_json:

@@ -17,23 +17,28 @@ from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.objects import JSON, CatalogueObject
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import ConflictError, InvalidFilterError, InvalidVectorsError
-from embedding_studio.search import MAX_LIMIT, MAX_REACH, Explanation, SortBy
+from embedding_studio.search import MAX_LIMIT, MAX_REACH, Explanation, SearchRequest, SortBy
 
 router = APIRouter(prefix="/embeddings", tags=["embeddings"])
 
 MAX_OBJECTS = 1_000
 """So many objects are read, or payloads replaced, in one request."""
 
+ASKED_BY_DEFAULT = SearchRequest()
+
 
 class SortBody(Body):
     field: Annotated[Text, Field(min_length=1, description="of the payload; a dot steps into an object")]
     order: Literal["asc", "desc"] = "asc"
 
+    def pair(self) -> SortBy:
+        return self.field, "ascending" if self.order == "asc" else "descending"
+
 
 class SearchBody(Body):
     search_query: Query = Field(description="a text, or the query's vector, or the vectors of its parts")
-    limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
-    offset: int = Field(default=0, ge=0, le=MAX_REACH)
+    limit: int = Field(default=ASKED_BY_DEFAULT.limit, ge=1, le=MAX_LIMIT)
+    offset: int = Field(default=ASKED_BY_DEFAULT.offset, ge=0, le=MAX_REACH)
     max_distance: float | None = Field(default=None, description="inclusive")
     filter: Json | None = Field(default=None, description='what the payload must say: `{"query": ...}`')
     user_id: Id | None = Field(default=None, description="absent: the plain search")
@@ -49,6 +54,16 @@ class SearchBody(Body):
         default=None, ge=0, le=1, description="share of slots that show the plain search's next result"
     )
     collection: Id = DEFAULT_COLLECTION
+
+    def request(self) -> SearchRequest:
+        return SearchRequest(
+            limit=self.limit,
+            offset=self.offset,
+            max_distance=self.max_distance,
+            filter=self.filter,
+            sort_by=self.sort_by and self.sort_by.pair(),
+            exploration_ratio=self.exploration_ratio,
+        )
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -212,26 +227,20 @@ def similarity_search(
         check_admin(is_admin=is_admin)
     if isinstance(body.search_query, str):
         _check_embedder(context, "search_query")
-    sort_by: SortBy | None = None
-    if body.sort_by is not None:
-        sort_by = (body.sort_by.field, "ascending" if body.sort_by.order == "asc" else "descending")
     try:
         page = context.search.search(
             body.search_query,
+            body.request(),
             collection=body.collection,
             user_id=body.user_id,
-            limit=body.limit,
-            offset=body.offset,
-            max_distance=body.max_distance,
-            filter=_filter(body.filter),
-            sort_by=sort_by,
             explain=body.explain,
-            exploration_ratio=body.exploration_ratio,
             create_session=body.create_session,
             session_id=body.session_id,
         )
     except ConflictError as error:
         raise session_taken(body.session_id) from error
+    except InvalidFilterError as error:
+        raise wrong_body(str(error), "filter") from error
     except InvalidVectorsError:
         if not isinstance(body.search_query, str):
             check_fit(context.storage.collections.get(body.collection), body.search_query, "search_query")

@@ -217,6 +217,10 @@ class PayloadFilter(_Query):
                 "field + range, field alone (exists), or must/should/filter/must_not"
             ) from error
 
+    def as_sent(self) -> dict[str, Any]:
+        """Return the JSON object that ``parse`` reads back."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
     def matches(self, payload: Mapping[str, Any]) -> bool:
         """Return whether an object with this payload is found.
 

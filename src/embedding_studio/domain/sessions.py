@@ -5,13 +5,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.errors import InvalidInputError
 
 DEFAULT_COLLECTION = "default"
 
@@ -25,6 +27,14 @@ DEFAULT_EVENT_WEIGHTS: Mapping[str, float] = {
 """How much an event of each type says for its object; a type that is not listed says nothing."""
 
 MAX_ID_LENGTH = 512
+
+MAX_LIMIT = 1_000
+
+MAX_REACH = 10_000
+"""Results beyond this position are not served: whoever needs more reads the collection."""
+
+SortBy = tuple[str, Literal["ascending", "descending"]]
+"""A payload field, where a dot steps into an object, and the direction."""
 
 
 class SearchResultItem(BaseModel):
@@ -71,24 +81,124 @@ class SessionEvent(BaseModel):
         return self
 
 
-class SearchRequest(BaseModel):
-    """What a search asked for beside its query, kept so that its first page can be ranked again.
-
-    Attributes:
-        filter: as it is sent over HTTP; ``PayloadFilter.parse`` reads it.
-        sort_by: a payload field, and the direction.
-        settings: fingerprint of the settings in force; where it is equal, so is what they do to a ranking.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SearchOptions(TypedDict, total=False):
+    """What a search may ask for by keyword; ``SearchRequest`` has the defaults."""
 
     limit: int
+    offset: int
+    max_distance: float | None
+    filter: PayloadFilter | None
+    sort_by: SortBy | None
+    exploration_ratio: float | None
+
+
+def _describe_recorded(schema: dict[str, Any]) -> None:
+    """Let a JSON schema say what a recorded request is, which the service answers: nothing is open in it."""
+    schema["description"] = (
+        "What a search asked for beside its query, kept so that its first page can be ranked again.\n\n"
+        "Attributes:\n"
+        "    filter: as it is sent over HTTP; ``PayloadFilter.parse`` reads it.\n"
+        "    sort_by: a payload field, and the direction.\n"
+        "    settings: fingerprint of the settings in force; where it is equal, so is what they "
+        "do to a ranking."
+    )
+    schema["required"] = ["limit"]
+    del schema["properties"]["limit"]["default"]
+    schema["properties"]["exploration_ratio"] = {
+        "type": "number",
+        "title": "Exploration Ratio",
+        "default": 0.0,
+    }
+
+
+class SearchRequest(BaseModel):
+    """What a search asks for beside its query: over HTTP, on the command line, in Python, and in the log.
+
+    A recorded one, given to a service again, ranks the same first page. ``check`` looks at its bounds, and
+    nothing does when it is made: what was recorded can be read whatever the bounds are by then.
+
+    Attributes:
+        limit: results on the page.
+        offset: results before the page.
+        max_distance: inclusive; of the distance that results are ranked by.
+        filter: as it is sent over HTTP; a ``PayloadFilter`` may be given.
+        sort_by: reorders all within ``max_distance``, or the nearest ``search.SORT_WINDOW``. Numbers stand
+            before texts, objects without a value last, equal ones by distance. Such a page does not explore.
+        exploration_ratio: share of a personalised page's slots that show the plain search's next result;
+            None: the service's own, which is what is recorded then.
+        settings: fingerprint of the settings in force, set when it is recorded; where it is equal, so is
+            what they do to a ranking.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_describe_recorded)
+
+    limit: int = 10
     offset: int = 0
     max_distance: float | None = None
     filter: dict[str, Any] | None = None
-    sort_by: tuple[str, Literal["ascending", "descending"]] | None = None
-    exploration_ratio: float = 0.0
+    sort_by: SortBy | None = None
+    exploration_ratio: float | None = None
     settings: str = ""
+
+    @field_validator("filter", mode="before")
+    @classmethod
+    def _as_sent(cls, given: Any) -> Any:
+        return given.as_sent() if isinstance(given, PayloadFilter) else given
+
+    @property
+    def payload_filter(self) -> PayloadFilter | None:
+        """The filter, parsed.
+
+        Raises:
+            InvalidFilterError: it is none.
+        """
+        return None if self.filter is None else PayloadFilter.parse(self.filter)
+
+    def having(self, **options: Unpack[SearchOptions]) -> Self:
+        """Return this request with other options.
+
+        >>> SearchRequest(limit=5).having(offset=5).limit
+        5
+        """
+        if unknown := options.keys() - SearchOptions.__annotations__.keys():
+            raise TypeError(
+                f"a search has no option {', '.join(sorted(unknown))}; "
+                f"there are {', '.join(SearchOptions.__annotations__)}"
+            )
+        changed: dict[str, Any] = dict(options)
+        if "filter" in changed:
+            changed["filter"] = self._as_sent(changed["filter"])
+        return self.model_copy(update=changed) if changed else self
+
+    def check(self) -> None:
+        """Return if a service may be asked for this.
+
+        Raises:
+            InvalidInputError: an option is out of bounds.
+        """
+        if not 1 <= self.limit <= MAX_LIMIT:
+            raise InvalidInputError(f"limit is {self.limit}; ask for 1 to {MAX_LIMIT} results")
+        if self.offset < 0 or self.offset + self.limit > MAX_REACH:
+            raise InvalidInputError(
+                f"offset is {self.offset} and limit {self.limit}; pages lie between 0 and {MAX_REACH}, "
+                "so narrow the search by a filter or max_distance"
+            )
+        if self.max_distance is not None and not math.isfinite(self.max_distance):
+            raise InvalidInputError(
+                f"max_distance is {self.max_distance}; give a finite number, or leave it out"
+            )
+        if self.exploration_ratio is not None and not 0 <= self.exploration_ratio <= 1:
+            raise InvalidInputError(
+                f"exploration_ratio is {self.exploration_ratio}; give a share from 0 to 1"
+            )
+        if self.sort_by is not None and not _is_sort(self.sort_by):
+            raise InvalidInputError(
+                f"sort_by is {self.sort_by}; give a payload field and 'ascending' or 'descending'"
+            )
+
+
+def _is_sort(given: SortBy) -> bool:
+    return len(given) == 2 and bool(given[0]) and given[1] in {"ascending", "descending"}
 
 
 class Session(BaseModel):

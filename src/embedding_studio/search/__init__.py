@@ -4,7 +4,8 @@ results   what a search returns       ranking  the lists from which a page is ma
 mixing    which list fills a slot     service  one search from its query to its session
 """
 
-from embedding_studio.search.ranking import MAX_REACH, SORT_WINDOW, SortBy
+from embedding_studio.domain.sessions import MAX_LIMIT, MAX_REACH, SearchRequest, SortBy
+from embedding_studio.search.ranking import SORT_WINDOW
 from embedding_studio.search.results import (
     Explanation,
     Influence,
@@ -12,7 +13,7 @@ from embedding_studio.search.results import (
     SearchResult,
     SharedInfluence,
 )
-from embedding_studio.search.service import GATE_THRESHOLD, MAX_LIMIT, SearchService
+from embedding_studio.search.service import GATE_THRESHOLD, SearchService
 
 __all__ = [
     "GATE_THRESHOLD",
@@ -22,6 +23,7 @@ __all__ = [
     "Explanation",
     "Influence",
     "SearchPage",
+    "SearchRequest",
     "SearchResult",
     "SearchService",
     "SharedInfluence",

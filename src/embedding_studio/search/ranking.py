@@ -6,23 +6,18 @@ Axes: Q parts of a query · D dimensions · R results.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import JSON, Collection, Neighbour, QueryMemory
+from embedding_studio.domain.sessions import MAX_REACH, SearchRequest, SortBy
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.search.results import Explanation, Influence, SharedInfluence
 from embedding_studio.storage.ports import Storage, Vectors
-
-SortBy = tuple[str, Literal["ascending", "descending"]]
-
-MAX_REACH = 10_000
-"""Results beyond this position are not served: whoever needs more reads the collection."""
 
 SORT_WINDOW = 1_000
 """So many of the nearest are sorted by a payload field where no ``max_distance`` says how many."""
@@ -34,22 +29,21 @@ class Lists:
 
     Attributes:
         queries: [Q, D], as given.
+        filter: of the request, parsed.
         bend: None where the plain list is the only one.
     """
 
     storage: Storage
     collection: Collection
     queries: Vectors
+    request: SearchRequest
     filter: PayloadFilter | None
-    max_distance: float | None
     user_id: str | None
     bend: Bend | None
 
     def plain(self, count: int) -> list[Neighbour]:
         """Return the ``count`` nearest for anybody."""
-        return self.storage.objects.nearest(
-            self.collection, self.queries, count, filter=self.filter, max_distance=self.max_distance
-        )
+        return self._nearest(self.queries, count)
 
     def ranked(self, count: int) -> list[Neighbour]:
         """Return the ``count`` nearest for this user, each object once, by (distance, object_id)."""
@@ -59,19 +53,18 @@ class Lists:
         shifted = self.bend.shifted(index, self.queries)
         gate_of = self.bend.object_gates()
         if self.user_id is None or not gate_of:
-            return self.storage.objects.nearest(
-                self.collection, shifted, count, filter=self.filter, max_distance=self.max_distance
-            )
+            return self._nearest(shifted, count)
         found = self.storage.personal.nearest(
             self.collection, self.user_id, shifted, count, gate_of, filter=self.filter
         )
-        return [each for each in found if self.max_distance is None or each.distance <= self.max_distance]
+        furthest = self.request.max_distance
+        return [each for each in found if furthest is None or each.distance <= furthest]
 
     def sorted_by(self, sort_by: SortBy) -> list[Neighbour]:
         """Return all within ``max_distance``, or the nearest ``SORT_WINDOW``, by a payload field."""
         count = SORT_WINDOW
         found = self.ranked(count)
-        while self.max_distance is not None and len(found) == count < MAX_REACH:
+        while self.request.max_distance is not None and len(found) == count < MAX_REACH:
             count = min(4 * count, MAX_REACH)
             found = self.ranked(count)
         name, direction = sort_by
@@ -79,6 +72,16 @@ class Lists:
         present = [(key, each) for key, each in valued if key is not None]
         present.sort(key=lambda pair: pair[0], reverse=direction == "descending")
         return [each for _, each in present] + [each for key, each in valued if key is None]
+
+    def _nearest(self, queries: Vectors, count: int) -> list[Neighbour]:
+        """Return the ``count`` nearest by the originals."""
+        return self.storage.objects.nearest(
+            self.collection,
+            queries,
+            count,
+            filter=self.filter,
+            max_distance=self.request.max_distance,
+        )
 
     def explanations(self, results: Sequence[Neighbour]) -> dict[str, Explanation]:
         """Return object_id -> why it stands where it does, for results of ``ranked`` that are bent."""

@@ -4,19 +4,21 @@ Axes: Q parts of a query · D dimensions.
 """
 
 import hashlib
-import math
 import uuid
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from embedding_studio.datetime_utils import utc_timestamp
-from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
     DEFAULT_COLLECTION,
     MAX_ID_LENGTH,
+    MAX_REACH,
+    SearchOptions,
     SearchRequest,
     SearchResultItem,
     Session,
@@ -27,14 +29,12 @@ from embedding_studio.embeddings.personal import query_mean
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
 from embedding_studio.search.mixing import Slot, slots_of
-from embedding_studio.search.ranking import MAX_REACH, Lists, SortBy, as_for_anybody
+from embedding_studio.search.ranking import Lists, as_for_anybody
 from embedding_studio.search.results import SearchPage, SearchResult
 from embedding_studio.storage.ports import Storage, Vectors
 
 GATE_THRESHOLD = 0.75
 """Measured best with all-MiniLM-L6-v2; for other models see ``tuning``."""
-
-MAX_LIMIT = 1_000
 
 
 class SearchService:
@@ -73,37 +73,32 @@ class SearchService:
     def search(
         self,
         query: str | ArrayLike,
+        request: SearchRequest | None = None,
         *,
         collection: str = DEFAULT_COLLECTION,
         user_id: str | None = None,
-        limit: int = 10,
-        offset: int = 0,
-        max_distance: float | None = None,
-        filter: PayloadFilter | None = None,  # noqa: A002, the field's name in the documented request
-        sort_by: SortBy | None = None,
         explain: bool = False,
-        exploration_ratio: float | None = None,
         create_session: bool = False,
         session_id: str | None = None,
         rng: np.random.Generator | None = None,
         now: int | None = None,
+        **options: Unpack[SearchOptions],
     ) -> SearchPage:
         """Return one page of what is nearest to a query, for this user.
 
         Args:
             query: a text, or vectors [D] or [Q, D].
+            request: what is asked for beside the query, such as that of a recorded session.
             user_id: None: nobody is known, and nothing is learnt; the search is plain, or bent by what
                 others clicked where that is shared.
-            max_distance: inclusive; of the distance that results are ranked by.
-            sort_by: payload field (a dot steps into an object) and direction: reorders all within
-                ``max_distance``, or the nearest ``SORT_WINDOW``. Numbers stand before texts, objects
-                without a value last, equal ones by distance. Such a page does not explore.
             create_session: record query and page under ``session_id``, or under a new id.
             session_id: with an offset, a session recorded before: the page is added to it, and shows
                 nothing that an earlier one showed, even if the user's clicks changed the order since.
             rng: where exploration is drawn from; by default from the session's id, so that its pages
                 fit together, else from entropy.
             now: UTC seconds of the search; default: the clock.
+            **options: ``limit``, ``offset``, ``max_distance``, ``filter``, ``sort_by`` and
+                ``exploration_ratio`` as in ``SearchRequest``, instead of those of ``request``.
 
         Raises:
             InvalidInputError: an argument is out of bounds, or the query's vectors cannot be used.
@@ -111,39 +106,26 @@ class SearchService:
             CollectionNotFoundError, SessionNotFoundError: no such collection, or session to continue.
             ConflictError: the session to record in is one of another user, query or collection.
         """
-        ratio = self._exploration_ratio if exploration_ratio is None else exploration_ratio
-        _check_bounds(limit, offset, max_distance, ratio, sort_by)
+        request = self._resolved((request or SearchRequest()).having(**options))
+        wanted = request.payload_filter
         _check_id("user_id", user_id)
         _check_id("session_id", session_id)
         known = self._storage.collections.get(collection)
         text, queries = self._parts_of(known, query)
+        offset, limit = request.offset, request.limit
         continued = session_id if offset > 0 else None
         shown = self._shown_before(continued, offset, user_id, text, collection) if continued else set()
         if create_session:
             session_id = session_id or str(uuid.uuid4())
 
         bend = self._bend(known, user_id, queries)
-        lists = Lists(self._storage, known, queries, filter, max_distance, user_id, bend)
-        reach = max(offset, len(shown)) + limit + 1
-        ranked = lists.sorted_by(sort_by) if sort_by else lists.ranked(reach)
-        explored = lists.plain(reach) if bend and ratio > 0 and not sort_by else []
-        draws = (rng or _rng_of(session_id)).random(reach) if explored else np.ones(reach)
-        slots = list(slots_of(ranked, explored, shown, draws[len(shown) :], ratio))
-        slots = slots[max(0, offset - len(shown)) :]
+        lists = Lists(self._storage, known, queries, request, wanted, user_id, bend)
+        slots = _slots(lists, shown, rng, session_id)
         results = _results(lists, slots[:limit], offset, explain=explain)
 
         if continued:
             self._storage.clickstream.append_results(continued, _served(results))
         elif session_id is not None and create_session:
-            request = SearchRequest(
-                limit=limit,
-                offset=offset,
-                max_distance=max_distance,
-                filter=None if filter is None else filter.model_dump(mode="json", exclude_unset=True),
-                sort_by=sort_by,
-                exploration_ratio=ratio,
-                settings=self._settings,
-            )
             session = Session(
                 session_id=session_id,
                 search_query=text,
@@ -164,6 +146,13 @@ class SearchService:
         )
 
     __call__ = search
+
+    def _resolved(self, request: SearchRequest) -> SearchRequest:
+        """Return a request as it is recorded: in bounds, under the settings of this service."""
+        ratio = self._exploration_ratio if request.exploration_ratio is None else request.exploration_ratio
+        resolved = request.model_copy(update={"exploration_ratio": ratio, "settings": self._settings})
+        resolved.check()
+        return resolved
 
     def _parts_of(self, collection: Collection, query: str | ArrayLike) -> tuple[str, Vectors]:
         """Return the text of a query ("" without one) and its vectors [Q, D]."""
@@ -224,6 +213,24 @@ class SearchService:
         }
 
 
+def _slots(
+    lists: Lists, shown: AbstractSet[str], rng: np.random.Generator | None, session_id: str | None
+) -> list[Slot]:
+    """Return the slots of a page, and one more where there is a further page.
+
+    Args:
+        shown: what earlier pages showed.
+    """
+    request = lists.request
+    ratio = request.exploration_ratio or 0.0
+    reach = max(request.offset, len(shown)) + request.limit + 1
+    ranked = lists.sorted_by(request.sort_by) if request.sort_by else lists.ranked(reach)
+    explored = lists.plain(reach) if lists.bend and ratio > 0 and not request.sort_by else []
+    draws = (rng or _rng_of(session_id)).random(reach) if explored else np.ones(reach)
+    slots = list(slots_of(ranked, explored, shown, draws[len(shown) :], ratio))
+    return slots[max(0, request.offset - len(shown)) :]
+
+
 def _results(lists: Lists, slots: Sequence[Slot], offset: int, *, explain: bool) -> tuple[SearchResult, ...]:
     explained = lists.explanations([found for found, own, _ in slots if own]) if explain else {}
     return tuple(
@@ -257,26 +264,6 @@ def _rng_of(session_id: str | None) -> np.random.Generator:
     if session_id is None:
         return np.random.default_rng()
     return np.random.default_rng(int.from_bytes(hashlib.sha256(session_id.encode()).digest()[:16]))
-
-
-def _check_bounds(
-    limit: int, offset: int, max_distance: float | None, ratio: float, sort_by: SortBy | None
-) -> None:
-    if not 1 <= limit <= MAX_LIMIT:
-        raise InvalidInputError(f"limit is {limit}; ask for 1 to {MAX_LIMIT} results")
-    if offset < 0 or offset + limit > MAX_REACH:
-        raise InvalidInputError(
-            f"offset is {offset} and limit {limit}; pages lie between 0 and {MAX_REACH}, "
-            "so narrow the search by a filter or max_distance"
-        )
-    if max_distance is not None and not math.isfinite(max_distance):
-        raise InvalidInputError(f"max_distance is {max_distance}; give a finite number, or leave it out")
-    if not 0 <= ratio <= 1:
-        raise InvalidInputError(f"exploration_ratio is {ratio}; give a share from 0 to 1")
-    if sort_by is not None and (
-        len(sort_by) != 2 or not sort_by[0] or sort_by[1] not in {"ascending", "descending"}
-    ):
-        raise InvalidInputError(f"sort_by is {sort_by}; give a payload field and 'ascending' or 'descending'")
 
 
 def _check_id(name: str, given: str | None) -> None:
