@@ -111,7 +111,7 @@ def _collection(context: Context, collection: Collection, what: str) -> Iterator
         else:
             yield Finding("OK", what, f"{told}, as measured")
     embedder = context.embedder
-    if embedder is not None and collection.embedder not in (None, embedder.name):
+    if embedder is not None and not collection.is_embedded_by(embedder.name):
         yield Finding(
             "WARN",
             what,

@@ -1,10 +1,10 @@
-"""Objects into a collection: texts are embedded, vectors stored as brought. Axes: P parts · D dimensions."""
+"""Objects into a collection: texts are embedded, vectors stored as brought."""
 
 import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,13 +12,10 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import JSON, TEXT_HASH_LENGTH, CatalogueObject, Collection
-from embedding_studio.embedders import Embedder
+from embedding_studio.embedders import Embedder, embed_texts
 from embedding_studio.errors import ConflictError, EmbeddingError
 from embedding_studio.storage.ports import Storage
 
@@ -190,7 +187,7 @@ def _prepare(storage: Storage, collection: Collection, embedder: Embedder | None
         return _Prepared(brought, {"indexed": len(brought)})
     if embedder is None:
         raise EmbeddingError("there is no embedder for texts; bring vectors, or set EMBEDDER")
-    if collection.embedder not in (None, embedder.name):
+    if not collection.is_embedded_by(embedder.name):
         raise ConflictError(
             f"the collection {collection.name!r} holds vectors of {collection.embedder!r}, and those of "
             f"{embedder.name!r} cannot be compared with them; index into another collection"
@@ -209,14 +206,15 @@ def _prepare(storage: Storage, collection: Collection, embedder: Embedder | None
     new = [
         text for object_id, text in wanted.items() if object_id not in unchanged and object_id not in parts
     ]
-    parts |= _embed(new, embedder)
-    embedded = [
+    embedded = embed_texts(embedder, [text.text for text in new])
+    parts |= {text.object_id: vectors for text, vectors in zip(new, embedded, strict=True)}
+    prepared = [
         CatalogueObject(object_id, vectors, wanted[object_id].payload, str(hashes[object_id]))
         for object_id, vectors in parts.items()
     ]
     empty = sum(1 for text in texts if not text.text.strip())
     return _Prepared(
-        embedded + brought,
+        prepared + brought,
         {
             "indexed": len(new) + len(brought),
             "updated": updated,
@@ -224,19 +222,6 @@ def _prepare(storage: Storage, collection: Collection, embedder: Embedder | None
             "empty": empty,
         },
     )
-
-
-def _embed(texts: Sequence[CatalogueText], embedder: Embedder) -> dict[str, NDArray[np.float32]]:
-    """Return object_id -> [P, D]."""
-    split = [embedder.split(text.text) for text in texts]
-    vectors = embedder.embed([part for parts in split for part in parts]) if split else None
-    embedded: dict[str, NDArray[np.float32]] = {}
-    start = 0
-    for text, parts in zip(texts, split, strict=True):
-        assert vectors is not None  # noqa: S101, there is a text
-        embedded[text.object_id] = vectors[start : start + len(parts)]
-        start += len(parts)
-    return embedded
 
 
 @dataclass(frozen=True, slots=True)

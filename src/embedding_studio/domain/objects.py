@@ -35,6 +35,13 @@ class Collection:
     embedder: str | None = None
     gate_threshold: float | None = None
 
+    def is_embedded_by(self, embedder: str) -> bool:
+        """Return whether the vectors of the embedder of this name can be compared with the collection's.
+
+        Where callers bring vectors nobody knows, and it is taken to be so.
+        """
+        return self.embedder in (None, embedder)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CatalogueObject:

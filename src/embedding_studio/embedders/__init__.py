@@ -1,4 +1,4 @@
-"""Texts to vectors. Axes: N texts · D dimensions."""
+"""Texts to vectors. Axes: N texts · P parts · D dimensions."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.errors import InvalidSettingError
 
-__all__ = ["Embedder", "embedder_by_name"]
+__all__ = ["Embedder", "embed_parts", "embed_texts", "embedder_by_name"]
 
 
 class Embedder(Protocol):
@@ -42,6 +42,30 @@ class Embedder(Protocol):
     def split(self, text: str) -> list[str]:
         """Return the text in parts that the model reads whole: at least one, cut where it hurts least."""
         ...
+
+
+def embed_texts(embedder: Embedder, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+    """Return [P, D] for each text, split as the embedder does and embedded at once.
+
+    Raises:
+        EmbeddingError: as ``Embedder.embed``.
+    """
+    return embed_parts([embedder.split(text) for text in texts], embedder.embed)
+
+
+def embed_parts(
+    split: Sequence[Sequence[str]], embed: Callable[[list[str]], NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """Return [P, D] for each text of which the parts are given; ``embed`` is called once, if at all.
+
+    >>> embedded = embed_parts([["a", "b"], ["c"]], lambda parts: np.ones((len(parts), 5)))
+    >>> [vectors.shape for vectors in embedded]
+    [(2, 5), (1, 5)]
+    """
+    if not split:
+        return []
+    vectors = embed([part for parts in split for part in parts])
+    return np.split(vectors, np.cumsum([len(parts) for parts in split])[:-1])
 
 
 _OPENAI = re.compile(r"openai:(?P<model>.+?)@(?P<base_url>https?://.+)")

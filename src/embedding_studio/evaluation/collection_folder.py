@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.embedders import Embedder
+from embedding_studio.embedders import Embedder, embed_parts
 from embedding_studio.errors import InvalidDataError
 from embedding_studio.evaluation.sentences import split_at_sentences
 
@@ -289,8 +289,7 @@ def _item_parts(
     split = [
         embedder.split(text) if most_parts is None else split_at_sentences(text, most_parts) for text in texts
     ]
-    vectors = embed([part for parts in split for part in parts], "items", embedder, progress)
-    return np.split(vectors, np.cumsum([len(parts) for parts in split])[:-1])
+    return embed_parts(split, lambda parts: embed(parts, "items", embedder, progress))
 
 
 def _query_vectors(

@@ -23,7 +23,7 @@ from embedding_studio.domain.sessions import (
     SearchResultItem,
     Session,
 )
-from embedding_studio.embedders import Embedder
+from embedding_studio.embedders import Embedder, embed_texts
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import query_mean
 from embedding_studio.embeddings.preparation import check_vectors
@@ -164,12 +164,12 @@ class SearchService:
             raise EmbeddingError(
                 "there is no embedder for the text of the query; search with vectors, or set EMBEDDER"
             )
-        if collection.embedder not in (None, self._embedder.name):
+        if not collection.is_embedded_by(self._embedder.name):
             raise InvalidInputError(
                 f"the collection {collection.name!r} was embedded by {collection.embedder!r}, this service "
                 f"embeds by {self._embedder.name!r}; set EMBEDDER to the first, or index the collection anew"
             )
-        vectors = self._embedder.embed(self._embedder.split(query))
+        [vectors] = embed_texts(self._embedder, [query])
         return query, check_vectors(collection.index, vectors, "the query")
 
     def _bend(self, collection: Collection, user_id: str | None, queries: Vectors) -> Bend | None:
