@@ -8,10 +8,12 @@ import numpy as np
 import psycopg
 import pytest
 
-from embedding_studio import CatalogueText, Context, SearchIndexInfo, load_settings
+from embedding_studio import CatalogueText, Context, PassiveAggressiveAdjuster, SearchIndexInfo, load_settings
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
-from embedding_studio.indexing import BATCH_TEXTS
+from embedding_studio.feedback.improve import Improver
+from embedding_studio.indexing import BATCH_TEXTS, Indexer
+from embedding_studio.search import SearchService
 from embedding_studio.storage.memory import MemoryStorage
 from test_indexing import MeetingEmbedder
 
@@ -65,6 +67,88 @@ def test_an_embedder_may_be_given_and_a_search_be_called(memory):
         assert [each.object_id for each in found.results] == ["b"]
         assert context.search.search("down down", limit=1) == found
         assert context.collection().embedder == "two words"
+
+
+class Closing:
+    """Notes that it is closed, and lets everything else be done by what it stands before."""
+
+    def __init__(self, name, part, closed):
+        self.told, self.part, self.closed = name, part, closed
+
+    def __getattr__(self, name):
+        return getattr(self.part, name)
+
+    def close(self):
+        self.closed.append(self.told)
+
+
+def test_what_a_context_made_is_closed_the_last_first(monkeypatch, memory):
+    closed = []
+    storage, embedder = Closing("storage", memory, closed), Closing("embedder", TwoWords(), closed)
+    monkeypatch.setattr(Context, "open_storage", lambda _: storage)
+
+    class MyPlugin:
+        def get_embedder(self):
+            return embedder
+
+    with Context(load_settings(embedder="none"), plugin=MyPlugin) as context:
+        context.index_objects("default", [CatalogueText("a", "up")])
+        searching = context.search
+    assert closed == ["embedder", "storage"]
+
+    assert context.search is not searching
+    assert context.search("up").results[0].object_id == "a"
+    context.close()
+    assert closed == ["embedder", "storage"] * 2
+
+
+def test_a_part_that_cannot_be_closed_keeps_no_other_open(monkeypatch, memory):
+    closed = []
+
+    class Stuck(TwoWords):
+        def close(self):
+            raise OSError("it hangs")
+
+    class MyPlugin:
+        def get_embedder(self):
+            return Stuck()
+
+    monkeypatch.setattr(Context, "open_storage", lambda _: Closing("storage", memory, closed))
+    context = Context(load_settings(embedder="none"), plugin=MyPlugin)
+    context.index_objects("default", [CatalogueText("a", "up")])
+
+    with pytest.raises(OSError, match="it hangs"):
+        context.close()
+
+    assert closed == ["storage"]
+
+
+def test_parts_that_were_given_are_used_and_stay_open(memory):
+    closed = []
+    storage, embedder = Closing("storage", memory, closed), Closing("embedder", TwoWords(), closed)
+    given = {
+        "search": SearchService(storage, embedder=embedder),
+        "indexer": Indexer(storage, embedder, guards_gates=False),
+        "improver": Improver(storage, PassiveAggressiveAdjuster),
+    }
+
+    with Context(load_settings(embedder="none"), storage=storage, embedder=embedder, **given) as context:
+        context.index_objects("default", [CatalogueText("a", "up"), CatalogueText("b", "down")])
+        assert context.search("down", limit=1).results[0].object_id == "b"
+        parts = {"search": context.search, "indexer": context.indexer, "improver": context.improver()}
+
+    assert parts == given
+    assert closed == []
+
+
+def test_a_plugin_that_is_given_is_completed_by_the_settings(memory):
+    class MyPlugin:
+        def get_search_index_info(self):
+            return SearchIndexInfo(metric_type="dot", dimensions=2)
+
+    with Context(load_settings(embedder="none"), storage=memory, plugin=MyPlugin) as context:
+        assert context.collection().index.metric_type == "dot"
+        assert context.embedder is None
 
 
 def test_threads_that_come_at_once_share_one_of_each_part(monkeypatch):

@@ -1,8 +1,9 @@
 """Where settings meet implementations: a ``Context`` holds one process's parts, each made on first use."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
 from embedding_studio.catalogue import CatalogueText
@@ -13,37 +14,45 @@ from embedding_studio.embedders import Embedder, embedder_by_name
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
-from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.feedback.selection import SessionSelection
 from embedding_studio.feedback.worker import Worker
-from embedding_studio.indexing import IndexingReport, index_objects
+from embedding_studio.indexing import Indexer, IndexingReport
 from embedding_studio.plugins import Plugin, PluginDefaults, load_plugin
 from embedding_studio.search import SearchService
 from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.ports import Clickstream, Orders, Storage
 from embedding_studio.storage.postgres import PostgresStorage
-from embedding_studio.tuning import SAMPLED_OBJECTS, guard_gate
 
 if TYPE_CHECKING:
-    made_once = cached_property
+    part = cached_property
 else:
 
-    class made_once(cached_property):  # noqa: N801, it stands where cached_property would
-        """Made on first use, by one thread while others wait; since Python 3.12 the library does not wait."""
+    class part(cached_property):  # noqa: N801, it stands where cached_property would
+        """The part that was given, or one made on first use, by one thread while others wait."""
 
         def __get__(self, context: "Context", owner: "type[Context] | None" = None) -> object:
+            name = self.attrname
             with context.making:
-                return super().__get__(context, owner)
+                if name not in vars(context):
+                    if name in context.given:
+                        vars(context)[name] = context.given[name]
+                    else:
+                        made = super().__get__(context, owner)
+                        context.made.callback(context.close_part, name, made)
+                return vars(context)[name]
 
 
 class Context:
     """The parts of one process.
 
     ``from embedding_studio import context`` is one that reads the environment. Make another for
-    other settings, with an embedder of your own, or over a storage that is open already and then stays
-    open on ``close``.
+    other settings, or with parts of your own: these stay open on ``close``, while what the context made
+    is closed, the last first, and is made again if it is asked for again.
+
+    Args:
+        plugin: a class, used instead of the one that would be found.
     """
 
     def __init__(
@@ -52,13 +61,26 @@ class Context:
         *,
         storage: Storage | None = None,
         embedder: Embedder | None = None,
+        plugin: type | None = None,
+        search: SearchService | None = None,
+        indexer: Indexer | None = None,
+        improver: Improver | None = None,
     ) -> None:
-        self._given_settings = settings
-        self._given_storage = storage
-        self._given_embedder = embedder
+        parts = {
+            "settings": settings,
+            "storage": storage,
+            "embedder": embedder,
+            "search": search,
+            "indexer": indexer,
+        }
+        self.given = {name: each for name, each in parts.items() if each is not None}
+        self.made = ExitStack()
         self.making = threading.RLock()
-        self._starting = threading.Lock()  # not the same: the pool's threads wait for it
-        self._server: EmbeddedServer | None = None
+        self._given_plugin = plugin
+        self._given_improver = improver
+        self._starting = (
+            threading.Lock()
+        )  # not ``making``: who makes the storage waits for the pool's threads
 
     def __enter__(self) -> Self:
         return self
@@ -66,11 +88,11 @@ class Context:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @made_once
+    @part
     def settings(self) -> Settings:
-        return self._given_settings or load_settings()
+        return load_settings()
 
-    @made_once
+    @part
     def plugin(self) -> Plugin:
         settings = self.settings
         key = settings.embedder_api_key
@@ -88,18 +110,19 @@ class Context:
                 ),
             ),
             settings.plugins_path,
+            self._given_plugin,
         )
 
-    @made_once
+    @part
     def storage(self) -> Storage:
         """The database, started where it is embedded, with its schema up to date."""
-        return self._given_storage or self.open_storage()
+        return self.open_storage()
 
-    @made_once
+    @part
     def embedder(self) -> Embedder | None:
-        return self._given_embedder or self.plugin.get_embedder()
+        return self.plugin.get_embedder()
 
-    @made_once
+    @part
     def search(self) -> SearchService:
         settings = self.settings
         return SearchService(
@@ -110,6 +133,17 @@ class Context:
             exploration_ratio=settings.exploration_ratio,
             shared_min_users=settings.shared_min_users,
             settings=settings.fingerprint(),
+        )
+
+    @part
+    def indexer(self) -> Indexer:
+        settings = self.settings
+        return Indexer(
+            self.storage,
+            self.embedder,
+            index=self.plugin.get_search_index_info(),
+            threads=settings.index_threads,
+            guards_gates="gate_threshold" not in settings.model_fields_set,
         )
 
     @property
@@ -123,7 +157,9 @@ class Context:
         return self.storage.orders
 
     def improver(self) -> Improver:
-        """Return one pass of learning as the settings and the plugin want it."""
+        """Return one pass of learning as the settings and the plugin want it, or the one that was given."""
+        if self._given_improver is not None:
+            return self._given_improver
         settings = self.settings
         return Improver(
             self.storage,
@@ -170,23 +206,7 @@ class Context:
             CollectionNotFoundError: there is none, and neither ``index`` nor an embedder says its size.
             ConflictError: it exists and is of another kind than ``index`` asks for.
         """
-        try:
-            existing = self.storage.collections.get(name)
-        except CollectionNotFoundError:
-            existing = None
-        if existing is not None and index is None:
-            return existing
-        wanted = index or self.plugin.get_search_index_info()
-        if wanted.dimensions is None:
-            if self.embedder is None:
-                raise CollectionNotFoundError(
-                    f"there is no collection {name!r}, and without an embedder its size is unknown: "
-                    "create it with its dimensions, or set EMBEDDER"
-                )
-            wanted = wanted.model_copy(update={"dimensions": self.embedder.dimensions})
-        return self.storage.collections.create(
-            name, wanted, embedder=self.embedder.name if self.embedder else None
-        )
+        return self.indexer.collection(name, index=index)
 
     def index_objects(
         self,
@@ -208,44 +228,40 @@ class Context:
             EmbeddingError: there is a text and no embedder, or it failed.
             InvalidInputError: there is something that is neither, or vectors that do not fit.
         """
-        collection = self.collection(name)
-        some_ids: list[str] = []
-        report = index_objects(
-            self.storage,
-            collection,
-            _sampled(objects, some_ids),
-            self.embedder,
-            progress=progress,
-            threads=self.settings.index_threads,
-        )
-        if "gate_threshold" not in self.settings.model_fields_set:
-            guard_gate(self.storage, collection, some_ids)
-        return report
+        return self.indexer.index_objects(name, objects, progress=progress)
 
     def open_storage(self) -> Storage:
         """Open the database of the settings once more; for the caller to close."""
         given = self.settings.database_url
         return PostgresStorage(
-            given.get_secret_value() if given is not None else self._start_server,
+            partial(self._start, self._server) if given is None else given.get_secret_value(),
             order_on=self._ordering_event_types(),
             recall_target=self.settings.recall_target,
             pool_size=self.settings.pool_size,
         )
 
-    def _start_server(self) -> str:
-        """Return the URL of the embedded server, which runs now even if somebody killed it."""
+    @part
+    def _server(self) -> EmbeddedServer:
+        """The embedded server, which stops with its last user."""
+        server = EmbeddedServer(self.settings.data_dir)
+        self.made.callback(server.stop)
+        return server
+
+    def _start(self, server: EmbeddedServer) -> str:
+        """Return the URL of the server, which runs now even if somebody killed it."""
         with self._starting:
-            self._server = self._server or EmbeddedServer(self.settings.data_dir)
-            return self._server.start()
+            return server.start()
 
     def close(self) -> None:
-        """Close what this context opened; the embedded server stops with its last user."""
-        opened = self.__dict__.pop("storage", None)
-        self.__dict__.pop("search", None)
-        if opened is not None and opened is not self._given_storage:
-            opened.close()
-        if self._server is not None:
-            self._server.stop()
+        """Close what this context made, the last first; what was given stays open."""
+        self.made.close()
+
+    def close_part(self, name: str, made: object) -> None:
+        """Close a part, if it can be closed; it is made again if it is asked for."""
+        if vars(self).get(name) is made:
+            del vars(self)[name]
+        if callable(close := getattr(made, "close", None)):
+            close()
 
     def _adjuster_by_settings(self, index: SearchIndexInfo) -> VectorsAdjuster:
         settings = self.settings
@@ -269,22 +285,3 @@ class Context:
 
     def _ordering_event_types(self) -> frozenset[str]:
         return self.settings.learning_event_types if self.settings.improve_on_click else frozenset()
-
-
-def _sampled(
-    objects: Iterable[CatalogueText | CatalogueObject], ids: list[str]
-) -> Iterator[CatalogueText | CatalogueObject]:
-    """Yield the objects, and leave evenly spaced ids in ``ids``: all of a few, 200 to 400 of many."""
-    step = 1
-    for number, each in enumerate(objects):
-        if not isinstance(each, CatalogueText | CatalogueObject):
-            raise InvalidInputError(
-                f"object {number} of those to index is {repr(each)[:80]}, a {type(each).__name__}; "
-                "give a CatalogueText, or a CatalogueObject if you bring its vectors"
-            )
-        if number % step == 0:
-            ids.append(each.object_id)
-            if len(ids) == 2 * SAMPLED_OBJECTS:
-                del ids[1::2]
-                step *= 2
-        yield each

@@ -62,12 +62,14 @@ class Plugin:
 _METHODS = tuple(name for name in vars(Plugin) if name.startswith("get_"))
 
 
-def load_plugin(defaults: PluginDefaults, path: Path | None = None) -> Plugin:
-    """Return the one plugin there is: in ``path``, else of an entry point, else ``Plugin`` itself.
+def load_plugin(defaults: PluginDefaults, path: Path | None = None, given: type | None = None) -> Plugin:
+    """Return the one plugin there is: ``given``, else in ``path``, else of an entry point, else ``Plugin``.
 
     Raises:
         PluginError: there is more than one, or it cannot be imported or made.
     """
+    if given is not None:
+        return _made(given, defaults)
     found = _classes_in(path) if path is not None else _classes_of_entry_points()
     if path is not None and not found:
         raise PluginError(
@@ -76,7 +78,11 @@ def load_plugin(defaults: PluginDefaults, path: Path | None = None) -> Plugin:
     if len(found) > 1:
         names = ", ".join(f"{each.__module__}.{each.__qualname__}" for each in found)
         raise PluginError(f"there are several plugins ({names}); keep one, or choose it with PLUGINS_PATH.")
-    plugin_class = found[0] if found else Plugin
+    return _made(found[0] if found else Plugin, defaults)
+
+
+def _made(plugin_class: type, defaults: PluginDefaults) -> Plugin:
+    """Return a plugin of a class, with the methods of ``Plugin`` where it has none of its own."""
     lineage = (plugin_class,) if issubclass(plugin_class, Plugin) else (plugin_class, Plugin)
     completed = type(plugin_class.__name__, lineage, {"defaults": defaults})
     try:

@@ -5,15 +5,11 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from typing import TypeVar
 
 from embedding_studio.catalogue import CatalogueText
-from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import JSON, TEXT_HASH_LENGTH, CatalogueObject, Collection
 from embedding_studio.embedders import Embedder, embed_texts
 from embedding_studio.errors import ConflictError, EmbeddingError
@@ -23,8 +19,9 @@ BATCH_TEXTS = 256
 BATCH_OBJECTS = 1000
 """So many texts, or so many objects, are stored at once: no transaction is long, and little is lost."""
 
+THREADS = 1
+
 Batch = list[CatalogueText | CatalogueObject]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ def index_objects(
     embedder: Embedder | None,
     *,
     progress: Callable[[int], None] | None = None,
-    threads: int = 1,
+    threads: int = THREADS,
     batch_texts: int = BATCH_TEXTS,
     batch_objects: int = BATCH_OBJECTS,
 ) -> IndexingReport:
@@ -91,60 +88,6 @@ def index_objects(
     finally:
         pool.shutdown(cancel_futures=True)
     return IndexingReport(**done, seconds=time.monotonic() - started)
-
-
-def every_object(
-    storage: Storage,
-    collection: Collection,
-    *,
-    filter: PayloadFilter | None = None,  # noqa: A002, the port's name
-) -> Iterator[CatalogueObject]:
-    """Yield the objects of a collection by object_id, read page by page."""
-    after: str | None = None
-    while page := storage.objects.scroll(collection, after=after, limit=BATCH_OBJECTS, filter=filter):
-        yield from page
-        if len(page) < BATCH_OBJECTS:
-            return
-        after = page[-1].object_id
-
-
-def prune(storage: Storage, collection: Collection, named: AbstractSet[str], *, dry_run: bool = False) -> int:
-    """Remove the objects that are not ``named``; return how many they are.
-
-    Args:
-        dry_run: remove nothing.
-    """
-    others = (each.object_id for each in every_object(storage, collection) if each.object_id not in named)
-    return sum(
-        len(batch) if dry_run else storage.objects.delete(collection, batch)
-        for batch in _sliced(others, BATCH_OBJECTS)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class PayloadsReport:
-    """How many payloads were replaced, and how many ids there is no object of."""
-
-    updated: int
-    unknown: int
-
-
-def update_payloads(
-    storage: Storage,
-    collection: Collection,
-    payloads: Iterable[tuple[str, JSON]],
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> PayloadsReport:
-    """Replace the payloads of objects by id, batch by batch; nothing is embedded."""
-    updated = unknown = 0
-    for batch in _sliced(payloads, BATCH_OBJECTS):
-        absent = len(storage.objects.update_payloads(collection, dict(batch)))
-        updated += len(batch) - absent
-        unknown += absent
-        if progress is not None:
-            progress(len(batch))
-    return PayloadsReport(updated, unknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +199,4 @@ def _batches(
             yield batch
             batch, texts = [], 0
     if batch:
-        yield batch
-
-
-def _sliced(stream: Iterable[T], size: int) -> Iterator[list[T]]:
-    rest = iter(stream)
-    while batch := list(islice(rest, size)):
         yield batch

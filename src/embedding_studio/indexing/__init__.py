@@ -1,0 +1,21 @@
+"""Objects into collections. Its door is ``Indexer``.
+
+indexer  find or make the collection, store, guard its gate    batches  a stream, embedded and stored
+upkeep   what needs no embedding: read all, prune, payloads
+"""
+
+from embedding_studio.indexing.batches import BATCH_OBJECTS, BATCH_TEXTS, IndexingReport, index_objects
+from embedding_studio.indexing.indexer import Indexer
+from embedding_studio.indexing.upkeep import PayloadsReport, every_object, prune, update_payloads
+
+__all__ = [
+    "BATCH_OBJECTS",
+    "BATCH_TEXTS",
+    "Indexer",
+    "IndexingReport",
+    "PayloadsReport",
+    "every_object",
+    "index_objects",
+    "prune",
+    "update_payloads",
+]
