@@ -287,7 +287,7 @@ def test_the_smallest_margin_that_finds_enough_is_stored(films):
 def test_recall_rises_with_the_margin_and_its_lower_bound_is_never_certainty(films):
     storage, _ = films
 
-    measured = measure_recall(storage, "films", queries=40, dry_run=True)
+    measured = measure_recall(storage, "films", queries=40, target=0.99, dry_run=True)
 
     by_codes = measured.compared[:-1]
     assert all(each.low <= each.recall <= each.high for each in by_codes)
@@ -319,7 +319,7 @@ def test_recorded_queries_come_first_and_changed_objects_stand_for_too_few(films
     storage, catalogue = films
     record(storage, catalogue.parts[:recorded, 0])
 
-    measured = measure_recall(storage, "films", queries=queries, dry_run=True)
+    measured = measure_recall(storage, "films", queries=queries, target=0.99, dry_run=True)
 
     assert (measured.queries, measured.recorded) == counted
 
@@ -339,7 +339,7 @@ def test_a_target_that_no_margin_reaches_is_told_and_the_widest_is_taken(films, 
 def test_a_collection_without_codes_has_nothing_to_measure(films):
     storage, _ = films
 
-    measured = measure_recall(storage, "few")
+    measured = measure_recall(storage, "few", target=0.99)
 
     assert measured == MeasuredRecall(
         "few", 1, 0, 0, 0, 10, 0.99, None, None, is_stored=False, is_reached=True,
@@ -361,12 +361,12 @@ def test_what_cannot_be_measured_is_refused(memory, given):
     memory.collections.create("films", SearchIndexInfo(dimensions=D))
 
     with pytest.raises(InvalidInputError, match=r"at least one query.*above 0\.5"):
-        measure_recall(memory, "films", **given)
+        measure_recall(memory, "films", **{"target": 0.99, **given})
 
 
 def test_the_recall_of_no_collection_is_not_measured(memory):
     with pytest.raises(CollectionNotFoundError, match="films"):
-        measure_recall(memory, "films")
+        measure_recall(memory, "films", target=0.99)
 
 
 # Doctor

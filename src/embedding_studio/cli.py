@@ -58,7 +58,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.indexing import IndexingReport, every_object, update_payloads
 from embedding_studio.indexing import prune as prune_objects
-from embedding_studio.recall import measure_recall
+from embedding_studio.recall import QUERIES, RESULTS, measure_recall
 from embedding_studio.settings import Settings, load_settings, settings_markdown
 from embedding_studio.tuning import reset_gate, tune_gate
 
@@ -527,8 +527,8 @@ def tune(
 def recall(
     collection: Annotated[str, typer.Argument(help="Name or alias of the collection.")] = DEFAULT_COLLECTION,
     *,
-    queries: Annotated[int, typer.Option(min=1, help="Compare so many of its latest queries.")] = 200,
-    k: Annotated[int, typer.Option("--k", min=1, help="Results looked at.")] = 10,
+    queries: Annotated[int, typer.Option(min=1, help="Compare so many of its latest queries.")] = QUERIES,
+    k: Annotated[int, typer.Option("--k", min=1, help="Results looked at.")] = RESULTS,
     target: Annotated[
         float | None,
         typer.Option(help="Share of the nearest that is to be found. Default: RECALL_TARGET."),

@@ -39,6 +39,9 @@ TOLERANCE = 2e-6
 READ_AT_ONCE = 1_000
 SEED = 0
 
+QUERIES = 200
+RESULTS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class RecallAtMargin:
@@ -101,9 +104,9 @@ def measure_recall(
     storage: Storage,
     name: str,
     *,
-    queries: int = 200,
-    k: int = 10,
-    target: float = 0.99,
+    queries: int = QUERIES,
+    k: int = RESULTS,
+    target: float,
     dry_run: bool = False,
 ) -> MeasuredRecall:
     """Compare searches by codes with comparing all, and store the smallest margin that finds enough.

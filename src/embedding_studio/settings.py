@@ -14,7 +14,10 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS
+from embedding_studio.embeddings.improvement.waves import ADJUSTMENT_RATE, NUM_ITERATIONS, SOFTMIN_TEMPERATURE
 from embedding_studio.errors import InvalidSettingError
+from embedding_studio.indexing import THREADS
+from embedding_studio.search import EXPLORATION_RATIO, GATE_THRESHOLD, QUERY_SHIFT, SHARED_MIN_USERS
 
 logger = logging.getLogger(__name__)
 
@@ -61,19 +64,19 @@ class Settings(BaseSettings):
         " adjuster.",
     )
     adjustment_rate: float = Field(
-        default=0.1,
+        default=ADJUSTMENT_RATE,
         gt=0,
         description="How far one session moves vectors. passive_aggressive: the margin is half of it;"
         " torch: the learning rate.",
     )
     num_iterations: int = Field(
-        default=10,
+        default=NUM_ITERATIONS,
         ge=1,
         description="How thoroughly. passive_aggressive: one sweep over a user's sessions for every ten;"
         " torch: gradient steps for each session.",
     )
     softmin_temperature: float = Field(
-        default=1.0,
+        default=SOFTMIN_TEMPERATURE,
         gt=0,
         description="Objects with several parts: lower concentrates on the most similar part, higher"
         " spreads.",
@@ -86,19 +89,19 @@ class Settings(BaseSettings):
         " Absent: 20 for passive_aggressive, 5 for torch, as each measured best.",
     )
     gate_threshold: float = Field(
-        default=0.75,
+        default=GATE_THRESHOLD,
         ge=0,
         lt=1,
         description="Cosine above which a remembered query bears on a new one, in collections that have no"
         " threshold of their own (embedding-studio tune).",
     )
     query_shift: float = Field(
-        default=1.0,
+        default=QUERY_SHIFT,
         ge=0,
         description="How far a query moves towards what was clicked for near queries; 0 turns it off.",
     )
     shared_min_users: int = Field(
-        default=0,
+        default=SHARED_MIN_USERS,
         ge=0,
         description="From so many other users on, what they clicked for near queries shifts everybody's"
         " query; 0: what one user clicked bears on nobody else.",
@@ -125,7 +128,7 @@ class Settings(BaseSettings):
         description="Seconds between a worker's looks for orders where a click does not wake it.",
     )
     exploration_ratio: float = Field(
-        default=0.0,
+        default=EXPLORATION_RATIO,
         ge=0,
         le=1,
         description="Share of slots that show the plain search's next result instead of the personalised"
@@ -163,7 +166,7 @@ class Settings(BaseSettings):
         default=None, description="Sent to an OpenAI-compatible endpoint."
     )
     index_threads: int = Field(
-        default=1,
+        default=THREADS,
         ge=1,
         le=64,
         description="Batches of texts that are embedded at once while indexing: 4 keeps an `openai:` endpoint"

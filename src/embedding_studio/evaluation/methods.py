@@ -19,7 +19,7 @@ from embedding_studio.errors import EmbeddingStudioError, InvalidInputError
 from embedding_studio.evaluation.collection_folder import JudgedCollection, JudgedQuery
 from embedding_studio.evaluation.reference import reference_update
 from embedding_studio.feedback.improve import Improver
-from embedding_studio.search import GATE_THRESHOLD, SearchService
+from embedding_studio.search import GATE_THRESHOLD, QUERY_SHIFT, SHARED_MIN_USERS, SearchService
 from embedding_studio.storage.ports import Storage
 from embedding_studio.tuning import guard_gate
 
@@ -30,7 +30,7 @@ Ranked = tuple[str, float]
 PAGE = 10
 SECONDS_BETWEEN_SESSIONS = 86_400
 SECONDS_TO_CLICK = 20
-SHARED_MIN_USERS = 3
+USERS_OF_SHARED = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,9 +87,9 @@ class Product:
         *,
         adjuster: Callable[[SearchIndexInfo], VectorsAdjuster] = PassiveAggressiveAdjuster,
         gate_threshold: float | None = None,
-        query_shift: float = 1.0,
+        query_shift: float = QUERY_SHIFT,
         max_angle_degrees: float = MAX_ANGLE_DEGREES,
-        shared_min_users: int = 0,
+        shared_min_users: int = SHARED_MIN_USERS,
     ) -> None:
         self._run = uuid.uuid4().hex
         self._users: set[str] = set()
@@ -286,7 +286,7 @@ def torch_based(storage: Storage, collection: JudgedCollection) -> Method:
 
 
 def shared(storage: Storage, collection: JudgedCollection) -> Method:
-    return Product(storage, collection, shared_min_users=SHARED_MIN_USERS)
+    return Product(storage, collection, shared_min_users=USERS_OF_SHARED)
 
 
 OpenMethod = Callable[[Storage, JudgedCollection], Method]
@@ -308,7 +308,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "torch": "TorchBasedAdjuster with gate and query shift",
     "copies": "PassiveAggressiveAdjuster, copies for every query, no gate, no shift",
     "default": "PassiveAggressiveAdjuster with gate and query shift, as served by default",
-    "shared": f"default, and what {SHARED_MIN_USERS} others or more clicked for near queries",
+    "shared": f"default, and what {USERS_OF_SHARED} others or more clicked for near queries",
 }
 
 

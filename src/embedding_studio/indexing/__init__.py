@@ -4,13 +4,20 @@ indexer  find or make the collection, store, guard its gate    batches  a stream
 upkeep   what needs no embedding: read all, prune, payloads
 """
 
-from embedding_studio.indexing.batches import BATCH_OBJECTS, BATCH_TEXTS, IndexingReport, index_objects
+from embedding_studio.indexing.batches import (
+    BATCH_OBJECTS,
+    BATCH_TEXTS,
+    THREADS,
+    IndexingReport,
+    index_objects,
+)
 from embedding_studio.indexing.indexer import Indexer
 from embedding_studio.indexing.upkeep import PayloadsReport, every_object, prune, update_payloads
 
 __all__ = [
     "BATCH_OBJECTS",
     "BATCH_TEXTS",
+    "THREADS",
     "Indexer",
     "IndexingReport",
     "PayloadsReport",

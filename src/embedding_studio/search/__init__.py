@@ -13,12 +13,21 @@ from embedding_studio.search.results import (
     SearchResult,
     SharedInfluence,
 )
-from embedding_studio.search.service import GATE_THRESHOLD, SearchService
+from embedding_studio.search.service import (
+    EXPLORATION_RATIO,
+    GATE_THRESHOLD,
+    QUERY_SHIFT,
+    SHARED_MIN_USERS,
+    SearchService,
+)
 
 __all__ = [
+    "EXPLORATION_RATIO",
     "GATE_THRESHOLD",
     "MAX_LIMIT",
     "MAX_REACH",
+    "QUERY_SHIFT",
+    "SHARED_MIN_USERS",
     "SORT_WINDOW",
     "Explanation",
     "Influence",

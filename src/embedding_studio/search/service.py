@@ -36,6 +36,10 @@ from embedding_studio.storage.ports import Storage, Vectors
 GATE_THRESHOLD = 0.75
 """Measured best with all-MiniLM-L6-v2; for other models see ``tuning``."""
 
+QUERY_SHIFT = 1.0
+EXPLORATION_RATIO = 0.0
+SHARED_MIN_USERS = 0
+
 
 class SearchService:
     """Searches a storage. Safe to use from several threads.
@@ -57,9 +61,9 @@ class SearchService:
         *,
         embedder: Embedder | None = None,
         gate_threshold: float = GATE_THRESHOLD,
-        query_shift: float = 1.0,
-        exploration_ratio: float = 0.0,
-        shared_min_users: int = 0,
+        query_shift: float = QUERY_SHIFT,
+        exploration_ratio: float = EXPLORATION_RATIO,
+        shared_min_users: int = SHARED_MIN_USERS,
         settings: str = "",
     ) -> None:
         self._storage = storage

@@ -33,7 +33,14 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.embeddings.improvement.waves import Wave, check_knobs, fold
+from embedding_studio.embeddings.improvement.waves import (
+    ADJUSTMENT_RATE,
+    NUM_ITERATIONS,
+    SOFTMIN_TEMPERATURE,
+    Wave,
+    check_knobs,
+    fold,
+)
 from embedding_studio.embeddings.similarity import similarities
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES, into_trust_region
 from embedding_studio.errors import InvalidSettingError
@@ -91,9 +98,9 @@ class PassiveAggressiveAdjuster:
     def __init__(
         self,
         search_index_info: SearchIndexInfo,
-        adjustment_rate: float = 0.1,
-        num_iterations: int = 10,
-        softmin_temperature: float = 1.0,
+        adjustment_rate: float = ADJUSTMENT_RATE,
+        num_iterations: int = NUM_ITERATIONS,
+        softmin_temperature: float = SOFTMIN_TEMPERATURE,
         *,
         max_angle_degrees: float = MAX_ANGLE_DEGREES,
         aggressiveness: float = AGGRESSIVENESS,

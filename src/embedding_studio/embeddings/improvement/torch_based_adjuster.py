@@ -31,7 +31,15 @@ from torch.optim.adamw import adamw
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.embeddings.improvement.waves import Wave, check_knobs, fold, ranges
+from embedding_studio.embeddings.improvement.waves import (
+    ADJUSTMENT_RATE,
+    NUM_ITERATIONS,
+    SOFTMIN_TEMPERATURE,
+    Wave,
+    check_knobs,
+    fold,
+    ranges,
+)
 from embedding_studio.embeddings.preparation import squared_lengths
 from embedding_studio.embeddings.trust_region import FLOAT32_ERROR, into_trust_region, nearest_in_caps
 
@@ -71,9 +79,9 @@ class TorchBasedAdjuster:
     def __init__(
         self,
         search_index_info: SearchIndexInfo,
-        adjustment_rate: float = 0.1,
-        num_iterations: int = 10,
-        softmin_temperature: float = 1.0,
+        adjustment_rate: float = ADJUSTMENT_RATE,
+        num_iterations: int = NUM_ITERATIONS,
+        softmin_temperature: float = SOFTMIN_TEMPERATURE,
         *,
         max_angle_degrees: float | None = 5.0,
     ) -> None:

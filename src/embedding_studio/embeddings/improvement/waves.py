@@ -22,6 +22,11 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Vectors = NDArray[np.float32]
 
+ADJUSTMENT_RATE = 0.1
+NUM_ITERATIONS = 10
+SOFTMIN_TEMPERATURE = 1.0
+"""The three knobs of every adjuster, as the reference page has them."""
+
 SESSIONS_AT_ONCE = 128
 """Sessions of ten results and 384 dimensions that fit a processor's last cache; more gain nothing."""
 
