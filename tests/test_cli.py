@@ -14,7 +14,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from embedding_studio.bootstrap import Context
-from embedding_studio.cli import Baseline, Clicks, Method, _bound, app
+from embedding_studio.cli import app
+from embedding_studio.cli.evaluation import Baseline, Clicks, Method
+from embedding_studio.cli.serving import _bound
 from embedding_studio.evaluation import CLICK_MODELS, METHODS, PLAIN
 from embedding_studio.settings import Settings, load_settings
 

@@ -675,7 +675,7 @@ def what_the_demo_sends_and_is_answered(world):
 
     world.monkeypatch.setattr(Demo, "run", run)
     one = [CatalogueText("a", "words")]
-    world.monkeypatch.setattr("embedding_studio.cli.read_python_documentation", lambda **_: one)
+    world.monkeypatch.setattr("embedding_studio.cli.serving.read_python_documentation", lambda **_: one)
     ended = world.command("demo", "--no-keep-serving")
     assert ended.exit_code == 0, ended.output
     return seen[0]

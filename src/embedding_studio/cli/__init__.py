@@ -1,0 +1,39 @@
+"""The command line: tables for people, ``--json`` for machines, progress on stderr.
+
+catalogue       index, payloads, get, delete, export
+searching       search, tune, recall
+serving         serve, demo
+learning        worker, improve
+evaluation      evaluate
+administration  doctor, migrate, settings, collections, forget
+console         what they share
+"""
+
+import typer
+
+from embedding_studio.cli.administration import collections, doctor, forget, migrate, show_settings
+from embedding_studio.cli.catalogue import delete, export, get, index, payloads
+from embedding_studio.cli.evaluation import evaluate
+from embedding_studio.cli.learning import improve, worker
+from embedding_studio.cli.searching import recall, search, tune
+from embedding_studio.cli.serving import demo, serve
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="embedding-studio",
+    help="Search that learns from clicks. Settings are environment variables: `embedding-studio settings`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMMANDS = (
+    *(index, payloads, get, delete, export, search),
+    *(serve, worker, improve, demo),
+    *(evaluate, tune, recall, doctor, migrate),
+)
+for command in COMMANDS:  # in the order in which help lists them
+    app.command()(command)
+app.command("settings")(show_settings)
+app.command()(collections)
+app.command()(forget)

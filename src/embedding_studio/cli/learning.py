@@ -1,0 +1,58 @@
+"""What was clicked becomes what is found: worker, improve."""
+
+import gc
+import os
+import threading
+import time
+from typing import Annotated
+
+import typer
+
+from embedding_studio.cli.console import AsJson, err, on_stop, opened_context, print_value
+
+SECONDS_TO_END = 8.0
+"""After a worker was told to."""
+
+
+def worker() -> None:
+    """Learn from orders until SIGTERM or Ctrl-C; any number of workers may run."""
+    stop = threading.Event()
+    with opened_context() as context:
+        on_stop(stop.set)
+        learning = context.worker()
+        gc.freeze()  # what is loaded by now stays; searched through each time, it is a quarter of learning
+        err.print("The worker is ready.")
+        threading.Thread(target=_end_soon_after, args=(stop,), daemon=True).start()
+        learning.run(stop)
+
+
+def improve(
+    *,
+    everyone: Annotated[
+        bool, typer.Option("--everyone", help="Learn all users anew, as after a setting has changed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learn about all users whose state is stale, once."""
+    users = learnt = 0
+    refused: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    with opened_context() as context:
+        improver = context.improver()
+        if everyone:
+            for collection in context.storage.collections.list():
+                context.storage.collections.order_for_everyone(collection.name)
+        while (report := improver.improve_once(users=context.settings.users_per_batch)).users:
+            users += report.users
+            learnt += report.learnt
+            refused |= report.refused
+            failed |= report.failed
+    print_value({"users": users, "learnt": learnt, "refused": refused, "failed": failed}, as_json=as_json)
+
+
+def _end_soon_after(stop: threading.Event) -> None:
+    """End the process some seconds after it was told to, if a plugin keeps it; its users are due again."""
+    stop.wait()
+    time.sleep(SECONDS_TO_END)
+    err.print("[bold red]error:[/] what is learnt does not come to an end; the worker ends without it")
+    os._exit(1)

@@ -1,0 +1,152 @@
+"""Search, and how well it finds: search, tune, recall."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from embedding_studio.cli.console import (
+    AsJson,
+    CollectionArgument,
+    InCollection,
+    PayloadFilterOption,
+    err,
+    opened_context,
+    out,
+    parse_json,
+    print_value,
+)
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.sessions import DEFAULT_COLLECTION, SearchRequest
+from embedding_studio.errors import InvalidInputError
+from embedding_studio.recall import QUERIES, RESULTS, measure_recall
+from embedding_studio.tuning import reset_gate, tune_gate
+
+ASKED_BY_DEFAULT = SearchRequest()
+
+
+def search(
+    query: Annotated[str, typer.Argument(help="A text, or a vector as a JSON list.")],
+    *,
+    user: Annotated[str | None, typer.Option("--user", "-u", help="Personalise for this user.")] = None,
+    collection: InCollection = DEFAULT_COLLECTION,
+    limit: Annotated[int, typer.Option(min=1, help="Results on a page.")] = ASKED_BY_DEFAULT.limit,
+    offset: Annotated[
+        int, typer.Option(min=0, help="Results to leave out at the top.")
+    ] = ASKED_BY_DEFAULT.offset,
+    max_distance: Annotated[float | None, typer.Option(help="Nothing further away.")] = None,
+    where: PayloadFilterOption = None,
+    explain: Annotated[bool, typer.Option(help="Say what moved each result.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search a collection, personalised where a user is given."""
+    with opened_context() as context:
+        request = SearchRequest(
+            limit=limit,
+            offset=offset,
+            max_distance=max_distance,
+            filter=PayloadFilter.parse(parse_json(where)) if where else None,
+        )
+        page = context.search.search(
+            _vector_or_text(query),
+            request,
+            collection=collection,
+            user_id=user,
+            explain=explain,
+        )
+    if as_json:
+        print_value(page, as_json=True)
+        return
+    table = Table("#", "object", "distance", "", "payload")
+    for result in page.results:
+        shown = json.dumps(result.payload, ensure_ascii=False)
+        table.add_row(
+            str(result.position),
+            result.object_id,
+            f"{result.distance:.4f}",
+            "personal" if result.personalised else "",
+            shown if len(shown) <= 120 else f"{shown[:119]}…",
+        )
+        if result.explanation is not None:
+            table.add_row("", "", "", "", json.dumps(asdict(result.explanation), ensure_ascii=False))
+    out.print(table)
+
+
+def tune(
+    collection: CollectionArgument = DEFAULT_COLLECTION,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Go back to GATE_THRESHOLD.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the gate's threshold to the queries of a collection's sessions; searches use it at once."""
+    with opened_context() as context:
+        tuned = (reset_gate if reset else tune_gate)(context.storage, collection, dry_run=dry_run)
+        setting = f"{context.settings.gate_threshold} (GATE_THRESHOLD)"
+    told = asdict(tuned)
+    if not as_json:
+        told |= {name: setting for name in ("before", "after") if told[name] is None}
+    print_value(told, as_json=as_json)
+
+
+def recall(
+    collection: CollectionArgument = DEFAULT_COLLECTION,
+    *,
+    queries: Annotated[int, typer.Option(min=1, help="Compare so many of its latest queries.")] = QUERIES,
+    k: Annotated[int, typer.Option("--k", min=1, help="Results looked at.")] = RESULTS,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Share of the nearest that is to be found. Default: RECALL_TARGET."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether the nearest are found, and let searches be as cautious as that needs."""
+    with opened_context() as context:
+        setting = context.settings.recall_target
+        if setting == 1 and target not in (None, 1):
+            raise InvalidInputError(
+                f"RECALL_TARGET is 1, so all are compared, and there is nothing to measure for {target}; "
+                "set it to less"
+            )
+        measured = measure_recall(
+            context.storage,
+            collection,
+            queries=queries,
+            k=k,
+            target=setting if target is None else target,
+            dry_run=dry_run,
+        )
+    if as_json:
+        print_value(measured, as_json=True)
+        return
+    table = Table("margin", f"recall@{k}", "95 % interval", "first is right", "p50 ms", "p95 ms", "")
+    for each in measured.compared:
+        notes = {
+            "before": each.margin is not None and each.margin == measured.before,
+            "chosen" if dry_run else "from now on": each.margin is not None and each.margin == measured.after,
+        }
+        table.add_row(
+            "all" if each.margin is None else f"{each.margin:.3g}",
+            f"{each.recall:.4f}",
+            f"{each.low:.4f} to {each.high:.4f}",
+            f"{each.right_first:.1%}",
+            f"{each.p50_ms:.1f}",
+            f"{each.p95_ms:.1f}",
+            ", ".join(note for note, is_true in notes.items() if is_true),
+        )
+    if measured.compared:
+        out.print(table)
+        made = measured.queries - measured.recorded
+        err.print(
+            f"{measured.recorded} recorded queries"
+            + (f", and {made} objects slightly changed." if made else ".")
+        )
+    out.print(escape(measured.told[:1].upper() + measured.told[1:] + "."), soft_wrap=True)
+
+
+def _vector_or_text(query: str) -> Any:
+    return parse_json(query) if query.lstrip().startswith("[") else query

@@ -1,0 +1,124 @@
+"""The HTTP service: serve, and the demo that speaks to one."""
+
+import gc
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Annotated
+
+import httpx
+import typer
+
+from embedding_studio.bootstrap import Context
+from embedding_studio.catalogue import read_python_documentation
+from embedding_studio.cli.catalogue import store
+from embedding_studio.cli.console import err, on_stop, opened_context, out
+from embedding_studio.errors import InvalidSettingError
+from embedding_studio.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+
+
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="Default: HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: PORT; 0 takes a free one.")] = None,
+    worker: Annotated[bool, typer.Option(help="Learn inside this process too.")] = True,
+) -> None:
+    """Serve the HTTP API, by default with a worker inside."""
+    with opened_context() as context, _bound(context.settings, host, port) as listening:
+        server = _server(context, worker=worker)
+        # uvicorn ends by raising the signal again, for the handler that stood before its own.
+        on_stop(lambda: setattr(server, "should_exit", True))
+        listening.listen()  # whoever reads the next line may call at once, and waits until uvicorn answers
+        err.print(f"Embedding Studio serves on {_url(listening)} (documentation: {_url(listening)}/docs)")
+        server.run(sockets=[listening])
+
+
+def demo(
+    *,
+    objects: Annotated[int, typer.Option(min=100, help="How much of the documentation to index.")] = 10_000,
+    keep_serving: Annotated[
+        bool | None, typer.Option(help="Default: only in a terminal, and not where CI is set.")
+    ] = None,
+) -> None:
+    """Index the documentation of Python and of the installed packages, and show the loop on it."""
+    from embedding_studio.demo import COLLECTION, Demo
+
+    if keep_serving is None:
+        keep_serving = sys.stdout.isatty() and not os.environ.get("CI")
+    with opened_context() as context, _bound(context.settings, None, None) as listening:
+        logging.getLogger("embedding_studio").setLevel(logging.WARNING)  # the worker's lines cut the tables
+        documentation = list(read_python_documentation(limit=objects))
+        store(context, COLLECTION, documentation, len(documentation))
+        server = _server(context, worker=True)
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        serving.start()
+        try:
+            with httpx.Client(base_url=_url(listening), headers=_authorization(context.settings)) as client:
+                Demo(client, out).run()
+            out.print(f"\nThe service is at {_url(listening)} (documentation: {_url(listening)}/docs)")
+            if keep_serving:
+                out.print("It serves until you press Ctrl-C.")
+                with suppress(KeyboardInterrupt):
+                    serving.join()
+        finally:
+            server.should_exit = True
+            serving.join()
+
+
+@contextmanager
+def _bound(settings: Settings, host: str | None, port: int | None) -> Iterator[socket.socket]:
+    """Listen before anything slow is done, so that a taken port is told at once."""
+    host = host or settings.host
+    if settings.admin_api_key is None and not _is_loopback(host):
+        raise InvalidSettingError(
+            f"without keys the service listens on this machine only, not on {host}: "
+            "set ADMIN_API_KEY (and WRITE_API_KEY for browsers), or HOST=127.0.0.1"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # By its name, for asyncio answers without delay only on what says that it is TCP; else the body of an
+    # answer waits for the client's acknowledgement of the head, some 40 ms on Linux.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, settings.port if port is None else port))
+        except OSError as error:
+            raise InvalidSettingError(
+                f"cannot listen on {host}:{settings.port if port is None else port} ({error.strerror}); "
+                "choose another PORT, or 0 for a free one"
+            ) from error
+        yield listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _server(context: Context, *, worker: bool) -> "uvicorn.Server":
+    import uvicorn
+
+    from embedding_studio.api.app import create_app
+
+    application = create_app(context, background=context.worker().run if worker else None)
+    gc.freeze()  # as in ``worker``
+    return uvicorn.Server(uvicorn.Config(application, log_level="warning"))
+
+
+def _authorization(settings: Settings) -> dict[str, str]:
+    key = settings.admin_api_key
+    return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
