@@ -153,7 +153,9 @@ def test_the_nearest_for_a_user_come_from_codes_as_from_comparing_all(indexing, 
         with storage.personal.learning(things, ["ann"]) as transaction:
             transaction.replace_states({"ann": PersonalState((), copies)})
         for wanted in FILTERS.values():
-            near = storage.personal.nearest(things, "ann", a_query(), 15, gates, filter=wanted)
+            near = storage.personal.nearest(
+                things, "ann", a_query(), 15, gates, filter=wanted, objects=storage.objects
+            )
             answers.append(ids(near))
 
     assert answers[: len(FILTERS)] == answers[len(FILTERS) :]
@@ -571,7 +573,7 @@ def test_a_read_whose_connection_is_lost_on_the_way_is_done_again(postgres, conn
             lose_connections(connection)
         return theirs.execute("SELECT 7").fetchone()
 
-    assert postgres._database.read(work) == (7,)
+    assert postgres.objects.database.read(work) == (7,)
     assert len(set(tries)) == 2
 
 
@@ -584,7 +586,7 @@ def test_a_write_whose_connection_is_lost_on_the_way_is_not_done_again(postgres,
         theirs.execute("SELECT 7")
 
     with pytest.raises(StorageUnavailableError):
-        postgres._database.write(work)
+        postgres.objects.database.write(work)
     assert len(tries) == 1
 
 
@@ -603,7 +605,7 @@ def test_a_write_that_met_a_deadlock_is_done_again(postgres, connection):
                 both_hold_one.wait(timeout=30)
             theirs.execute("UPDATE pair SET number = number + 1 WHERE side = %s", sides[1:])
 
-        postgres._database.write(work)
+        postgres.objects.database.write(work)
 
     threads = [threading.Thread(target=count, args=(s,)) for s in (("left", "right"), ("right", "left"))]
     for thread in threads:
@@ -785,7 +787,7 @@ def test_an_object_with_a_copy_is_found_while_its_originals_change(postgres):
     changing.start()
     try:
         for _ in range(150):
-            near = postgres.personal.nearest(things, "ann", a_query(), 50, gates)
+            near = postgres.personal.nearest(things, "ann", a_query(), 50, gates, objects=postgres.objects)
 
             assert sorted(ids(near)) == sorted(item.object_id for item in few)
     finally:
@@ -809,7 +811,9 @@ def test_an_object_is_neighbour_or_moved_never_both_or_neither_while_it_is_being
     learning.start()
     try:
         for _ in range(150):
-            near = postgres.personal.nearest(things, "ann", a_query(), I, dict.fromkeys(copies, 1.0))
+            near = postgres.personal.nearest(
+                things, "ann", a_query(), I, dict.fromkeys(copies, 1.0), objects=postgres.objects
+            )
 
             assert sorted(ids(near)) == sorted(item.object_id for item in catalogue())
     finally:

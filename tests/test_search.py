@@ -793,7 +793,8 @@ def test_a_search_asks_for_the_collection_then_for_memories_then_for_the_nearest
     search(QUERY, user_id="ann")
 
     personal = ["get", "near_memories", "nearest"]
-    assert calls == ["get", "nearest", *personal, *personal]
+    composed = ["get", "nearest"]  # in memory, of the base index
+    assert calls == ["get", "nearest", *personal, *personal, *composed]
 
 
 def test_searching_makes_no_classes(memory):

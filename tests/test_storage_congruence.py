@@ -236,7 +236,7 @@ class TwoStorages(RuleBasedStateMachine):
 
         self.both(
             lambda s: s.personal.nearest(
-                s.collections.get(name), user_id, queries, limit, gates, filter=wanted
+                s.collections.get(name), user_id, queries, limit, gates, filter=wanted, objects=s.objects
             )
         )
         self.both(lambda s: s.personal.copies(s.collections.get(name), user_id, sorted(gates)))

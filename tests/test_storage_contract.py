@@ -38,6 +38,7 @@ from embedding_studio.errors import (
     OrderNotFoundError,
     SessionNotFoundError,
 )
+from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import SHARED_QUERIES, SHARED_VOTES, OrderOutcome, PassedOver
 from test_filters import CASES
 
@@ -74,6 +75,26 @@ def index(metric_type=MetricType.COSINE, aggregation=MetricAggregationType.MIN, 
     return SearchIndexInfo(
         dimensions=dimensions, metric_type=metric_type, metric_aggregation_type=aggregation
     )
+
+
+class Elsewhere:
+    """A base index that a storage does not take for its own, so that nothing is searched together."""
+
+    def __init__(self, objects):
+        self._objects = objects
+
+    def __getattr__(self, name):
+        return getattr(self._objects, name)
+
+
+@pytest.fixture(params=["memory", "postgres", "elsewhere"])
+def storage(request):
+    """Return an empty storage of each kind, and one whose base index is elsewhere."""
+    if request.param == "memory":
+        yield MemoryStorage()
+        return
+    with request.getfixturevalue("new_postgres_storage")() as opened:
+        yield opened.having(objects=Elsewhere(opened.objects)) if request.param == "elsewhere" else opened
 
 
 @pytest.fixture
@@ -641,7 +662,9 @@ def test_an_object_and_a_user_may_have_any_id(storage, films, object_id):
         moved={object_id: [[3, 1, 0]]},
     )
 
-    near = storage.personal.nearest(films, user_id, vectors([1, 1, 0]), 2, {object_id: 1.0})
+    near = storage.personal.nearest(
+        films, user_id, vectors([1, 1, 0]), 2, {object_id: 1.0}, objects=storage.objects
+    )
 
     assert ids(storage.objects.nearest(films, vectors([1, 1, 0]), 1)) == [object_id]
     assert [(n.object_id, n.distance) for n in near] == [
@@ -783,7 +806,7 @@ def test_a_query_that_cannot_be_compared_is_refused(storage, films, bad):
     with pytest.raises(InvalidVectorsError, match="query"):
         storage.objects.nearest(films, query, 3)
     with pytest.raises(InvalidVectorsError, match="query"):
-        storage.personal.nearest(films, "ann", query, 3, {})
+        storage.personal.nearest(films, "ann", query, 3, {}, objects=storage.objects)
 
 
 def test_an_empty_collection_has_nothing_near(storage):
@@ -882,7 +905,9 @@ def test_a_collection_large_enough_for_a_vector_index_keeps_the_promises(storage
     common = PayloadFilter.parse({"query": {"field": "rank", "range": {"gte": 1500}}})
 
     near = storage.objects.nearest(shoes, query, 200)
-    own = storage.personal.nearest(shoes, "ann", query, 70, dict.fromkeys(order[:40], 1.0))
+    own = storage.personal.nearest(
+        shoes, "ann", query, 70, dict.fromkeys(order[:40], 1.0), objects=storage.objects
+    )
     far = distance_by_definition(metric_type, aggregation, query, np.full((2, 5), 9, dtype=np.float32))
 
     assert len(set(ids(near))) == 200
@@ -929,9 +954,14 @@ def test_copies_of_many_users_leave_the_plain_search_as_it_is(storage, films):
         learn(storage, films, f"u{number}", moved={i: [[1, 0.5, 0.25]] for i in "abc"})
 
     assert storage.objects.nearest(films, query, 3) == before
-    assert storage.personal.nearest(films, "nobody", query, 3, {}) == before
-    assert storage.personal.nearest(films, "nobody", query, 3, dict.fromkeys("abc", 1.0)) == before
-    assert storage.personal.nearest(films, "u1", query, 3, {}) == before
+    assert storage.personal.nearest(films, "nobody", query, 3, {}, objects=storage.objects) == before
+    assert (
+        storage.personal.nearest(
+            films, "nobody", query, 3, dict.fromkeys("abc", 1.0), objects=storage.objects
+        )
+        == before
+    )
+    assert storage.personal.nearest(films, "u1", query, 3, {}, objects=storage.objects) == before
 
 
 def test_changed_parts_drop_the_copies_and_fold_whoever_met_the_object(storage, films):
@@ -2285,6 +2315,19 @@ def test_two_learning_blocks_with_the_same_users_in_another_order_do_not_deadloc
         pass
 
 
+def test_a_base_index_that_is_elsewhere_says_whose_originals_changed(storage, films):
+    for user_id, shown in (("ann", "ab"), ("bob", "c"), ("cat", "z")):
+        search(storage, f"s {user_id}", user_id, shown=shown)
+        click(storage, f"s {user_id}", shown[-1])
+        learn(storage, films, user_id, moved={"a": [[1, 1, 0]], "c": [[1, 1, 0]]})
+    settle(storage)
+
+    storage.personal.outdate(films, ["a", "z"])
+
+    assert claimed(storage) == ["ann", "cat"]
+    assert [list(storage.personal.state(films, u).vectors) for u in ("ann", "bob", "cat")] == [["c"]] * 3
+
+
 @pytest.mark.parametrize("change", ["upsert", "delete", "drop", "forget"])
 def test_what_would_outdate_a_learning_block_waits_for_its_end(storage, films, change):
     clicked(storage, "s1")
@@ -2368,7 +2411,10 @@ def test_a_users_state_is_read_for_that_user_alone(storage, films, intruder):
 
     assert told(storage.personal.state(films, intruder)) == NOTHING
     assert storage.personal.near_memories(films, intruder, vectors(1, 0, 0), 0.0).own == []
-    assert storage.personal.nearest(films, intruder, vectors([1, 0, 0]), 3, {"b": 1.0}) == plain
+    assert (
+        storage.personal.nearest(films, intruder, vectors([1, 0, 0]), 3, {"b": 1.0}, objects=storage.objects)
+        == plain
+    )
     assert storage.personal.copies(films, intruder, ["b"]) == {}
 
 
@@ -2378,7 +2424,12 @@ def test_what_a_user_moved_stands_where_its_gate_puts_it(storage):
     learn(storage, shoes, moved={f"o{k}": [[k, 5, 0], [k, 6, 0]] for k in (0, 3)} | {"o8": [[1, 0, 0]] * 2})
 
     near = storage.personal.nearest(
-        shoes, "ann", vectors([0, 0, 0]), 5, {"o8": 1.0, "o0": 0.5, "o5": 1.0, "unknown": 1.0}
+        shoes,
+        "ann",
+        vectors([0, 0, 0]),
+        5,
+        {"o8": 1.0, "o0": 0.5, "o5": 1.0, "unknown": 1.0},
+        objects=storage.objects,
     )
 
     assert near == [
@@ -2407,7 +2458,13 @@ def test_a_filter_holds_for_moved_objects_too(storage):
     even = PayloadFilter.parse({"query": {"term": {"field": "even", "value": True}}})
 
     near = storage.personal.nearest(
-        shoes, "ann", vectors([0, 0, 0]), 4, dict.fromkeys(["o0", "o1", "o2", "o3"], 1.0), filter=even
+        shoes,
+        "ann",
+        vectors([0, 0, 0]),
+        4,
+        dict.fromkeys(["o0", "o1", "o2", "o3"], 1.0),
+        filter=even,
+        objects=storage.objects,
     )
 
     assert ids(near) == ["o4", "o0", "o2", "o6"]
@@ -2432,14 +2489,17 @@ def test_the_nearest_for_a_user_are_those_by_definition(storage, metric_type, ag
         gate = gates[f"o{k}"]
         expected[f"o{k}"] = (1 - gate) * expected[f"o{k}"] + gate * distance(copies[k])
 
-    plain = storage.personal.nearest(shoes, "ann", queries, 9, {})
-    near = storage.personal.nearest(shoes, "ann", queries, 57, gates)
+    plain = storage.personal.nearest(shoes, "ann", queries, 9, {}, objects=storage.objects)
+    near = storage.personal.nearest(shoes, "ann", queries, 57, gates, objects=storage.objects)
 
     assert plain == storage.objects.nearest(shoes, queries, 9)
     assert ids(near) == sorted(expected, key=lambda object_id: (expected[object_id], object_id))
     assert [n.distance for n in near] == pytest.approx([expected[n.object_id] for n in near], abs=1e-5)
     for limit in (1, 9, 30):
-        assert storage.personal.nearest(shoes, "ann", queries, limit, gates) == near[:limit]
+        assert (
+            storage.personal.nearest(shoes, "ann", queries, limit, gates, objects=storage.objects)
+            == near[:limit]
+        )
 
 
 # What users tell each other

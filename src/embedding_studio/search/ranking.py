@@ -55,7 +55,13 @@ class Lists:
         if self.user_id is None or not gate_of:
             return self._nearest(shifted, count)
         found = self.storage.personal.nearest(
-            self.collection, self.user_id, shifted, count, gate_of, filter=self.filter
+            self.collection,
+            self.user_id,
+            shifted,
+            count,
+            gate_of,
+            filter=self.filter,
+            objects=self.storage.objects,
         )
         furthest = self.request.max_distance
         return [each for each in found if furthest is None or each.distance <= furthest]

@@ -18,10 +18,12 @@ from embedding_studio.domain.sessions import (
     DEFAULT_COLLECTION,
     MAX_ID_LENGTH,
     MAX_REACH,
+    RecordedSession,
     SearchOptions,
     SearchRequest,
     SearchResultItem,
     Session,
+    SessionDisposition,
 )
 from embedding_studio.embedders import Embedder, embed_texts
 from embedding_studio.embeddings.bend import Bend
@@ -196,9 +198,12 @@ class SearchService:
         )
 
     def _record(self, session: Session, queries: Vectors) -> None:
-        if not self._storage.clickstream.register_session(session, queries):
-            # It stays as it is, and may have shown less.
-            self._storage.clickstream.append_results(session.session_id, session.search_results)
+        [became] = self._storage.clickstream.record([RecordedSession(session, queries)])
+        if became is SessionDisposition.TAKEN:
+            raise ConflictError(
+                f"the session {session.session_id!r} is of another user, query or collection; "
+                "give each search a session_id of its own"
+            )
 
     def _shown_before(
         self, session_id: str, offset: int, user_id: str | None, text: str, collection: str

@@ -2,7 +2,7 @@
 
 Two implementations keep this promise and pass one contract suite: ``postgres`` (the product) and
 ``memory`` (its twin, for tests and for evaluation). Every method that writes is one transaction.
-Originals are written by ``Objects`` alone, personal state by ``LearningTransaction`` alone.
+Originals are written by ``BaseIndex`` alone, personal state by ``LearningTransaction`` alone.
 
 A method that takes a ``Collection`` takes what ``Collections.get`` returned; it may be kept, for
 its number never changes (its ``gate_threshold`` may). Methods that take a name resolve aliases.
@@ -10,7 +10,7 @@ its number never changes (its ``gate_threshold`` may). Methods that take a name 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -153,7 +153,9 @@ class CodesInfo:
     margin: float | None
 
 
-class Objects(Protocol):
+class BaseIndex(Protocol):
+    """Objects and their originals: what the embedding model made of a catalogue. It knows no user."""
+
     def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:
         """Store objects and their originals, replacing those of equal id.
 
@@ -583,16 +585,26 @@ class Personal(Protocol):
         limit: int,
         gates: Mapping[str, float],
         *,
+        objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002
     ) -> list[Neighbour]:
         """Return the nearest objects to a query, for one user.
 
         Args:
+            objects: where the originals are; one of the same database is searched together with the copies.
             gates: object_id -> in (0, 1], how much the user's copy counts, where there is one; the distance
                 is then a mean of those to the original and to the copy (``embeddings.personal.blend``).
 
         Returns:
             Each object once, by (distance, object_id).
+        """
+        ...
+
+    def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:
+        """Drop copies of objects whose originals came, changed or went, and mark the users who met them.
+
+        Those met them who were shown them, or clicked them, in a session that has an order. For base indexes
+        that are elsewhere: one of the same storage does so in the transaction that changes the originals.
         """
         ...
 
@@ -611,21 +623,8 @@ class Personal(Protocol):
         ...
 
 
-class Storage(Protocol):
-    """The whole of it. ``order_on`` at opening names the event types that place an order."""
-
-    @property
-    def collections(self) -> Collections: ...
-    @property
-    def objects(self) -> Objects: ...
-    @property
-    def clickstream(self) -> Clickstream: ...
-    @property
-    def orders(self) -> Orders: ...
-    @property
-    def folds(self) -> Folds: ...
-    @property
-    def personal(self) -> Personal: ...
+class Backend(Protocol):
+    """What the parts of a storage have in common."""
 
     def ping(self) -> None:
         """Return if storage answers.
@@ -640,3 +639,35 @@ class Storage(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(eq=False)
+class Storage:
+    """The whole of it, by owner. ``order_on`` at opening names the event types that place an order."""
+
+    collections: Collections
+    objects: BaseIndex
+    clickstream: Clickstream
+    orders: Orders
+    folds: Folds
+    personal: Personal
+    backend: Backend
+
+    def having(self, *, objects: BaseIndex) -> "Storage":
+        """Return a storage with another base index, over the same log, state and queue.
+
+        That index has to call ``Personal.outdate`` when its originals change.
+        """
+        parts = {part.name: getattr(self, part.name) for part in fields(Storage)}
+        return Storage(**parts | {"objects": objects})
+
+    def ping(self) -> None:
+        """Return if storage answers, as ``Backend.ping``."""
+        self.backend.ping()
+
+    def about(self) -> str:
+        """Return which storage this is, with its versions and without a password."""
+        return self.backend.about()
+
+    def close(self) -> None:
+        self.backend.close()

@@ -13,10 +13,22 @@ from embedding_studio.storage.memory.objects import MemoryObjects
 from embedding_studio.storage.memory.orders import MemoryOrders
 from embedding_studio.storage.memory.personal import MemoryPersonal
 from embedding_studio.storage.memory.state import State
+from embedding_studio.storage.ports import Storage
 
 
-class MemoryStorage:
-    """All of ``ports.Storage``; gone when the process ends.
+class MemoryBackend:
+    def ping(self) -> None:
+        """Return, for memory always answers."""
+
+    def about(self) -> str:
+        return "in the memory of this process"
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to give back."""
+
+
+class MemoryStorage(Storage):
+    """A storage that is gone when the process ends.
 
     >>> import numpy as np
     >>> from embedding_studio import CatalogueObject, SearchIndexInfo
@@ -29,18 +41,12 @@ class MemoryStorage:
 
     def __init__(self, *, order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"})) -> None:
         state = State(order_on)
-        self.collections = MemoryCollections(state)
-        self.objects = MemoryObjects(state)
-        self.clickstream = MemoryClickstream(state)
-        self.orders = MemoryOrders(state)
-        self.folds = MemoryFolds(state)
-        self.personal = MemoryPersonal(state)
-
-    def ping(self) -> None:
-        """Return, for memory always answers."""
-
-    def about(self) -> str:
-        return "in the memory of this process"
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to give back."""
+        super().__init__(
+            collections=MemoryCollections(state),
+            objects=MemoryObjects(state),
+            clickstream=MemoryClickstream(state),
+            orders=MemoryOrders(state),
+            folds=MemoryFolds(state),
+            personal=MemoryPersonal(state),
+            backend=MemoryBackend(),
+        )

@@ -1,6 +1,5 @@
 """What is learnt about users, in memory: written as a whole at the commit, read for one user."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +13,11 @@ from embedding_studio.domain.objects import (
     Neighbour,
     PersonalState,
 )
-from embedding_studio.embeddings.personal import blend
-from embedding_studio.embeddings.similarity import distances, similarities_of
+from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.memory.state import State
 from embedding_studio.storage.memory.votes import cosines
 from embedding_studio.storage.ports import (
+    BaseIndex,
     OrderOutcome,
     PassedOver,
     Vectors,
@@ -56,26 +55,17 @@ class MemoryPersonal:
         limit: int,
         gates: Mapping[str, float],
         *,
+        objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
     ) -> list[Neighbour]:
-        index = collection.index
         with self._state.lock:
-            tables = self._state.tables(collection)
-            copies = tables.states.get(user_id, PersonalState()).vectors
-            moved = [i for i in gates if i in copies and i in tables.objects]
-            near = tables.nearest(queries, limit, payload_filter=filter, without=frozenset(moved))
-            if moved:
-                blended = blend(
-                    similarities_of(index, queries, [tables.objects[i].parts for i in moved]),
-                    similarities_of(index, queries, [copies[i] for i in moved]),
-                    np.array([gates[i] for i in moved]),
-                )
-                near += [
-                    Neighbour(object_id, distance, copy.deepcopy(tables.objects[object_id].payload))
-                    for object_id, distance in zip(moved, distances(index, blended).tolist(), strict=True)
-                    if filter is None or filter.matches(tables.objects[object_id].payload)
-                ]
-            return sorted(near, key=lambda each: (each.distance, each.object_id))[:limit]
+            own = self.copies(collection, user_id, list(gates))
+            return nearest_of_user(objects, own, collection, queries, limit, gates=gates, filter=filter)
+
+    def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:
+        with self._state.lock:
+            self._state.wait_for_folds_of_collection(collection)
+            self._state.fold_anew(self._state.tables(collection), set(object_ids))
 
     def copies(self, collection: Collection, user_id: str, object_ids: Sequence[str]) -> dict[str, Vectors]:
         with self._state.lock:

@@ -15,6 +15,7 @@ Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collect
 from collections.abc import Callable
 from collections.abc import Collection as Container
 
+from embedding_studio.storage.ports import Storage
 from embedding_studio.storage.postgres.clickstream import PostgresClickstream
 from embedding_studio.storage.postgres.collections import PostgresCollections
 from embedding_studio.storage.postgres.database import Database
@@ -29,8 +30,24 @@ CODES = 4
 """The migration after which the program writes the codes of what is there already."""
 
 
-class PostgresStorage:
-    """All of ``ports.Storage``, open from its creation until ``close``.
+class PostgresBackend:
+    def __init__(self, database: Database, folds: PostgresFolds) -> None:
+        self._database = database
+        self._folds = folds
+
+    def ping(self) -> None:
+        self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())
+
+    def about(self) -> str:
+        return self._database.read(describe)
+
+    def close(self) -> None:
+        self._folds.close()
+        self._database.close()
+
+
+class PostgresStorage(Storage):
+    """A storage that is open from its creation until ``close``.
 
     Args:
         database_url: of a PostgreSQL 15 or later with pgvector 0.8 or later; its tables are brought up to
@@ -53,24 +70,19 @@ class PostgresStorage:
         recall_target: float = RECALL_TARGET,
         pool_size: int = 10,
     ) -> None:
-        self._database = Database(database_url, pool_size=pool_size)
+        database = Database(database_url, pool_size=pool_size)
         search = NearestSearch(recall_target)
-        self.collections = PostgresCollections(self._database)
-        self.objects = PostgresObjects(self._database, search, outdate)
-        self.clickstream = PostgresClickstream(self._database, order_on)
-        self.orders = PostgresOrders(self._database)
-        self.folds = PostgresFolds(self._database)
-        self.personal = PostgresPersonal(self._database, search)
-        if CODES in self._database.applied:
-            for collection in self.collections.list():
-                self.objects.tidy(collection)
-
-    def ping(self) -> None:
-        self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())
-
-    def about(self) -> str:
-        return self._database.read(describe)
-
-    def close(self) -> None:
-        self.folds.close()
-        self._database.close()
+        collections, folds = PostgresCollections(database), PostgresFolds(database)
+        objects = PostgresObjects(database, search, outdate)
+        super().__init__(
+            collections=collections,
+            objects=objects,
+            clickstream=PostgresClickstream(database, order_on),
+            orders=PostgresOrders(database),
+            folds=folds,
+            personal=PostgresPersonal(database, search),
+            backend=PostgresBackend(database, folds),
+        )
+        if CODES in database.applied:
+            for collection in collections.list():
+                objects.tidy(collection)

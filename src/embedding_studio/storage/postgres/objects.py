@@ -53,7 +53,7 @@ class PostgresObjects:
     """
 
     def __init__(self, database: Database, search: NearestSearch, outdate: Outdate) -> None:
-        self._database = database
+        self.database = database
         self._search = search
         self._outdate = outdate
 
@@ -70,7 +70,7 @@ class PostgresObjects:
                 self._outdate(connection, collection, changed)
 
         for start in range(0, len(ordered), BATCH):
-            self._database.write(partial(store, ordered[start : start + BATCH]))
+            self.database.write(partial(store, ordered[start : start + BATCH]))
         self.tidy(collection)
 
     def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
@@ -86,7 +86,7 @@ class PostgresObjects:
             updated = connection.execute(_of(collection, "update_payloads"), given)
             return {object_id for (object_id,) in updated}
 
-        return sorted(payloads.keys() - self._database.write(work))
+        return sorted(payloads.keys() - self.database.write(work))
 
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
         def work(connection: Connection) -> int:
@@ -99,7 +99,7 @@ class PostgresObjects:
             self._outdate(connection, collection, object_ids)
             return deleted
 
-        deleted = self._database.write(work)
+        deleted = self.database.write(work)
         self.tidy(collection)
         return deleted
 
@@ -118,7 +118,7 @@ class PostgresObjects:
                 if object_id in vectors
             ]
 
-        return self._database.read(work)
+        return self.database.read(work)
 
     def originals(self, collection: Collection, object_ids: Iterable[str]) -> dict[str, Vectors]:
         given = {"object_ids": list(set(object_ids))}
@@ -129,7 +129,7 @@ class PostgresObjects:
                 parts = connection.execute(_of(collection, "existing_parts"), given, binary=True)
             return grouped_parts(parts.fetchall())
 
-        return self._database.read(work)
+        return self.database.read(work)
 
     def scroll(
         self,
@@ -145,7 +145,7 @@ class PostgresObjects:
         )
         given = values | {"after": after, "limit": limit}
         # Never prepared: which index is used depends on the values.
-        rows = self._database.read(
+        rows = self.database.read(
             lambda connection: connection.execute(statement, given, prepare=False, binary=True).fetchall()
         )
         parts = grouped_parts([(object_id, part) for object_id, part, *_ in rows])
@@ -158,13 +158,13 @@ class PostgresObjects:
 
     def content_hashes(self, collection: Collection, object_ids: Sequence[str]) -> dict[str, str]:
         given = {"object_ids": list(object_ids)}
-        return self._database.read(
+        return self.database.read(
             lambda connection: dict(connection.execute(_of(collection, "content_hashes"), given).fetchall())
         )
 
     def count(self, collection: Collection) -> int:
         number: int
-        (number,) = self._database.read(
+        (number,) = self.database.read(
             lambda connection: only_row(connection.execute(_of(collection, "count")))
         )
         return number
@@ -179,7 +179,7 @@ class PostgresObjects:
         max_distance: float | None = None,
         margin: float | None = None,
     ) -> list[Neighbour]:
-        neighbours = self._database.read(
+        neighbours = self.database.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, margin=margin
             )
@@ -197,7 +197,7 @@ class PostgresObjects:
                 return CodesInfo(parts=0, bytes_in_memory=0, margin=state.margin)
             return CodesInfo(len(state.view), state.view.nbytes, state.margin or self._search.margin)
 
-        return self._database.read(work)
+        return self.database.read(work)
 
     def tidy(self, collection: Collection) -> None:
         """Write the codes of a collection that is large and has none, and order their log where it is long.
@@ -210,8 +210,8 @@ class PostgresObjects:
             lock_originals(connection, collection)
             tidy(connection, collection)
 
-        if self._database.read(lambda connection: untidiness(connection, collection)) is not Untidiness.NONE:
-            self._database.write(work)
+        if self.database.read(lambda connection: untidiness(connection, collection)) is not Untidiness.NONE:
+            self.database.write(work)
 
     def set_margin(self, collection: Collection, margin: float | None) -> None:
         check_margin(margin)
@@ -222,7 +222,7 @@ class PostgresObjects:
                 in_schema("codes.sql", "set_margin", collection.collection_id), {"margin": margin}
             )
 
-        self._database.write(work)
+        self.database.write(work)
 
 
 def checked_objects(index: SearchIndexInfo, objects: Sequence[CatalogueObject]) -> list[CatalogueObject]:

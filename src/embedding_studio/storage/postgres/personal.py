@@ -16,7 +16,8 @@ from embedding_studio.domain.objects import (
     PersonalState,
     QueryMemory,
 )
-from embedding_studio.storage.ports import OrderOutcome, PassedOver, Vectors
+from embedding_studio.storage.elsewhere import nearest_of_user
+from embedding_studio.storage.ports import BaseIndex, OrderOutcome, PassedOver, Vectors
 from embedding_studio.storage.postgres.clickstream import keep_query_vectors, lock_users
 from embedding_studio.storage.postgres.collections import (
     ask_names,
@@ -28,7 +29,7 @@ from embedding_studio.storage.postgres.collections import (
 from embedding_studio.storage.postgres.database import Connection, Database
 from embedding_studio.storage.postgres.folds import Held, complete, find_held, mark_users
 from embedding_studio.storage.postgres.nearest import Moved, NearestSearch
-from embedding_studio.storage.postgres.objects import grouped_parts
+from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
 from embedding_studio.storage.postgres.sql import in_schema
 from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
 from embedding_studio.storage.postgres.votes import (
@@ -88,14 +89,21 @@ class PostgresPersonal:
         limit: int,
         gates: Mapping[str, float],
         *,
+        objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
     ) -> list[Neighbour]:
+        if not isinstance(objects, PostgresObjects) or objects.database is not self._database:
+            own = self.copies(collection, user_id, list(gates)) if gates else {}
+            return nearest_of_user(objects, own, collection, queries, limit, gates=gates, filter=filter)
         moved = Moved(user_id, gates) if gates else None
         return self._database.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, moved=moved
             )
         )
+
+    def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:
+        self._database.write(lambda connection: outdate(connection, collection, object_ids))
 
     def copies(self, collection: Collection, user_id: str, object_ids: Sequence[str]) -> dict[str, Vectors]:
         given = {"user_id": user_id, "object_ids": list(object_ids)}
