@@ -22,6 +22,7 @@ lint: .venv/installed-dev
 
 types: .venv/installed-dev
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 imports: .venv/installed-dev
 	$(BIN)/lint-imports

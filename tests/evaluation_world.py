@@ -97,5 +97,5 @@ def write_ratings(folder: Path) -> Path:
         ]
     (folder / "items.jsonl").write_text("".join(json.dumps(film) + "\n" for film in films))
     (folder / "interactions.tsv").write_text("".join(ratings))
-    np.save(folder / "items.npy", WordEmbedder().embed([film["text"] for film in films]))
+    np.save(folder / "items.npy", WordEmbedder().embed([str(film["text"]) for film in films]))
     return folder

@@ -85,7 +85,7 @@ def test_an_element_moved_to_another_vector_is_otherwise_the_same():
 
     assert (type(after), after.id, after.weight) == (ImprovementElement, "a", 0.25)
     assert after.vector is there
-    assert before.vector.tolist() == np.float32([[0.5, 0.8, 0.1]]).tolist()
+    assert before.vector.tolist() == np.array([[0.5, 0.8, 0.1]], dtype=np.float32).tolist()
 
 
 def test_an_element_keeps_the_very_array_that_it_was_given_if_it_needs_no_change():

@@ -1,6 +1,7 @@
 """What each route promises. What they share is in ``test_api_service.py``."""
 
 from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -634,8 +635,8 @@ def test_a_forgotten_user_is_searched_for_like_anybody(make_context):
 
 
 def test_the_write_key_sees_nothing_of_a_users_past(make_context):
-    write = {"Authorization": f"Bearer {KEYS['write_api_key']}".encode()}
-    admin = {"Authorization": f"Bearer {KEYS['admin_api_key']}".encode()}
+    write = {b"Authorization": f"Bearer {KEYS['write_api_key']}".encode()}
+    admin = {b"Authorization": f"Bearer {KEYS['admin_api_key']}".encode()}
     with serving(create_app(make_context(**KEYS))) as client:
         client.headers = admin
         fill(client)
@@ -675,7 +676,7 @@ def test_objects_are_stored_counted_replaced_and_deleted(client):
 
 
 def test_an_unchanged_text_is_not_embedded_again(client):
-    items = [{"object_id": "o1", "text": "a"}, {"object_id": "o2", "text": "b"}]
+    items: list[dict[str, Any]] = [{"object_id": "o1", "text": "a"}, {"object_id": "o2", "text": "b"}]
     client.post(UPSERT, json={"items": items})
 
     items[1]["payload"] = {"price": 5}
@@ -801,12 +802,13 @@ def test_objects_for_an_unknown_collection_do_not_make_one(client):
 
     assert answer.status_code == 404
     assert client.get(COLLECTIONS).json() == {"collections": []}
-    for path, body in {
+    bodies: dict[str, dict[str, Any]] = {
         DELETE: {"object_ids": ["o1"]},
         OBJECTS: {"object_ids": []},
         PAYLOADS: {"payloads": []},
         SCROLL: {},
-    }.items():
+    }
+    for path, body in bodies.items():
         assert client.post(path, json=body | {"collection": "typo"}).status_code == 404
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -60,7 +60,7 @@ class LettersPlugin:
 '''
 
 
-def letters_context(folder: Path, storage: Storage | None = None, **settings: object) -> Context:
+def letters_context(folder: Path, storage: Storage | None = None, **settings: Any) -> Context:
     """Return a context over memory whose embedder counts letters; with ``embedder="none"`` it has none."""
     if settings.get("embedder") != "none":
         settings["plugins_path"] = folder / "letters.py"
@@ -319,7 +319,11 @@ def test_a_body_in_chunks_within_the_limit_is_read_whole(client):
 
 def test_a_caller_who_hangs_up_before_the_end_of_a_body_is_not_served():
     served = []
-    heard = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    heard = iter(messages)
 
     async def receive() -> dict:
         return next(heard)
@@ -351,7 +355,7 @@ def operations(client: httpx.Client) -> dict[str, tuple[str, str]]:
 
 
 def statuses(client: httpx.Client, key: str | None) -> dict[str, int]:
-    headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
+    headers = {} if key is None else {b"Authorization": f"Bearer {key}".encode()}
     return {
         name: client.request(method, path, headers=headers).status_code
         for name, (method, path) in operations(client).items()
@@ -405,7 +409,8 @@ def test_a_refused_key_is_told_what_to_send(make_context):
         missing = client.get("/metrics")
         basic = client.get("/metrics", headers={"Authorization": "Basic dTpw"})
         unknown = client.get("/metrics", headers={"Authorization": "Bearer wrong"})
-        narrow = client.get("/metrics", headers={"Authorization": f"Bearer {KEYS['write_api_key']}".encode()})
+        write = f"Bearer {KEYS['write_api_key']}".encode()
+        narrow = client.get("/metrics", headers={b"Authorization": write})
 
     realm = 'Bearer realm="embedding-studio"'
     assert missing.headers["www-authenticate"] == basic.headers["www-authenticate"] == realm
@@ -456,7 +461,7 @@ def test_another_origin_than_the_named_may_not_call(make_context):
 
 
 class StorageThatIsDown(MemoryStorage):
-    def ping(self) -> None:
+    def ping(self) -> NoReturn:
         raise errors.StorageUnavailableError("connection to 10.0.0.7 refused")
 
     @property

@@ -3,6 +3,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -51,7 +52,7 @@ class TwoWords:
 
     name, dimensions = "two words", 2
 
-    def embed(self, texts):
+    def embed(self, texts, *, progress=None):  # noqa: ARG002, a part of the port
         return np.array([[1e-3 + text.count("up"), text.count("down")] for text in texts], dtype=np.float32)
 
     def split(self, text):
@@ -126,7 +127,7 @@ def test_a_part_that_cannot_be_closed_keeps_no_other_open(monkeypatch, memory):
 def test_parts_that_were_given_are_used_and_stay_open(memory):
     closed = []
     storage, embedder = Closing("storage", memory, closed), Closing("embedder", TwoWords(), closed)
-    given = {
+    given: dict[str, Any] = {
         "search": SearchService(storage, embedder=embedder),
         "indexer": Indexer(storage, embedder, guards_gates=False),
         "improver": Improver(storage, PassiveAggressiveAdjuster),
@@ -152,7 +153,7 @@ def test_a_plugin_that_is_given_is_completed_by_the_settings(memory):
 
 
 def test_threads_that_come_at_once_share_one_of_each_part(monkeypatch):
-    opened = []
+    opened: list[MemoryStorage] = []
     together = threading.Barrier(5)
     seen = []
 
@@ -162,10 +163,10 @@ def test_threads_that_come_at_once_share_one_of_each_part(monkeypatch):
 
     def look():
         together.wait()
-        seen.append(context.storage)
+        seen.append(shared.storage)
 
     monkeypatch.setattr(Context, "open_storage", open_storage)
-    context = Context(load_settings(embedder="none"))
+    shared = Context(load_settings(embedder="none"))
     threads = [threading.Thread(target=look) for _ in range(5)]
     for thread in threads:
         thread.start()

@@ -5,6 +5,7 @@ import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,9 +216,9 @@ def test_rows_are_yielded_before_the_file_is_read_to_its_end(tmp_path):
 # Vectors
 
 
-def read_with_vectors(path, **options):
-    options = {"index": SearchIndexInfo(), "id_column": "id", "vector_column": "vector"} | options
-    return list(read_vectors(path, **options))
+def read_with_vectors(path, **options: Any):
+    by_default: dict[str, Any] = {"index": SearchIndexInfo(), "id_column": "id", "vector_column": "vector"}
+    return list(read_vectors(path, **{**by_default, **options}))
 
 
 def told(objects):
@@ -266,7 +267,7 @@ def test_vectors_stand_in_a_column_of_parquet(tmp_path, kind):
         "float64": pa.list_(pa.float64()),
         "parts": pa.list_(pa.list_(pa.float32())),
     }
-    rows = [row["vector"] for row in ROWS_WITH_VECTORS]
+    rows: list[Any] = [row["vector"] for row in ROWS_WITH_VECTORS]
     if kind == "parts":
         rows = [[row, row[::-1]] for row in rows]
     if kind == "float16":

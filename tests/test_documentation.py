@@ -19,7 +19,7 @@ EXAMPLE = re.compile(r"```python\n(.*?)```(?:\n\nprints)?(?:\n\n```text\n(.*?)``
 
 def examples() -> list[tuple[str, str, str | None]]:
     """Return (page, Python block, the output that the page gives for it)."""
-    return [(page.name, *match.groups()) for page in PAGES for match in EXAMPLE.finditer(page.read_text())]
+    return [(page.name, match[1], match[2]) for page in PAGES for match in EXAMPLE.finditer(page.read_text())]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ class Endpoint(ThreadingHTTPServer):
 
 
 class Answering(BaseHTTPRequestHandler):
+    server: "Endpoint"
+
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, self.headers["Authorization"], body))

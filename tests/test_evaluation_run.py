@@ -315,6 +315,7 @@ class _Lent:
         self.folds = storage.folds
         self.personal = storage.personal
         self.ping = storage.ping
+        self.about = storage.about
 
     def close(self) -> None:
         """Leave it open."""

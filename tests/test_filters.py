@@ -1,6 +1,7 @@
 """What a payload filter means. The same table is put to every storage by the contract suite."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from embedding_studio.errors import InvalidFilterError
 
 RED = {"field": "colour", "value": "red"}
 
-CASES = [
+CASES: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     # term: same type, same value
     ({"term": RED}, {"colour": "red"}, True),
     ({"term": RED}, {"colour": "Red"}, False),

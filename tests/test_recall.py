@@ -19,6 +19,7 @@ from embedding_studio.domain.sessions import SessionForImprovementCreateSchema
 from embedding_studio.errors import CollectionNotFoundError, InvalidInputError, StorageUnavailableError
 from embedding_studio.recall import ENOUGH_QUERIES, MARGINS, MeasuredRecall, measure_recall, share_found
 from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.ports import Storage
 from embedding_studio.storage.postgres.nearest import margin_for
 
 D = 97
@@ -47,7 +48,7 @@ class Catalogue:
         parts: [N, P, D], kept as it should be now.
     """
 
-    storage: object
+    storage: Storage
     index: SearchIndexInfo
     parts: np.ndarray
     payloads: list = field(default_factory=list)

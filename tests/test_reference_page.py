@@ -5,6 +5,7 @@ import re
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,14 +178,14 @@ class Documents:
 def test_the_pages_plugin_runs(tmp_path, flags, expected):
     context = plugin_in(tmp_path, blocks()["class MyCustomPlugin"] + flags)
 
-    adjuster = context.plugin.get_vectors_adjuster()
+    adjuster: Any = context.plugin.get_vectors_adjuster()
 
     assert (adjuster.adjustment_rate, adjuster.num_iterations, adjuster.softmin_temperature) == expected
 
 
 @needs_the_page
 def test_the_pages_session_selection_runs_as_a_filter():
-    names = {"get_result_position": get_result_position}
+    names: dict[str, Any] = {"get_result_position": get_result_position}
     exec(blocks()["should_use_session"], names)  # noqa: S102, the page is ours
     wanted = names["should_use_session_for_improvement"]
 
@@ -235,7 +236,7 @@ def test_the_pages_normalisation_agrees_with_ours_for_cosine():
     from embedding_studio.embeddings.preparation import prepare_vectors
 
     given = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]], dtype=np.float32)
-    names = {
+    names: dict[str, Any] = {
         "F": functional, "torch": torch, "MetricType": MetricType,
         "self": SimpleNamespace(search_index_info=SearchIndexInfo()),
     }  # fmt: skip
@@ -248,7 +249,7 @@ def test_the_pages_normalisation_agrees_with_ours_for_cosine():
 
 @needs_the_page
 def test_the_pages_exploration_runs_over_our_search(context):
-    names = {
+    names: dict[str, Any] = {
         "random": random.Random(3),
         "get_personalized_results": lambda query, user: context.search.search(query, user_id=user).results,
         "get_standard_results": lambda query: context.search.search(query).results,

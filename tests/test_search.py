@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -515,7 +516,7 @@ def test_pages_of_one_session_explore_without_gap_or_repetition(storage, arc):
     search = SearchService(storage, exploration_ratio=0.5).search
 
     for number in range(9):
-        asked = {"user_id": "ann", "session_id": f"s{number}", "create_session": True}
+        asked: dict[str, Any] = {"user_id": "ann", "session_id": f"s{number}", "create_session": True}
         pages = [search(QUERY, limit=3, offset=offset, **asked) for offset in (0, 3, 6)]
         shown = [*itertools.chain(*map(ids, pages))]
         assert sorted(shown) == [f"at{degrees}" for degrees in ANGLES]
@@ -848,7 +849,7 @@ def test_what_a_search_asked_for_is_recorded_so_that_it_can_be_asked_again(memor
 def test_a_recorded_request_given_back_ranks_the_same_first_page(storage, arc):
     learn_that_70_is_near(storage, arc)
     service = SearchService(storage, exploration_ratio=0.4)
-    asked = {
+    asked: dict[str, Any] = {
         "limit": 4,
         "max_distance": 1.2,
         "filter": PayloadFilter.parse({"query": {"field": "angle", "range": {"gte": 5}}}),
@@ -877,12 +878,12 @@ def test_options_outweigh_those_of_a_request(storage, arc):
 
 def test_a_misspelt_option_is_refused(memory):
     with pytest.raises(TypeError, match="no option limti; there are limit, offset"):
-        SearchService(memory).search(QUERY, limti=3)
+        SearchService(memory).search(QUERY, limti=3)  # type: ignore[call-arg]
 
 
 def test_a_request_as_it_was_stored_is_read():
     # A row as of 0006_requests.sql: JSON of each field, with the filter as it is sent over HTTP.
-    stored = {
+    stored: dict[str, Any] = {
         "limit": 3,
         "offset": 0,
         "max_distance": 1.5,

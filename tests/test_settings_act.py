@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,8 @@ def acts(setting, value, *, sees, **given):
 
     def add(look):
         named = {name.upper(): each for name, each in given.items()}
-        CASES.append(Case(setting, value, look, *sees, given=named))
+        by_default, when_set = sees
+        CASES.append(Case(setting, value, look, by_default, when_set, named))
         return look
 
     return add
@@ -101,12 +103,12 @@ class World:
     patience_seconds: float = PATIENCE_SECONDS
     memory: MemoryStorage = field(default_factory=MemoryStorage)
 
-    def see(self, case: Case, expected: object, more: Mapping[str, object]) -> object:
+    def see(self, case: Case, expected: object, more: Mapping[str, Any]) -> object:
         """Return what a case's look sees in an environment."""
         self.memory = MemoryStorage()
         self.patience_seconds = 30 if expected is True else PATIENCE_SECONDS
         with self.monkeypatch.context() as changed:
-            for name, value in (case.given | more).items():
+            for name, value in {**case.given, **more}.items():
                 changed.setenv(name, value(self) if callable(value) else value)
             self.monkeypatch = changed
             return case.look(self)
@@ -458,7 +460,8 @@ class Recording:
 @contextmanager
 def working(context: Context) -> Iterator[Recording]:
     """A worker that has looked for orders, and waits."""
-    folds = context.storage.folds = Recording(context.storage.folds)
+    folds = Recording(context.storage.folds)
+    vars(context.storage)["folds"] = folds
     stop = threading.Event()
     worker = threading.Thread(target=context.worker().run, args=(stop,))
     worker.start()
@@ -537,7 +540,7 @@ class Failing:
 
 def failing(world, error: BaseException) -> Context:
     context = Context(storage=world.memory)
-    context.adjuster_for = lambda _: Failing(error)
+    vars(context)["adjuster_for"] = lambda _: Failing(error)
     an_arc(context)
     record(context)
     with suppress(KeyboardInterrupt):
@@ -585,7 +588,12 @@ def a_second_connection_is_had_beside_one_that_is_in_use(world):
     with world.postgres() as context:
         an_arc(context)
         answered = threading.Event()
-        another = threading.Thread(target=lambda: (context.storage.ping(), answered.set()))
+
+        def ping():
+            context.storage.ping()
+            answered.set()
+
+        another = threading.Thread(target=ping)
         with context.storage.personal.learning(context.collection(), ["ann"]):
             another.start()
             is_answered = answered.wait(world.patience_seconds)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+from typing import Any, ClassVar
 
 import numpy as np
 from hypothesis import settings
@@ -117,7 +118,7 @@ class UndoneError(EmbeddingStudioError):
 
 
 class TwoStorages(RuleBasedStateMachine):
-    new_postgres_storage = None  # set by the test
+    new_postgres_storage: ClassVar[Any]  # set by the test
 
     def __init__(self):
         super().__init__()

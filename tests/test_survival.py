@@ -34,7 +34,8 @@ class Deadly(PassiveAggressiveAdjuster):
 def test_users_whose_worker_died_are_learnt_one_by_one_so_all_but_the_deadly_one_are_done(memory):
     collection = memory.collections.create("default", INDEX)
     memory.objects.upsert(
-        collection, [CatalogueObject(name, np.float32(parts)) for name, parts in OBJECTS.items()]
+        collection,
+        [CatalogueObject(name, np.array(parts, dtype=np.float32)) for name, parts in OBJECTS.items()],
     )
     for number, user_id in enumerate(("ann", "bob", "cid")):
         session = Session(
@@ -44,7 +45,7 @@ def test_users_whose_worker_died_are_learnt_one_by_one_so_all_but_the_deadly_one
             search_results=[SearchResultItem(object_id=name) for name in OBJECTS],
             events=[SessionEvent(session_id=user_id, object_id="far", created_at=number)],
         )
-        memory.clickstream.register_session(session, np.float32([[1, 0]]))
+        memory.clickstream.register_session(session, np.array([[1, 0]], dtype=np.float32))
         memory.orders.create(SessionForImprovementCreateSchema(session_id=user_id))
     improver = Improver(memory, lambda _: Deadly(INDEX), lease_seconds=10)
 

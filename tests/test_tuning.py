@@ -1,5 +1,7 @@
 """The gate fitted to a log. Axes: N queries · D dimensions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ from embedding_studio.tuning import (
 
 D = 5
 INDEX = SearchIndexInfo(dimensions=D)
-FITTED = pytest.approx(0.925, abs=0.01)
+FITTED: Any = pytest.approx(0.925, abs=0.01)
 """Random directions are at right angles in the median; their common part makes the cosine 3 / 4."""
 
 
