@@ -26,6 +26,8 @@ OBJECTS = "/api/v1/embeddings/objects"
 SCROLL = "/api/v1/embeddings/scroll"
 COLLECTIONS = "/api/v1/collections"
 ORDERS = "/api/v1/improvement/orders"
+SESSIONS = "/api/v1/clickstream/sessions"
+EVENTS_OF_SESSIONS = "/api/v1/clickstream/events"
 IRRELEVANT = "/api/v1/clickstream/session/irrelevant"
 USE = "/api/v1/clickstream/internal/session/use-for-improvement"
 
@@ -330,6 +332,77 @@ def test_more_events_than_allowed_are_refused_and_none_is_kept(make_context):
     assert "at most 3" in too_many.json()["detail"]
     assert kept == []
     assert enough.status_code == 200
+
+
+def test_events_of_several_sessions_are_pushed_at_once(client):
+    fill(client)
+    for key in ("s1", "s2"):
+        client.post(SESSION, json={"session_id": key, "search_results": [{"object_id": "all-a"}]})
+    events = [
+        {"session_id": key, "object_id": "all-a", "event_id": f"of {key}"}
+        for key in ("s2", "gone", "s1", "s2")
+    ]
+
+    answer = client.post(EVENTS_OF_SESSIONS, json={"events": events})
+
+    assert answer.status_code == 200
+    told = [(each["session_id"], each["disposition"]) for each in answer.json()["events"]]
+    assert told == [
+        ("s2", "accepted"),
+        ("gone", "unknown_session"),
+        ("s1", "accepted"),
+        ("s2", "duplicate"),
+    ]
+    assert len(client.get(SESSION, params={"session_id": "s2"}).json()["events"]) == 1
+
+
+def test_sessions_are_recorded_many_at_once_and_continued_when_they_come_again(client):
+    fill(client)
+    client.post(SESSION, json={"session_id": "s3", "user_id": "eve"})
+    shown = [{"object_id": "all-a"}, {"object_id": "all-b"}]
+    sessions = [
+        {"session_id": "s1", "user_id": "ada", "search_query": "a", "search_results": shown[:1]},
+        {"session_id": "s2", "search_results": shown, "events": [{"object_id": "all-b", "event_id": "e"}]},
+        {"session_id": "s3", "user_id": "ada", "search_results": shown},
+    ]
+
+    first = client.post(SESSIONS, json={"sessions": sessions})
+    sessions[0]["search_results"] = shown
+    again = client.post(SESSIONS, json={"sessions": sessions[:1]})
+
+    assert [each["disposition"] for each in first.json()["sessions"]] == ["recorded", "recorded", "taken"]
+    assert again.json() == {"sessions": [{"session_id": "s1", "disposition": "continued"}]}
+    stored = [client.get(SESSION, params={"session_id": key}).json() for key in ("s1", "s2", "s3")]
+    assert [[r["object_id"] for r in each["search_results"]] for each in stored] == [
+        ["all-a", "all-b"],
+        ["all-a", "all-b"],
+        [],
+    ]
+    assert [len(each["events"]) for each in stored] == [0, 1, 0]
+
+
+def test_a_batch_in_which_something_is_wrong_is_refused_whole(make_context):
+    with serving(create_app(make_context(max_events_per_request=3))) as client:
+        fill(client)
+        sessions: list[dict] = [{"session_id": "s1"}, {"session_id": "s2", "query_vectors": [[1.0]]}]
+        event = {"session_id": "s1", "object_id": "all-a"}
+        long = [{"session_id": "s1", "events": [{"object_id": "all-a"}] * 3}]
+
+        misfit = client.post(SESSIONS, json={"sessions": sessions})
+        many = client.post(SESSIONS, json={"sessions": long})
+        many_events = client.post(EVENTS_OF_SESSIONS, json={"events": [event] * 4})
+        nowhere = client.post(
+            SESSIONS,
+            json={"sessions": [*sessions[:1], {"session_id": "s3", "collection": "nowhere"}]},
+        )
+        kept = [client.get(SESSION, params={"session_id": key}).status_code for key in ("s1", "s2", "s3")]
+
+    assert pointers_of(misfit) == ["#/sessions/1/query_vectors"]
+    assert pointers_of(many) == ["#/sessions"]
+    assert "4 sessions and events at once" in many.json()["detail"]
+    assert pointers_of(many_events) == ["#/events"]
+    assert nowhere.status_code == 404
+    assert kept == [404, 404, 404]
 
 
 # Orders

@@ -340,7 +340,10 @@ def test_a_caller_who_hangs_up_before_the_end_of_a_body_is_not_served():
 # Keys
 
 OPEN = {"get_health", "get_readiness"}
-FOR_THE_WRITE_KEY = {"similarity_search", "register_session", "push_events", "mark_session_irrelevant"}
+FOR_THE_WRITE_KEY = {
+    *("similarity_search", "mark_session_irrelevant"),
+    *("register_session", "record_sessions", "push_events", "push_events_of_sessions"),
+}
 KEYS = {"admin_api_key": "admin-7f3a", "write_api_key": "write-é9"}
 
 
@@ -522,6 +525,8 @@ ROUTES_OF_THE_DESIGN = {
     "POST /api/v1/clickstream/session",
     "GET /api/v1/clickstream/session",
     "POST /api/v1/clickstream/session/events",
+    "POST /api/v1/clickstream/events",
+    "POST /api/v1/clickstream/sessions",
     "POST /api/v1/clickstream/session/irrelevant",
     "POST /api/v1/clickstream/internal/session/use-for-improvement",
     "POST /api/v1/embeddings/similarity-search",

@@ -126,7 +126,8 @@ def test_a_part_that_cannot_be_closed_keeps_no_other_open(monkeypatch, memory):
 
 def test_parts_that_were_given_are_used_and_stay_open(memory):
     closed = []
-    storage, embedder = Closing("storage", memory, closed), Closing("embedder", TwoWords(), closed)
+    storage: Any = Closing("storage", memory, closed)
+    embedder = Closing("embedder", TwoWords(), closed)
     given: dict[str, Any] = {
         "search": SearchService(storage, embedder=embedder),
         "indexer": Indexer(storage, embedder, guards_gates=False),

@@ -95,6 +95,7 @@ def test_make_check_runs_every_check_there_is():
         "codespell",
         "cog --check README.md docs/*.md",
         "mypy",
+        "mypy --config-file tests/mypy.ini",
         "lint-imports",
         "pytest",
     ]

@@ -294,7 +294,7 @@ def test_an_evaluation_in_a_database_gives_the_same_numbers_and_leaves_nothing_b
 ) -> None:
     in_memory = evaluate(folder, embedder=EMBEDDER, users=5, sessions=3)
     with new_postgres_storage() as storage:
-        still_open = _Lent(storage)
+        still_open = _Lent(**vars(storage))
         in_postgres = evaluate(
             folder, embedder=EMBEDDER, users=5, sessions=3, open_storage=lambda: still_open
         )
@@ -304,18 +304,8 @@ def test_an_evaluation_in_a_database_gives_the_same_numbers_and_leaves_nothing_b
     assert left == ([], [])
 
 
-class _Lent:
+class _Lent(Storage):
     """A storage that stays open when whoever borrowed it closes it."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.collections = storage.collections
-        self.objects = storage.objects
-        self.clickstream = storage.clickstream
-        self.orders = storage.orders
-        self.folds = storage.folds
-        self.personal = storage.personal
-        self.ping = storage.ping
-        self.about = storage.about
 
     def close(self) -> None:
         """Leave it open."""

@@ -6,6 +6,7 @@ import sys
 import threading
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -221,7 +222,8 @@ def test_another_process_that_knew_the_collection_as_small_finds_what_was_added(
         indexing.objects.upsert(things, catalogue())
 
         found = [ids(other.objects.nearest(things, a_query(), I)) for _ in range(2)]
-        known = other.objects._search._codes[things.collection_id]._state
+        objects: Any = other.objects
+        known = objects._search._codes[things.collection_id]._state
 
     assert known.view is not None  # it does not compare all for ever
     assert [len(objects) for objects in found] == [I, I]
