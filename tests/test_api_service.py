@@ -19,15 +19,16 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
+from prometheus_client import CollectorRegistry, generate_latest
 
 from embedding_studio import SearchIndexInfo, Session, errors
 from embedding_studio.api.app import STATUSES, create_app
 from embedding_studio.api.border import BodyLimit
-from embedding_studio.api.metrics import Metrics
 from embedding_studio.bootstrap import Context
 from embedding_studio.settings import Settings
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import CodesInfo, Storage
+from embedding_studio.telemetry.metrics import ServiceMetrics
 
 SEARCH = "/api/v1/embeddings/similarity-search"
 SESSION = "/api/v1/clickstream/session"
@@ -490,6 +491,7 @@ def test_without_storage_the_service_is_alive_and_says_what_it_is_not_ready_for(
     assert ready.status_code == order.status_code == 503
     assert problem_of(ready)["detail"] == "storage does not answer"
     assert "embedding_studio_orders{" not in metrics.text
+    assert "embedding_studio_queue_users{" not in metrics.text
     assert "10.0.0.7" not in ready.text + metrics.text + order.text
 
 
@@ -652,6 +654,10 @@ def test_metrics_count_searches_events_and_orders(counted):
     assert seen[events + '{disposition="unknown_object",kind="other"}'] == 1
     assert seen['embedding_studio_orders{status="pending"}'] == 1
     assert seen['embedding_studio_orders{status="failed"}'] == 0
+    assert seen['embedding_studio_queue_users{state="waiting"}'] == 1
+    assert seen['embedding_studio_queue_users{state="held"}'] == 0
+    assert 0 < seen["embedding_studio_queue_oldest_seconds"] < 60
+    assert not any("_learning_" in name for name in seen)  # no worker runs in this process
     assert seen["embedding_studio_exploration_slots_total"] == 0
 
 
@@ -674,7 +680,7 @@ def test_metrics_tell_of_collections_and_of_codes_only_where_they_are_in_memory(
 
 
 def test_objects_are_counted_again_after_a_minute_or_when_there_are_other_collections():
-    metrics = Metrics()
+    metrics = ServiceMetrics()
     metrics.set_objects({"films": 3}, now=1_000.0)
 
     counted = [metrics.are_counted(names, now) for names, now in (
@@ -685,11 +691,12 @@ def test_objects_are_counted_again_after_a_minute_or_when_there_are_other_collec
 
 
 def test_the_margin_of_a_collection_that_was_searched_by_codes_is_told():
-    metrics = Metrics()
+    registry = CollectorRegistry()
+    metrics = ServiceMetrics(registry=registry)
 
     metrics.set_codes({"films": CodesInfo(4_000, 300_000, 1.5), "few": CodesInfo(0, 0, 1.5)})
 
-    exposed = metrics.exposition().decode()
+    exposed = generate_latest(registry).decode()
     assert 'embedding_studio_recall_margin{collection="films"} 1.5' in exposed
     assert 'embedding_studio_codes_bytes{collection="films"} 300000.0' in exposed
     assert 'embedding_studio_recall_margin{collection="few"}' not in exposed

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,35 @@ def eventually(seconds, condition):
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
     return seen
+
+
+def test_a_worker_tells_what_it_learnt_until_it_is_told_to_end(environment):
+    with running(environment | {"WORKER_METRICS_PORT": "0"}, "worker", ready="ready") as (worker, line):
+        url = url_in(line)
+        learnt = 'embedding_studio_learning_users_total{outcome="learnt"} 1.0'
+        with closing(PostgresStorage(environment["DATABASE_URL"])) as storage:
+            session = Session(
+                session_id="s", user_id="ann", search_results=(SearchResultItem(object_id="heat"),)
+            )
+            storage.clickstream.register_session(session, np.ones((1, 384), dtype=np.float32))
+            storage.clickstream.push_events([SessionEvent(session_id="s", object_id="heat")])
+        exposed = eventually(30, lambda: learnt in (text := httpx.get(url).text) and text)
+        worker.send_signal(signal.SIGTERM)
+        ended = worker.wait(timeout=30)
+
+    assert ended == 0
+    assert 'embedding_studio_learning_sessions_total{outcome="done"} 1.0' in exposed
+    assert 'embedding_studio_queue_users{state="waiting"} 0.0' in exposed
+
+
+def test_a_worker_whose_port_for_numbers_is_taken_ends_with_a_sentence(environment):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        ended = command(environment | {"WORKER_METRICS_PORT": port}, "worker")
+
+    assert ended.returncode == 1
+    assert f"cannot tell its numbers on 127.0.0.1:{port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_click_over_http_changes_this_users_next_search_and_nobody_elses(environment):

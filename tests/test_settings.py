@@ -118,6 +118,7 @@ def test_the_fingerprint_tells_apart_what_ranks_or_teaches_differently_and_nothi
         assert load_settings(**other).fingerprint() != usual, other
     for same in (
         {"port": 9},
+        {"worker_metrics_port": 9},
         {"pool_size": 3},
         {"data_dir": "x"},
         {"lease_seconds": 5},

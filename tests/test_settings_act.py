@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
@@ -38,6 +39,7 @@ from embedding_studio.cli import app
 from embedding_studio.demo import Demo
 from embedding_studio.doctor import examine
 from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.feedback.worker import Worker
 from embedding_studio.indexing import BATCH_TEXTS
 from embedding_studio.settings import Settings
 from embedding_studio.storage.memory import MemoryStorage
@@ -612,6 +614,38 @@ def where_the_service_listens(world):
         return "refused"
     host, port = re.search(r"(?:cannot listen on |serves on http://)([\d.]+):(\d+)", told).groups()
     return host, port
+
+
+@acts("worker_metrics_port", "49152", sees=("nowhere", ("127.0.0.1", "49152", 200)))
+@acts(
+    "host",
+    ANYWHERE,
+    sees=(("127.0.0.1", "49152", 401), (ANYWHERE, "49152", 401)),
+    worker_metrics_port="49152",
+    admin_api_key="k",
+)
+@acts(
+    "admin_api_key",
+    "k",
+    sees=("refused", (ANYWHERE, "49152", 401)),
+    worker_metrics_port="49152",
+    host=ANYWHERE,
+)
+def where_a_worker_tells_its_numbers_and_the_status_of_who_asks_without_a_key(world):
+    answered = []
+
+    def run(*_):
+        with suppress(httpx.ConnectError):
+            answered.append(httpx.get("http://127.0.0.1:49152/metrics").status_code)
+
+    world.monkeypatch.setattr(Worker, "run", run)
+    ended = world.command("worker")
+    told = " ".join(ended.stderr.split())
+    if "without a key" in told:
+        return "refused"
+    if (found := re.search(r"numbers at http://([\d.]+):(\d+)/metrics", told)) is None:
+        return answered or "nowhere"
+    return (*found.groups(), *answered)
 
 
 # Texts

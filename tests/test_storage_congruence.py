@@ -88,7 +88,12 @@ def plain(answer):
     if isinstance(answer, dict):
         return {key: plain(value) for key, value in answer.items()}
     if dataclasses.is_dataclass(answer):
-        names = {field.name for field in dataclasses.fields(answer)} - {"token", "collection_id"}
+        names = {field.name for field in dataclasses.fields(answer)} - {
+            "token",
+            "collection_id",
+            "waited_seconds",
+            "oldest_seconds",
+        }
         return {name: plain(getattr(answer, name)) for name in names}
     return answer
 
@@ -442,6 +447,7 @@ class TwoStorages(RuleBasedStateMachine):
     def orders_are_the_same(self):
         self.both(lambda s: sorted(s.orders.list(), key=lambda order: order.session_id))
         self.both(lambda s: s.orders.counts())
+        self.both(lambda s: s.folds.info())
 
     def teardown(self):
         try:

@@ -1,8 +1,8 @@
 """Where settings meet implementations: a ``Context`` holds one process's parts, each made on first use."""
 
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
@@ -24,6 +24,8 @@ from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.ports import Clickstream, Orders, Storage
 from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.telemetry.listener import listening
+from embedding_studio.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     part = cached_property
@@ -119,6 +121,11 @@ class Context:
         return self.open_storage()
 
     @part
+    def metrics(self) -> Metrics:
+        """The numbers of this process, into which its service and its worker record."""
+        return Metrics(self.settings.event_weights)
+
+    @part
     def embedder(self) -> Embedder | None:
         return self.plugin.get_embedder()
 
@@ -183,7 +190,31 @@ class Context:
             interval_seconds=settings.improvement_seconds_interval,
             users_per_batch=settings.users_per_batch,
             wake_on_click=settings.improve_on_click,
+            metrics=self.metrics.worker,
         )
+
+    @contextmanager
+    def telling_metrics(self) -> Iterator[str | None]:
+        """Tell the numbers of this process over HTTP as long as the block runs, if the settings want it.
+
+        Yields:
+            The URL; None: they are not told.
+
+        Raises:
+            InvalidSettingError: they cannot be told there; the message says what to do.
+        """
+        settings = self.settings
+        if settings.worker_metrics_port is None:
+            yield None
+            return
+        storage, key = self.storage, settings.admin_api_key
+        with listening(
+            lambda: self.metrics.exposition(storage),
+            host=settings.host,
+            port=settings.worker_metrics_port,
+            key=key.get_secret_value() if key else None,
+        ) as url:
+            yield url
 
     def adjuster_for(self, index: SearchIndexInfo) -> VectorsAdjuster:
         """Return the plugin's adjuster where it is made for such an index, else the one by settings."""

@@ -45,7 +45,7 @@ KNOBS: dict[str, Knob] = {
 
 NEUTRAL = frozenset(
     {
-        *("database_url", "data_dir", "pool_size", "host", "port"),
+        *("database_url", "data_dir", "pool_size", "host", "port", "worker_metrics_port"),
         *("embedder_api_key", "admin_api_key", "write_api_key", "cors_origins"),
         *("max_request_bytes", "max_events_per_request", "index_threads"),
         *("improve_on_click", "improvement_seconds_interval", "users_per_batch"),
@@ -177,6 +177,13 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Where the service listens.")
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one.")
+    worker_metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Where `embedding-studio worker` tells its numbers to Prometheus, on HOST; 0 takes a free"
+        " port; absent: nowhere. A worker inside the service tells them at the service's `/metrics`.",
+    )
     admin_api_key: SecretStr | None = Field(default=None, description="Bearer key that may do everything.")
     write_api_key: SecretStr | None = Field(
         default=None, description="Bearer key that may search and send sessions and events."
@@ -202,7 +209,13 @@ class Settings(BaseSettings):
         )
 
     @field_validator(
-        "database_url", "embedder_api_key", "plugins_path", "admin_api_key", "write_api_key", mode="before"
+        "database_url",
+        "embedder_api_key",
+        "plugins_path",
+        "worker_metrics_port",
+        "admin_api_key",
+        "write_api_key",
+        mode="before",
     )
     @classmethod
     def _empty_is_absent(cls, given: Any) -> Any:

@@ -15,7 +15,6 @@ from starlette.middleware.cors import CORSMiddleware
 from embedding_studio import errors
 from embedding_studio.api import clickstream, collections, embeddings, health, improvement, users
 from embedding_studio.api.border import Answers, BodyLimit, RequestIds
-from embedding_studio.api.metrics import Metrics
 from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, kind_of, problem_response
 from embedding_studio.bootstrap import Context
 
@@ -98,7 +97,7 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
         lifespan=lifespan,
     )
     app.state.context = context
-    app.state.metrics = Metrics(settings.event_weights)
+    app.state.metrics = context.metrics.service
     app.state.background = None
 
     versioned = APIRouter(prefix=PREFIX)

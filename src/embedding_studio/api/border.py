@@ -8,8 +8,8 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from embedding_studio.api.metrics import Metrics
 from embedding_studio.api.problems import problem_response
+from embedding_studio.telemetry.metrics import ServiceMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class BodyLimit:
 class Answers:
     """Answer a request that failed for a reason nobody foresaw, and count what was answered to searches."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, search_path: str) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics, search_path: str) -> None:
         self.app = app
         self.metrics = metrics
         self.search_path = search_path

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from embedding_studio.api.metrics import Metrics
 from embedding_studio.bootstrap import Context
+from embedding_studio.telemetry.metrics import ServiceMetrics
 
 
 async def _context(request: Request) -> Context:
@@ -13,10 +13,10 @@ async def _context(request: Request) -> Context:
     return context
 
 
-async def _metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
+async def _metrics(request: Request) -> ServiceMetrics:
+    metrics: ServiceMetrics = request.app.state.metrics
     return metrics
 
 
 InContext = Annotated[Context, Depends(_context)]
-InMetrics = Annotated[Metrics, Depends(_metrics)]
+InMetrics = Annotated[ServiceMetrics, Depends(_metrics)]

@@ -2,18 +2,16 @@
 
 import logging
 import threading
-import time
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from embedding_studio.api.authentication import ADMIN
-from embedding_studio.api.dependencies import InContext, InMetrics
-from embedding_studio.api.metrics import CONTENT_TYPE_LATEST, Metrics
+from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.problems import problem_response
-from embedding_studio.errors import CollectionNotFoundError, StorageError
-from embedding_studio.storage.ports import Storage
+from embedding_studio.errors import StorageError
+from embedding_studio.telemetry.metrics import CONTENT_TYPE_LATEST
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
@@ -59,24 +57,6 @@ def readyz(request: Request, context: InContext) -> Ready | Response:
         200: {"content": {"text/plain": {"example": 'embedding_studio_orders{status="pending"} 0.0'}}}
     },
 )
-def metrics(context: InContext, metrics: InMetrics) -> Response:
+def metrics(context: InContext) -> Response:
     """Return the numbers that Prometheus collects."""
-    now = time.monotonic()
-    try:
-        metrics.set_orders(context.sessions_for_improvement.counts())
-        _set_collections(context.storage, metrics, now)
-    except (StorageError, CollectionNotFoundError):  # a collection may be dropped meanwhile
-        logger.exception("storage cannot be asked for its numbers")
-        metrics.set_orders({})
-        metrics.set_objects({}, now)
-        metrics.set_codes({})
-    return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _set_collections(storage: Storage, metrics: Metrics, now: float) -> None:
-    """Tell of collections; this process holds the codes of those alone that it has searched."""
-    collections = storage.collections.list()
-    if not metrics.are_counted({each.name for each in collections}, now):
-        metrics.set_objects({each.name: storage.objects.count(each) for each in collections}, now)
-    searched = [each for each in collections if each.name in metrics.searched]
-    metrics.set_codes({each.name: storage.objects.codes(each) for each in searched})
+    return Response(context.metrics.exposition(context.storage), media_type=CONTENT_TYPE_LATEST)

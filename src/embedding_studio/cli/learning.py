@@ -17,11 +17,13 @@ SECONDS_TO_END = 8.0
 def worker() -> None:
     """Learn from orders until SIGTERM or Ctrl-C; any number of workers may run."""
     stop = threading.Event()
-    with opened_context() as context:
+    with opened_context() as context, context.telling_metrics() as url:
         on_stop(stop.set)
         learning = context.worker()
         gc.freeze()  # what is loaded by now stays; searched through each time, it is a quarter of learning
-        err.print("The worker is ready.")
+        err.print(
+            "The worker is ready." if url is None else f"The worker is ready, and tells its numbers at {url}"
+        )
         threading.Thread(target=_end_soon_after, args=(stop,), daemon=True).start()
         learning.run(stop)
 

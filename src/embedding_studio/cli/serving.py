@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated
 
 import httpx
@@ -20,6 +19,7 @@ from embedding_studio.cli.catalogue import store
 from embedding_studio.cli.console import err, on_stop, opened_context, out
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import Settings
+from embedding_studio.telemetry.listener import is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
@@ -77,7 +77,7 @@ def demo(
 def _bound(settings: Settings, host: str | None, port: int | None) -> Iterator[socket.socket]:
     """Listen before anything slow is done, so that a taken port is told at once."""
     host = host or settings.host
-    if settings.admin_api_key is None and not _is_loopback(host):
+    if settings.admin_api_key is None and not is_loopback(host):
         raise InvalidSettingError(
             f"without keys the service listens on this machine only, not on {host}: "
             "set ADMIN_API_KEY (and WRITE_API_KEY for browsers), or HOST=127.0.0.1"
@@ -95,13 +95,6 @@ def _bound(settings: Settings, host: str | None, port: int | None) -> Iterator[s
                 "choose another PORT, or 0 for a free one"
             ) from error
         yield listening
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _url(listening: socket.socket) -> str:

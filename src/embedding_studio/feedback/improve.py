@@ -66,6 +66,9 @@ class ImprovementReport:
         learnt: orders that ended done.
         refused: session_id -> why nothing is learnt from it.
         failed: session_id -> what went wrong; tried again later unless its attempts are used up.
+        given_up: users whose attempts are used up.
+        delays: for each user who was learnt, the seconds from the mark that made their state stale to the
+            commit of the new one.
     """
 
     orders: int = 0
@@ -73,7 +76,25 @@ class ImprovementReport:
     learnt: int = 0
     refused: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    given_up: int = 0
+    delays: Sequence[float] = ()
     seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _InHand:
+    """The users in hand, and what became of them so far.
+
+    Attributes:
+        stop: once it is set, an adjuster has two seconds more.
+        claimed_at: seconds of the monotonic clock.
+    """
+
+    token: str
+    stop: threading.Event | None
+    claimed_at: float
+    given_up: int = 0
+    delays: list[float] = field(default_factory=list)
 
 
 class Improver:
@@ -141,11 +162,12 @@ class Improver:
         claim = self._storage.folds.claim(users=users, lease_seconds=self._lease_seconds, now=now)
         if claim is None:
             return ImprovementReport()
+        in_hand = _InHand(claim.token, stop, time.monotonic())
         outcomes: list[OrderOutcome] = []
         with self._renewed(claim.token):
             try:
                 for name, folds in _grouped(claim.folds, lambda fold: fold.collection).items():
-                    outcomes += self._learn_or_explain(name, folds, claim.token, stop)
+                    outcomes += self._learn_or_explain(name, folds, in_hand)
             except StoppedError:
                 self._storage.folds.release(claim.token)
         of_status = _grouped(outcomes, lambda outcome: outcome.status)
@@ -155,6 +177,8 @@ class Improver:
             learnt=len(of_status.get(DONE, ())),
             refused={each.session_id: each.detail or "" for each in of_status.get(REFUSED, ())},
             failed={each.session_id: each.detail or "" for each in of_status.get(FAILED, ())},
+            given_up=in_hand.given_up,
+            delays=in_hand.delays,
             seconds=time.monotonic() - started,
         )
 
@@ -180,54 +204,49 @@ class Improver:
             is_over.set()
             renewing.join()
 
-    def _learn_or_explain(
-        self, name: str, folds: Sequence[Fold], token: str, stop: threading.Event | None
-    ) -> list[OrderOutcome]:
+    def _learn_or_explain(self, name: str, folds: Sequence[Fold], in_hand: _InHand) -> list[OrderOutcome]:
         """Return what became of the sessions of some users under one name."""
         if len(folds) == 1 and folds[0].attempts > self._max_attempts:
             return self._fail(
-                token, folds[0], "the worker ended while it learnt from this user, in every attempt"
+                in_hand, folds[0], "the worker ended while it learnt from this user, in every attempt"
             )
-        learnt = attempt(partial(self._learn, name, folds, token, stop))
+        learnt = attempt(partial(self._learn, name, folds, in_hand))
         if not isinstance(learnt, Exception):
             return learnt
         if isinstance(learnt, CollectionNotFoundError):
             return [
                 OrderOutcome(session_id, REFUSED, str(learnt))
                 for fold in folds
-                for session_id in self._storage.folds.refuse(token, fold, str(learnt))
+                for session_id in self._storage.folds.refuse(in_hand.token, fold, str(learnt))
             ]
         logger.error("%d users could not be learnt for together", len(folds), exc_info=learnt)
         if len(folds) > 1:
-            return [
-                outcome for fold in folds for outcome in self._learn_or_explain(name, [fold], token, stop)
-            ]
-        return self._fail(token, folds[0], detail_of(learnt))
+            return [outcome for fold in folds for outcome in self._learn_or_explain(name, [fold], in_hand)]
+        return self._fail(in_hand, folds[0], detail_of(learnt))
 
     def _fail(
         self,
-        token: str,
+        in_hand: _InHand,
         fold: Fold,
         detail: str,
         *,
         sessions: Mapping[str, str] | None = None,
     ) -> list[OrderOutcome]:
         failed = self._storage.folds.fail(
-            token,
+            in_hand.token,
             fold,
             detail,
             sessions=sessions,
             max_attempts=self._max_attempts,
             backoff_seconds=self._backoff_seconds,
         )
+        in_hand.given_up += fold.attempts >= self._max_attempts
         return [
             OrderOutcome(session_id, FAILED, (sessions or {}).get(session_id, detail))
             for session_id in failed
         ]
 
-    def _learn(
-        self, name: str, folds: Sequence[Fold], token: str, stop: threading.Event | None
-    ) -> list[OrderOutcome]:
+    def _learn(self, name: str, folds: Sequence[Fold], in_hand: _InHand) -> list[OrderOutcome]:
         """Fold these users anew."""
         collection = self._storage.collections.get(name)
         users = sorted(fold.user_id for fold in folds)
@@ -243,7 +262,7 @@ class Improver:
         folded = fold(
             ready,
             originals,
-            TimeLimited(self._adjuster(collection.index), self._adjuster_seconds, stop),
+            TimeLimited(self._adjuster(collection.index), self._adjuster_seconds, in_hand.stop),
             collection.index,
             event_weights=self._event_weights,
             max_angle_degrees=self._max_angle_degrees,
@@ -252,7 +271,7 @@ class Improver:
         outcomes |= unready | folded.outcomes
         of_user = {each.session.session_id: user for user, sessions in recent.items() for each in sessions}
         with self._storage.personal.learning(collection, users) as transaction:
-            held = transaction.held(token)
+            held = transaction.held(in_hand.token)
             transaction.store_query_vectors(
                 {
                     each.session.session_id: embedded[each.session.search_query]
@@ -265,12 +284,14 @@ class Improver:
             transaction.replace_states(
                 {user: folded.states.get(user, PersonalState()) for user in held - kept}
             )
-            ended = transaction.complete(token, told, self._passed_over)
+            ended = transaction.complete(in_hand.token, told, self._passed_over)
         failed = {each.session_id: each.detail or "" for each in ended if each.status is FAILED}
         for each in folds:
             of_one = {key: why for key, why in failed.items() if of_user[key] == each.user_id}
             if of_one:
-                self._fail(token, each, "", sessions=of_one)
+                self._fail(in_hand, each, "", sessions=of_one)
+            elif each.user_id in held:
+                in_hand.delays.append(each.waited_seconds + time.monotonic() - in_hand.claimed_at)
         return ended
 
     def _kept(

@@ -6,6 +6,7 @@ import threading
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.storage.ports import Storage
+from embedding_studio.telemetry.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Worker:
         interval_seconds: looks for orders at least so often.
         users_per_batch: so many users are learnt in one transaction.
         wake_on_click: also looks as soon as a user is marked; False: every ``interval_seconds`` only.
+        metrics: count what is done.
     """
 
     def __init__(
@@ -33,12 +35,14 @@ class Worker:
         interval_seconds: float = 1800.0,
         users_per_batch: int = 100,
         wake_on_click: bool = True,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._improver = improver
         self._storage = storage
         self._interval_seconds = interval_seconds
         self._users_per_batch = users_per_batch
         self._wake_on_click = wake_on_click
+        self._metrics = metrics or WorkerMetrics()
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; the batch in hand is finished first, unless its adjuster hangs."""
@@ -49,6 +53,7 @@ class Worker:
                 retry_seconds = _FIRST_RETRY_SECONDS
                 self._wait(stop)
             except EmbeddingStudioError as error:
+                self._metrics.count_failed_pass()
                 logger.warning("learning failed, trying again in %.1f s: %s", retry_seconds, error)
                 stop.wait(retry_seconds)
                 retry_seconds = min(2 * retry_seconds, _LAST_RETRY_SECONDS)
@@ -58,6 +63,14 @@ class Worker:
             report = self._improver.improve_once(users=self._users_per_batch, stop=stop)
             if not report.users:
                 return
+            self._metrics.count_pass(
+                seconds=report.seconds,
+                done=report.learnt,
+                refused=len(report.refused),
+                failed=len(report.failed),
+                given_up=report.given_up,
+                delays=report.delays,
+            )
             logger.info(
                 "learnt from %d sessions of %d users in %.3f s; refused %d, failed %d",
                 report.learnt, report.users, report.seconds, len(report.refused), len(report.failed),

@@ -10,7 +10,7 @@ its number never changes (its ``gate_threshold`` may). Methods that take a name 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import numpy as np
@@ -367,11 +367,13 @@ class Fold:
     Attributes:
         collection: the name under which the sessions were recorded.
         attempts: claims since this was last asked for, with this one.
+        waited_seconds: from the mark that made the state stale, the first since it was learnt, to the claim.
     """
 
     collection: str
     user_id: str
     attempts: int
+    waited_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +405,21 @@ class PassedOver:
     irrelevant: str
     no_events: str
     too_old: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """How much there is to learn.
+
+    Attributes:
+        waiting: entries that nobody holds.
+        held: entries that a worker holds, or held when it ended.
+        oldest_seconds: since the entry was marked that has been in the queue for longest; 0 in an empty one.
+    """
+
+    waiting: int
+    held: int
+    oldest_seconds: float
 
 
 class Folds(Protocol):
@@ -455,6 +472,10 @@ class Folds(Protocol):
 
     def refuse(self, token: str, fold: Fold, detail: str) -> list[str]:
         """End all pending orders of a user as refused; return their sessions."""
+        ...
+
+    def info(self) -> QueueInfo:
+        """Return how long the queue is; takes a look at each entry."""
         ...
 
     def wait(self, timeout_seconds: float) -> bool:

@@ -12,6 +12,7 @@ from embedding_studio.storage.memory.state import State, StoredFold
 from embedding_studio.storage.ports import (
     Claim,
     Fold,
+    QueueInfo,
 )
 
 Status = SessionForImprovementStatus
@@ -33,7 +34,9 @@ class MemoryFolds:
             folds = []
             for entry in due[:1] if is_alone else [entry for entry in due if entry.token is None]:
                 fold = replace(
-                    entry.fold, attempts=entry.fold.attempts + (entry.token is None or entry.is_alone)
+                    entry.fold,
+                    attempts=entry.fold.attempts + (entry.token is None or entry.is_alone),
+                    waited_seconds=max(0.0, now - entry.marked_at),
                 )
                 folds.append(fold)
                 self._state.folds[fold.collection, fold.user_id] = replace(
@@ -71,6 +74,14 @@ class MemoryFolds:
 
     def refuse(self, token: str, fold: Fold, detail: str) -> list[str]:
         return self._given_back(token, fold, Status.REFUSED, detail)
+
+    def info(self) -> QueueInfo:
+        with self._state.lock:
+            entries = self._state.folds.values()
+            waiting = sum(entry.token is None for entry in entries)
+            now = time.time()
+            oldest = max((now - entry.marked_at for entry in entries), default=0.0)
+            return QueueInfo(waiting, len(entries) - waiting, max(0.0, oldest))
 
     def wait(self, timeout_seconds: float) -> bool:
         def something_is_due() -> bool:

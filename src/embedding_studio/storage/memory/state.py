@@ -3,6 +3,7 @@
 import copy
 import itertools
 import threading
+import time
 from collections.abc import Collection as Container
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -128,8 +129,9 @@ class State:
         """Let a user be folded anew."""
         entry = self.folds.get((name, user_id))
         since = next(self.ticks) if entry is None else entry.since
+        marked_at = time.time() if entry is None else entry.marked_at
         priority = priority if entry is None else max(priority, entry.priority)
-        self.folds[name, user_id] = StoredFold(Fold(name, user_id, 0), priority, since)
+        self.folds[name, user_id] = StoredFold(Fold(name, user_id, 0), priority, since, marked_at)
         self.lock.notify_all()
 
     def mark_everyone(self, names: Container[str]) -> int:
@@ -356,6 +358,7 @@ class StoredFold:
 
     Attributes:
         since: tick at which the user was marked first.
+        marked_at: UTC seconds at which that was.
         not_before: UTC seconds; until then nobody claims the user.
         token: of the claim that holds the user, or held when its worker ended.
         is_alone: whether the latest claim held nobody else.
@@ -364,6 +367,7 @@ class StoredFold:
     fold: Fold
     priority: int
     since: int
+    marked_at: float
     not_before: float = 0.0
     token: str | None = None
     is_alone: bool = False

@@ -14,7 +14,14 @@ import psycopg
 from psycopg import sql
 
 from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS, SessionForImprovementStatus
-from embedding_studio.storage.ports import MAX_DETAIL_LENGTH, Claim, Fold, OrderOutcome, PassedOver
+from embedding_studio.storage.ports import (
+    MAX_DETAIL_LENGTH,
+    Claim,
+    Fold,
+    OrderOutcome,
+    PassedOver,
+    QueueInfo,
+)
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.sql import statements
 
@@ -41,7 +48,11 @@ class PostgresFolds:
             lambda connection: connection.execute(_SQL["claim"], given).fetchall(), alone=True
         )
         rows.sort(key=lambda row: (-row[3], row[4], row[:2]))
-        return Claim(token, tuple(Fold(*row[:3]) for row in rows)) if rows else None
+        folds = (
+            Fold(collection, user_id, attempts, waited_seconds=waited)
+            for collection, user_id, attempts, _, _, waited in rows
+        )
+        return Claim(token, tuple(folds)) if rows else None
 
     def renew(self, token: str, lease_seconds: float) -> None:
         given = {"token": token, "lease_seconds": lease_seconds}
@@ -84,6 +95,11 @@ class PostgresFolds:
             "details": None,
         }
         return self._given_back("end_fold", given, fold)
+
+    def info(self) -> QueueInfo:
+        return QueueInfo(
+            *self._database.read(lambda connection: only_row(connection.execute(_SQL["queue_info"])))
+        )
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait on a connection that stays open, so what is marked between two calls is not missed."""

@@ -93,7 +93,13 @@ SET token = %(token)s,
     not_before = coalesce(%(now)s, embedding_studio.seconds()) + %(lease_seconds)s
 FROM chosen
 WHERE claimed.collection = chosen.collection AND claimed.user_id = chosen.user_id
-RETURNING claimed.collection, claimed.user_id, attempts, priority, since
+RETURNING
+    claimed.collection,
+    claimed.user_id,
+    attempts,
+    priority,
+    since,
+    greatest(0, coalesce(%(now)s, embedding_studio.seconds()) - since)
 
 -- name: renew
 UPDATE embedding_studio.folds
@@ -202,6 +208,13 @@ WHERE collection = %(collection)s AND user_id = %(user_id)s AND token = %(token)
 UPDATE embedding_studio.folds
 SET token = NULL, not_before = embedding_studio.seconds() + %(backoff_seconds)s * 2.0 ^ (attempts - 1)
 WHERE collection = %(collection)s AND user_id = %(user_id)s AND token = %(token)s
+
+-- name: queue_info
+SELECT
+    count(*) FILTER (WHERE token IS NULL),
+    count(*) FILTER (WHERE token IS NOT NULL),
+    greatest(0, coalesce(embedding_studio.seconds() - min(since), 0))
+FROM embedding_studio.folds
 
 -- name: something_is_due
 SELECT EXISTS (SELECT FROM embedding_studio.folds WHERE not_before <= embedding_studio.seconds())
