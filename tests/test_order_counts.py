@@ -19,6 +19,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.storage.ports import OrderOutcome, PassedOver
 from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.storage.postgres.orders import _statement
 
 Status = SessionForImprovementStatus
 
@@ -83,6 +84,32 @@ def test_what_is_pending_of_users_in_hand_is_counted_as_processing(postgres):
         Status.FAILED: 0,
         Status.REFUSED: 1,
     }
+
+
+def test_counting_reads_as_much_however_many_orders_are_done(postgres, connection):
+    def pages_read():
+        explained = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + _statement("counts")
+        [([told],)] = connection.execute(explained)
+        return told["Plan"]["Shared Hit Blocks"] + told["Plan"]["Shared Read Blocks"]
+
+    place(postgres, "s1", "ann")
+    postgres.folds.claim(users=1, lease_seconds=60)
+    few = pages_read()
+    connection.execute(
+        """
+        INSERT INTO embedding_studio.sessions (session_id, user_id, search_query, collection, created_at)
+        SELECT 'done ' || number, 'bob', '', 'films', 1 FROM generate_series(1, 5000) AS number;
+        INSERT INTO embedding_studio.sessions_for_improvement
+            (session_id, user_id, collection, status, created_at, updated_at)
+        SELECT session_id, user_id, collection, 'done', 1, 1
+        FROM embedding_studio.sessions
+        WHERE user_id = 'bob';
+        ANALYZE
+        """
+    )
+
+    assert postgres.orders.counts()[Status.DONE] == 5000
+    assert pages_read() <= few + 2  # a level more of an index; all orders are on 60
 
 
 def test_a_forgotten_user_and_a_dropped_collection_leave_the_sum_right(postgres, connection):
