@@ -16,8 +16,17 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS
 from embedding_studio.embeddings.improvement.waves import ADJUSTMENT_RATE, NUM_ITERATIONS, SOFTMIN_TEMPERATURE
 from embedding_studio.errors import InvalidSettingError
+from embedding_studio.feedback.improve import (
+    BACKOFF_SECONDS,
+    LEASE_SECONDS,
+    MAX_ATTEMPTS,
+    MAX_SESSIONS_PER_USER,
+)
+from embedding_studio.feedback.selection import MAX_CLICKS, MIN_SESSION_SECONDS
+from embedding_studio.feedback.worker import INTERVAL_SECONDS, USERS_PER_BATCH
 from embedding_studio.indexing import THREADS
 from embedding_studio.search import EXPLORATION_RATIO, GATE_THRESHOLD, QUERY_SHIFT, SHARED_MIN_USERS
+from embedding_studio.storage.ports import POOL_SIZE, RECALL_TARGET
 
 logger = logging.getLogger(__name__)
 
@@ -111,19 +120,21 @@ class Settings(BaseSettings):
         description="How much each type of event says for its object (JSON); others say nothing.",
     )
     max_sessions_per_user: int = Field(
-        default=200, ge=1, description="Only so many of a user's latest sessions count."
+        default=MAX_SESSIONS_PER_USER, ge=1, description="Only so many of a user's latest sessions count."
     )
     min_session_seconds: int = Field(
-        default=0, ge=0, description="Shorter sessions are refused; the reference page uses 10."
+        default=MIN_SESSION_SECONDS,
+        ge=0,
+        description="Shorter sessions are refused; the reference page uses 10.",
     )
     max_session_clicks: int = Field(
-        default=10, ge=1, description="Sessions with more clicks are refused as ambiguous."
+        default=MAX_CLICKS, ge=1, description="Sessions with more clicks are refused as ambiguous."
     )
     improve_on_click: bool = Field(
         default=True, description="A click places an order and wakes the worker at once."
     )
     improvement_seconds_interval: int = Field(
-        default=1800,
+        default=INTERVAL_SECONDS,
         ge=1,
         description="Seconds between a worker's looks for orders where a click does not wake it.",
     )
@@ -135,19 +146,25 @@ class Settings(BaseSettings):
         " one's.",
     )
     recall_target: float = Field(
-        default=0.99,
+        default=RECALL_TARGET,
         gt=0.5,
         le=1,
         description="Share of the true nearest results that a search is to find, in collections for which"
         " this was not measured (embedding-studio recall); 1 compares all, always.",
     )
-    users_per_batch: int = Field(default=100, ge=1, description="Users that a worker claims at once.")
-    lease_seconds: float = Field(
-        default=60, gt=0, description="So long after a worker ended whom it held is learnt by another."
+    users_per_batch: int = Field(
+        default=USERS_PER_BATCH, ge=1, description="Users that a worker claims at once."
     )
-    max_attempts: int = Field(default=5, ge=1, description="Attempts after which an order has failed.")
+    lease_seconds: float = Field(
+        default=LEASE_SECONDS,
+        gt=0,
+        description="So long after a worker ended whom it held is learnt by another.",
+    )
+    max_attempts: int = Field(
+        default=MAX_ATTEMPTS, ge=1, description="Attempts after which an order has failed."
+    )
     backoff_seconds: float = Field(
-        default=1, ge=0, description="Wait before the second attempt; doubles each time."
+        default=BACKOFF_SECONDS, ge=0, description="Wait before the second attempt; doubles each time."
     )
     database_url: SecretStr | None = Field(
         default=None,
@@ -156,7 +173,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path(".embedding-studio"), description="Where the embedded server keeps its data."
     )
-    pool_size: int = Field(default=8, ge=1, le=100, description="Database connections of one process.")
+    pool_size: int = Field(
+        default=POOL_SIZE, ge=1, le=100, description="Database connections of one process."
+    )
     embedder: str = Field(
         default="all-MiniLM-L6-v2",
         description="A sentence-transformers name or folder, `openai:MODEL@BASE_URL`, or `none`: callers"

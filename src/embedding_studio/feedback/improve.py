@@ -49,6 +49,10 @@ from embedding_studio.storage.ports import (
 
 logger = logging.getLogger(__name__)
 
+MAX_SESSIONS_PER_USER = 200
+LEASE_SECONDS: float = 60
+MAX_ATTEMPTS = 5
+BACKOFF_SECONDS: float = 1
 MOST_RENEWALS = 90
 """Of one lease, each for another third of its time."""
 
@@ -121,10 +125,10 @@ class Improver:
         session_filter: SessionFilter | None = None,
         event_weights: Mapping[str, float] = DEFAULT_EVENT_WEIGHTS,
         max_angle_degrees: float = MAX_ANGLE_DEGREES,
-        max_sessions_per_user: int = 200,
-        lease_seconds: float = 60.0,
-        max_attempts: int = 5,
-        backoff_seconds: float = 1.0,
+        max_sessions_per_user: int = MAX_SESSIONS_PER_USER,
+        lease_seconds: float = LEASE_SECONDS,
+        max_attempts: int = MAX_ATTEMPTS,
+        backoff_seconds: float = BACKOFF_SECONDS,
         adjuster_seconds: float = 10.0,
         is_shared: bool = False,
     ) -> None:
@@ -324,7 +328,7 @@ class Improver:
         return counted, outcomes
 
     def _texts_to_embed(self, collection: Collection, counted: Iterable[RecordedSession]) -> set[str]:
-        if self._embedder is None or collection.embedder not in (None, self._embedder.name):
+        if self._embedder is None or not collection.is_embedded_by(self._embedder.name):
             return set()
         return {
             recorded.session.search_query

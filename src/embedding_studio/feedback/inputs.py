@@ -4,12 +4,11 @@ Axes: Q parts of a query · P parts of an object · D dimensions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 
 from embedding_studio.domain.improvement import ImprovementElement, ImprovementInput
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.sessions import RecordedSession, Session
-from embedding_studio.embedders import Embedder
+from embedding_studio.embedders import Embedder, embed_texts
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import EmbeddingError, InvalidVectorsError, SessionRefusedError
 from embedding_studio.storage.ports import Vectors
@@ -97,16 +96,11 @@ def embed_queries(embedder: Embedder, texts: Iterable[str]) -> tuple[dict[str, V
 
 def _embed(embedder: Embedder, texts: Sequence[str]) -> dict[str, Vectors]:
     try:
-        parts = [embedder.split(text) for text in texts]
-        vectors = embedder.embed([part for of_text in parts for part in of_text])
+        return dict(zip(texts, embed_texts(embedder, texts), strict=True))
     except EmbeddingError:
         raise
     except Exception as error:
         raise EmbeddingError(f"the embedder raised {type(error).__name__}") from error
-    ends = list(accumulate(map(len, parts)))
-    return {
-        text: vectors[end - len(of_text) : end] for text, of_text, end in zip(texts, parts, ends, strict=True)
-    }
 
 
 def _query(recorded: RecordedSession, index: SearchIndexInfo) -> ImprovementElement:

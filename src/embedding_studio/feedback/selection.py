@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_studio.domain.sessions import ANONYMOUS, DEFAULT_EVENT_WEIGHTS, Session
 
+MIN_SESSION_SECONDS = 0
+MAX_CLICKS = 10
+
 IRRELEVANT = "the session was marked irrelevant"
 NO_EVENTS = "no clicks: the session has no events"
 
@@ -28,8 +31,8 @@ class SessionSelection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_session_seconds: int = Field(default=0, ge=0)
-    max_clicks: int = Field(default=10, ge=1)
+    min_session_seconds: int = Field(default=MIN_SESSION_SECONDS, ge=0)
+    max_clicks: int = Field(default=MAX_CLICKS, ge=1)
     event_weights: Mapping[str, float] = DEFAULT_EVENT_WEIGHTS
 
     def __call__(self, session: Session, /) -> bool:

@@ -10,6 +10,9 @@ from embedding_studio.telemetry.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
+INTERVAL_SECONDS = 1800
+USERS_PER_BATCH = 100
+
 _POLL_SECONDS = 1.0
 """Bound on one wait: so late are a stop, an order given back for later, and one whose notice was lost."""
 
@@ -32,8 +35,8 @@ class Worker:
         improver: Improver,
         storage: Storage,
         *,
-        interval_seconds: float = 1800.0,
-        users_per_batch: int = 100,
+        interval_seconds: float = INTERVAL_SECONDS,
+        users_per_batch: int = USERS_PER_BATCH,
         wake_on_click: bool = True,
         metrics: WorkerMetrics | None = None,
     ) -> None:

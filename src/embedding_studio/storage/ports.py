@@ -41,6 +41,12 @@ from embedding_studio.errors import InvalidInputError
 
 Vectors = NDArray[np.float32]
 
+RECALL_TARGET = 0.99
+"""The share of the true nearest that a search is to find."""
+
+POOL_SIZE = 8
+"""Connections to a database."""
+
 WIDEST_MARGIN = 100
 """In standard errors."""
 

@@ -15,12 +15,12 @@ Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collect
 from collections.abc import Callable
 from collections.abc import Collection as Container
 
-from embedding_studio.storage.ports import Storage
+from embedding_studio.storage.ports import POOL_SIZE, RECALL_TARGET, Storage
 from embedding_studio.storage.postgres.clickstream import PostgresClickstream
 from embedding_studio.storage.postgres.collections import PostgresCollections
 from embedding_studio.storage.postgres.database import Database
 from embedding_studio.storage.postgres.folds import PostgresFolds
-from embedding_studio.storage.postgres.nearest import RECALL_TARGET, NearestSearch
+from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects
 from embedding_studio.storage.postgres.orders import PostgresOrders
 from embedding_studio.storage.postgres.personal import PostgresPersonal, outdate
@@ -68,7 +68,7 @@ class PostgresStorage(Storage):
         *,
         order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"}),
         recall_target: float = RECALL_TARGET,
-        pool_size: int = 10,
+        pool_size: int = POOL_SIZE,
     ) -> None:
         database = Database(database_url, pool_size=pool_size)
         search = NearestSearch(recall_target)

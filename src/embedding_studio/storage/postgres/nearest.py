@@ -37,8 +37,6 @@ from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack_numbers
 
-RECALL_TARGET = 0.99
-
 FEWEST = 16
 """Codes are asked for at least so many objects: a few more cost nothing, and save a second question."""
 FILTERED = 4
@@ -84,7 +82,7 @@ class NearestSearch:
             was not measured; 1 compares all, always.
     """
 
-    def __init__(self, recall_target: float = RECALL_TARGET) -> None:
+    def __init__(self, recall_target: float) -> None:
         self._recall_target = recall_target
         self.margin = margin_for(recall_target)
         self._codes: dict[int, CodesOfCollection] = {}
