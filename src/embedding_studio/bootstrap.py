@@ -80,9 +80,8 @@ class Context:
         self.making = threading.RLock()
         self._given_plugin = plugin
         self._given_improver = improver
-        self._starting = (
-            threading.Lock()
-        )  # not ``making``: who makes the storage waits for the pool's threads
+        # Not ``making``: who makes the storage waits for the pool's threads.
+        self._starting = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
