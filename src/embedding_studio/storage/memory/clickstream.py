@@ -119,7 +119,9 @@ class MemoryClickstream:
             self._state.tables(collection)
             names = self._state.names(collection)
             recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in user_ids}
-            theirs = (stored for stored in self._state.sessions.values() if stored.session.user_id in recent)
+            theirs = (
+                stored for user_id in recent for stored in self._state.of_user.get(user_id, {}).values()
+            )
             for stored in sorted(theirs, key=StoredSession.age, reverse=True):
                 session = stored.session
                 if (
@@ -149,7 +151,8 @@ class MemoryClickstream:
         if stored is None:
             vectors = None if query_vectors is None else np.atleast_2d(np.array(query_vectors, np.float32))
             bare = session.model_copy(update={"search_results": (), "events": ()})
-            self._state.sessions[session.session_id] = StoredSession(bare, vectors)
+            new = self._state.sessions[session.session_id] = StoredSession(bare, vectors)
+            self._state.of_user.setdefault(session.user_id, {})[session.session_id] = new
         self._show(self._state.sessions[session.session_id], session.search_results)
         self.push_events(session.events)
         return SessionDisposition.RECORDED if stored is None else SessionDisposition.CONTINUED
@@ -164,7 +167,7 @@ class MemoryClickstream:
     def forget_user(self, user_id: str) -> int:
         with self._state.lock:
             self._state.wait_for_folds_of_user(user_id)
-            theirs = [i for i, stored in self._state.sessions.items() if stored.session.user_id == user_id]
+            theirs = self._state.of_user.pop(user_id, {})
             for session_id in theirs:
                 del self._state.sessions[session_id]
                 self._state.orders.pop(session_id, None)

@@ -53,6 +53,7 @@ class State:
     Attributes:
         lock: notified when a user is marked and when a fold ends.
         schemas: by the collection's name.
+        of_user: user_id -> session_id -> session, so that a user's are found without a look at all.
         folds: (name of a collection, user_id) -> whose state is stale.
         folding: (collection_id, user_id) of those that somebody is folding anew just now.
         ticks: numbers every change of an order, so that two within one second have an order.
@@ -63,6 +64,7 @@ class State:
     schemas: dict[str, "Tables"] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     sessions: dict[str, "StoredSession"] = field(default_factory=dict)
+    of_user: dict[str | None, dict[str, "StoredSession"]] = field(default_factory=dict)
     orders: dict[str, "StoredOrder"] = field(default_factory=dict)
     folds: dict[tuple[str, str], "StoredFold"] = field(default_factory=dict)
     folding: set[tuple[int, str]] = field(default_factory=set)
@@ -208,13 +210,14 @@ class State:
         }
         new = []
         failed = []
-        for session_id, placed in list(self.orders.items()):
-            order, outcome = placed.order, looked_at.get(session_id)
+        for placed in self._orders_of(attempts):
+            order = placed.order
+            session_id, outcome = order.session_id, looked_at.get(order.session_id)
             if outcome is not None and outcome.status is Status.FAILED:
                 failed += [outcome] if order.status is not Status.FAILED else []
             elif outcome is not None:
                 new.append(self.end(session_id, outcome.status, outcome.detail, attempts[order.user_id]))
-            elif order.status is Status.PENDING and order.user_id in attempts and order.collection in names:
+            elif order.status is Status.PENDING and order.collection in names:
                 why = self._why_passed_over(session_id, passed_over)
                 new.append(self.end(session_id, Status.REFUSED, why, attempts[order.user_id]))
         kept = {self.orders[outcome.session_id].order.user_id for outcome in failed}
@@ -225,6 +228,14 @@ class State:
             if user_id in attempts and name in names and entry.token not in {None, token}:
                 self.folds[name, user_id] = entry.released()
         return [outcome for outcome in new if outcome is not None] + failed
+
+    def _orders_of(self, user_ids: Iterable[str | None]) -> list["StoredOrder"]:
+        """Return the orders of some users, the least recently changed first."""
+        ids = (session_id for user_id in user_ids for session_id in self.of_user.get(user_id, ()))
+        return sorted(
+            (self.orders[session_id] for session_id in ids if session_id in self.orders),
+            key=lambda placed: placed.changed,
+        )
 
     def _why_passed_over(self, session_id: str, passed_over: PassedOver) -> str:
         stored = self.sessions[session_id]

@@ -25,29 +25,32 @@ class Votes:
 
     Attributes:
         of_query: query_key -> user_id -> vote; those of one key have one and the same query.
-        stack: the keys, sorted, and their queries, [N, D] float32; absent from a write to the next search.
+        stack: the keys, sorted, their queries, [N, D] float32, and those made ready to be compared; absent
+            from the write that brings a key or takes one away to the next search.
     """
 
     of_query: dict[str, dict[str, SharedVote]] = field(default_factory=dict)
-    stack: "tuple[list[str], Vectors] | None" = None
+    stack: "tuple[list[str], Vectors, Rows] | None" = None
 
     def replace(
         self, before: Mapping[str, Sequence[SharedVote]], after: Mapping[str, Sequence[SharedVote]]
     ) -> dict[str, tuple[SharedVote, ...]]:
         """Let each user's votes take the place of those before; return them as they are stored."""
         stored = {}
+        keys = len(self.of_query)
         for user_id, votes in sorted(after.items()):
             ordered = sorted(votes, key=lambda vote: vote.query_key)
             stored[user_id] = tuple(replace(vote, query=self._query_for(vote)) for vote in ordered)
             for vote in stored[user_id]:
                 self.of_query.setdefault(vote.query_key, {})[user_id] = vote
+        if len(self.of_query) > keys:
+            self.stack = None
         for user_id, votes in before.items():
             for key in {vote.query_key for vote in votes} - {vote.query_key for vote in after[user_id]}:
                 del self.of_query[key][user_id]
                 if not self.of_query[key]:
                     del self.of_query[key]
-        if any(before.values()) or any(after.values()):
-            self.stack = None
+                    self.stack = None
         return stored
 
     def _query_for(self, vote: SharedVote) -> Vectors:
@@ -60,9 +63,10 @@ class Votes:
         """Return what others than ``user_id`` say for near queries; nothing if they are too few."""
         if self.stack is None:
             keys = sorted(self.of_query)
-            self.stack = keys, np.array([next(iter(self.of_query[key].values())).query for key in keys])
-        keys, queries = self.stack
-        alike = cosines(queries, query)
+            queries = np.array([next(iter(self.of_query[key].values())).query for key in keys])
+            self.stack = keys, queries, Rows.of(queries)
+        keys, queries, rows = self.stack
+        alike = rows.cosines(query)
         counted: set[str] = set()
         shared = []
         for row in np.argsort(-alike, kind="stable")[:SHARED_QUERIES]:  # rows are in the order of keys
@@ -82,12 +86,29 @@ class Votes:
         return shared if len(counted) >= shared_by else []
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Vectors to which many are compared, and their lengths."""
+
+    vectors: NDArray[np.float64]
+    lengths: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> "Rows":
+        vectors = vectors.astype(np.float64)
+        return cls(vectors, np.linalg.norm(vectors, axis=-1))
+
+    def cosines(self, query: Vectors) -> NDArray[np.float64]:
+        """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero."""
+        if len(self.vectors) == 0:
+            return np.empty(0)
+        q = query.astype(np.float64)
+        lengths = self.lengths * np.linalg.norm(q)
+        found: NDArray[np.float64] = np.full(len(lengths), -np.inf)
+        np.divide(np.vecdot(self.vectors, q), lengths, out=found, where=lengths > 0)
+        return found
+
+
 def cosines(vectors: Vectors, query: Vectors) -> NDArray[np.float64]:
     """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero."""
-    if len(vectors) == 0:
-        return np.empty(0)
-    rows, q = vectors.astype(np.float64), query.astype(np.float64)
-    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(q)
-    found: NDArray[np.float64] = np.full(len(rows), -np.inf)
-    np.divide(np.vecdot(rows, q), lengths, out=found, where=lengths > 0)
-    return found
+    return Rows.of(vectors).cosines(query)
