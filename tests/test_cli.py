@@ -30,6 +30,7 @@ def test_the_verbs_are_those_that_people_know():
         sorted(
             [
                 "evaluate",
+                "replay",
                 "index",
                 "payloads",
                 "get",

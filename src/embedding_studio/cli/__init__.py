@@ -5,6 +5,7 @@ searching       search, tune, recall
 serving         serve, demo
 learning        worker, improve
 evaluation      evaluate
+replaying       replay
 administration  doctor, migrate, settings, collections, forget
 console         what they share
 """
@@ -15,6 +16,7 @@ from embedding_studio.cli.administration import collections, doctor, forget, mig
 from embedding_studio.cli.catalogue import delete, export, get, index, payloads
 from embedding_studio.cli.evaluation import evaluate
 from embedding_studio.cli.learning import improve, worker
+from embedding_studio.cli.replaying import replay
 from embedding_studio.cli.searching import recall, search, tune
 from embedding_studio.cli.serving import demo, serve
 
@@ -30,7 +32,7 @@ app = typer.Typer(
 COMMANDS = (
     *(index, payloads, get, delete, export, search),
     *(serve, worker, improve, demo),
-    *(evaluate, tune, recall, doctor, migrate),
+    *(evaluate, replay, tune, recall, doctor, migrate),
 )
 for command in COMMANDS:  # in the order in which help lists them
     app.command()(command)

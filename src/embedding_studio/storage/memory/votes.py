@@ -95,8 +95,8 @@ class Rows:
 
     @classmethod
     def of(cls, vectors: Vectors) -> "Rows":
-        vectors = vectors.astype(np.float64)
-        return cls(vectors, np.linalg.norm(vectors, axis=-1))
+        rows = vectors.astype(np.float64)
+        return cls(rows, np.linalg.norm(rows, axis=-1))
 
     def cosines(self, query: Vectors) -> NDArray[np.float64]:
         """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero."""

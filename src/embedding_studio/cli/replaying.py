@@ -1,0 +1,224 @@
+"""What would a log have been with other settings? replay."""
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from embedding_studio.bootstrap import Context
+from embedding_studio.cli.console import InCollection, err, opened_context, out, shown_progress
+from embedding_studio.domain.objects import CatalogueObject, Collection
+from embedding_studio.domain.sessions import DEFAULT_COLLECTION
+from embedding_studio.embedders import embed_texts
+from embedding_studio.errors import EmbeddingError, InvalidInputError
+from embedding_studio.evaluation.collection_folder import Progress
+from embedding_studio.evaluation.methods import USERS_OF_SHARED
+from embedding_studio.evaluation.replay import Replay
+from embedding_studio.evaluation.replay import replay as replay_log
+from embedding_studio.evaluation.replay_report import replay_table
+from embedding_studio.evaluation.replayed_methods import Counts, PlainSearch, ReplayedMethod, Served
+from embedding_studio.evaluation.session_log import SessionLog, given_time, log_of, read_session_log
+from embedding_studio.search import SearchService
+from embedding_studio.settings import Settings, load_settings
+from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.ports import Storage, Vectors
+
+PAGE_OF_OBJECTS = 1_000
+TEXTS_AT_ONCE = 256
+
+
+class Replayed(StrEnum):
+    """What ``replay --method`` takes."""
+
+    PLAIN = "plain"
+    DEFAULT = "default"
+    SHARED = "shared"
+    COUNTS = "counts"
+
+
+def replay(
+    log: Annotated[
+        str | None,
+        typer.Argument(
+            help="NDJSON, gzipped or not, a session a line; - is the standard input."
+            " Default: what was recorded for the collection.",
+        ),
+    ] = None,
+    *,
+    collection: InCollection = DEFAULT_COLLECTION,
+    method: Annotated[
+        list[Replayed] | None,
+        typer.Option(
+            help="May be repeated: plain; default: the settings in force without sharing; shared: with it;"
+            " counts: what was clicked most for the same query, then plain. Default: all."
+        ),
+    ] = None,
+    with_settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", help="A method of other settings: NAME=VALUE, several with spaces. May be repeated."
+        ),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", help="Searches from this time on: a date, or as the log has it.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Searches before this time.")] = None,
+    measure_from: Annotated[
+        str | None, typer.Option(help="What was searched before is learnt, and not measured.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+) -> None:
+    """Rank the searches of a log anew, each at its own time by each method, and compare with plain search."""
+    with opened_context() as context, shown_progress() as show:
+        first, last = given_time("--from", since), given_time("--until", until)
+        measured_from = given_time("--measure-from", measure_from)
+        wanted = method or ([] if with_settings else list(Replayed))
+        changed = {given: _changed_settings(given) for given in with_settings or ()}
+        known = context.storage.collections.get(collection)
+        world = _World(context, known)
+        chosen = world.log(log).between(first, last)
+        query_vectors = _embedded(context, known, chosen, show)
+        plain = world.plain()
+        methods = world.methods(wanted, plain) | {
+            name: world.served(settings) for name, settings in changed.items()
+        }
+        threshold = context.settings.gate_threshold if known.gate_threshold is None else known.gate_threshold
+        found = replay_log(
+            chosen,
+            methods,
+            plain=plain,
+            index=known.index,
+            gate_threshold=threshold,
+            query_vectors=query_vectors,
+            measure_from=measured_from,
+            seed=seed,
+            progress=show,
+        )
+    out.print(replay_table(found, known.name))
+    _say(found, methods)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+
+
+def _say(found: Replay, methods: Mapping[str, ReplayedMethod]) -> None:
+    """Say what stands beside the figures."""
+    said = [f"[bold yellow]warning:[/] {escape(warning)}" for warning in found.warnings]
+    said += [f"note: {escape(note)}" for note in found.notes]
+    said += [f"left out: {number} x {escape(reason)}" for reason, number in found.left_out.items()]
+    said += [
+        f"{escape(name)} learnt nothing from {len(method.untaught)} sessions, such as: "
+        f"{escape(next(iter(method.untaught.values())))}"
+        for name, method in methods.items()
+        if isinstance(method, Served) and method.untaught
+    ]
+    for each in said:
+        err.print(each, highlight=False, soft_wrap=True)
+
+
+class _World:
+    """A collection's objects, given to each method in a storage of its own; its users stay out."""
+
+    def __init__(self, context: Context, collection: Collection) -> None:
+        self._context = context
+        self._collection = collection
+        self._objects: list[CatalogueObject] = []
+        while page := context.storage.objects.scroll(
+            collection, after=self._objects[-1].object_id if self._objects else None, limit=PAGE_OF_OBJECTS
+        ):
+            self._objects += [CatalogueObject(each.object_id, each.parts) for each in page]
+        self.object_ids = {each.object_id for each in self._objects}
+
+    def plain(self) -> PlainSearch:
+        storage, collection = self._storage(self._context.settings)
+        return PlainSearch(SearchService(storage), collection)
+
+    def log(self, path: str | None) -> SessionLog:
+        """Return the sessions of a file, or those that were recorded for the collection."""
+        weights = self._context.settings.event_weights
+        if path is not None:
+            return read_session_log(path, known=self.object_ids, weights=weights)
+        recorded = self._context.storage.clickstream.scan(collection=self._collection)
+        return log_of(recorded, known=self.object_ids, weights=weights)
+
+    def methods(self, names: Sequence[Replayed], plain: PlainSearch) -> dict[str, ReplayedMethod]:
+        in_force = self._context.settings
+        methods: dict[str, ReplayedMethod] = {}
+        for name in names:
+            if name is Replayed.PLAIN:
+                methods[name.value] = plain
+            elif name is Replayed.COUNTS:
+                methods[name.value] = Counts(plain)
+            else:
+                users = (in_force.shared_min_users or USERS_OF_SHARED) if name is Replayed.SHARED else 0
+                methods[name.value] = self.served(_sharing(in_force, users))
+        return methods
+
+    def served(self, settings: Settings) -> Served:
+        """Return what serves and learns as a process with these settings would."""
+        storage, collection = self._storage(settings)
+        parts = Context(settings, storage=storage, embedder=self._context.embedder)
+        is_shared = settings.shared_min_users > 0
+        return Served(storage, collection, parts.search, parts.improver(), is_shared=is_shared)
+
+    def _storage(self, settings: Settings) -> tuple[Storage, Collection]:
+        storage = MemoryStorage(order_on=settings.learning_event_types)
+        collection = storage.collections.create(
+            self._collection.name,
+            self._collection.index,
+            embedder=self._collection.embedder,
+            gate_threshold=self._collection.gate_threshold,
+        )
+        storage.objects.upsert(collection, self._objects)
+        return storage, collection
+
+
+def _sharing(settings: Settings, shared_min_users: int) -> Settings:
+    return settings.model_copy(update={"shared_min_users": shared_min_users})
+
+
+def _changed_settings(given: str) -> Settings:
+    """Return the settings in force with those of ``--with`` in their place."""
+    changed: dict[str, object] = {}
+    for each in given.split():
+        name, equals, value = each.partition("=")
+        if not equals or name.lower() not in Settings.model_fields:
+            raise InvalidInputError(
+                f"--with is {given!r}, where {each!r} names no setting; write NAME=VALUE as "
+                "`embedding-studio settings` lists them"
+            )
+        changed[name.lower()] = json.loads(value) if value.startswith("{") else value
+    return load_settings(**changed)
+
+
+def _embedded(
+    context: Context, collection: Collection, log: SessionLog, show: Progress
+) -> dict[str, Vectors]:
+    """Return text -> [Q, D] of the queries that bring no vectors of the collection's size."""
+    D = collection.index.dimensions
+    texts = sorted(
+        {
+            session.query
+            for session in log.sessions
+            if session.query.strip()
+            and (session.query_vectors is None or session.query_vectors.shape[-1] != D)
+        }
+    )
+    embedder = context.embedder
+    if not texts or embedder is None:
+        return {}
+    if not collection.is_embedded_by(embedder.name):
+        raise EmbeddingError(
+            f"the collection {collection.name!r} was embedded by {collection.embedder!r}, and the queries "
+            f"would be embedded by {embedder.name!r}; set EMBEDDER to the first"
+        )
+    embedded: dict[str, Vectors] = {}
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        batch = texts[start : start + TEXTS_AT_ONCE]
+        embedded.update(zip(batch, embed_texts(embedder, batch), strict=True))
+        show("embed queries", len(embedded), len(texts))
+    return embedded

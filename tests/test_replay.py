@@ -1,0 +1,260 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from embedding_studio import CatalogueObject, SearchIndexInfo
+from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
+from embedding_studio.errors import InvalidInputError
+from embedding_studio.evaluation.replay import replay
+from embedding_studio.evaluation.replayed_methods import Counts, PlainSearch, Served
+from embedding_studio.evaluation.session_log import read_session_log
+from embedding_studio.feedback.improve import Improver
+from embedding_studio.search import SearchService
+from embedding_studio.storage.memory import MemoryStorage
+from evaluation_world import WordEmbedder
+from test_cli import command, refusal, stored  # noqa: F401, fixtures
+
+INDEX = SearchIndexInfo(dimensions=3)
+OBJECTS = {"a": [1, 0, 0], "b": [0.97, 0.24, 0], "c": [0.5, 0.87, 0], "d": [0, 0, 1]}
+QUERIES = {text: np.array([[1, 0.1, 0]], np.float32) for text in ("x", " X ")} | {
+    "y": np.array([[0, 0, 1]], np.float32)
+}
+
+
+def row(number, user_id, query, at, *clicks, results=()):
+    return {
+        "session_id": f"s{number}",
+        "user_id": user_id,
+        "query": query,
+        "timestamp": at,
+        "results": list(results),
+        "clicks": [{"object_id": object_id, "t": t} for object_id, t in clicks],
+    }
+
+
+LOG = [
+    row(1, "u", "x", 100, ("b", 110)),
+    row(2, "v", " X ", 105, ("b", 300)),  # before the click of u
+    row(3, "w", "x", 120, ("b", 130)),  # after it
+    row(4, "u", "x", 400, ("c", 410)),
+    row(5, "u", "y", 500, ("d", 510)),
+]
+
+
+def read(tmp_path, rows):
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return read_session_log(path, known=OBJECTS)
+
+
+def world():
+    storage = MemoryStorage()
+    collection = storage.collections.create("default", INDEX)
+    objects = [CatalogueObject(i, np.array([each], np.float32)) for i, each in OBJECTS.items()]
+    storage.objects.upsert(collection, objects)
+    return storage, collection
+
+
+def served(shared_by):
+    storage, collection = world()
+    search = SearchService(storage, shared_min_users=shared_by)
+    improver = Improver(storage, PassiveAggressiveAdjuster, is_shared=shared_by > 0)
+    return Served(storage, collection, search, improver, is_shared=shared_by > 0)
+
+
+def replayed(log, **options):
+    storage, collection = world()
+    plain = PlainSearch(SearchService(storage), collection)
+    methods = {"plain": plain, "default": served(0), "shared": served(2), "counts": Counts(plain)}
+    return replay(
+        log, methods, plain=plain, index=INDEX, gate_threshold=0.75, query_vectors=QUERIES, **options
+    )
+
+
+def test_ranks_means_and_differences_are_those_that_one_finds_by_hand(tmp_path):
+    found = replayed(read(tmp_path, LOG))
+
+    assert found.ranks["plain"] == {"s1": [2], "s2": [2], "s3": [2], "s4": [3], "s5": [1]}
+    # s3 sees the click of u, s4 the three of u, w and v; in s4 c stands third, for b was clicked
+    assert found.ranks["counts"] == {"s1": [2], "s2": [2], "s3": [1], "s4": [3], "s5": [1]}
+    rank = found.methods["counts"]["all"].metrics["reciprocal_rank"]
+    assert rank.mean == pytest.approx((1 / 2 + 1 / 2 + 1 + 1 / 3 + 1) / 5)
+    assert rank.difference.mean == pytest.approx(0.5 / 5)
+    assert found.methods["counts"]["all"].metrics["hit@1"].difference.mean == pytest.approx(1 / 5)
+    assert found.methods["counts"]["all"].metrics["ndcg@10"].difference.mean == pytest.approx(
+        (1 - 1 / np.log2(3)) / 5
+    )
+    assert found.methods["counts"]["all"].users_better == pytest.approx(1 / 3)
+    assert found.methods["counts"]["all"].users_worse == 0
+    plain = found.methods["plain"]["all"].metrics["reciprocal_rank"].difference
+    assert (plain.mean, plain.low, plain.high) == (0, 0, 0)
+
+
+def test_slices_are_of_what_a_user_and_all_asked_before(tmp_path):
+    sizes = replayed(read(tmp_path, LOG)).slices
+
+    assert {name: (size.searches, size.users) for name, size in sizes.items()} == {
+        "all": (5, 3),
+        "past": (2, 1),
+        "repeated": (1, 1),
+        "new": (1, 1),
+        "tail": (5, 3),
+    }
+
+
+def test_what_was_clicked_is_learnt_by_the_product_before_the_next_search(tmp_path):
+    ranks = replayed(read(tmp_path, [*LOG[:1], row(2, "u", "x", 200, ("b", 210))])).ranks
+
+    assert ranks["plain"]["s2"] == [2]
+    assert ranks["default"]["s2"] == [1]
+
+
+def test_nothing_comes_from_the_future(tmp_path):
+    changed = [*LOG[:3], row(4, "w", "y", 400, ("a", 401)), row(6, "v", "x", 450, ("a", 460))]
+
+    before, after = replayed(read(tmp_path, LOG)), replayed(read(tmp_path, changed))
+
+    for method, ranks in before.ranks.items():
+        assert {i: ranks[i] for i in ("s1", "s2", "s3")} == {
+            i: after.ranks[method][i] for i in ("s1", "s2", "s3")
+        }
+
+
+def test_what_was_searched_before_the_measuring_is_learnt_and_not_measured(tmp_path):
+    found = replayed(read(tmp_path, LOG), measure_from=120_000)
+
+    assert found.ranks["counts"] == {"s3": [1], "s4": [3], "s5": [1]}
+    assert any("not measured (2)" in note for note in found.notes)
+
+
+def test_equal_seeds_give_equal_intervals_and_few_searches_are_said_to_be_few(tmp_path):
+    log = read(tmp_path, LOG)
+
+    first, again = (replayed(log, seed=3).to_json() for _ in range(2))
+
+    assert first == again
+    assert "5 measured searches of 3 users are too few to tell" in first["warnings"][0]
+    assert "what was shown was not logged for 5 of 5" in first["warnings"][1]
+
+
+def test_what_was_shown_is_said_to_bias(tmp_path):
+    found = replayed(read(tmp_path, [row(1, "u", "x", 100, ("b", 110), results="bac")]))
+
+    assert "whose first result was clicked in 100%" in found.warnings[-1]
+
+
+def test_what_cannot_be_used_is_counted_with_a_reason(tmp_path):
+    bad = [
+        LOG[0],
+        LOG[0],
+        [1],
+        row(6, None, "x", 100),
+        row(7, "u", "x", None),
+        row(8, "u", "", 100),
+        row(9, "u", "x", 100, ("nothing", 110), ("b", 90), ("b", None), ("b", "soon")),
+        {"user_id": "u"},
+        row(10, "u", "never embedded", 100, ("a", 110)),
+        row("n" * 600, "u", "x", 100),
+    ]
+
+    log = read(tmp_path, bad)
+    found = replayed(log)
+
+    assert found.ranks["plain"] == {"s1": [2], "s9": [2]}
+    assert found.left_out == {
+        "a session whose session_id was there before": 1,
+        "a line that is no JSON object": 1,
+        "a session without a user: nobody's later searches could be changed by it": 1,
+        "a session without a usable timestamp": 1,
+        "a session without a query": 1,
+        "a click on an object that the collection does not have": 1,
+        "a click before its search": 1,
+        "a click without a usable time": 1,
+        "a session without a usable session_id": 2,
+        "a session whose query has no usable vectors": 1,
+    }
+    assert log.assumed == {"a click without a time is one at the time of its search": 1}
+
+
+def test_a_broken_file_is_read_as_far_as_it_goes(tmp_path):
+    whole = gzip.compress(b"".join(json.dumps(each).encode() + b"\n" for each in LOG * 50))
+    (tmp_path / "cut.gz").write_bytes(whole[:-9])
+    (tmp_path / "odd").write_bytes(b'\xff\n\n{"a\n' + json.dumps(LOG[0]).encode())
+
+    cut = read_session_log(tmp_path / "cut.gz", known=OBJECTS)
+    odd = read_session_log(tmp_path / "odd", known=OBJECTS)
+
+    assert cut.left_out["the rest of the file, which cannot be read"] == 1
+    assert ([each.session_id for each in odd.sessions], odd.left_out) == (
+        ["s1"],
+        {"a line that is no JSON": 2},
+    )
+
+
+def test_seconds_and_milliseconds_are_the_same_log(tmp_path):
+    seconds = [row(1, "u", "x", 1317337009, ("b", 1317337019))]
+    milliseconds = [row(1, "u", "x", 1317337009000, ("b", 1317337019000))]
+
+    first, second = read(tmp_path, seconds), read(tmp_path, milliseconds)
+
+    assert (first.sessions[0].at, first.sessions[0].clicks) == (
+        second.sessions[0].at,
+        second.sessions[0].clicks,
+    )
+    assert (first.units, second.units) == ({"seconds": 1}, {"milliseconds": 1})
+
+
+def test_a_log_in_which_nothing_was_clicked_says_so(tmp_path):
+    with pytest.raises(InvalidInputError, match="no search to measure: 1 x not measured: a search after"):
+        replayed(read(tmp_path, [row(1, "u", "x", 100)]))
+
+
+@pytest.fixture
+def words(stored, monkeypatch):  # noqa: F811, the fixture
+    """Return the storage of commands whose queries are embedded by their words."""
+    monkeypatch.setattr("embedding_studio.bootstrap.embedder_by_name", lambda *_, **__: WordEmbedder())
+    return stored
+
+
+def test_the_command_replays_a_file_and_what_was_recorded_and_says_what_it_left_out(command, words, tmp_path):  # noqa: F811
+    (tmp_path / "o.jsonl").write_text(
+        "".join(json.dumps({"id": f"o{n}", "text": f"word{n} thing"}) + "\n" for n in range(7))
+    )
+    rows = [row(n, f"u{n % 5}", "thing", 1317337009000 + n * 1000, ("o6", None)) for n in range(11)]
+    with gzip.open(tmp_path / "log.gz", "wt") as file:
+        file.write("no JSON\n" + "".join(json.dumps(each) + "\n" for each in rows))
+
+    indexed = command("index", "o.jsonl", "--text-column", "text", "-c", "films")
+    ended = command(
+        *("replay", "log.gz", "-c", "films", "--measure-from", "1317337011000", "--json", "out.json"),
+        *("--method", "plain", "--method", "shared", "--method", "counts", "--with", "SHARED_MIN_USERS=2"),
+    )
+
+    assert indexed.exit_code == 0, indexed.output
+    assert ended.exit_code == 0, ended.output
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert list(found["methods"]) == ["plain", "shared", "counts", "SHARED_MIN_USERS=2"]
+    difference = found["methods"]["counts"]["all"]["reciprocal_rank"]["difference"]
+    assert difference["mean"] > 0.5
+    assert difference["low"] - 1e-9 <= difference["mean"] <= difference["high"] + 1e-9
+    assert found["methods"]["counts"]["all"]["users_worse"] == 0
+    assert found["left_out"] == {"a line that is no JSON": 1}
+    assert "left out: 1 x a line that is no JSON" in ended.stderr
+    assert words.folds.claim(users=1, lease_seconds=1) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["nowhere.gz"], "nowhere.gz: it cannot be opened"),
+        (["--measure-from", "soon"], "--measure-from is 'soon'; give a date"),
+        (["--with", "NONSENSE=1"], "'NONSENSE=1' names no setting"),
+        ([], "there is no search to measure: the log is empty"),
+    ],
+)
+def test_the_command_says_in_a_sentence_what_is_wrong(command, words, options, said):  # noqa: F811
+    words.collections.create("default", INDEX)
+
+    assert said in refusal(command("replay", *options))
