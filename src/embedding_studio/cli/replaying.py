@@ -85,7 +85,7 @@ def replay(
         query_vectors = _embedded(context, known, chosen, show)
         plain = world.plain()
         methods = world.methods(wanted, plain) | {
-            name: world.served(settings) for name, settings in changed.items()
+            name: world.served(settings, plain) for name, settings in changed.items()
         }
         threshold = context.settings.gate_threshold if known.gate_threshold is None else known.gate_threshold
         found = replay_log(
@@ -155,15 +155,15 @@ class _World:
                 methods[name.value] = Counts(plain)
             else:
                 users = (in_force.shared_min_users or USERS_OF_SHARED) if name is Replayed.SHARED else 0
-                methods[name.value] = self.served(_sharing(in_force, users))
+                methods[name.value] = self.served(_sharing(in_force, users), plain)
         return methods
 
-    def served(self, settings: Settings) -> Served:
+    def served(self, settings: Settings, plain: PlainSearch) -> Served:
         """Return what serves and learns as a process with these settings would."""
         storage, collection = self._storage(settings)
         parts = Context(settings, storage=storage, embedder=self._context.embedder)
         is_shared = settings.shared_min_users > 0
-        return Served(storage, collection, parts.search, parts.improver(), is_shared=is_shared)
+        return Served(storage, collection, parts.search, parts.improver(), is_shared=is_shared, plain=plain)
 
     def _storage(self, settings: Settings) -> tuple[Storage, Collection]:
         storage = MemoryStorage(order_on=settings.learning_event_types)

@@ -99,7 +99,8 @@ class Served:
     """The product as it serves and learns, on a storage of its own in which only the log's users are.
 
     A click is learnt when somebody next searches for whom it could matter: its own user, or, where what
-    others clicked counts, anybody. What they see is the same as if it had been learnt at once.
+    others clicked counts, anybody. What they see is the same as if it had been learnt at once. Who clicked
+    nothing yet gets the plain search where nothing is shared (law 1): it is not done twice.
 
     Attributes:
         untaught: session_id -> why nothing was learnt from it.
@@ -113,6 +114,7 @@ class Served:
         improver: Improver,
         *,
         is_shared: bool,
+        plain: "PlainSearch | None" = None,
     ) -> None:
         self._storage = storage
         self._collection = collection
@@ -121,9 +123,13 @@ class Served:
         self._is_shared = is_shared
         self._waiting: list[Click] = []
         self._waiting_users: set[str] = set()
+        self._plain = None if is_shared else plain
+        self._known_users: set[str] = set()
         self.untaught: dict[str, str] = {}
 
     def rank(self, search: Search) -> list[str]:
+        if self._plain is not None and search.user_id not in self._known_users:
+            return list(self._plain.rank(search))
         if self._waiting and (self._is_shared or search.user_id in self._waiting_users):
             self._catch_up()
         page = self._search.search(
@@ -138,6 +144,7 @@ class Served:
     def learn(self, clicks: Sequence[Click]) -> None:
         self._waiting += clicks
         self._waiting_users.update(click.search.user_id for click in clicks)
+        self._known_users.update(click.search.user_id for click in clicks)
 
     def _catch_up(self) -> None:
         first = {click.search.session_id: click for click in self._waiting}
