@@ -195,13 +195,7 @@ def replay(
             made = Click(search, shown, click.object_id, click.event_type, click.at // 1000)
             heapq.heappush(coming, (click.at, next(turns), made))
     if not measured:
-        reasons = (
-            "; ".join(f"{number} x {reason}" for reason, number in left_out.items()) or "the log is empty"
-        )
-        before = (
-            f"{numbers['before']} searches are before the measuring begins; " if numbers["before"] else ""
-        )
-        raise InvalidInputError(f"there is no search to measure: {before}{reasons}")
+        raise InvalidInputError(_nothing_to_measure(left_out, numbers["before"]))
     sizes, results = _results(measured, list(methods), seed)
     return Replay(
         sessions=len(log.sessions),
