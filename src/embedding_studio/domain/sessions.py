@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
@@ -157,6 +157,9 @@ class SearchRequest(BaseModel):
     def having(self, **options: Unpack[SearchOptions]) -> Self:
         """Return this request with other options.
 
+        Raises:
+            InvalidInputError: one is of another type.
+
         >>> SearchRequest(limit=5).having(offset=5).limit
         5
         """
@@ -168,7 +171,12 @@ class SearchRequest(BaseModel):
         changed: dict[str, Any] = dict(options)
         if "filter" in changed:
             changed["filter"] = self._as_sent(changed["filter"])
-        return self.model_copy(update=changed) if changed else self
+        try:
+            return self.model_validate(dict(self) | changed) if changed else self
+        except ValidationError as error:
+            [problem, *_] = error.errors()
+            name = str(problem["loc"][0])
+            raise InvalidInputError(f"{name} is {changed[name]!r}; {problem['msg']}") from error
 
     def check(self) -> None:
         """Return if a service may be asked for this.

@@ -275,7 +275,6 @@ class Improver:
         outcomes |= unready | folded.outcomes
         of_user = {each.session.session_id: user for user, sessions in recent.items() for each in sessions}
         with self._storage.personal.learning(collection, users) as transaction:
-            held = transaction.held(in_hand.token)
             transaction.store_query_vectors(
                 {
                     each.session.session_id: embedded[each.session.search_query]
@@ -283,6 +282,7 @@ class Improver:
                     if each.query_vectors is None and each.session.search_query in embedded
                 }
             )
+            held = transaction.held(in_hand.token)
             told = [outcome for key, outcome in outcomes.items() if of_user[key] in held]
             kept = self._kept(folds, told, of_user)
             transaction.replace_states(

@@ -68,14 +68,15 @@ class PostgresClickstream:
         def go_on(connection: Connection, new: AbstractSet[str]) -> list[SessionDisposition]:
             is_new = [key in new and first[key] is each for key, each in zip(keys, sessions, strict=True)]
             known = [each.session for each, fresh in zip(sessions, is_new, strict=True) if not fresh]
-            continued = iter(_continue(connection, known))
+            became, longer = _continue(connection, known)
+            continued = iter(became)
             dispositions = [SessionDisposition.RECORDED if fresh else next(continued) for fresh in is_new]
             events = (
                 each.session.events
                 for each, became in zip(sessions, dispositions, strict=True)
                 if became is not SessionDisposition.TAKEN
             )
-            _push(connection, list(chain.from_iterable(events)), self._order_on)
+            _push(connection, list(chain.from_iterable(events)), self._order_on, longer)
             return dispositions
 
         keys = [each.session.session_id for each in sessions]
@@ -102,7 +103,7 @@ class PostgresClickstream:
             rows, positions = _stored(connection, [session_id])
             if session_id not in rows:
                 raise _not_found(session_id)
-            _show(connection, positions, {session_id: results})
+            mark_learnt(connection, _show(connection, positions, {session_id: results}))
 
         self._database.write(work)
 
@@ -182,10 +183,11 @@ class PostgresClickstream:
         given = {"session_id": session_id}
 
         def work(connection: Connection) -> None:
-            if connection.execute(_SQL["has_order"], given).rowcount:
-                place(connection, [session_id])
-            if connection.execute(_SQL["mark_irrelevant"], given).rowcount == 0:
+            if connection.execute(_SQL["lock_sessions"], {"session_ids": [session_id]}).rowcount == 0:
                 raise _not_found(session_id)
+            connection.execute(_SQL["mark_irrelevant"], given)
+            if _ordered(connection, [session_id]):
+                place(connection, [session_id])
 
         self._database.write(work)
 
@@ -341,18 +343,24 @@ def _insert(connection: Connection, recorded: Sequence[RecordedSession]) -> set[
     return {session_id for (session_id,) in connection.execute(_SQL["insert_sessions"], given)}
 
 
-def _continue(connection: Connection, sessions: Sequence[Session]) -> list[SessionDisposition]:
-    """Add to what sessions that are recorded already have shown; one disposition each, in order."""
+def _continue(
+    connection: Connection, sessions: Sequence[Session]
+) -> tuple[list[SessionDisposition], list[str]]:
+    """Add to what sessions that are recorded already have shown.
+
+    Returns:
+        One disposition each, in order, and the ids of those that show something new.
+    """
     if not sessions:
-        return []
+        return [], []
     rows, positions = _known(connection, sessions)
     is_same = [_difference(rows[session.session_id], session) is None for session in sessions]
     shown: dict[str, list[SearchResultItem]] = defaultdict(list)
     for session, same in zip(sessions, is_same, strict=True):
         if same:
             shown[session.session_id] += session.search_results
-    _show(connection, positions, shown)
-    return [SessionDisposition.CONTINUED if same else SessionDisposition.TAKEN for same in is_same]
+    became = [SessionDisposition.CONTINUED if same else SessionDisposition.TAKEN for same in is_same]
+    return became, _show(connection, positions, shown)
 
 
 def _known(connection: Connection, sessions: Sequence[Session]) -> tuple[dict[str, Row], Positions]:
@@ -388,27 +396,29 @@ def _positions_in(rows: Iterable[Row]) -> Positions:
 
 def _show(
     connection: Connection, positions: Positions, shown: Mapping[str, Sequence[SearchResultItem]]
-) -> None:
-    """Add what sessions show for the first time, by session_id; ``positions`` as they were just now.
+) -> list[str]:
+    """Add what sessions show for the first time, by session_id; return which show something new.
 
-    The users of those that have orders are marked, for what was passed over is learnt from too. A page
+    Of these the users are to be marked who have orders, for what was passed over is learnt from too. A page
     shown again teaches nothing.
+
+    Args:
+        positions: as they were just now.
     """
-    given = {
-        "session_ids": [
-            session_id
-            for session_id, results in shown.items()
-            if any(result.object_id not in positions.get(session_id, {}) for result in results)
-        ]
-    }
-    if not given["session_ids"]:
-        return
-    mark_learnt(connection, given["session_ids"])
+    longer = [
+        session_id
+        for session_id, results in shown.items()
+        if any(result.object_id not in positions.get(session_id, {}) for result in results)
+    ]
+    if not longer:
+        return []
+    given = {"session_ids": longer}
     with connection.pipeline():
         locked = connection.execute(_SQL["lock_sessions"], given)
         results = connection.execute(_SQL["results"], given)
     new = {session_id: shown[session_id] for (session_id,) in locked}
     connection.execute(_SQL["insert_results"], _result_columns(_positions_in(results.fetchall()), new))
+    return longer
 
 
 def _result_columns(
@@ -437,9 +447,19 @@ def _result_columns(
 
 
 def _push(
-    connection: Connection, events: Sequence[SessionEvent], order_on: Container[str]
+    connection: Connection,
+    events: Sequence[SessionEvent],
+    order_on: Container[str],
+    longer: Sequence[str] = (),
 ) -> list[EventDisposition]:
+    """Record events, and place orders.
+
+    Args:
+        longer: sessions that show something new; who has orders for them is marked in the same statement as
+            those who clicked, for rows of the queue are locked in one order.
+    """
     if not events:
+        mark_learnt(connection, longer)
         return []
     given = {
         "session_ids": [event.session_id for event in events],
@@ -456,8 +476,18 @@ def _push(
         if is_new and event.event_type in order_on
     }
     if touched:
-        place(connection, sorted(touched))
+        place(connection, sorted(touched), also=_ordered(connection, longer))
+    else:
+        mark_learnt(connection, longer)
     return [_disposition(*row) for row in rows]
+
+
+def _ordered(connection: Connection, session_ids: Sequence[str]) -> list[str]:
+    """Return those sessions that have orders."""
+    if not session_ids:
+        return []
+    found = connection.execute(_SQL["ordered"], {"session_ids": list(session_ids)})
+    return [session_id for (session_id,) in found]
 
 
 def _disposition(is_known: bool, is_new: bool, is_shown: bool) -> EventDisposition:  # noqa: FBT001, columns

@@ -96,6 +96,9 @@ class PostgresCollections:
             taken = _find(connection, alias)
             if taken is not None and taken.name == alias:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
+            sides = {each.collection_id: each for each in (collection, taken) if each is not None}
+            for _, side in sorted(sides.items()):
+                lock_state(connection, side)  # who learns meanwhile is marked below, or reads the alias anew
             given = {"alias": alias, "collection_id": collection.collection_id}
             connection.execute(_SQL["set_alias"], given)
             left = [] if taken is None or taken.name == collection.name else [taken.name]

@@ -115,7 +115,7 @@ class Database:
             raise CollectionNotFoundError(
                 "the collection was dropped meanwhile; create it anew, or look it up again by its name"
             ) from error
-        except (psycopg.DataError, UnicodeEncodeError) as error:
+        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, UnicodeEncodeError) as error:
             raise InvalidInputError(
                 f"the database cannot store this value: {error}; mend or drop it"
             ) from error

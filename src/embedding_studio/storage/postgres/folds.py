@@ -147,15 +147,23 @@ class PostgresFolds:
         return is_marked
 
 
-def mark(connection: Connection, session_ids: Sequence[str]) -> None:
-    """Let the users of these sessions be folded anew, and wake who waits at the commit."""
-    connection.execute(_marking("mark"), {"session_ids": list(session_ids), "clicks": CLICKS})
+def mark(connection: Connection, session_ids: Sequence[str], also: Sequence[str] = ()) -> None:
+    """Let the users of these sessions be folded anew, and wake who waits at the commit.
+
+    Args:
+        also: further sessions, that say nothing of a priority.
+    """
+    given = {"session_ids": list(session_ids), "also": list(also), "clicks": CLICKS}
+    connection.execute(_marking("mark"), given)
     connection.execute(_SQL["notify"], {"channel": CHANNEL})
 
 
 def mark_learnt(connection: Connection, session_ids: Sequence[str]) -> None:
     """Let the users of those sessions be folded anew that have orders."""
-    if connection.execute(_marking("mark_learnt"), {"session_ids": list(session_ids)}).rowcount:
+    if (
+        session_ids
+        and connection.execute(_marking("mark_learnt"), {"session_ids": list(session_ids)}).rowcount
+    ):
         connection.execute(_SQL["notify"], {"channel": CHANNEL})
 
 

@@ -67,11 +67,17 @@ class PostgresOrders:
         )
 
 
-def place(connection: Connection, session_ids: Sequence[str]) -> list[SessionForImprovement]:
-    """Place an order for each session that exists, or place it anew, and let its user be folded anew."""
+def place(
+    connection: Connection, session_ids: Sequence[str], *, also: Sequence[str] = ()
+) -> list[SessionForImprovement]:
+    """Place an order for each session that exists, or place it anew, and let its user be folded anew.
+
+    Args:
+        also: sessions of which only the users are marked.
+    """
     given = {"session_ids": list(session_ids), "clicks": CLICKS, "anonymous": ANONYMOUS}
     with connection.pipeline():
-        mark(connection, session_ids)
+        mark(connection, session_ids, also)
         placed = connection.execute(_statement("place"), given)
     return [_loaded(row) for row in placed]
 

@@ -34,11 +34,12 @@ FROM embedding_studio.sessions
 WHERE session_id = ANY(%(session_ids)s::text[])
 
 -- name: lock_sessions
+-- Who pushes events to one of these waits for the commit: so an order is seen, or placed after what is done here.
 SELECT session_id
 FROM embedding_studio.sessions
 WHERE session_id = ANY(%(session_ids)s::text[])
 ORDER BY session_id
-FOR NO KEY UPDATE
+FOR UPDATE
 
 -- name: results
 SELECT session_id, object_id, distance, meta, position, personalised, propensity
@@ -130,10 +131,18 @@ FROM unnest(%(user_ids)s::text[]) AS given(user_id)
 ORDER BY session.user_id, created_at, session_id
 
 -- name: store_query_vectors
+WITH locked AS MATERIALIZED (
+    SELECT session_id
+    FROM embedding_studio.sessions
+    WHERE session_id = ANY(%(session_ids)s::text[])
+    ORDER BY session_id
+    FOR NO KEY UPDATE
+)
 UPDATE embedding_studio.sessions AS session
 SET query_vectors = given.query_vectors, query_dimensions = given.query_dimensions
 FROM unnest(%(session_ids)s::text[], %(query_vectors)s::bytea[], %(query_dimensions)s::int[])
-    AS given(session_id, query_vectors, query_dimensions)
+        AS given(session_id, query_vectors, query_dimensions)
+    JOIN locked USING (session_id)
 WHERE session.session_id = given.session_id
 
 -- name: scan
@@ -172,8 +181,9 @@ LIMIT %(limit)s
 -- name: mark_irrelevant
 UPDATE embedding_studio.sessions SET is_irrelevant = true WHERE session_id = %(session_id)s
 
--- name: has_order
-SELECT FROM embedding_studio.sessions_for_improvement WHERE session_id = %(session_id)s
+-- name: ordered
+-- Those of some sessions that have orders.
+SELECT session_id FROM embedding_studio.sessions_for_improvement WHERE session_id = ANY(%(session_ids)s::text[])
 
 -- name: lock_users
 -- In one order, so that two who want the same users wait for each other and not in a circle.

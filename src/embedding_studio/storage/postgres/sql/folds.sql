@@ -1,10 +1,14 @@
 -- name: mark
--- The users of some sessions. Rows of the queue are locked in one order everywhere, and before any order, so that two
+-- The users of some sessions, and of others that also show something new. Rows of the queue are locked in one order everywhere, and before any order, so that two
 -- who want the same do not wait in a circle.
 INSERT INTO embedding_studio.folds (collection, user_id, priority, since)
-SELECT collection, user_id, max({priority}), embedding_studio.seconds()
+SELECT
+    collection,
+    user_id,
+    max(CASE WHEN session_id = ANY(%(session_ids)s::text[]) THEN {priority} ELSE 0 END),
+    embedding_studio.seconds()
 FROM embedding_studio.sessions AS session
-WHERE session_id = ANY(%(session_ids)s::text[]) AND user_id IS NOT NULL
+WHERE (session_id = ANY(%(session_ids)s::text[]) OR session_id = ANY(%(also)s::text[])) AND user_id IS NOT NULL
 GROUP BY collection, user_id
 ORDER BY collection, user_id
 {on_conflict}
