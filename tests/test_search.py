@@ -911,3 +911,30 @@ def test_a_recorded_filter_that_is_none_by_now_is_read_and_not_served(memory):
 
     with pytest.raises(InvalidFilterError, match="is not understood"):
         SearchService(memory).search(QUERY, request)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit": None},
+        {"limit": 2.5},
+        {"offset": 1.5},
+        {"max_distance": "x"},
+        {"filter": 5},
+        {"sort_by": 5},
+        {"sort_by": (5, "ascending")},
+        {"exploration_ratio": "a"},
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_its_name(storage, arc, options):
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
+        SearchService(storage).search(QUERY, **options)
+
+
+def test_numbers_of_numpy_are_options_and_are_recorded(storage, arc):
+    options: dict = {"limit": np.int64(2), "max_distance": np.float32(0.5), "sort_by": ["x", "ascending"]}
+
+    page = SearchService(storage).search(QUERY, create_session=True, **options)
+
+    recorded = storage.clickstream.get_session(page.session_id).request
+    assert (recorded.limit, recorded.max_distance, recorded.sort_by) == (2, 0.5, ("x", "ascending"))

@@ -226,3 +226,16 @@ def test_a_scrape_sees_all_that_is_told_while_others_scrape():
         thread.join()
 
     assert seen == [True] * 200
+
+
+def test_who_sends_a_request_too_slowly_is_hung_up_on(monkeypatch):
+    monkeypatch.setattr("embedding_studio.telemetry.listener.REQUEST_SECONDS", 0.5)
+    with of(b"numbers") as url:
+        host, port = url.removeprefix("http://").removesuffix("/metrics").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as client:
+            client.sendall(b"GET /metrics HTTP/1.1\r\n")
+            with pytest.raises(OSError, match=r"Broken pipe|reset"):  # noqa: PT012, until it happens
+                for _ in range(200):
+                    client.sendall(b"X")
+                    time.sleep(0.05)
+        assert httpx.get(url).status_code == 200

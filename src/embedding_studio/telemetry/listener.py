@@ -6,7 +6,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
@@ -63,6 +63,7 @@ class _Server(socketserver.ThreadingTCPServer):
     # Not http.server's, which looks up the name of the host first, and that may take seconds.
     allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, exposition: Callable[[], bytes], host: str, port: int, key: str | None) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -85,6 +86,20 @@ class _Server(socketserver.ThreadingTCPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     timeout = REQUEST_SECONDS
+
+    def handle(self) -> None:
+        """Answer, unless the whole of the request takes too long to come: each read has its own timeout."""
+        hanging_up = threading.Timer(REQUEST_SECONDS, self._hang_up)
+        hanging_up.daemon = True
+        hanging_up.start()
+        try:
+            super().handle()
+        finally:
+            hanging_up.cancel()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
         if self.path.partition("?")[0] != "/metrics":
