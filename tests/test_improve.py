@@ -998,7 +998,7 @@ def test_a_pass_reads_and_writes_so_often_whatever_the_number_of_sessions(memory
 
     assert calls == [
         *("claim", "get", "recent_sessions", "originals"),
-        *("learning", "held", "store_query_vectors", "replace_states", "complete"),
+        *("learning", "store_query_vectors", "held", "replace_states", "complete"),
     ]
 
 
