@@ -24,6 +24,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementCreateSchema,
 )
 from embedding_studio.errors import ConflictError
+from embedding_studio.telemetry.metrics import ServiceMetrics
 
 router = APIRouter(prefix="/clickstream", tags=["clickstream"])
 
@@ -221,10 +222,8 @@ def get_session(session_id: Annotated[Id, Query()], context: InContext) -> Sessi
 @router.post("/session/events", operation_id="push_events", dependencies=[WRITE])
 def push_events(body: EventsBody, context: InContext, metrics: InMetrics) -> EventsReceipt:
     """Record what a user did with results, and say of each event what became of it."""
-    _check_number(len(body.events), context, "events")
     events = [_event(body.session_id, event) for event in body.events]
-    dispositions = context.clickstream_dao.push_events(events)
-    metrics.count_events(events, dispositions)
+    dispositions = _push(events, context, metrics)
     return EventsReceipt(
         session_id=body.session_id,
         events=[
@@ -263,10 +262,8 @@ def push_events_of_sessions(
     body: EventsOfSessionsBody, context: InContext, metrics: InMetrics
 ) -> EventsOfSessionsReceipt:
     """Record what users did in several sessions, and say of each event what became of it."""
-    _check_number(len(body.events), context, "events")
     events = [_event(each.session_id, each) for each in body.events]
-    dispositions = context.clickstream_dao.push_events(events)
-    metrics.count_events(events, dispositions)
+    dispositions = _push(events, context, metrics)
     return EventsOfSessionsReceipt(
         events=[
             EventOfSessionReceipt(
@@ -321,6 +318,13 @@ def _event(session_id: str, body: EventBody) -> SessionEvent:
         event_id=body.event_id or "",
         meta=body.meta,
     )
+
+
+def _push(events: list[SessionEvent], context: Context, metrics: ServiceMetrics) -> list[EventDisposition]:
+    _check_number(len(events), context, "events")
+    dispositions = context.clickstream_dao.push_events(events)
+    metrics.count_events(events, dispositions)
+    return dispositions
 
 
 def _check_number(number: int, context: Context, place: str) -> None:

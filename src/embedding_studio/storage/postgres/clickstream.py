@@ -68,8 +68,8 @@ class PostgresClickstream:
         def go_on(connection: Connection, new: AbstractSet[str]) -> list[SessionDisposition]:
             is_new = [key in new and first[key] is each for key, each in zip(keys, sessions, strict=True)]
             known = [each.session for each, fresh in zip(sessions, is_new, strict=True) if not fresh]
-            became, longer = _continue(connection, known)
-            continued = iter(became)
+            added, longer = _continue(connection, known)
+            continued = iter(added)
             dispositions = [SessionDisposition.RECORDED if fresh else next(continued) for fresh in is_new]
             events = (
                 each.session.events
@@ -115,8 +115,8 @@ class PostgresClickstream:
             row = connection.execute(_SQL["get_sessions"], {"session_ids": [session_id]}).fetchone()
             if row is None:
                 raise _not_found(session_id)
-            results, events = load_results_and_events(connection, [session_id])
-            return built_session(row, results.get(session_id, ()), events.get(session_id, ()))
+            results, events = _results_and_events(connection, [session_id])
+            return _built_session(row, results.get(session_id, ()), events.get(session_id, ()))
 
         return self._database.read(work)
 
@@ -155,7 +155,7 @@ class PostgresClickstream:
                 "limit": limit,
             }
             rows = connection.execute(_SQL["recent_queries"], given, binary=True).fetchall()
-            return [unpacked(query_vectors, dimensions) for query_vectors, dimensions in rows]
+            return [_unpacked(query_vectors, dimensions) for query_vectors, dimensions in rows]
 
         return self._database.read(work)
 
@@ -218,7 +218,7 @@ def keep_query_vectors(connection: Connection, vectors: Mapping[str, Vectors]) -
     """Keep query vectors, [Q, D] by session id."""
     if not vectors:
         return
-    columns = [packed(parts) for parts in vectors.values()]
+    columns = [_packed(parts) for parts in vectors.values()]
     given = {
         "session_ids": list(vectors),
         "query_vectors": [column["query_vectors"] for column in columns],
@@ -227,7 +227,7 @@ def keep_query_vectors(connection: Connection, vectors: Mapping[str, Vectors]) -
     connection.execute(_SQL["store_query_vectors"], given)
 
 
-def packed(vectors: Vectors | None) -> dict[str, Any]:
+def _packed(vectors: Vectors | None) -> dict[str, Any]:
     """Return query vectors as columns."""
     if vectors is None:
         return {"query_vectors": None, "query_dimensions": None}
@@ -235,12 +235,12 @@ def packed(vectors: Vectors | None) -> dict[str, Any]:
     return {"query_vectors": parts.tobytes(), "query_dimensions": parts.shape[1]}
 
 
-def unpacked(query_vectors: bytes, dimensions: int) -> Vectors:
+def _unpacked(query_vectors: bytes, dimensions: int) -> Vectors:
     """Return query vectors, [Q, D] float32, from their columns."""
     return np.frombuffer(query_vectors, dtype="<f4").reshape(-1, dimensions).astype(np.float32)
 
 
-def load_results_and_events(
+def _results_and_events(
     connection: Connection, session_ids: Sequence[str]
 ) -> tuple[dict[str, tuple[SearchResultItem, ...]], dict[str, tuple[SessionEvent, ...]]]:
     """Return results by position and events by time, each under the id of its session."""
@@ -266,17 +266,17 @@ def _page(connection: Connection, given: dict[str, Any]) -> list[RecordedSession
 
 def _recorded(connection: Connection, rows: Sequence[Row]) -> list[RecordedSession]:
     """Return sessions, whole, of their rows with the columns of the query's vectors last."""
-    results, events = load_results_and_events(connection, [row[0] for row in rows])
+    results, events = _results_and_events(connection, [row[0] for row in rows])
     return [
         RecordedSession(
-            built_session(tuple(fields), results.get(fields[0], ()), events.get(fields[0], ())),
-            None if query_vectors is None else unpacked(query_vectors, dimensions),
+            _built_session(tuple(fields), results.get(fields[0], ()), events.get(fields[0], ())),
+            None if query_vectors is None else _unpacked(query_vectors, dimensions),
         )
         for *fields, query_vectors, dimensions in rows
     ]
 
 
-def built_session(
+def _built_session(
     row: Row, results: tuple[SearchResultItem, ...], events: tuple[SessionEvent, ...]
 ) -> Session:
     session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant = row
@@ -324,7 +324,7 @@ def _event(row: Row) -> SessionEvent:
 def _insert(connection: Connection, recorded: Sequence[RecordedSession]) -> set[str]:
     """Record sessions of different ids with what they show; return the ids of those that are new."""
     sessions = [each.session for each in recorded]
-    vectors = [packed(each.query_vectors) for each in recorded]
+    vectors = [_packed(each.query_vectors) for each in recorded]
     given = {
         "session_ids": [session.session_id for session in sessions],
         "user_ids": [session.user_id for session in sessions],
