@@ -63,7 +63,8 @@ FROM unnest(
 )
 
 -- name: push
--- One row an event, in order. The sessions are locked against being forgotten meanwhile.
+-- One row an event, in order. The sessions are locked against being forgotten meanwhile. What was shown is asked
+-- by scalar queries: EXISTS may be planned as a hash of all results that there are.
 WITH given AS MATERIALIZED (
     SELECT
         *,
@@ -93,12 +94,15 @@ added AS (
 SELECT
     known.session_id IS NOT NULL,
     is_first AND added.session_id IS NOT NULL,
-    NOT EXISTS (SELECT FROM embedding_studio.session_results WHERE session_id = given.session_id)
-        OR EXISTS (
-            SELECT
+    coalesce(
+        (
+            SELECT true
             FROM embedding_studio.session_results
             WHERE session_id = given.session_id AND object_id = given.object_id
-        )
+        ),
+        (SELECT false FROM embedding_studio.session_results WHERE session_id = given.session_id LIMIT 1),
+        true
+    )
 FROM given
     LEFT JOIN known ON known.session_id = given.session_id
     LEFT JOIN added ON added.session_id = given.session_id AND added.event_id = given.event_id

@@ -23,15 +23,16 @@ ON CONFLICT (session_id) DO UPDATE SET
 RETURNING session_id, user_id, collection, status, priority, attempts, detail, created_at, updated_at, 0.0::float8
 
 -- name: priority
--- A click below the third position says more.
-EXISTS (
-    SELECT
+-- A click below the third position says more. Not EXISTS, which may be planned as a hash of all events that there are.
+coalesce((
+    SELECT 1
     FROM embedding_studio.session_events AS event
         JOIN embedding_studio.session_results AS result USING (session_id, object_id)
     WHERE event.session_id = session.session_id
         AND event.event_type = ANY(%(clicks)s::text[])
         AND result.position > 3
-)::int
+    LIMIT 1
+), 0)
 
 -- name: told
 -- An order as it is told: of a pending one, its user's row in the queue says whether it is in hand.
