@@ -484,7 +484,7 @@ def test_a_payload_that_has_a_column_of_its_own_is_not_overwritten(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(InvalidDataError, match=r"objects are written as \.jsonl"):
+    with pytest.raises(InvalidDataError, match=r"lines are written as \.jsonl"):
         write_objects(tmp_path / "films.csv", WRITTEN, id_column="id", vector_column=None)
     with pytest.raises(InvalidDataError, match="cannot be written"):
         write_objects(tmp_path / "absent" / "films.jsonl", WRITTEN, id_column="id", vector_column=None)

@@ -36,6 +36,7 @@ def test_the_verbs_are_those_that_people_know():
                 "get",
                 "delete",
                 "export",
+                "import",
                 "search",
                 "serve",
                 "worker",

@@ -3,23 +3,17 @@
 Each line is an object: its id and, where wanted, its vectors in columns beside those of its payload.
 """
 
-import gzip
 import json
-import os
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.catalogue.files import STDIN
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.errors import InvalidDataError
-
-STDOUT = STDIN
+from embedding_studio.files import replaced
 
 
 def write_objects(
@@ -35,7 +29,7 @@ def write_objects(
         InvalidDataError: the file cannot be written, or a payload has a field named like a column.
     """
     number = 0
-    with _replaced(path) as file:
+    with replaced(path) as file:
         for each in objects:
             line = json.dumps(_row(each, id_column, vector_column), ensure_ascii=False, separators=(",", ":"))
             file.write(line.encode() + b"\n")
@@ -62,27 +56,3 @@ def _numbers(part: NDArray[np.float32]) -> list[float]:
     # Read by way of float64, a number that lies halfway between two neighbours could be rounded twice.
     exact: list[float] = part.tolist()
     return short if np.array_equal(np.array(short, dtype=np.float32), part) else exact
-
-
-@contextmanager
-def _replaced(path: str | Path) -> Iterator[IO[bytes]]:
-    """Lend a file beside ``path``, which takes its place once all is written."""
-    if str(path) == STDOUT:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    path = Path(path)
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = suffixes[-1:] == [".gz"]
-    if (suffixes[-2:-1] if packed else suffixes[-1:]) not in ([".jsonl"], [".ndjson"]):
-        raise InvalidDataError(f"{path}: objects are written as .jsonl or .ndjson, each also with .gz")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with cast("IO[bytes]", gzip.open(unfinished, "wb") if packed else unfinished.open("wb")) as file:
-            yield file
-        unfinished.replace(path)
-    except OSError as error:
-        raise InvalidDataError(f"{path}: cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):  # it is not there, or never was
-            unfinished.unlink()

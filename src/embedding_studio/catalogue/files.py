@@ -15,17 +15,13 @@ is a list of numbers, in CSV written as JSON; several parts are a list of such l
 """
 
 import csv
-import datetime as dt
-import decimal
 import gzip
 import io
 import json
 import math
 import re
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -38,8 +34,7 @@ from embedding_studio.domain.objects import JSON, CatalogueObject
 from embedding_studio.domain.sessions import MAX_ID_LENGTH
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import InvalidDataError
-
-STDIN = "-"
+from embedding_studio.files import STDIN, from_parquet, parquet_file, readable
 
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
@@ -127,9 +122,9 @@ def count_rows(path: str | Path) -> int | None:
         return None
     path = Path(path)
     kind, packed = _kind(path)
-    with _readable(path):
+    with readable(path):
         if kind == ".parquet":
-            with _parquet_file(path) as table:
+            with parquet_file(path) as table:
                 number: int = table.metadata.num_rows
                 return number
         with _unpacked(path, packed=packed) as file:
@@ -165,7 +160,7 @@ def _rows(path: str | Path, vector_column: str | None) -> Iterator[Row]:
         return
     path = Path(path)
     kind, packed = _kind(path)
-    with _readable(path):
+    with readable(path):
         if kind == ".parquet":
             yield from _parquet_rows(path, vector_column)
             return
@@ -191,21 +186,6 @@ def _kind(path: Path) -> tuple[str, bool]:
 
 def _unpacked(path: Path, *, packed: bool) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path) if packed else path.open("rb"))
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Give what a file can do wrong this package's words."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InvalidDataError(f"{path}: there is no such file") from error
-    except UnicodeDecodeError as error:
-        raise InvalidDataError(
-            f"{path}: not UTF-8 text ({error.reason}); convert it and try again"
-        ) from error
-    except (EOFError, zlib.error, OSError) as error:
-        raise InvalidDataError(f"{path}: cannot be read: {error}") from error
 
 
 def _csv_rows(file: IO[bytes], path: str | Path, delimiter: str) -> Iterator[Row]:
@@ -264,24 +244,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON; write null where a number is missing")
 
 
-@contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
-    try:
-        import pyarrow as pa
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise InvalidDataError(
-            f"{path}: Parquet needs a package that is missing; pip install 'embedding-studio[parquet]'"
-        ) from error
-    try:
-        with ParquetFile(path) as file:
-            yield file
-    except pa.ArrowException as error:
-        raise InvalidDataError(f"{path}: cannot be read as Parquet: {error}") from error
-
-
 def _parquet_rows(path: Path, vector_column: str | None) -> Iterator[Row]:
-    with _parquet_file(path) as file:
+    with parquet_file(path) as file:
         number = 0
         for batch in file.iter_batches(batch_size=1024):
             vectors = None
@@ -292,26 +256,11 @@ def _parquet_rows(path: Path, vector_column: str | None) -> Iterator[Row]:
                 number += 1
                 place = f"row {number}"
                 json_row = {
-                    column: _from_parquet(value, f"{path}, {place}, column {column!r}")
+                    column: from_parquet(value, f"{path}, {place}, column {column!r}")
                     for column, value in row.items()
                 }
                 raw = {} if vectors is None else {vector_column: _from_arrow(vectors[n])}
                 yield place, json_row | raw, json_row
-
-
-def _from_parquet(value: Any, where: str) -> Any:
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float() | decimal.Decimal():
-            return float(value) if math.isfinite(value) else None
-        case dt.date() | dt.time():
-            return value.isoformat()
-        case dict():
-            return {str(key): _from_parquet(element, where) for key, element in value.items()}
-        case list():
-            return [_from_parquet(element, where) for element in value]
-    raise InvalidDataError(f"{where}: a {type(value).__name__} has no place in JSON; leave the column out")
 
 
 def _from_arrow(value: Any) -> Any:
@@ -351,7 +300,7 @@ def _vectors(value: Any, where: str) -> list[Any]:
 
 def _matrix(npy: str | Path, path: str | Path) -> NDArray[Any]:
     """Return [N, D], left on the disk until it is looked at."""
-    with _readable(Path(npy)):
+    with readable(Path(npy)):
         try:
             matrix: NDArray[Any] = np.lib.format.open_memmap(npy, mode="r")
         except ValueError as error:

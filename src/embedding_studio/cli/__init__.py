@@ -1,6 +1,7 @@
 """The command line: tables for people, ``--json`` for machines, progress on stderr.
 
 catalogue       index, payloads, get, delete, export
+importing       import
 searching       search, tune, recall
 serving         serve, demo
 learning        worker, improve
@@ -15,6 +16,7 @@ import typer
 from embedding_studio.cli.administration import collections, doctor, forget, migrate, show_settings
 from embedding_studio.cli.catalogue import delete, export, get, index, payloads
 from embedding_studio.cli.evaluation import evaluate
+from embedding_studio.cli.importing import import_log
 from embedding_studio.cli.learning import improve, worker
 from embedding_studio.cli.replaying import replay
 from embedding_studio.cli.searching import recall, search, tune
@@ -36,6 +38,7 @@ COMMANDS = (
 )
 for command in COMMANDS:  # in the order in which help lists them
     app.command()(command)
+app.command("import")(import_log)
 app.command("settings")(show_settings)
 app.command()(collections)
 app.command()(forget)

@@ -39,6 +39,7 @@ from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import CollectionNotFoundError, InvalidDataError, InvalidInputError
 from embedding_studio.indexing import IndexingReport, every_object, update_payloads
 from embedding_studio.indexing import prune as prune_objects
+from embedding_studio.logs import write_sessions
 
 CatalogueFile = Annotated[
     str, typer.Argument(help="CSV, JSONL or Parquet, also .gz; `-` reads JSONL from stdin.")
@@ -179,10 +180,23 @@ def export(
     vectors: Annotated[bool, typer.Option("--vectors", help="Write vectors too, in a column.")] = False,
     id_column: IdColumn = "id",
     vector_column: Annotated[str, typer.Option(help="Column for vectors.")] = "vector",
+    sessions: Annotated[
+        bool,
+        typer.Option(
+            "--sessions",
+            help="Write what was searched, shown and done instead; `import` and `replay` read it.",
+        ),
+    ] = False,
 ) -> None:
     """Write objects as JSON Lines that `index` and `payloads` read back; the file is whole or not there."""
+    if sessions and where:
+        raise typer.BadParameter("a filter is on objects, and --sessions writes none; leave one of them out")
     with opened_context() as context:
         stored = context.storage.collections.get(collection)
+        if sessions:
+            log = context.storage.clickstream.scan(collection=stored)
+            err.print(f"Wrote {write_sessions(output, log, vectors=vectors)} sessions.")
+            return
         wanted = PayloadFilter.parse(parse_json(where)) if where else None
         written = write_objects(
             output,

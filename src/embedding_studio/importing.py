@@ -1,0 +1,338 @@
+"""The logs of other systems into the log of a collection; what is there already is not stored twice.
+
+All ids come from the log itself or are derived from what a row says. So an import that was stopped is simply
+run again, and one that overlaps another adds what is new.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from embedding_studio.domain.objects import Collection
+from embedding_studio.domain.sessions import (
+    DEFAULT_EVENT_WEIGHTS,
+    EventDisposition,
+    RecordedSession,
+    SearchResultItem,
+    Session,
+    SessionDisposition,
+    SessionEvent,
+)
+from embedding_studio.logs import WINDOW_SECONDS, Event, Left, Placed, Search, Shown, join, made_search
+from embedding_studio.storage.ports import Clickstream, Storage
+
+BATCH = 1_000
+"""Sessions and events that are stored at once."""
+LATE_EVENTS = 500_000
+"""So many events wait, at most, for a search that comes later in the log."""
+SEARCHES_REMEMBERED = 500_000
+
+TAKEN = "a search whose id is that of another user's, text's or collection's search"
+EVENT_OF_TAKEN = "an event of a search whose id is taken"
+NO_SUCH_SEARCH = "an event whose search is neither in the log nor recorded, and that does not know its text"
+NO_SUCH_OBJECT = "an event on an object that the collection does not have"
+TOO_EARLY = "before --since"
+TOO_LATE = "not before --until"
+
+Pushed = Callable[[Sequence[SessionEvent], Sequence[EventDisposition]], None]
+
+
+@dataclass
+class LeftOut:
+    """How often something was left out for one reason, and where first."""
+
+    number: int
+    first: str
+
+
+@dataclass
+class ImportReport:
+    """What became of a log.
+
+    Attributes:
+        sessions: disposition -> how many; "read" where nothing is stored.
+        events: disposition -> how many; "read" where nothing is stored.
+        left_out: reason -> what is not stored.
+        notes: sentences on what is stored and will not be learnt from as one might think.
+    """
+
+    sessions: dict[str, int] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def leave_out(self, reason: str, place: str) -> None:
+        if (known := self.left_out.get(reason)) is not None:
+            known.number += 1
+        else:
+            self.left_out[reason] = LeftOut(1, place)
+
+
+class Importer:
+    """Stores what a log says for one collection, and counts what becomes of it.
+
+    Args:
+        event_types: what an event of the log's type is here; of the same type where it is not named.
+        weights: how much an event of each type says for its object.
+        since, until: UTC seconds; what happened from the first on, and before the second.
+        is_rehearsal: whether nothing is stored.
+        pushed: is told of events as they are stored.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        collection: Collection,
+        *,
+        event_types: Mapping[str, str] | None = None,
+        weights: Mapping[str, float] = DEFAULT_EVENT_WEIGHTS,
+        since: int | None = None,
+        until: int | None = None,
+        is_rehearsal: bool = False,
+        pushed: Pushed | None = None,
+    ) -> None:
+        self.report = ImportReport()
+        self._storage = storage
+        self._collection = collection
+        self._event_types = event_types or {}
+        self._weights = weights
+        self._since = since
+        self._until = until
+        self._is_rehearsal = is_rehearsal
+        self._pushed = pushed
+        self._searched_at: dict[str, int] = {}
+        self._is_object: dict[str, bool] = {}
+        self._taken: set[str] = set()
+        self._late: list[tuple[str, Event]] = []
+        self._users: set[str | None] = set()
+        self._types: Counter[str] = Counter()
+        self._early = 0
+
+    def run(self, entries: Iterable[Placed]) -> ImportReport:
+        """Store all that is in a log; while a batch is stored, the next one is read."""
+        told = join(self._chosen(entries))
+        with ThreadPoolExecutor(1) as storing:
+            stored: Future[None] | None = None
+            while batch := list(islice(told, BATCH)):
+                if stored is not None:
+                    stored.result()
+                stored = storing.submit(self._store, batch)
+            if stored is not None:
+                stored.result()
+        self._settle()
+        self._note()
+        return self.report
+
+    def _chosen(self, entries: Iterable[Placed]) -> Iterator[Placed]:
+        for place, entry in entries:
+            if isinstance(entry, Left):
+                yield place, entry
+                continue
+            at = entry.session.created_at if isinstance(entry, RecordedSession) else entry.at
+            if self._since is not None and at < self._since:
+                yield place, Left(TOO_EARLY)
+            elif self._until is not None and at >= self._until:
+                yield place, Left(TOO_LATE)
+            elif isinstance(entry, Event) and entry.event_type in self._event_types:
+                yield place, replace(entry, event_type=self._event_types[entry.event_type])
+            else:
+                yield place, entry
+
+    def _store(self, batch: Sequence[Placed]) -> None:
+        searches: list[tuple[str, RecordedSession]] = []
+        events: list[tuple[str, Event]] = []
+        for place, entry in batch:
+            match entry:
+                case Left(reason):
+                    self.report.leave_out(reason, place)
+                case Event():
+                    events.append((place, entry))
+                case Search():
+                    if entry.shown or entry.search_id not in self._searched_at:
+                        searches.append((place, self._remembered(self._session(entry))))
+                case RecordedSession():
+                    session = entry.session.model_copy(update={"collection": self._collection.name})
+                    searches.append((place, self._remembered(replace(entry, session=session))))
+                case Shown():  # the joiner keeps lists
+                    raise AssertionError(entry)
+        self._record(searches)
+        self._late += self._push(self._on_objects(events))
+        if len(self._late) > LATE_EVENTS:
+            self._settle()
+
+    def _session(self, search: Search) -> RecordedSession:
+        assert search.search_id is not None  # noqa: S101, joined
+        return RecordedSession(
+            Session(
+                session_id=search.search_id,
+                search_query=search.query,
+                user_id=search.user_id,
+                created_at=search.at,
+                collection=self._collection.name,
+                search_results=tuple(
+                    SearchResultItem(object_id=object_id, position=position)
+                    for position, object_id in enumerate(search.shown, start=1)
+                ),
+            )
+        )
+
+    def _remembered(self, recorded: RecordedSession) -> RecordedSession:
+        session = recorded.session
+        self._searched_at[session.session_id] = session.created_at
+        if len(self._searched_at) > SEARCHES_REMEMBERED:
+            del self._searched_at[next(iter(self._searched_at))]
+        if len(self._users) < 2:
+            self._users.add(session.user_id)
+        return recorded
+
+    def _record(self, searches: Sequence[tuple[str, RecordedSession]]) -> None:
+        if self._is_rehearsal:
+            _count(self.report.sessions, "read", len(searches))
+            return
+        if not searches:
+            return
+        became = self._storage.clickstream.record([session for _, session in searches])
+        for (place, recorded), disposition in zip(searches, became, strict=True):
+            _count(self.report.sessions, disposition.value)
+            if disposition is SessionDisposition.TAKEN:
+                self.report.leave_out(TAKEN, place)
+                self._taken.add(recorded.session.session_id)
+
+    def _on_objects(self, events: Sequence[tuple[str, Event]]) -> list[tuple[str, Event]]:
+        """Return events on objects of the collection."""
+        if new := {event.object_id for _, event in events} - self._is_object.keys():
+            there = self._existing(sorted(new))
+            self._is_object |= {object_id: object_id in there for object_id in new}
+        kept = []
+        for place, event in events:
+            if self._is_object[event.object_id]:
+                kept.append((place, event))
+            else:
+                self.report.leave_out(NO_SUCH_OBJECT, f"{place}, {event.object_id!r}")
+        return kept
+
+    def _existing(self, object_ids: Sequence[str]) -> set[str]:
+        """Return those that the collection has; objects that brought their vectors have no content hash."""
+        objects = self._storage.objects
+        hashed = objects.content_hashes(self._collection, object_ids).keys()
+        return hashed | objects.originals(self._collection, set(object_ids) - hashed).keys()
+
+    def _push(self, events: Sequence[tuple[str, Event]]) -> list[tuple[str, Event]]:
+        """Store events of searches that are recorded; return the others."""
+        ours = []
+        for place, event in events:
+            if event.search_id in self._taken:
+                self.report.leave_out(EVENT_OF_TAKEN, place)
+            else:
+                ours.append((place, event))
+        if self._is_rehearsal:
+            late = [(place, event) for place, event in ours if event.search_id not in self._searched_at]
+            known = [event for _, event in ours if event.search_id in self._searched_at]
+            _count(self.report.events, "read", len(known))
+            self._look_at(known)
+            return late
+        if not ours:
+            return []
+        pushed = [_session_event(event) for _, event in ours]
+        became = self._storage.clickstream.push_events(pushed)
+        if self._pushed is not None:
+            self._pushed(pushed, became)
+        late = []
+        for each, disposition in zip(ours, became, strict=True):
+            if disposition is EventDisposition.UNKNOWN_SESSION:
+                late.append(each)
+            else:
+                _count(self.report.events, disposition.value)
+                self._look_at([each[1]])
+        return late
+
+    def _look_at(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._types[event.event_type] += 1
+            self._early += event.at < self._searched_at.get(event.search_id or "", 0)
+
+    def _settle(self) -> None:
+        """Store events whose searches came after them, or can be made of them; leave out the others."""
+        late, self._late = self._late, []
+        for start in range(0, len(late), BATCH):
+            batch = self._push(late[start : start + BATCH])
+            made: dict[str, tuple[str, RecordedSession]] = {}
+            events = []
+            for place, event in batch:
+                if (search := made_search(event)) is None:
+                    self.report.leave_out(NO_SUCH_SEARCH, place)
+                else:
+                    session = self._remembered(self._session(search))
+                    made.setdefault(session.session.session_id, (place, session))
+                    events.append((place, event))
+            self._record(list(made.values()))
+            self._push(events)
+
+    def _note(self) -> None:
+        if self._users == {None}:
+            self.report.notes.append(
+                "no search names a user, so nothing personal is learnt; is the column of users mapped?"
+            )
+        elif len(self._users) == 1:
+            self.report.notes.append("all searches are one user's; is the column of users the right one?")
+        silent = {name: number for name, number in self._types.items() if self._weights.get(name, 0.0) <= 0}
+        self.report.notes += [
+            f"{number} events are of type {name!r}, which says nothing for an object by EVENT_WEIGHTS"
+            for name, number in sorted(silent.items())
+        ]
+        if self._early:
+            self.report.notes.append(
+                f"{self._early} events are earlier than the search that they name, and count all the same"
+            )
+        if number := self.report.events.get(EventDisposition.UNKNOWN_OBJECT.value):
+            self.report.notes.append(
+                f"{number} events are on objects that their search did not show; they are not learnt from"
+            )
+
+
+def join_recorded(
+    clickstream: Clickstream, collection: Collection, entries: Iterable[Placed]
+) -> Iterator[Placed]:
+    """Yield entries, events without a search with the one that is recorded for their user and fits.
+
+    It is the latest of the half hour before that showed the object, or of which is not known what it showed.
+    """
+    for place, entry in entries:
+        if isinstance(entry, Event) and entry.search_id is None and entry.user_id is not None:
+            recent = [
+                each.session
+                for each in clickstream.scan(
+                    collection=collection,
+                    user_id=entry.user_id,
+                    since=entry.at - WINDOW_SECONDS,
+                    until=entry.at + 1,
+                )
+            ][::-1]
+            shows = [
+                each
+                for each in recent
+                if any(result.object_id == entry.object_id for result in each.search_results)
+            ]
+            found = next(iter(shows or [each for each in recent if not each.search_results]), None)
+            yield place, entry if found is None else replace(entry, search_id=found.session_id)
+        else:
+            yield place, entry
+
+
+def _count(counts: dict[str, int], disposition: str, number: int = 1) -> None:
+    if number:
+        counts[disposition] = counts.get(disposition, 0) + number
+
+
+def _session_event(event: Event) -> SessionEvent:
+    assert event.search_id is not None  # noqa: S101, joined
+    return SessionEvent(
+        session_id=event.search_id,
+        object_id=event.object_id,
+        event_type=event.event_type,
+        created_at=event.at,
+        event_id=event.event_id,
+        meta=None if event.meta is None else dict(event.meta),
+    )

@@ -1,0 +1,115 @@
+"""Rows of a log file; one that cannot be read is told with the number of its line, and the next one is read.
+
+NDJSON, or by its name CSV, TSV or Parquet; packed by gzip or Zstandard; ``-`` is NDJSON on standard input. A
+value of CSV holds no line break, so that a quote too many costs its own line and no other.
+"""
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from embedding_studio.errors import InvalidDataError
+from embedding_studio.files import STDIN, from_parquet, parquet_file, readable, unpacked
+from embedding_studio.logs.entries import Row, Unusable
+
+BOM = b"\xef\xbb\xbf"
+TABLES = (".csv", ".tsv")
+DELIMITERS = ",;\t|"
+
+NumberedRow = tuple[int, Row | Unusable]
+"""Where it stands, from 1 on: a line, or a row of Parquet."""
+
+
+def read_rows(path: str | Path) -> Iterator[NumberedRow]:
+    """Yield the rows of a file as they are read, and for each that is none the reason.
+
+    Raises:
+        InvalidDataError: there is no such file, it is no log at all, or a package that reads it is missing.
+    """
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() not in {".gz", ".zst"}]
+    kind = suffixes[-1] if suffixes and str(path) != STDIN else ""
+    if kind == ".parquet":
+        with readable(Path(path)):
+            yield from _parquet_rows(Path(path))
+        return
+    with unpacked(path) as file:
+        lines = _lines(file)
+        yield from _table_rows(lines, path) if kind in TABLES else _json_rows(lines, path)
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | Unusable]]:
+    """Yield lines that hold something, for as long as they can be unpacked."""
+    number = 0
+    packed_badly: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, gzip.BadGzipFile)
+    with suppress(ImportError):
+        from zstandard import ZstdError
+
+        packed_badly = (*packed_badly, ZstdError)
+    try:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line.removeprefix(BOM) if number == 1 else line
+    except packed_badly:
+        yield number + 1, Unusable("the rest of the file, which cannot be unpacked")
+
+
+def _json_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path) -> Iterator[NumberedRow]:
+    for number, line in lines:
+        if isinstance(line, Unusable):
+            yield number, line
+            continue
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            if number == 1 and line.strip() in {b"[", b"{"}:
+                raise InvalidDataError(
+                    f"{path}: it is one JSON value over many lines, and a row a line is needed; "
+                    f"`jq -c '.[]'` writes a list so"
+                ) from None
+            yield number, Unusable("a line that is no JSON")
+            continue
+        yield number, row if isinstance(row, dict) else Unusable("a line that is no JSON object")
+
+
+def _table_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path) -> Iterator[NumberedRow]:
+    header: list[str] | None = None
+    delimiter = ","
+    for number, line in lines:
+        if isinstance(line, Unusable):
+            yield number, line
+            continue
+        try:
+            text = line.decode().rstrip("\r\n")
+            if header is None:
+                delimiter = max(DELIMITERS, key=text.count)
+            [values] = csv.reader([text], delimiter=delimiter, strict=True)
+        except (UnicodeDecodeError, csv.Error, ValueError):
+            values = []
+        if header is None:
+            if not values or len(set(values)) < len(values):
+                raise InvalidDataError(f"{path}, line {number}: column names, each once, are needed")
+            header = [name.strip() for name in values]
+        elif len(values) != len(header):
+            yield number, Unusable("a line that has not a value for each column")
+        else:
+            yield number, dict(zip(header, values, strict=True))
+
+
+def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
+    number = 0
+    with parquet_file(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                try:
+                    plain: dict[str, Any] = from_parquet(row, f"row {number}")
+                except InvalidDataError:
+                    yield number, Unusable("a row with a value that has no place in JSON")
+                else:
+                    yield number, plain
