@@ -344,6 +344,7 @@ OPEN = {"get_health", "get_readiness"}
 FOR_THE_WRITE_KEY = {
     *("similarity_search", "mark_session_irrelevant"),
     *("register_session", "record_sessions", "push_events", "push_events_of_sessions"),
+    *("push_algolia_events", "push_ubi_events", "push_ubi_queries"),
 }
 KEYS = {"admin_api_key": "admin-7f3a", "write_api_key": "write-é9"}
 
@@ -548,6 +549,10 @@ ROUTES_OF_THE_DESIGN = {
     "DELETE /api/v1/improvement/orders/{session_id}",
     "POST /api/v1/improvement/orders/{session_id}/retry",
     "DELETE /api/v1/users/{user_id}",
+    "POST /1/events",
+    "DELETE /1/usertokens/{token}",
+    "POST /ubi_events",
+    "POST /ubi_queries",
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",

@@ -13,7 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from embedding_studio import errors
-from embedding_studio.api import clickstream, collections, embeddings, health, improvement, users
+from embedding_studio.api import (
+    clickstream,
+    collections,
+    collectors,
+    embeddings,
+    health,
+    improvement,
+    users,
+)
 from embedding_studio.api.border import Answers, BodyLimit, RequestIds
 from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, kind_of, problem_response
 from embedding_studio.bootstrap import Context
@@ -44,6 +52,7 @@ OUR_FAULT = {
 TAGS = [
     {"name": "embeddings", "description": "Search, and the objects that are searched for."},
     {"name": "clickstream", "description": "Searches that were shown, and what users did with them."},
+    {"name": "collectors", "description": "Events as the clients of Algolia and OpenSearch UBI send them."},
     {"name": "improvement", "description": "Orders: sessions waiting to be learnt from."},
     {"name": "collections", "description": "Objects embedded by one model, under one metric."},
     {"name": "users", "description": "Forgetting."},
@@ -104,6 +113,7 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
     for routes in (embeddings, clickstream, improvement, collections, users):
         versioned.include_router(routes.router)
     app.include_router(versioned)
+    app.include_router(collectors.router)
     app.include_router(health.router)
 
     app.exception_handler(errors.EmbeddingStudioError)(_answer_our_error)
@@ -120,7 +130,7 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "X-Request-ID"],
+            allow_headers=["Authorization", "X-Request-ID", *collectors.HEADERS],
             expose_headers=["X-Request-ID"],
             allow_credentials=False,
         )
