@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -424,3 +426,22 @@ def test_sessions_are_exported_by_the_command_and_imported_packed_from_a_pipe(co
     assert json.loads(again.stdout)["sessions"] == {"continued": 3}
     assert [each.session for each in storage.clickstream.scan()] == before
     assert run("export", "--sessions", "--filter", '{"a": 1}').exit_code == 2
+
+
+def test_the_commands_of_the_page_on_logs_run_and_print_what_it_says(command):
+    run, storage = command
+    page = (Path(__file__).parents[1] / "docs" / "your-own-log.md").read_text()
+    default = storage.collections.create("default", SearchIndexInfo(dimensions=2))
+    vectors = np.eye(2, dtype=np.float32)
+    objects = [CatalogueObject(each, vectors[:1]) for each in ("sku-17", "sku-19", "a", "c")]
+    storage.objects.upsert(default, objects)
+    Path("clicks.csv").write_text(page.partition("```csv\n")[2].partition("```")[0])
+    Path("log.jsonl").write_bytes((LOGS / "own.jsonl").read_bytes())
+    printed = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    lines = re.findall(r"^embedding-studio (?!index)(.*)$", page, re.MULTILINE)
+
+    ended = {line: run(*shlex.split(line)) for line in lines}
+
+    assert len(lines) == 6
+    assert [(line, each.output) for line, each in ended.items() if each.exit_code != 0] == []
+    assert [json.loads(each.stdout) for line, each in ended.items() if "--map" in line] == [printed]
