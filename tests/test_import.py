@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from embedding_studio import importing
 from embedding_studio.bootstrap import Context
 from embedding_studio.cli import app
+from embedding_studio.cli.importing import Format
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState
 from embedding_studio.domain.sessions import (
@@ -25,7 +26,7 @@ from embedding_studio.domain.sessions import (
     SessionEvent,
 )
 from embedding_studio.importing import Importer, join_recorded
-from embedding_studio.logs import Event, Search, flat, open_log, write_sessions
+from embedding_studio.logs import DIALECTS, Event, Search, flat, open_log, write_sessions
 from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.memory import MemoryStorage
 
@@ -353,6 +354,10 @@ def test_an_event_without_a_search_finds_the_one_that_is_recorded(storage):
 
 
 # The command
+
+
+def test_the_formats_that_import_offers_are_those_that_are_read():
+    assert {each.value for each in Format} == {"auto", "flat", *DIALECTS}
 
 
 @pytest.fixture

@@ -154,7 +154,10 @@ def objects_of(given: object, *keys: str) -> tuple[str, ...]:
 
 def first_of(row: Row, *keys: str) -> Any:
     """Return the first value that is there and not empty."""
-    return next((value for key in keys if (value := row.get(key)) not in (None, "")), None)
+    for key in keys:
+        if (value := row.get(key)) is not None and value != "":
+            return value
+    return None
 
 
 def position_of(given: object) -> Mapping[str, Any] | None:

@@ -1,5 +1,6 @@
 """Sessions and events in PostgreSQL."""
 
+import json
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -9,6 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import orjson
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.objects import Collection
@@ -338,7 +340,7 @@ def _insert(connection: Connection, recorded: Sequence[RecordedSession]) -> set[
         ],
         "query_vectors": [column["query_vectors"] for column in vectors],
         "query_dimensions": [column["query_dimensions"] for column in vectors],
-        **_result_columns({}, {session.session_id: session.search_results for session in sessions}),
+        "results": _new_results({}, {session.session_id: session.search_results for session in sessions}),
     }
     return {session_id for (session_id,) in connection.execute(_SQL["insert_sessions"], given)}
 
@@ -417,13 +419,12 @@ def _show(
         locked = connection.execute(_SQL["lock_sessions"], given)
         results = connection.execute(_SQL["results"], given)
     new = {session_id: shown[session_id] for (session_id,) in locked}
-    connection.execute(_SQL["insert_results"], _result_columns(_positions_in(results.fetchall()), new))
+    added = _new_results(_positions_in(results.fetchall()), new)
+    connection.execute(_SQL["insert_results"], {"results": added})
     return longer
 
 
-def _result_columns(
-    positions: Positions, shown: Mapping[str, Iterable[SearchResultItem]]
-) -> dict[str, list[Any]]:
+def _new_results(positions: Positions, shown: Mapping[str, Iterable[SearchResultItem]]) -> str:
     """Return what is shown for the first time; what has no position comes after all that has one so far."""
     new: dict[tuple[str, str], tuple[int, SearchResultItem]] = {}
     for session_id, results in shown.items():
@@ -435,15 +436,27 @@ def _result_columns(
                 position = result.position or last + 1
                 new[key] = position, result
                 last = max(last, position)
-    return {
-        "shown_in": [session_id for session_id, _ in new],
-        "object_ids": [object_id for _, object_id in new],
-        "positions": [position for position, _ in new.values()],
-        "distances": [result.rank for _, result in new.values()],
-        "personalised": [result.personalised for _, result in new.values()],
-        "propensities": [result.propensity for _, result in new.values()],
-        "metas": [_json(result.meta) for _, result in new.values()],
-    }
+    return _rows(
+        {
+            "session_id": session_id,
+            "object_id": object_id,
+            "position": position,
+            "distance": result.rank,
+            "personalised": result.personalised,
+            "propensity": result.propensity,
+            "meta": result.meta,
+        }
+        for (session_id, object_id), (position, result) in new.items()
+    )
+
+
+def _rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as one JSON document, which takes a tenth of the time that an array a column does."""
+    listed = list(rows)
+    try:
+        return orjson.dumps(listed).decode()
+    except TypeError:  # numbers of more than 64 bits
+        return json.dumps(listed)
 
 
 def _push(
@@ -461,15 +474,8 @@ def _push(
     if not events:
         mark_learnt(connection, longer)
         return []
-    given = {
-        "session_ids": [event.session_id for event in events],
-        "event_ids": [event.event_id for event in events],
-        "object_ids": [event.object_id for event in events],
-        "event_types": [event.event_type for event in events],
-        "created_ats": [event.created_at for event in events],
-        "metas": [_json(event.meta) for event in events],
-    }
-    rows = connection.execute(_SQL["push"], given).fetchall()
+    given = _rows(vars(event) | {"turn": turn} for turn, event in enumerate(events))
+    rows = connection.execute(_SQL["push"], {"events": given}).fetchall()
     touched = {
         event.session_id
         for event, (_, is_new, _) in zip(events, rows, strict=True)

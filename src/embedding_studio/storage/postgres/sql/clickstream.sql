@@ -21,10 +21,10 @@ shown AS (
     INSERT INTO embedding_studio.session_results
         (session_id, object_id, position, distance, personalised, propensity, meta)
     SELECT shown.*
-    FROM added JOIN unnest(
-        %(shown_in)s::text[], %(object_ids)s::text[], %(positions)s::int[], %(distances)s::float8[],
-        %(personalised)s::boolean[], %(propensities)s::float8[], %(metas)s::jsonb[]
-    ) AS shown(session_id) USING (session_id)
+    FROM added JOIN json_to_recordset(%(results)s::json) AS shown(
+        session_id text, object_id text, position int, distance float8, personalised boolean, propensity float8,
+        meta jsonb
+    ) USING (session_id)
 )
 SELECT session_id FROM added
 
@@ -57,9 +57,9 @@ ORDER BY session_id, created_at, event_id
 INSERT INTO embedding_studio.session_results
     (session_id, object_id, position, distance, personalised, propensity, meta)
 SELECT *
-FROM unnest(
-    %(shown_in)s::text[], %(object_ids)s::text[], %(positions)s::int[], %(distances)s::float8[],
-    %(personalised)s::boolean[], %(propensities)s::float8[], %(metas)s::jsonb[]
+FROM json_to_recordset(%(results)s::json) AS shown(
+    session_id text, object_id text, position int, distance float8, personalised boolean, propensity float8,
+    meta jsonb
 )
 
 -- name: push
@@ -69,10 +69,9 @@ WITH given AS MATERIALIZED (
     SELECT
         *,
         row_number() OVER (PARTITION BY session_id, event_id ORDER BY turn) = 1 AS is_first
-    FROM unnest(
-        %(session_ids)s::text[], %(event_ids)s::text[], %(object_ids)s::text[], %(event_types)s::text[],
-        %(created_ats)s::bigint[], %(metas)s::jsonb[]
-    ) WITH ORDINALITY AS event(session_id, event_id, object_id, event_type, created_at, meta, turn)
+    FROM json_to_recordset(%(events)s::json) AS event(
+        session_id text, event_id text, object_id text, event_type text, created_at bigint, meta jsonb, turn int
+    )
 ),
 known AS MATERIALIZED (
     SELECT session_id
