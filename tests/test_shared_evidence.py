@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_studio.domain.index import MetricType, SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import CatalogueObject, SeenObject, SharedObject
 from embedding_studio.domain.sessions import RecordedSession, SearchResultItem, Session, SessionEvent
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
-from embedding_studio.embeddings.personal import shared_evidence
+from embedding_studio.embeddings.personal import object_factors, shared_evidence, weighed_distances
+from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.feedback.fold import fold
 from embedding_studio.feedback.improve import Improver
@@ -103,6 +105,67 @@ def test_where_one_stands_so_near_that_the_mean_would_be_theirs_nothing_is_told(
     assert shared_evidence(np.array([0.1, 0.1]), [1, 2], means, min_users=3) is not None
 
 
+def test_what_is_clicked_more_than_its_place_makes_likely_comes_nearer_by_hand():
+    seen = [
+        [SharedObject("ignored", 0, 0.0, 3.0), SharedObject("liked", 2, 2.0, 0.5)],
+        [SharedObject("liked", 1, 1.0, 1.0), SharedObject("usual", 1, 0.5, 1.0)],
+    ]
+
+    factors = object_factors(np.array([1.0, 0.5]), seen, min_users=3)
+
+    liked = (0.5 * (0.5 + 1 / 16) + 1.5) / (2 + 1 / 16 + 1.5)
+    assert factors == pytest.approx({"ignored": 2**0.4, "liked": liked**0.4})
+
+
+def test_where_no_place_is_known_enough_clicks_for_the_very_same_query_count_once_more():
+    same = [
+        SharedObject("few", 2, 2.0, 0.0),
+        SharedObject("many", 3, 3.0, 0.0),
+        SharedObject("seen", 9, 9.0, 0.1),
+    ]
+
+    factors = object_factors(np.array([1.0]), [same], min_users=3)
+    nearly = object_factors(np.array([0.99]), [same], min_users=3)
+
+    assert factors["few"] == pytest.approx((1.5 / 3.5) ** 0.4)
+    assert factors["many"] == pytest.approx((1.5 / 4.5) ** 0.4 * 0.1 / 3.1)
+    assert factors["seen"] == pytest.approx((1.55 / 10.5) ** 0.4)
+    assert nearly["many"] == pytest.approx((1.5 / 4.5) ** 0.4, rel=0.02)
+
+
+@given(clicks=st.floats(0, 32), more=st.floats(0.1, 9), looks=st.floats(0, 32), gate=st.floats(0.1, 1))
+def test_a_click_never_sends_an_object_away_and_a_look_never_brings_it_nearer(clicks, more, looks, gate):
+    def factor(clicks, looks):
+        seen = [[SharedObject("a", 3, clicks, looks)]]
+        return object_factors(np.array([gate]), seen, min_users=3).get("a", 1.0)
+
+    assert 0 < factor(clicks + more, looks) <= factor(clicks, looks) <= factor(clicks, looks + more)
+
+
+@pytest.mark.parametrize("metric_type", list(MetricType))
+@pytest.mark.parametrize("aggregation", list(MetricAggregationType))
+def test_what_a_factor_makes_of_a_distance_stays_between_the_least_there_is_and_the_distance(
+    metric_type, aggregation
+):
+    rng = np.random.default_rng(0)
+    index = SearchIndexInfo(dimensions=4, metric_type=metric_type, metric_aggregation_type=aggregation)
+    queries = rng.normal(size=(2, 4)).astype(np.float32)
+    objects = [rng.normal(size=(P, 4)).astype(np.float32) for P in (1, 2, 3, 1)]
+    found = distances(index, similarities_of(index, queries, objects))
+
+    def weighed(factor):
+        return weighed_distances(index, queries, found, np.full(4, factor), objects)
+
+    assert (weighed(1.0) == found).all()
+    assert (weighed(1e-9) <= weighed(0.5)).all()
+    assert (weighed(0.5) <= found).all()
+    assert (found <= weighed(2.0)).all()
+    if metric_type is MetricType.DOT and aggregation is MetricAggregationType.MIN:
+        longest = [np.linalg.norm(parts, axis=1).max() for parts in objects]
+        least = -np.linalg.norm(queries, axis=1).max() * np.array(longest)
+        np.testing.assert_allclose(weighed(1e-9), least, rtol=1e-5)
+
+
 # --- what a user says to others ---------------------------------------------------------------------
 
 
@@ -161,6 +224,24 @@ def test_nothing_is_said_to_others_unless_it_is_asked_for():
     assert folded.states["ann"].votes == ()
 
 
+def test_a_vote_tells_what_was_clicked_and_where_that_is_known_looked_at():
+    unknown = Session(
+        session_id="2",
+        user_id="ann",
+        created_at=101,
+        events=(SessionEvent(session_id="2", object_id="at30", created_at=101),),
+    )
+
+    (vote,) = votes_of(recorded("1", "at20", created_at=100), RecordedSession(unknown, at(0)))
+
+    assert vote.seen == (
+        SeenObject("at10", 0.0, 1 / 2),  # looked at in one of two sessions
+        SeenObject("at20", 0.5, 1 / 4),
+        SeenObject("at30", 0.5, 1 / 6),
+        *(SeenObject(f"at{10 * position}", 0.0, 1 / position / 2) for position in (4, 5, 6, 7)),
+    )
+
+
 # --- from clicks to everybody's search ------------------------------------------------------------
 
 
@@ -172,7 +253,10 @@ def test_what_enough_others_clicked_comes_nearer_for_somebody_new_and_for_nobody
         page = world.found(user_id, limit=3)
         # k = 6 / 5, so the pull is 6 / 11 towards 70 degrees, and the query turns by 23.36
         assert ids(page) == ["at20", "at30", "at10"]
-        assert page.results[0].distance == pytest.approx(1 - math.cos(math.radians(23.36 - 20)), abs=1e-5)
+        # at20 was looked at by each with probability 1/2, and clicked by nobody
+        factor = ((0.5 * 1.5 + 1.5) / 1.5) ** 0.4
+        gap = 1 - math.cos(math.radians(23.36 - 20))
+        assert page.results[0].distance == pytest.approx(factor * gap, abs=1e-5)
         assert page.personalised
 
 
@@ -221,6 +305,76 @@ def test_who_does_not_ask_for_it_gets_the_plain_search_whatever_others_did(stora
         world.click(user_id, "at40")
 
     assert SearchService(storage).search(at(0)[0], user_id="new") == before
+
+
+def test_what_others_clicked_appears_however_far_away_it_is(storage, world, arc):
+    for user_id in "abcdef":
+        told = Session(session_id=user_id, user_id=user_id, search_query="red")
+        storage.clickstream.register_session(told, at(-40))
+        storage.clickstream.push_events([SessionEvent(session_id=user_id, object_id="at70")])
+        world.improver.improve_once()
+
+    for user_id in ("new", None):
+        page = world.found(user_id, query=-40, limit=1, explain=True)
+        assert ids(page) == ["at70"]
+        shared = page.results[0].explanation.shared
+        assert shared.factor == pytest.approx((1.5 / 7.5) ** 0.4 * 0.1 / 6.1)
+        change = page.results[0].distance - page.results[0].explanation.base_distance
+        assert shared.distance_change == pytest.approx(change, abs=1e-6)
+
+    storage.objects.delete(arc, ["at70"])
+    assert "at70" not in ids(world.found("new", query=-40))
+
+
+@pytest.mark.parametrize("metric_type", list(MetricType))
+@pytest.mark.parametrize("aggregation", list(MetricAggregationType))
+def test_a_short_list_begins_the_long_one_whatever_others_bring_nearer_or_send_away(
+    storage, metric_type, aggregation
+):
+    rng = np.random.default_rng(5)
+    index = SearchIndexInfo(dimensions=6, metric_type=metric_type, metric_aggregation_type=aggregation)
+    collection = storage.collections.create("default", index)
+    storage.objects.upsert(
+        collection,
+        [
+            CatalogueObject(
+                f"o{n:02}",
+                rng.normal(size=(1 + n % 3, 6)).astype(np.float32),
+                {"kind": "odd" if n % 2 else "even"},
+            )
+            for n in range(60)
+        ],
+    )
+    world = World(storage)
+    query = rng.normal(size=6).astype(np.float32)
+    everything = ids(world.search(query, user_id=None, limit=60))
+    for n, user_id in enumerate(("ann", "bob", "cid", "dan", "eve")):
+        page = world.search(query, user_id=user_id, create_session=True, now=n)
+        clicked = (everything[40 + n], everything[33]) if n % 2 else (ids(page)[n], everything[50])
+        shown = [SearchResultItem(object_id=each) for each in clicked]
+        storage.clickstream.append_results(page.session_id, shown)
+        storage.clickstream.push_events(
+            [SessionEvent(session_id=page.session_id, object_id=each, created_at=n) for each in clicked]
+        )
+        world.improver.improve_once()
+
+    for user_id in ("ann", "new", None):
+        for wanted in (None, PayloadFilter.parse({"query": {"term": {"field": "kind", "value": "even"}}})):
+
+            def found(limit, max_distance=None, user_id=user_id, wanted=wanted):
+                return world.search(
+                    query, user_id=user_id, limit=limit, filter=wanted, max_distance=max_distance
+                )
+
+            whole = found(60)
+            assert ids(whole) != ids(SearchService(storage).search(query, limit=60, filter=wanted))
+            assert [r.distance for r in whole.results] == sorted(r.distance for r in whole.results)
+            for limit in (1, 2, 5, 11, 30):
+                page = found(limit)
+                near = [r.distance for r in whole.results[:limit]]
+                assert ids(page) == ids(whole)[:limit]
+                assert [r.distance for r in page.results] == pytest.approx(near, abs=1e-6)
+            assert ids(found(60, max_distance=whole.results[12].distance + 1e-6)) == ids(whole)[:13]
 
 
 def test_what_others_clicked_is_explained_without_a_name(world):

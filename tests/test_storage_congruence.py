@@ -12,7 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory, SharedVote
+from embedding_studio.domain.objects import (
+    CatalogueObject,
+    PersonalState,
+    QueryMemory,
+    SeenObject,
+    SharedVote,
+)
 from embedding_studio.domain.sessions import (
     RecordedSession,
     SearchResultItem,
@@ -423,6 +429,10 @@ class TwoStorages(RuleBasedStateMachine):
                             query=QUERIES[(key + number) % len(QUERIES)],
                             clicked_mean=POOL[push] * (1 + len(user_id)),
                             created_at=100 + key % 2,
+                            seen=tuple(
+                                SeenObject(object_id, (key + number) % 3 / 2, 1 / number)
+                                for number, object_id in enumerate(sorted(moved), start=1)
+                            ),
                         )
                         for key in asked
                     ]

@@ -16,6 +16,8 @@ from embedding_studio.domain.objects import (
     Neighbour,
     PersonalState,
     QueryMemory,
+    SeenObject,
+    SharedObject,
     SharedVote,
 )
 from embedding_studio.domain.sessions import (
@@ -39,7 +41,13 @@ from embedding_studio.errors import (
     SessionNotFoundError,
 )
 from embedding_studio.storage.memory import MemoryStorage
-from embedding_studio.storage.ports import SHARED_QUERIES, SHARED_VOTES, OrderOutcome, PassedOver
+from embedding_studio.storage.ports import (
+    SHARED_HALF_LIFE,
+    SHARED_QUERIES,
+    SHARED_VOTES,
+    OrderOutcome,
+    PassedOver,
+)
 from test_filters import CASES
 
 ACCEPTED, DUPLICATE = EventDisposition.ACCEPTED, EventDisposition.DUPLICATE
@@ -183,8 +191,15 @@ def memory_of(session_id, *, query=(1, 0, 0), mean=(0, 1, 0), moved=("b",), at=1
     return QueryMemory(session_id, "a film", at, vectors(*query), vectors(*mean), ("a", "b"), moved)
 
 
-def vote(query_key, *, query=(1, 0, 0), mean=(0, 1, 0), at=100):
-    return SharedVote(query_key, vectors(*query), vectors(*mean), at)
+def vote(query_key, *, query=(1, 0, 0), mean=(0, 1, 0), at=100, seen=()):
+    """Return a vote; ``seen`` holds (object_id, clicks, looks)."""
+    return SharedVote(
+        query_key,
+        vectors(*query),
+        vectors(*mean),
+        at,
+        tuple(SeenObject(each, float(clicks), float(looks)) for each, clicks, looks in seen),
+    )
 
 
 def learn(storage, collection, user_id="ann", *, memories=(), moved=None, votes=()):
@@ -209,9 +224,9 @@ NOTHING = told(PersonalState())
 
 
 def told_votes(storage, collection, user_id="ann"):
-    """Return (query_key, query, clicked_mean, created_at) of each vote of a user."""
+    """Return (query_key, query, clicked_mean, created_at, *seen) of each vote of a user."""
     votes = storage.personal.state(collection, user_id).votes
-    return [(v.query_key, v.query.tolist(), v.clicked_mean.tolist(), v.created_at) for v in votes]
+    return [(v.query_key, v.query.tolist(), v.clicked_mean.tolist(), v.created_at, *v.seen) for v in votes]
 
 
 def heard(storage, collection, user_id="ann", *, query=(1, 0, 0), threshold=0.5, shared_by=1):
@@ -2609,6 +2624,34 @@ def test_of_all_queries_the_nearest_count(storage, films):
     assert [users for *_, users in told] == [2] + [1] * (SHARED_QUERIES - 1)
 
 
+def test_what_others_did_with_objects_is_summed_up_query_by_query_and_fades_with_age(storage, films):
+    at = 100 + SHARED_HALF_LIFE
+    learn(storage, films, "bob", votes=[vote("red", seen=[("x", 1, 0.5), ("y", 0, 1)])])
+    learn(storage, films, "cat", votes=[vote("red", seen=[("a\u00e9", 0.5, 0), ("x", 0.25, 0)], at=at)])
+    learn(storage, films, "dan", votes=[vote("reddish", query=(3, 4, 0), seen=[("x", 1, 1)], at=at)])
+    learn(storage, films, "eve", votes=[vote("reddish", query=(3, 4, 0), at=at)])
+    learn(storage, films, "fay", votes=[vote("green", query=(0, 0, 1), seen=[("z", 1, 1)], at=9 * at)])
+
+    red, reddish = storage.personal.near_memories(films, "ann", vectors(1, 0, 0), 0.5, shared_by=4).shared
+
+    assert red.seen == (
+        SharedObject("a\u00e9", 1, 0.5, 0),
+        SharedObject("x", 2, 0.75, 0.25),
+        SharedObject("y", 0, 0, 0.5),
+    )
+    assert reddish.seen == (SharedObject("x", 1, 1, 1),)
+
+
+def test_what_a_user_did_with_objects_never_comes_back_to_them_nor_twice(storage, films):
+    seen = [("x", 1, 0)]
+    learn(storage, films, "ann", votes=[vote("red", seen=seen, at=10**9)])
+    learn(storage, films, "bob", votes=[vote("red", seen=seen), vote("reddish", query=(3, 4, 0), seen=seen)])
+
+    [red] = storage.personal.near_memories(films, "ann", vectors(1, 0, 0), 0.5, shared_by=1).shared
+
+    assert red.seen == (SharedObject("x", 1, 1, 0),)
+
+
 @pytest.mark.parametrize("metric_type", list(MetricType))
 def test_nearness_to_what_others_asked_is_the_cosine_whatever_the_metric(storage, metric_type):
     shoes = storage.collections.create("shoes", index(metric_type))
@@ -2625,11 +2668,13 @@ def test_nearness_to_what_others_asked_is_the_cosine_whatever_the_metric(storage
 
 
 def test_votes_come_back_by_the_key_of_their_query(storage, films):
-    learn(storage, films, votes=[vote("red", mean=(0.5, 1, 0), at=7), vote("blue", query=(0, 1, 0))])
+    seen = [("a", 0.5, 0.25), ("\u00e9 b", 1, 0)]
+    votes = [vote("red", mean=(0.5, 1, 0), at=7, seen=seen), vote("blue", query=(0, 1, 0))]
+    learn(storage, films, votes=votes)
 
     assert told_votes(storage, films) == [
         ("blue", [0, 1, 0], [0, 1, 0], 100),
-        ("red", [1, 0, 0], [0.5, 1, 0], 7),
+        ("red", [1, 0, 0], [0.5, 1, 0], 7, SeenObject("a", 0.5, 0.25), SeenObject("\u00e9 b", 1, 0)),
     ]
     assert storage.personal.state(films, "ann").votes[0].query.dtype == np.float32
 

@@ -88,6 +88,20 @@ class QueryMemory:
     moved_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SeenObject:
+    """What one user did with one object when they asked one query, on average over the times they did.
+
+    Attributes:
+        clicks: in [0, 1], how often it was clicked.
+        looks: in [0, 1], how often it was looked at for where it stood; 0 where it is not known where.
+    """
+
+    object_id: str
+    clicks: float
+    looks: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedVote:
     """What one user says for one query, to be counted with what others say.
@@ -98,12 +112,29 @@ class SharedVote:
         query: [D] float32, the mean over the query's parts.
         clicked_mean: [D] float32, the mean of the user's clicked means for that query.
         created_at: UTC seconds of the user's latest session with it.
+        seen: the objects that were clicked or shown, by object_id.
     """
 
     query_key: str
     query: NDArray[np.float32]
     clicked_mean: NDArray[np.float32]
     created_at: int
+    seen: tuple[SeenObject, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SharedObject:
+    """What several users did with one object when they asked one query.
+
+    Attributes:
+        users: how many of them clicked it; may be 0.
+        clicks, looks: sums over them of ``SeenObject``'s, each less the older it is.
+    """
+
+    object_id: str
+    users: int
+    clicks: float
+    looks: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,11 +145,13 @@ class SharedMemory:
         query: [D] float32.
         clicked_mean: [D] float32, the mean over the users counted, each once.
         users: how many of them are counted here, at least one.
+        seen: the objects that they clicked or were shown, by object_id.
     """
 
     query: NDArray[np.float32]
     clicked_mean: NDArray[np.float32]
     users: int
+    seen: tuple[SharedObject, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 The formulas stand in ``personal``. Axes: J memories of the user's own · Q parts of the query · D dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import NearMemories, QueryMemory, SharedMemory
-from embedding_studio.embeddings.personal import gates, object_gates, shared_evidence, shift_query
+from embedding_studio.embeddings.personal import (
+    gates,
+    object_factors,
+    object_gates,
+    shared_evidence,
+    shift_query,
+)
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -21,11 +27,16 @@ Memory = TypeVar("Memory", QueryMemory, SharedMemory)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared:
-    """What others clicked for near queries, as one memory (eq. 9)."""
+    """What others clicked for near queries: as one memory (eq. 9), and object by object (eq. 11).
+
+    Attributes:
+        factors: object_id -> what its distance is multiplied by.
+    """
 
     users: int
     gate: float
     clicked_mean: Vectors
+    factors: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +79,10 @@ class Bend:
             users = [memory.users for memory in of_others]
             means = np.stack([memory.clicked_mean for memory in of_others])
             found = shared_evidence(gates_of_others, users, means, min_users=min_users)
-            shared = None if found is None else Shared(sum(users), *found)
+            if found is not None:
+                seen = [memory.seen for memory in of_others]
+                factors = object_factors(gates_of_others, seen, min_users=min_users)
+                shared = Shared(sum(users), *found, factors)
         return cls(own, own_gates, shared, strength) if own or shared else None
 
     def shifted(self, index: SearchIndexInfo, queries: Vectors) -> Vectors:
@@ -81,6 +95,10 @@ class Bend:
     def object_gates(self) -> dict[str, float]:
         """Return object_id -> how much the user's own vectors count (eq. 5)."""
         return object_gates(self.gates, [memory.moved_ids for memory in self.memories])
+
+    def object_factors(self) -> Mapping[str, float]:
+        """Return object_id -> what others bring its distance to, as a factor (eq. 11)."""
+        return {} if self.shared is None else self.shared.factors
 
     def alone(self, j: int) -> Self:
         """Return what one of the user's past queries would do by itself."""

@@ -14,6 +14,15 @@ What n_j others clicked for near queries, mu_j on average, takes part in eq. 2 a
 
 and so counts, however many they are, for less than two searches of the user's own.
 
+What they did with an object d itself, c_dj clicks and e_dj looks in the votes for query j, brings it nearer
+or sends it away. The gap from the least distance that an object of its length can have is multiplied by
+
+    f_d = ((b e_d + 3 b) / (c_d + 3 b))^0.4,    c_d = sum_j k_j^4 c_dj,  e_d = sum_j k_j^4 e_dj     eq. 11
+
+the click rate b that may be expected of anything over the one observed, both smoothed by 3 looks, where a
+look is 1 / position, as often as a place is looked at. Where no place is known (e_d is 0) and enough users
+clicked d for the very same query, how many they are counts for itself: once more times 0.1 / (0.1 + clicks).
+
 Where lengths count, as for dot and in means over parts, a pull towards what all results have in common would
 favour whatever is long. With c_d what was clicked (weighted) and a_d all that was shown, if not all of it was
 clicked, and l_d the lengths with which these count in a search (all 1 for cosine and single parts),
@@ -25,6 +34,7 @@ When every gate is closed nothing of this remains, and the search is the plain o
 Axes: J remembered queries · N queries of a log · Q parts of a query · P parts of an object · D dimensions.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -32,6 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import SharedObject
 from embedding_studio.embeddings.similarity import pair_similarities
 from embedding_studio.errors import InvalidInputError
 
@@ -47,6 +58,23 @@ SHARE_ROUNDING = 1e-9
 
 LENGTH_ROUNDING = 1e-6
 """Relative; lengths that differ by less are equal."""
+
+CLICK_RATE = 0.5
+"""b: clicks a look. With less an object that everybody sees and hardly anybody clicks stays in front."""
+
+EXPECTED_LOOKS = 3.0
+"""What is observed has to stand up against so many; fewer let single wrong clicks through."""
+
+EXACT_CLICKS = 0.1
+"""The same where only the clicks for the very same query are known: what most clicked is first."""
+
+OBJECT_STRENGTH = 0.4
+
+NEARNESS_POWER = 4
+"""What was clicked for a query half as near says a sixteenth of what an object is worth for this one."""
+
+EXACT = 0.999
+"""A gate as wide as this is that of the very same query, up to the last bits of another batch."""
 
 REACH = 0.3
 """Of the ordinary distance between two queries, how much may lie between two that are near."""
@@ -239,6 +267,69 @@ def shared_evidence(
         return None
     mean = votes @ clicked_means.astype(np.float64) / total
     return MOST_SHARED * total / (MOST_SHARED + total), mean.astype(np.float32)
+
+
+def object_factors(
+    gates: Floats, seen: Sequence[Sequence[SharedObject]], *, min_users: int
+) -> dict[str, float]:
+    """Return object_id -> what its distance is multiplied by for what others did with it (eq. 11).
+
+    Args:
+        gates: [M], as in ``shared_evidence``.
+        seen: for each of these queries what its users did with objects.
+        min_users: so many must have clicked an object for the very same query where no place is known.
+
+    Returns:
+        Above 0: below 1 for what is clicked more often than may be expected where it stood; above 1 for less.
+
+    >>> seen = [[SharedObject("a", 3, 3.0, 1.0), SharedObject("b", 0, 0.0, 3.0)]]
+    >>> object_factors(np.array([0.9]), seen, min_users=3)
+    {'a': 0.791, 'b': 1.206}
+    """
+    clicks: dict[str, float] = defaultdict(float)
+    looks: dict[str, float] = defaultdict(float)
+    users: dict[str, int] = defaultdict(int)
+    exact: dict[str, float] = defaultdict(float)
+    for gate, objects in zip(gates.tolist(), seen, strict=True):
+        for each in objects:
+            clicks[each.object_id] += gate**NEARNESS_POWER * each.clicks
+            looks[each.object_id] += gate**NEARNESS_POWER * each.looks
+            if gate >= EXACT:
+                users[each.object_id] += each.users
+                exact[each.object_id] += each.clicks
+    smoothing = CLICK_RATE * EXPECTED_LOOKS
+    factors = {}
+    for name, clicked in clicks.items():
+        factor = ((CLICK_RATE * looks[name] + smoothing) / (clicked + smoothing)) ** OBJECT_STRENGTH
+        if looks[name] == 0 and users[name] >= min_users:
+            factor *= EXACT_CLICKS / (exact[name] + EXACT_CLICKS)
+        if factor != 1:
+            factors[name] = factor
+    return factors
+
+
+def weighed_distances(
+    index: SearchIndexInfo, queries: Vectors, found: Floats, factors: Floats, objects: Sequence[Vectors]
+) -> Floats:
+    """Return the distances of objects after their factors (eq. 11).
+
+    The least distance is 0 for cosine and euclid, and for dot minus the product of the lengths.
+
+    Args:
+        queries: [Q, D].
+        found: [R], their distances.
+        factors: [R], from ``object_factors``; 1 for none.
+        objects: for dot R arrays [P, D], their originals; else they are not looked at.
+
+    Returns:
+        [R].
+    """
+    if index.metric_type is not MetricType.DOT:
+        return factors * found
+    longest = np.max if index.metric_aggregation_type is MetricAggregationType.MIN else np.mean
+    of_query = float(longest(_lengths(queries.astype(np.float64))))
+    of_objects = np.array([float(longest(_lengths(parts.astype(np.float64)))) for parts in objects])
+    return np.where(factors == 1, found, factors * (found + of_query * of_objects) - of_query * of_objects)
 
 
 def object_gates(gates: Floats, moved: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -16,11 +16,12 @@ import numpy as np
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import PersonalState, QueryMemory, SharedVote
+from embedding_studio.domain.objects import PersonalState, QueryMemory, SeenObject, SharedVote
 from embedding_studio.domain.sessions import (
     ANONYMOUS,
     DEFAULT_EVENT_WEIGHTS,
     RecordedSession,
+    Session,
     SessionForImprovementStatus,
 )
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
@@ -44,6 +45,9 @@ FAILED = SessionForImprovementStatus.FAILED
 
 DIRECTION_DECIMALS = 2
 """Coarse enough that a text embedded in another batch, which differs in its last bits, is the same query."""
+
+LOOKED_AT = 10
+"""What stands further down is hardly looked at, and is not kept."""
 
 T = TypeVar("T")
 
@@ -103,6 +107,7 @@ def fold(
     for user_id, sessions in of_user.items():
         vectors[user_id] = {}
         memories = []
+        seen = []
         for each, given in sessions:
             after = adjusted.get(given.session_id, given)
             if isinstance(after, Exception):
@@ -113,8 +118,9 @@ def fold(
             memories.append(
                 _memory(each, given, moved if after.moved_ids is None else after.moved_ids, index)
             )
+            seen.append(_seen(each.session, memories[-1].clicked_ids))
             outcomes[given.session_id] = OrderOutcome(given.session_id, DONE, _remark(given, moved))
-        states[user_id] = PersonalState(tuple(memories), votes=_votes(memories) if is_shared else ())
+        states[user_id] = PersonalState(tuple(memories), votes=_votes(memories, seen) if is_shared else ())
     for user_id, bounded in _bounded(vectors, originals, index, max_angle_degrees).items():
         states[user_id] = replace(states[user_id], vectors=bounded)
     return Folded(states, outcomes)
@@ -230,21 +236,53 @@ def _memory(
     )
 
 
-def _votes(memories: Sequence[QueryMemory]) -> tuple[SharedVote, ...]:
-    """Return what one user says to others: one vote for each query, however often it was asked."""
-    of_query: dict[str, list[QueryMemory]] = defaultdict(list)
-    for memory in memories:
-        of_query[_query_key(memory)].append(memory)
+def _seen(session: Session, clicked_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return object_id -> (clicks, looks) of one session, as ``SeenObject`` means them.
+
+    A result is looked at with probability 1 / position, as in ``improvement_input``.
+    """
+    looks = {
+        result.object_id: 1.0 / result.position
+        for result in session.search_results
+        if result.position is not None and result.position <= LOOKED_AT
+    }
+    return {
+        object_id: (float(object_id in clicked_ids), looks.get(object_id, 0.0))
+        for object_id in {*looks, *clicked_ids}
+    }
+
+
+def _votes(
+    memories: Sequence[QueryMemory], seen: Sequence[Mapping[str, tuple[float, float]]]
+) -> tuple[SharedVote, ...]:
+    """Return what one user says to others: one vote for each query, however often it was asked.
+
+    Args:
+        seen: object_id -> (clicks, looks), for each of the memories.
+    """
+    of_query: dict[str, list[tuple[QueryMemory, Mapping[str, tuple[float, float]]]]] = defaultdict(list)
+    for memory, objects in zip(memories, seen, strict=True):
+        of_query[_query_key(memory)].append((memory, objects))
     return tuple(
         SharedVote(
             query_key,
-            asked[-1].query,
-            np.stack([memory.clicked_mean for memory in asked])
+            asked[-1][0].query,
+            np.stack([memory.clicked_mean for memory, _ in asked])
             .mean(axis=0, dtype=np.float64)
             .astype(np.float32),
-            asked[-1].created_at,
+            asked[-1][0].created_at,
+            _mean_seen([objects for _, objects in asked]),
         )
         for query_key, asked in of_query.items()
+    )
+
+
+def _mean_seen(asked: Sequence[Mapping[str, tuple[float, float]]]) -> tuple[SeenObject, ...]:
+    ids = sorted(set().union(*asked))
+    sums = [np.sum([objects.get(object_id, (0.0, 0.0)) for objects in asked], axis=0) for object_id in ids]
+    return tuple(
+        SeenObject(object_id, float(clicks / len(asked)), float(looks / len(asked)))
+        for object_id, (clicks, looks) in zip(ids, sums, strict=True)
     )
 
 

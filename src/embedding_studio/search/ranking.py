@@ -5,16 +5,17 @@ Axes: Q parts of a query · D dimensions · R results.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.domain.objects import JSON, Collection, Neighbour, QueryMemory
+from embedding_studio.domain.index import MetricType
+from embedding_studio.domain.objects import JSON, CatalogueObject, Collection, Neighbour, QueryMemory
 from embedding_studio.domain.sessions import MAX_REACH, SearchRequest, SortBy
 from embedding_studio.embeddings.bend import Bend
-from embedding_studio.embeddings.personal import blend
+from embedding_studio.embeddings.personal import blend, weighed_distances
 from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.search.results import Explanation, Influence, SharedInfluence
 from embedding_studio.storage.ports import Storage, Vectors
@@ -49,12 +50,22 @@ class Lists:
         """Return the ``count`` nearest for this user, each object once, by (distance, object_id)."""
         if self.bend is None:
             return self.plain(count)
-        index = self.collection.index
-        shifted = self.bend.shifted(index, self.queries)
-        gate_of = self.bend.object_gates()
+        factors = self.bend.object_factors()
+        reach = count + sum(factor > 1 for factor in factors.values())  # those may make room for others
+        found = self._bent(self.bend, reach)
+        if factors:
+            is_all = len(found) < reach and self.request.max_distance is None
+            found = self._weighed(self.bend, found, count, is_all=is_all)
+        furthest = self.request.max_distance
+        return [each for each in found[:count] if furthest is None or each.distance <= furthest]
+
+    def _bent(self, bend: Bend, count: int) -> list[Neighbour]:
+        """Return the ``count`` nearest by originals and the user's own vectors, whatever others did."""
+        shifted = bend.shifted(self.collection.index, self.queries)
+        gate_of = bend.object_gates()
         if self.user_id is None or not gate_of:
             return self._nearest(shifted, count)
-        found = self.storage.personal.nearest(
+        return self.storage.personal.nearest(
             self.collection,
             self.user_id,
             shifted,
@@ -63,8 +74,66 @@ class Lists:
             filter=self.filter,
             objects=self.storage.objects,
         )
-        furthest = self.request.max_distance
-        return [each for each in found if furthest is None or each.distance <= furthest]
+
+    def _weighed(self, bend: Bend, found: list[Neighbour], count: int, *, is_all: bool) -> list[Neighbour]:
+        """Return objects by their distances after what others did with them.
+
+        Args:
+            found: the nearest before that; those that others bring nearer from beyond it are looked up.
+            count: so many are wanted.
+            is_all: whether nothing is beyond ``found``.
+        """
+        index, factors = self.collection.index, bend.object_factors()
+        lengths_matter = index.metric_type is MetricType.DOT
+        there = {each.object_id for each in found}
+        beyond = [] if is_all else [name for name in factors if factors[name] < 1 and name not in there]
+        if len(found) >= count and self.request.max_distance is None and not lengths_matter:
+            last = sorted(each.distance * factors.get(each.object_id, 1.0) for each in found)[count - 1]
+            beyond = [name for name in beyond if factors[name] * found[-1].distance <= last]
+        needed = {*beyond, *(factors.keys() & there)} if lengths_matter else beyond
+        items = {item.object_id: item for item in self.storage.objects.get(self.collection, sorted(needed))}
+        absent = [items[name] for name in beyond if name in items and self._matches(items[name])]
+        before = self._distances(bend, absent).tolist()
+        near = found + [
+            Neighbour(item.object_id, distance, item.payload)
+            for item, distance in zip(absent, before, strict=True)
+        ]
+        weighed = [each for each in near if each.object_id in (items if lengths_matter else factors)]
+        after = weighed_distances(
+            index,
+            bend.shifted(index, self.queries),
+            np.array([each.distance for each in weighed]),
+            np.array([factors[each.object_id] for each in weighed]),
+            [items[each.object_id].parts for each in weighed] if lengths_matter else [],
+        )
+        moved = [
+            replace(each, distance=distance) for each, distance in zip(weighed, after.tolist(), strict=True)
+        ]
+        unmoved = [each for each in near if each.object_id not in factors]
+        return sorted(moved + unmoved, key=lambda each: (each.distance, each.object_id))
+
+    def _matches(self, item: CatalogueObject) -> bool:
+        return self.filter is None or self.filter.matches(item.payload)
+
+    def _distances(self, bend: Bend, items: Sequence[CatalogueObject]) -> NDArray[np.float64]:
+        """Return [R], how far objects are by originals and the user's own vectors, whatever others did."""
+        if not items:
+            return np.zeros(0)
+        index, gate_of = self.collection.index, bend.object_gates()
+        copies = self._copies([item.object_id for item in items if item.object_id in gate_of])
+        shifted = bend.shifted(index, self.queries)
+        blended = blend(
+            similarities_of(index, shifted, [item.parts for item in items]),
+            similarities_of(index, shifted, [copies.get(item.object_id, item.parts) for item in items]),
+            np.array([gate_of.get(item.object_id, 0.0) for item in items]),
+        )
+        return distances(index, blended)
+
+    def _copies(self, object_ids: Sequence[str]) -> dict[str, Vectors]:
+        """Return object_id -> the user's own vectors, of those that have some."""
+        if self.user_id is None or not object_ids:
+            return {}
+        return self.storage.personal.copies(self.collection, self.user_id, object_ids)
 
     def sorted_by(self, sort_by: SortBy) -> list[Neighbour]:
         """Return all within ``max_distance``, or the nearest ``SORT_WINDOW``, by a payload field."""
@@ -97,12 +166,7 @@ class Lists:
         ids = [each.object_id for each in results]
         originals = {each.object_id: each.parts for each in self.storage.objects.get(self.collection, ids)}
         gate_of = self.bend.object_gates()
-        moved = [object_id for object_id in ids if object_id in gate_of]
-        copies = (
-            self.storage.personal.copies(self.collection, self.user_id, moved)
-            if self.user_id and moved
-            else {}
-        )
+        copies = self._copies([object_id for object_id in ids if object_id in gate_of])
         there = [each for each in results if each.object_id in originals]  # the others are gone by now
         if not there:
             return {}
@@ -110,14 +174,15 @@ class Lists:
         personal = [copies.get(each.object_id, originals[each.object_id]) for each in there]
 
         def distances_by(bend: Bend) -> NDArray[np.float64]:
-            gate_of = bend.object_gates()
+            gate_of, factors = bend.object_gates(), bend.object_factors()
             shifted = bend.shifted(index, self.queries)
             blended = blend(
                 similarities_of(index, shifted, original),
                 similarities_of(index, shifted, personal),
                 np.array([gate_of.get(each.object_id, 0.0) for each in there]),
             )
-            return distances(index, blended)
+            factor = np.array([factors.get(each.object_id, 1.0) for each in there])
+            return weighed_distances(index, shifted, distances(index, blended), factor, original)
 
         base = distances(index, similarities_of(index, self.queries, original))
         shifted = distances(index, similarities_of(index, self.bend.shifted(index, self.queries), original))
@@ -135,7 +200,12 @@ class Lists:
                     _influence(self.bend.memories[j], float(self.bend.gates[j]), float(changes[j][r]))
                     for j in widest_first
                 ),
-                shared=SharedInfluence(shared.users, shared.gate, float(shared_changes[r]))
+                shared=SharedInfluence(
+                    shared.users,
+                    shared.gate,
+                    shared.factors.get(each.object_id, 1.0),
+                    float(shared_changes[r]),
+                )
                 if shared
                 else None,
             )

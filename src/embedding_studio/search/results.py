@@ -31,11 +31,14 @@ class SharedInfluence:
     Attributes:
         users: how many of them.
         gate: in (0, 2), how much it all counts, where 1 is the same query asked by the user before.
+        factor: what the result's distance was multiplied by for what they did with it; below 1 where they
+            clicked it more often than may be expected where it stood.
         distance_change: how far this alone would have moved the result; below 0 is nearer.
     """
 
     users: int
     gate: float
+    factor: float
     distance_change: float
 
 
@@ -46,7 +49,8 @@ class Explanation:
     Attributes:
         base_distance: from the query as given to the original.
         shifted_distance: from the shifted query to the original.
-        distance: from the shifted query to original and personal vectors, blended by ``gate``.
+        distance: from the shifted query to original and personal vectors, blended by ``gate``, and multiplied
+            by the factor of ``shared``.
         gate: in [0, 1], how much the object's personal vectors count; 0 without any.
         influences: the user's own past queries, widest gate first.
         shared: None where nothing of others bears on the query.

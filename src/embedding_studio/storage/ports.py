@@ -56,6 +56,8 @@ MAX_DETAIL_LENGTH = 2000
 SHARED_QUERIES = 20
 SHARED_VOTES = 32
 """So many queries of others are looked at for one search, and of each so many votes, or ``shared_by``."""
+SHARED_HALF_LIFE = 7 * 86_400
+"""Seconds by which a vote has to be older than the latest that is counted for its clicks to weigh half."""
 
 
 def check_margin(margin: float | None) -> None:
@@ -601,7 +603,9 @@ class Personal(Protocol):
         are looked at (ties by query_key), as far as they are above the threshold. Of each the
         ``SHARED_VOTES`` latest votes of others are taken, or ``shared_by`` if that is more (ties by
         user_id). Who voted for several of these queries counts once, for the nearest. The votes for one
-        query are one memory. If fewer than ``shared_by`` users are counted, ``shared`` is empty.
+        query are one memory; what they did with objects is summed up, each vote weighing
+        2^(-age / ``SHARED_HALF_LIFE``), where the latest vote counted has the age 0. If fewer than
+        ``shared_by`` users are counted, ``shared`` is empty.
         """
         ...
 

@@ -1,6 +1,7 @@
 """What users tell each other, in memory: a vote of a user for a query, counted with those of others."""
 
 import heapq
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -8,11 +9,9 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.domain.objects import (
-    SharedMemory,
-    SharedVote,
-)
+from embedding_studio.domain.objects import SharedMemory, SharedObject, SharedVote
 from embedding_studio.storage.ports import (
+    SHARED_HALF_LIFE,
     SHARED_QUERIES,
     SHARED_VOTES,
     Vectors,
@@ -68,22 +67,39 @@ class Votes:
         keys, queries, rows = self.stack
         alike = rows.cosines(query)
         counted: set[str] = set()
-        shared = []
+        said: list[tuple[Vectors, list[SharedVote]]] = []
         for row in np.argsort(-alike, kind="stable")[:SHARED_QUERIES]:  # rows are in the order of keys
             if alike[row] <= threshold:
                 break
             votes = self.of_query[keys[row]].items()
             latest = heapq.nsmallest(
                 max(SHARED_VOTES, shared_by),
-                ((-vote.created_at, name, vote.clicked_mean) for name, vote in votes if name != user_id),
+                ((-vote.created_at, name, vote) for name, vote in votes if name != user_id),
                 key=itemgetter(0, 1),
             )
-            means = {name: mean for _, name, mean in latest if name not in counted}
-            if means:
-                mean = np.stack(list(means.values())).mean(axis=0, keepdims=True, dtype=np.float64)
-                shared.append(SharedMemory(queries[row].copy(), mean[0].astype(np.float32), len(means)))
-                counted |= means.keys()
-        return shared if len(counted) >= shared_by else []
+            told = {name: vote for _, name, vote in latest if name not in counted}
+            if told:
+                said.append((queries[row].copy(), list(told.values())))
+                counted |= told.keys()
+        if not said or len(counted) < shared_by:
+            return []
+        now = max(vote.created_at for _, told in said for vote in told)
+        return [_memory(query, told, now) for query, told in said]
+
+
+def _memory(query: Vectors, votes: Sequence[SharedVote], now: int) -> SharedMemory:
+    mean = np.stack([vote.clicked_mean for vote in votes]).mean(axis=0, dtype=np.float64)
+    users: dict[str, int] = defaultdict(int)
+    clicks: dict[str, float] = defaultdict(float)
+    looks: dict[str, float] = defaultdict(float)
+    for vote in votes:
+        weight = 0.5 ** ((now - vote.created_at) / SHARED_HALF_LIFE)
+        for seen in vote.seen:
+            users[seen.object_id] += seen.clicks > 0
+            clicks[seen.object_id] += weight * seen.clicks
+            looks[seen.object_id] += weight * seen.looks
+    summed = [SharedObject(each, users[each], clicks[each], looks[each]) for each in sorted(users)]
+    return SharedMemory(query, mean.astype(np.float32), len(votes), tuple(summed))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

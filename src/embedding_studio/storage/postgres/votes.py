@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from psycopg import Cursor, sql
 
-from embedding_studio.domain.objects import Collection, SharedMemory, SharedVote
-from embedding_studio.storage.ports import SHARED_QUERIES, SHARED_VOTES
+from embedding_studio.domain.objects import Collection, SeenObject, SharedMemory, SharedObject, SharedVote
+from embedding_studio.storage.ports import SHARED_HALF_LIFE, SHARED_QUERIES, SHARED_VOTES
 from embedding_studio.storage.postgres.database import Connection
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.schema import VOTES_LOCK
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
-from embedding_studio.storage.postgres.vectors import pack, unpack
+from embedding_studio.storage.postgres.vectors import pack, unpack, unpack_numbers
 
 Row = tuple[Any, ...]
 
@@ -31,8 +31,15 @@ def ask_near(connection: Connection, collection: Collection, given: Mapping[str,
 def shared_memories(rows: Sequence[Row]) -> list[SharedMemory]:
     queries, clicked_means = unpack([row[0] for row in rows]), unpack([row[1] for row in rows])
     return [
-        SharedMemory(query, mean, users)
-        for (_, _, users), query, mean in zip(rows, queries, clicked_means, strict=True)
+        SharedMemory(
+            query,
+            mean,
+            users,
+            tuple(map(SharedObject, ids or (), unpack_numbers(counts).tolist(), clicks or (), looks or ())),
+        )
+        for (_, _, users, ids, counts, clicks, looks), query, mean in zip(
+            rows, queries, clicked_means, strict=True
+        )
     ]
 
 
@@ -44,8 +51,10 @@ def ask_votes(connection: Connection, collection: Collection, user_id: str) -> C
 def shared_votes(rows: Sequence[Row]) -> tuple[SharedVote, ...]:
     queries, clicked_means = unpack([row[1] for row in rows]), unpack([row[2] for row in rows])
     return tuple(
-        SharedVote(query_key, query, mean, created_at)
-        for (query_key, _, _, created_at), query, mean in zip(rows, queries, clicked_means, strict=True)
+        SharedVote(query_key, query, mean, created_at, tuple(map(SeenObject, *seen)))
+        for (query_key, _, _, created_at, *seen), query, mean in zip(
+            rows, queries, clicked_means, strict=True
+        )
     )
 
 
@@ -82,6 +91,10 @@ def replace_votes(
                 "queries": pack(np.stack([vote.query for _, vote in rows])),
                 "clicked_means": pack(np.stack([vote.clicked_mean for _, vote in rows])),
                 "created_ats": [vote.created_at for _, vote in rows],
+                "vote_turns": [turn for turn, (_, vote) in enumerate(rows, start=1) for _ in vote.seen],
+                "object_ids": [seen.object_id for _, vote in rows for seen in vote.seen],
+                "clicks": [seen.clicks for _, vote in rows for seen in vote.seen],
+                "looks": [seen.looks for _, vote in rows for seen in vote.seen],
             }
             connection.execute(_of(collection, "insert_queries"), given)
             connection.execute(_of(collection, "insert_votes"), given)
@@ -102,6 +115,7 @@ def _near(collection: Collection) -> bytes:
             cast=Geometry(collection.index).pieces()["cast"],
             queries=sql.Literal(SHARED_QUERIES),
             votes=sql.Literal(SHARED_VOTES),
+            half_life=sql.Literal(float(SHARED_HALF_LIFE)),
         )
         .as_bytes()
     )

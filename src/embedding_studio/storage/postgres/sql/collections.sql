@@ -162,6 +162,9 @@ CREATE TABLE {schema}.shared_votes (
     query_key text COLLATE "C" REFERENCES {schema}.shared_queries,
     clicked_mean {vector} NOT NULL,
     created_at bigint NOT NULL,
+    object_ids text[] NOT NULL,
+    clicks float8[] NOT NULL,
+    looks float8[] NOT NULL,
     PRIMARY KEY (user_id, query_key)
 );
 ALTER TABLE {schema}.shared_votes ALTER COLUMN clicked_mean SET STORAGE {storage}

@@ -11,26 +11,53 @@ near AS MATERIALIZED (
     SELECT query_key, query, distance FROM drawn WHERE distance < 1 - %(threshold)s
 ),
 counted AS MATERIALIZED (
-    SELECT DISTINCT ON (vote.user_id) near.query_key, vote.clicked_mean
+    SELECT DISTINCT ON (vote.user_id) near.query_key, vote.*
     FROM near
         CROSS JOIN LATERAL (
-            SELECT user_id, clicked_mean
+            SELECT user_id, clicked_mean, created_at, object_ids, clicks, looks
             FROM {schema}.shared_votes AS vote
             WHERE vote.query_key = near.query_key AND user_id IS DISTINCT FROM %(user_id)s::text
             ORDER BY created_at DESC, user_id
             LIMIT greatest({votes}, %(shared_by)s::bigint)
         ) AS vote
     ORDER BY vote.user_id, near.distance, near.query_key
+),
+weighed AS (
+    SELECT
+        query_key, object_ids, clicks, looks,
+        0.5::float8 ^ least((max(created_at) OVER () - created_at) / {half_life}::float8, 1000) AS weight
+    FROM counted
+),
+seen AS (
+    SELECT
+        query_key,
+        object.object_id,
+        count(*) FILTER (WHERE object.clicks > 0) AS users,
+        sum(weight * object.clicks) AS clicks,
+        sum(weight * object.looks) AS looks
+    FROM weighed
+        CROSS JOIN LATERAL unnest(object_ids, clicks, looks) AS object(object_id, clicks, looks)
+    GROUP BY query_key, object.object_id
 )
-SELECT near.query, said.clicked_mean, said.users
+SELECT near.query, said.clicked_mean, said.users, objects.object_ids, objects.users, objects.clicks, objects.looks
 FROM (
     SELECT query_key, avg(clicked_mean) AS clicked_mean, count(*) AS users FROM counted GROUP BY query_key
 ) AS said JOIN near USING (query_key)
+    LEFT JOIN (
+        SELECT
+            query_key,
+            array_agg(object_id ORDER BY object_id COLLATE "C") AS object_ids,
+            array_agg(users ORDER BY object_id COLLATE "C") AS users,
+            array_agg(clicks ORDER BY object_id COLLATE "C") AS clicks,
+            array_agg(looks ORDER BY object_id COLLATE "C") AS looks
+        FROM seen
+        GROUP BY query_key
+    ) AS objects USING (query_key)
 WHERE (SELECT count(*) FROM counted) >= %(shared_by)s
 ORDER BY near.distance, near.query_key
 
 -- name: votes
-SELECT query_key, query, clicked_mean, created_at
+SELECT query_key, query, clicked_mean, created_at, object_ids, clicks, looks
 FROM {schema}.shared_votes JOIN {schema}.shared_queries USING (query_key)
 WHERE user_id = %(user_id)s
 ORDER BY query_key
@@ -56,11 +83,19 @@ ORDER BY query_key COLLATE "C", turn
 ON CONFLICT (query_key) DO NOTHING
 
 -- name: insert_votes
-INSERT INTO {schema}.shared_votes (user_id, query_key, clicked_mean, created_at)
-SELECT *
+INSERT INTO {schema}.shared_votes (user_id, query_key, clicked_mean, created_at, object_ids, clicks, looks)
+SELECT
+    user_id, query_key, clicked_mean, created_at,
+    array_remove(array_agg(object_id ORDER BY seen.turn), NULL),
+    array_remove(array_agg(clicks ORDER BY seen.turn), NULL),
+    array_remove(array_agg(looks ORDER BY seen.turn), NULL)
 FROM unnest(
     %(user_ids)s::text[], %(query_keys)s::text[], %(clicked_means)b::vector[], %(created_ats)s::bigint[]
-)
+) WITH ORDINALITY AS vote(user_id, query_key, clicked_mean, created_at, vote_turn)
+    LEFT JOIN unnest(
+        %(vote_turns)s::bigint[], %(object_ids)s::text[], %(clicks)s::float8[], %(looks)s::float8[]
+    ) WITH ORDINALITY AS seen(vote_turn, object_id, clicks, looks, turn) USING (vote_turn)
+GROUP BY vote_turn, user_id, query_key, clicked_mean, created_at
 
 -- name: delete_queries
 DELETE FROM {schema}.shared_queries AS asked
