@@ -7,8 +7,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -26,11 +25,11 @@ from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
 from embedding_studio.errors import (
     CollectionNotFoundError,
     EmbeddingError,
-    EmbeddingStudioError,
     SessionRefusedError,
 )
 from embedding_studio.feedback.fold import DONE, FAILED, REFUSED, attempt, detail_of, fold, outcome_of
 from embedding_studio.feedback.inputs import embed_queries, objects_of
+from embedding_studio.feedback.leases import Leases
 from embedding_studio.feedback.selection import (
     IRRELEVANT,
     NO_EVENTS,
@@ -53,8 +52,6 @@ MAX_SESSIONS_PER_USER = 200
 LEASE_SECONDS: float = 60
 MAX_ATTEMPTS = 5
 BACKOFF_SECONDS: float = 1
-MOST_RENEWALS = 90
-"""Of one lease, each for another third of its time."""
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -144,6 +141,7 @@ class Improver:
         self._backoff_seconds = backoff_seconds
         self._adjuster_seconds = adjuster_seconds
         self._is_shared = is_shared
+        self._leases = Leases(storage, lease_seconds)
         self._passed_over = PassedOver(
             irrelevant=IRRELEVANT,
             no_events=NO_EVENTS,
@@ -168,7 +166,7 @@ class Improver:
             return ImprovementReport()
         in_hand = _InHand(claim.token, stop, time.monotonic())
         outcomes: list[OrderOutcome] = []
-        with self._renewed(claim.token):
+        with self._leases.renewed(claim.token):
             try:
                 for name, folds in _grouped(claim.folds, lambda fold: fold.collection).items():
                     outcomes += self._learn_or_explain(name, folds, in_hand)
@@ -185,28 +183,6 @@ class Improver:
             delays=in_hand.delays,
             seconds=time.monotonic() - started,
         )
-
-    @contextmanager
-    def _renewed(self, token: str) -> Iterator[None]:
-        """Keep a lease from ending while its worker lives, unless it takes so long that it may hang."""
-        is_over = threading.Event()
-
-        def renew() -> None:
-            for _ in range(MOST_RENEWALS):
-                if is_over.wait(self._lease_seconds / 3):
-                    return
-                try:
-                    self._storage.folds.renew(token, self._lease_seconds)
-                except EmbeddingStudioError as error:
-                    logger.warning("a lease could not be renewed: %s", error)
-
-        renewing = threading.Thread(target=renew, name="lease", daemon=True)
-        renewing.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            renewing.join()
 
     def _learn_or_explain(self, name: str, folds: Sequence[Fold], in_hand: _InHand) -> list[OrderOutcome]:
         """Return what became of the sessions of some users under one name."""

@@ -1,8 +1,11 @@
 """A time limit for adjusters, which may be anybody's code."""
 
+import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from queue import SimpleQueue
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
@@ -29,8 +32,9 @@ class StoppedError(EmbeddingStudioError):
 class TimeLimited:
     """An adjuster that gives up on another one after some time; for one pass of learning.
 
-    Each call runs in a thread, for nothing else can be left behind; one that hangs ends with the process. So
-    calls for a user for whom it hung some times, and all after some more, are given up before they begin.
+    Each call runs in another thread, for nothing else can be left behind; one that hangs ends with the
+    process. So calls for a user for whom it hung some times, and all after some more, are given up before
+    they begin.
 
     Args:
         seconds: a call may take so long, and a fortieth of it more for each session; one for several users,
@@ -61,9 +65,8 @@ class TimeLimited:
                 results.append(self._adjuster.adjust_vectors(improvement_inputs))
             except BaseException as error:  # noqa: BLE001, it is raised where it is waited for
                 results.append(error)
-            is_done.set()
 
-        threading.Thread(target=adjust, name="adjuster", daemon=True).start()
+        _do_aside(adjust, is_done)
         ends = time.monotonic() + seconds
         stops: float | None = None
         while not is_done.wait(POLL_SECONDS):
@@ -85,6 +88,32 @@ class TimeLimited:
             raise AdjusterTimeoutError("the adjuster took too long too often, and was not called any more")
         seconds = self._seconds * (1 + sessions / 40)
         return seconds if for_whom else min(seconds, TOGETHER * self._seconds)
+
+
+_Work = tuple[Callable[[], None], threading.Event]
+
+_idle: list[SimpleQueue[_Work]] = []
+"""Of threads that wait for work, what each takes it from. One that hangs does not come back to it."""
+os.register_at_fork(after_in_child=_idle.clear)  # where there are no such threads
+
+
+def _do_aside(work: Callable[[], None], is_done: threading.Event) -> None:
+    """Let a thread do something that may never end; a thread that came to an end is used again."""
+    try:
+        given = _idle.pop()
+    except IndexError:
+        given = SimpleQueue()
+        threading.Thread(target=_work_on, args=(given,), name="adjuster", daemon=True).start()
+    given.put((work, is_done))
+
+
+def _work_on(given: SimpleQueue[_Work]) -> None:
+    while True:
+        work, is_done = given.get()
+        work()
+        _idle.append(given)  # before anybody is told, who may have more work at once
+        is_done.set()
+        del work, is_done  # with what they hold, until there is more
 
 
 def _returned(result: list[ImprovementInput] | BaseException) -> list[ImprovementInput]:

@@ -1,6 +1,5 @@
 """Objects and their originals in memory."""
 
-import copy
 import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from embedding_studio.domain.objects import (
     payload_as_json,
 )
 from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.storage.memory.state import State
+from embedding_studio.storage.memory.state import State, copied_payload
 from embedding_studio.storage.ports import (
     CodesInfo,
     Vectors,
@@ -140,4 +139,4 @@ def stored_payload(object_id: str, payload: JSON) -> JSON:
 
 
 def copied_object(item: CatalogueObject) -> CatalogueObject:
-    return replace(item, parts=item.parts.copy(), payload=copy.deepcopy(item.payload))
+    return replace(item, parts=item.parts.copy(), payload=copied_payload(item.payload))

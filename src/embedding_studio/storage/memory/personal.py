@@ -124,9 +124,10 @@ class MemoryLearning:
     ) -> list[OrderOutcome]:
         self._completed.append((token, outcomes, passed_over))
         with self._state.lock:  # what it will come to, undone until the commit
-            orders, folds = dict(self._state.orders), dict(self._state.folds)
+            orders, folds = self._state.orders_by_id(self._user_ids), dict(self._state.folds)
             new = self._complete(token, outcomes, passed_over)
-            self._state.orders, self._state.folds = orders, folds
+            self._state.orders.update(orders)
+            self._state.folds = folds
         return new
 
     def _complete(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import (
+    JSON,
     CatalogueObject,
     Collection,
     Neighbour,
@@ -231,11 +232,12 @@ class State:
 
     def _orders_of(self, user_ids: Iterable[str | None]) -> list["StoredOrder"]:
         """Return the orders of some users, the least recently changed first."""
+        return sorted(self.orders_by_id(user_ids).values(), key=lambda placed: placed.changed)
+
+    def orders_by_id(self, user_ids: Iterable[str | None]) -> dict[str, "StoredOrder"]:
+        """Return session_id -> order of some users."""
         ids = (session_id for user_id in user_ids for session_id in self.of_user.get(user_id, ()))
-        return sorted(
-            (self.orders[session_id] for session_id in ids if session_id in self.orders),
-            key=lambda placed: placed.changed,
-        )
+        return {session_id: self.orders[session_id] for session_id in ids if session_id in self.orders}
 
     def _why_passed_over(self, session_id: str, passed_over: PassedOver) -> str:
         stored = self.sessions[session_id]
@@ -299,9 +301,13 @@ class Tables:
             if payload_filter is None or payload_filter.matches(self.objects[object_id].payload)
         )
         return [
-            Neighbour(object_id, distance, copy.deepcopy(self.objects[object_id].payload))
+            Neighbour(object_id, distance, copied_payload(self.objects[object_id].payload))
             for object_id, distance in itertools.islice(matching, limit)
         ]
+
+
+def copied_payload(payload: JSON) -> JSON:
+    return copy.deepcopy(payload) if payload else {}
 
 
 @dataclass(slots=True)
@@ -330,8 +336,11 @@ class StoredSession:
 
     def show(self, results: Iterable[SearchResultItem]) -> None:
         for result in results:
-            position = result.position or 1 + max((r.position or 0 for r in self.results.values()), default=0)
-            self.results.setdefault(result.object_id, result.model_copy(update={"position": position}))
+            stored = result
+            if result.position is None:
+                last = max((each.position or 0 for each in self.results.values()), default=0)
+                stored = result.model_copy(update={"position": last + 1})
+            self.results.setdefault(stored.object_id, stored)
 
     def note(self, event: SessionEvent) -> EventDisposition:
         if event.event_id in self.events:
