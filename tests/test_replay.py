@@ -1,14 +1,19 @@
 import gzip
 import json
+import os
+import signal
+from functools import partial
 
 import numpy as np
 import pytest
 
 from embedding_studio import CatalogueObject, SearchIndexInfo
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import EmbeddingStudioError, InvalidInputError
 from embedding_studio.evaluation.replay import replay
-from embedding_studio.evaluation.replayed_methods import Counts, PlainSearch, Served
+from embedding_studio.evaluation.replay_processes import OpenMethod, play
+from embedding_studio.evaluation.replay_steps import steps_of
+from embedding_studio.evaluation.replayed_methods import Counts, Plain, PlainSearch, Served
 from embedding_studio.evaluation.session_log import read_session_log
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.search import SearchService
@@ -64,12 +69,27 @@ def served(shared_by):
     return Served(storage, collection, search, improver, is_shared=shared_by > 0)
 
 
+METHODS: dict[str, OpenMethod] = {
+    "plain": Plain,
+    "default": partial(served, 0),
+    "shared": partial(served, 2),
+    "counts": Counts,
+}
+
+
+def steps(log):
+    storage, collection = world()
+    plain = PlainSearch(SearchService(storage), collection)
+    return steps_of(
+        log, plain=plain, index=INDEX, gate_threshold=0.75, query_vectors=QUERIES, measure_from=None
+    ).each
+
+
 def replayed(log, **options):
     storage, collection = world()
     plain = PlainSearch(SearchService(storage), collection)
-    methods = {"plain": plain, "default": served(0), "shared": served(2), "counts": Counts(plain)}
     return replay(
-        log, methods, plain=plain, index=INDEX, gate_threshold=0.75, query_vectors=QUERIES, **options
+        log, METHODS, plain=plain, index=INDEX, gate_threshold=0.75, query_vectors=QUERIES, **options
     )
 
 
@@ -258,3 +278,44 @@ def test_the_command_says_in_a_sentence_what_is_wrong(command, words, options, s
     words.collections.create("default", INDEX)
 
     assert said in refusal(command("replay", *options))
+
+
+@pytest.mark.parametrize("processes", [2, 7])
+def test_processes_change_no_figure(tmp_path, processes):
+    log = read(tmp_path, LOG)
+
+    together, apart = replayed(log), replayed(log, processes=processes)
+
+    assert together == apart
+
+
+class Failing(Plain):
+    def learn(self, clicks):
+        if clicks:
+            raise ZeroDivisionError("the plugin is at fault")
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_method_that_fails_is_named_in_a_sentence(tmp_path, processes):
+    with pytest.raises(EmbeddingStudioError, match="'bad' cannot be replayed: ZeroDivisionError: the plugin"):
+        play(steps(read(tmp_path, LOG)), {"plain": Plain, "bad": Failing}, processes=processes)
+
+
+def test_a_process_that_is_killed_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(EmbeddingStudioError, match="a process that replayed a method ended"):
+        play(steps(read(tmp_path, LOG)), {"plain": Plain, "killed": killed}, processes=2)
+
+
+def test_of_ten_places_those_are_kept_that_stay_among_the_ten(tmp_path):
+    found = replayed(read(tmp_path, LOG))
+
+    assert {name: slices["all"].places_kept for name, slices in found.methods.items()} == {
+        "plain": 4,
+        "default": 4,
+        "shared": 4,
+        "counts": 4,
+    }

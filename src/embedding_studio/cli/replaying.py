@@ -1,8 +1,10 @@
 """What would a log have been with other settings? replay."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +21,9 @@ from embedding_studio.evaluation.collection_folder import Progress
 from embedding_studio.evaluation.methods import USERS_OF_SHARED
 from embedding_studio.evaluation.replay import Replay
 from embedding_studio.evaluation.replay import replay as replay_log
+from embedding_studio.evaluation.replay_processes import OpenMethod
 from embedding_studio.evaluation.replay_report import replay_table
-from embedding_studio.evaluation.replayed_methods import Counts, PlainSearch, ReplayedMethod, Served
+from embedding_studio.evaluation.replayed_methods import Counts, Plain, PlainSearch, Served
 from embedding_studio.evaluation.session_log import SessionLog, given_time, log_of, read_session_log
 from embedding_studio.search import SearchService
 from embedding_studio.settings import Settings, load_settings
@@ -71,6 +74,10 @@ def replay(
         str | None, typer.Option(help="What was searched before is learnt, and not measured.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many methods at once. Default: as many as there are processors."),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
 ) -> None:
     """Rank the searches of a log anew, each at its own time by each method, and compare with plain search."""
@@ -83,39 +90,31 @@ def replay(
         world = _World(context, known)
         chosen = world.log(log).between(first, last)
         query_vectors = _embedded(context, known, chosen, show)
-        plain = world.plain()
-        methods = world.methods(wanted, plain) | {
-            name: world.served(settings, plain) for name, settings in changed.items()
-        }
+        methods = world.methods(wanted) | {name: world.served(settings) for name, settings in changed.items()}
         threshold = context.settings.gate_threshold if known.gate_threshold is None else known.gate_threshold
         found = replay_log(
             chosen,
             methods,
-            plain=plain,
+            plain=world.plain(),
             index=known.index,
             gate_threshold=threshold,
             query_vectors=query_vectors,
             measure_from=measured_from,
             seed=seed,
+            processes=processes or os.cpu_count() or 1,
             progress=show,
         )
     out.print(replay_table(found, known.name))
-    _say(found, methods)
+    _say(found)
     if json_file is not None:
         json_file.write_text(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
 
 
-def _say(found: Replay, methods: Mapping[str, ReplayedMethod]) -> None:
+def _say(found: Replay) -> None:
     """Say what stands beside the figures."""
     said = [f"[bold yellow]warning:[/] {escape(warning)}" for warning in found.warnings]
     said += [f"note: {escape(note)}" for note in found.notes]
     said += [f"left out: {number} x {escape(reason)}" for reason, number in found.left_out.items()]
-    said += [
-        f"{escape(name)} learnt nothing from {len(method.untaught)} sessions, such as: "
-        f"{escape(next(iter(method.untaught.values())))}"
-        for name, method in methods.items()
-        if isinstance(method, Served) and method.untaught
-    ]
     for each in said:
         err.print(each, highlight=False, soft_wrap=True)
 
@@ -134,7 +133,7 @@ class _World:
         self.object_ids = {each.object_id for each in self._objects}
 
     def plain(self) -> PlainSearch:
-        storage, collection = self._storage(self._context.settings)
+        storage, collection = _stored(self._context.settings, self._collection, self._objects)
         return PlainSearch(SearchService(storage), collection)
 
     def log(self, path: str | None) -> SessionLog:
@@ -145,36 +144,63 @@ class _World:
         recorded = self._context.storage.clickstream.scan(collection=self._collection)
         return log_of(recorded, known=self.object_ids, weights=weights)
 
-    def methods(self, names: Sequence[Replayed], plain: PlainSearch) -> dict[str, ReplayedMethod]:
+    def methods(self, names: Sequence[Replayed]) -> dict[str, OpenMethod]:
         in_force = self._context.settings
-        methods: dict[str, ReplayedMethod] = {}
+        methods: dict[str, OpenMethod] = {}
         for name in names:
             if name is Replayed.PLAIN:
-                methods[name.value] = plain
+                methods[name.value] = Plain
             elif name is Replayed.COUNTS:
-                methods[name.value] = Counts(plain)
+                methods[name.value] = Counts
             else:
                 users = (in_force.shared_min_users or USERS_OF_SHARED) if name is Replayed.SHARED else 0
-                methods[name.value] = self.served(_sharing(in_force, users), plain)
+                methods[name.value] = self.served(_sharing(in_force, users))
         return methods
 
-    def served(self, settings: Settings, plain: PlainSearch) -> Served:
-        """Return what serves and learns as a process with these settings would."""
-        storage, collection = self._storage(settings)
-        parts = Context(settings, storage=storage, embedder=self._context.embedder)
-        is_shared = settings.shared_min_users > 0
-        return Served(storage, collection, parts.search, parts.improver(), is_shared=is_shared, plain=plain)
+    def served(self, settings: Settings) -> OpenMethod:
+        """Return what opens a method that serves and learns as a process with these settings would."""
+        return partial(_served, settings, self._collection, self._objects)
 
-    def _storage(self, settings: Settings) -> tuple[Storage, Collection]:
-        storage = MemoryStorage(order_on=settings.learning_event_types)
-        collection = storage.collections.create(
-            self._collection.name,
-            self._collection.index,
-            embedder=self._collection.embedder,
-            gate_threshold=self._collection.gate_threshold,
-        )
-        storage.objects.upsert(collection, self._objects)
-        return storage, collection
+
+def _served(settings: Settings, collection: Collection, objects: Sequence[CatalogueObject]) -> Served:
+    storage, own = _stored(settings, collection, objects)
+    parts = Context(settings, storage=storage, embedder=_NeverAsked(collection))
+    is_shared = settings.shared_min_users > 0
+    return Served(storage, own, parts.search, parts.improver(), is_shared=is_shared)
+
+
+def _stored(
+    settings: Settings, collection: Collection, objects: Sequence[CatalogueObject]
+) -> tuple[Storage, Collection]:
+    """Return a storage in memory with a collection like another."""
+    storage = MemoryStorage(order_on=settings.learning_event_types)
+    own = storage.collections.create(
+        collection.name,
+        collection.index,
+        embedder=collection.embedder,
+        gate_threshold=collection.gate_threshold,
+    )
+    storage.objects.upsert(own, objects)
+    return storage, own
+
+
+class _NeverAsked:
+    """The embedder of a replayed method, to which all queries come embedded: no model is loaded again."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.name = collection.embedder or "none"
+        self.dimensions = collection.index.dimensions or 0
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        progress: Callable[[int], None] | None = None,  # noqa: ARG002, the port's
+    ) -> Vectors:
+        raise EmbeddingError(f"{len(texts)} texts came to a replayed method without their vectors")
+
+    def split(self, text: str) -> list[str]:
+        return [text]
 
 
 def _sharing(settings: Settings, shared_min_users: int) -> Settings:

@@ -6,47 +6,28 @@ sessions before it. Each method is compared with plain search, search by search.
 Axes: N measured searches · U users · M methods · K metrics · R resamples.
 """
 
-import heapq
-import itertools
 import math
-import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.embeddings.personal import query_mean
-from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.errors import InvalidInputError, InvalidVectorsError
+from embedding_studio.errors import InvalidInputError
 from embedding_studio.evaluation.collection_folder import Progress
 from embedding_studio.evaluation.metrics import CUTOFF, NOTICEABLE, RESAMPLES
-from embedding_studio.evaluation.replayed_methods import Click, PlainSearch, ReplayedMethod, Search
-from embedding_studio.evaluation.session_log import LoggedSession, SessionLog
+from embedding_studio.evaluation.replay_processes import OpenMethod, Played, play, ranks_of
+from embedding_studio.evaluation.replay_steps import SHOWN, SLICE_MEANINGS, Steps, steps_of
+from embedding_studio.evaluation.replayed_methods import PlainSearch
+from embedding_studio.evaluation.session_log import SessionLog
 from embedding_studio.storage.ports import Vectors
 
 METRICS = ("reciprocal_rank", "ndcg@10", "hit@1", "hit@5")
 FEWEST_SEARCHES = 100
 FEWEST_USERS = 20
-HEAD_FROM = 50
-TAIL_BELOW = 5
-SHOWN = 10
-"""Where a log does not say what was shown, it is taken to be so many results of plain search."""
-
-SLICE_MEANINGS: Mapping[str, str] = {
-    "all": "all measured searches",
-    "past": "of users who clicked something in an earlier session",
-    "repeated": "of these: the same query again, but for capitals and spaces",
-    "near": "of these: another query, nearer than the gate to an earlier one of the user",
-    "new": "of these: a query that is near to none of the user's",
-    "head": f"queries that were asked {HEAD_FROM} times or more before, by anyone",
-    "torso": f"queries that were asked {TAIL_BELOW} to {HEAD_FROM - 1} times before",
-    "tail": f"queries that were asked fewer than {TAIL_BELOW} times before",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +54,13 @@ class ReplayedSlice:
     Attributes:
         metrics: by name, see ``METRICS``.
         users_better, users_worse: share of users whose mean reciprocal rank differs by more than .01.
+        places_kept: of plain search's first ten, so many are among the method's; mean over searches.
     """
 
     metrics: Mapping[str, Measured]
     users_better: float
     users_worse: float
+    places_kept: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +103,11 @@ class Replay:
             "methods": {
                 method: {
                     name: {metric: asdict(measured) for metric, measured in found.metrics.items()}
-                    | {"users_better": found.users_better, "users_worse": found.users_worse}
+                    | {
+                        "users_better": found.users_better,
+                        "users_worse": found.users_worse,
+                        "places_kept": found.places_kept,
+                    }
                     for name, found in slices.items()
                 }
                 for method, slices in self.methods.items()
@@ -133,7 +120,7 @@ class Replay:
 
 def replay(
     log: SessionLog,
-    methods: Mapping[str, ReplayedMethod],
+    methods: Mapping[str, OpenMethod],
     *,
     plain: PlainSearch,
     index: SearchIndexInfo,
@@ -141,145 +128,50 @@ def replay(
     query_vectors: Mapping[str, Vectors],
     measure_from: int | None = None,
     seed: int = 0,
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> Replay:
     """Return how methods would have ranked what users of a log clicked.
 
     Args:
-        methods: by name; none has seen anything of the log yet.
+        methods: by name; each opens one that has seen nothing of the log yet.
         plain: what methods are compared with, and what was shown where the log does not say so.
         gate_threshold: the cosine from which on two queries are near.
         query_vectors: text -> [Q, D], for sessions that bring no vectors.
         measure_from: UTC milliseconds; what was searched before is learnt, and not measured.
         seed: of the bootstrap.
+        processes: so many methods at once, each in another process; they change no figure.
 
     Raises:
         InvalidInputError: nothing is left to measure.
+        EmbeddingStudioError: a method failed.
     """
-    left_out = Counter(log.left_out)
-    past = _Past(index, gate_threshold)
-    coming: list[tuple[int, int, Click]] = []
-    measured: list[_MeasuredSearch] = []
-    ranks: dict[str, dict[str, list[int | None]]] = {name: {} for name in methods}
-    numbers = Counter[str]()
-    turns = itertools.count()
-    for number, session in enumerate(log.sessions):
-        _tell(progress, number + 1, len(log.sessions))
-        search = _search_of(session, index, query_vectors)
-        if search is None:
-            left_out["a session whose query has no usable vectors"] += 1
-            continue
-        due = []
-        while coming and coming[0][0] // 1000 < search.at:
-            due.append(heapq.heappop(coming)[2])
-        past.learn(due)
-        for method in methods.values():
-            method.learn(due)
-        clicked = tuple(dict.fromkeys(click.object_id for click in session.clicks))
-        if measure_from is not None and session.at < measure_from:
-            numbers["before"] += 1
-        elif reason := _why_unmeasured(session):
-            left_out[reason] += 1
-        else:
-            plain_ranks = _ranks(plain.rank(search), clicked)
-            by_method = {name: _ranks(method.rank(search), clicked) for name, method in methods.items()}
-            for name, found in by_method.items():
-                ranks[name][session.session_id] = found
-            values = np.array([_values(plain_ranks), *map(_values, by_method.values())])
-            measured.append(_MeasuredSearch(search.user_id, past.slices_of(search), values))
-            numbers["shown"] += bool(session.shown)
-            numbers["first"] += bool(session.shown) and session.shown[0] in clicked
-        past.asked[search.key] += 1
-        shown = session.shown or _taken_as_shown(plain.rank(search), clicked)
-        for click in session.clicks:
-            made = Click(search, shown, click.object_id, click.event_type, click.at // 1000)
-            heapq.heappush(coming, (click.at, next(turns), made))
+    steps = steps_of(
+        log,
+        plain=plain,
+        index=index,
+        gate_threshold=gate_threshold,
+        query_vectors=query_vectors,
+        measure_from=measure_from,
+        progress=progress,
+    )
+    measured = steps.measured
     if not measured:
-        raise InvalidInputError(_nothing_to_measure(left_out, numbers["before"]))
-    sizes, results = _results(measured, list(methods), seed)
+        raise InvalidInputError(_nothing_to_measure(steps))
+    played = play(steps.each, methods, processes=processes, progress=progress)
+    sizes, results = _results(steps, played, seed)
     return Replay(
         sessions=len(log.sessions),
         slices=sizes,
         methods=results,
-        left_out=dict(left_out),
-        notes=_reading(log, numbers["before"]),
-        warnings=_warnings(sizes["all"], numbers["shown"], numbers["first"]),
-        ranks=ranks,
+        left_out=dict(steps.left_out),
+        notes=[*_reading(log, steps.before), *_untaught(played)],
+        warnings=_warnings(sizes["all"], steps.shown, steps.first),
+        ranks={
+            name: {step.search.session_id: ranks for step, ranks in zip(measured, each.ranks, strict=True)}
+            for name, each in played.items()
+        },
     )
-
-
-def query_key(text: str, vectors: Vectors) -> str:
-    """Return what is the same for the same query: its text without capitals and spaces, or its vectors.
-
-    >>> query_key("  Call of  DUTY ", np.zeros((1, 3)))
-    'call of duty'
-    """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()) or vectors.tobytes().hex()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _MeasuredSearch:
-    """A search and what was found; ``values`` is [1 + M, K], plain search first."""
-
-    user_id: str
-    slices: tuple[str, ...]
-    values: NDArray[np.float64]
-
-
-class _Past:
-    """What was asked and clicked so far, to say to which slices a search belongs."""
-
-    def __init__(self, index: SearchIndexInfo, gate_threshold: float) -> None:
-        self._index = index
-        self._gate_threshold = gate_threshold
-        self._of_user: dict[str, dict[str, Vectors]] = defaultdict(dict)
-        self.asked: Counter[str] = Counter()
-
-    def learn(self, clicks: Sequence[Click]) -> None:
-        for click in clicks:
-            self._of_user[click.search.user_id][click.search.key] = self._direction(click.search)
-
-    def slices_of(self, search: Search) -> tuple[str, ...]:
-        times = self.asked[search.key]
-        by_times = "head" if times >= HEAD_FROM else "torso" if times >= TAIL_BELOW else "tail"
-        month = datetime.fromtimestamp(search.at, UTC).strftime("%Y-%m")
-        mine = self._of_user.get(search.user_id)
-        if not mine:
-            return "all", by_times, month
-        if search.key in mine:
-            return "all", "past", "repeated", by_times, month
-        alike = np.stack(list(mine.values())) @ self._direction(search)
-        return "all", "past", "near" if alike.max() > self._gate_threshold else "new", by_times, month
-
-    def _direction(self, search: Search) -> Vectors:
-        mean = query_mean(self._index, search.vectors)
-        length = float(np.linalg.norm(mean))
-        return (mean / (length or 1.0)).astype(np.float32)
-
-
-def _search_of(
-    session: LoggedSession, index: SearchIndexInfo, query_vectors: Mapping[str, Vectors]
-) -> Search | None:
-    given = session.query_vectors
-    if given is None or given.shape[-1] != index.dimensions:
-        given = query_vectors.get(session.query)
-    if given is None:
-        return None
-    try:
-        vectors = check_vectors(index, given, "the query")
-    except InvalidVectorsError:
-        return None
-    key = query_key(session.query, vectors)
-    return Search(session.session_id, session.user_id, session.query, key, vectors, session.at // 1000)
-
-
-def _taken_as_shown(plain: Sequence[str], clicked: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*plain[:SHOWN], *clicked)))
-
-
-def _ranks(ranking: Sequence[str], clicked: Sequence[str]) -> list[int | None]:
-    rank = {object_id: rank for rank, object_id in enumerate(ranking, start=1)}
-    return [rank.get(object_id) for object_id in clicked]
 
 
 def _values(ranks: Sequence[int | None]) -> list[float]:
@@ -295,11 +187,11 @@ def _values(ranks: Sequence[int | None]) -> list[float]:
     return [1 / best, float(gain / ideal), float(best <= 1), float(best <= 5)]
 
 
-def _slices(measured: Sequence[_MeasuredSearch]) -> dict[str, list[int]]:
-    """Return slice -> rows; those of months only where there is more than one month."""
+def _slices(steps: Steps) -> dict[str, list[int]]:
+    """Return slice -> rows of measured searches; those of months only where there is more than one month."""
     rows: dict[str, list[int]] = defaultdict(list)
-    for row, each in enumerate(measured):
-        for name in each.slices:
+    for row, step in enumerate(steps.measured):
+        for name in step.slices:
             rows[name].append(row)
     months = sorted(rows.keys() - SLICE_MEANINGS.keys())
     return {
@@ -308,25 +200,41 @@ def _slices(measured: Sequence[_MeasuredSearch]) -> dict[str, list[int]]:
 
 
 def _results(
-    measured: Sequence[_MeasuredSearch], methods: Sequence[str], seed: int
+    steps: Steps, played: Mapping[str, Played], seed: int
 ) -> tuple[dict[str, SliceSize], dict[str, dict[str, ReplayedSlice]]]:
     """Return slice -> its size, and method -> slice -> result."""
+    searches = [step.search for step in steps.measured]
+    plain = [ranks_of(step.search.plain, step.clicked) for step in steps.measured]
+    ranks = [plain, *(each.ranks for each in played.values())]
+    values = np.array(  # [N, 1 + M, K]
+        [[_values(of_one) for of_one in of_search] for of_search in zip(*ranks, strict=True)]
+    )
+    kept = np.array([each.places_kept for each in played.values()])  # [M, N]
     sizes: dict[str, SliceSize] = {}
-    results: dict[str, dict[str, ReplayedSlice]] = {name: {} for name in methods}
-    for name, rows in _slices(measured).items():
-        found = [measured[row] for row in rows]
+    results: dict[str, dict[str, ReplayedSlice]] = {name: {} for name in played}
+    for name, rows in _slices(steps).items():
+        users = [searches[row].user_id for row in rows]
         meaning = SLICE_MEANINGS.get(name, f"searches of the month {name}")
-        sizes[name] = SliceSize(len(found), len({each.user_id for each in found}), meaning)
-        for method, result in zip(methods, _compared(found, seed), strict=True):
+        sizes[name] = SliceSize(len(rows), len(set(users)), meaning)
+        for method, result in zip(
+            played, _compared(users, values[rows], kept[:, rows].mean(axis=1), seed), strict=True
+        ):
             results[method][name] = result
     return sizes, results
 
 
-def _compared(measured: Sequence[_MeasuredSearch], seed: int) -> list[ReplayedSlice]:
-    """Return what each method comes to; users are drawn anew with all their searches."""
+def _compared(
+    user_ids: Sequence[str], values: NDArray[np.float64], kept: NDArray[np.float64], seed: int
+) -> list[ReplayedSlice]:
+    """Return what each method comes to; users are drawn anew with all their searches.
+
+    Args:
+        user_ids: [N], who searched.
+        values: [N, 1 + M, K], plain search first.
+        kept: [M], mean places kept.
+    """
     number: dict[str, int] = {}
-    users = np.array([number.setdefault(each.user_id, len(number)) for each in measured])
-    values = np.stack([each.values for each in measured])  # [N, 1 + M, K]
+    users = np.array([number.setdefault(user_id, len(number)) for user_id in user_ids])
     differences = values[:, 1:] - values[:, :1]  # [N, M, K]
     N, M, K = differences.shape
     U = len(number)
@@ -352,27 +260,15 @@ def _compared(measured: Sequence[_MeasuredSearch], seed: int) -> list[ReplayedSl
             },
             users_better=float((of_users[:, m] > NOTICEABLE).mean()),
             users_worse=float((of_users[:, m] < -NOTICEABLE).mean()),
+            places_kept=float(kept[m]),
         )
         for m in range(M)
     ]
 
 
-def _tell(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None and (done % 100 == 0 or done == total):
-        progress("replay", done, total)
-
-
-def _why_unmeasured(session: LoggedSession) -> str | None:
-    if not session.clicks:
-        return "not measured: a search after which nothing was clicked"
-    if not session.is_plain_request:
-        return "not measured: a search with a filter, a sorting or a maximum distance"
-    return None
-
-
-def _nothing_to_measure(left_out: Mapping[str, int], before: int) -> str:
-    reasons = [f"{before} searches are before the measuring begins"] if before else []
-    reasons += [f"{number} x {reason}" for reason, number in left_out.items()]
+def _nothing_to_measure(steps: Steps) -> str:
+    reasons = [f"{steps.before} searches are before the measuring begins"] if steps.before else []
+    reasons += [f"{number} x {reason}" for reason, number in steps.left_out.items()]
     return f"there is no search to measure: {'; '.join(reasons) or 'the log is empty'}"
 
 
@@ -380,6 +276,15 @@ def _reading(log: SessionLog, before: int) -> list[str]:
     notes = [f"times are given in {unit} ({number})" for unit, number in log.units.items()]
     notes += [f"{what} ({number})" for what, number in log.assumed.items()]
     return [*notes, *([f"learnt before the measuring begins, and not measured ({before})"] if before else [])]
+
+
+def _untaught(played: Mapping[str, Played]) -> list[str]:
+    return [
+        f"{name} learnt nothing from {len(each.untaught)} sessions in which something was clicked, such as: "
+        f"{next(iter(each.untaught.values()))}"
+        for name, each in played.items()
+        if each.untaught
+    ]
 
 
 def _warnings(size: SliceSize, shown: int, first: int) -> list[str]:

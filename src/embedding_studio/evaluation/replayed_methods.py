@@ -1,7 +1,7 @@
 """What can rank a log's searches and learn from its clicks: plain search, the product, click counts."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,7 @@ class Search:
         key: the same for the same query, whatever its spaces and capitals.
         vectors: [Q, D].
         at: UTC seconds.
+        plain: the ids of the ``DEPTH`` best objects of plain search, best first.
     """
 
     session_id: str
@@ -32,6 +33,7 @@ class Search:
     key: str
     vectors: Vectors
     at: int
+    plain: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +58,11 @@ class ReplayedMethod(Protocol):
         """Take in what was clicked since the last call, in the order of time."""
         ...
 
+    @property
+    def untaught(self) -> Mapping[str, str]:
+        """session_id -> why nothing was learnt from it, though something was clicked."""
+        ...
+
 
 class PlainSearch:
     """Search that learns nothing; what it finds for a query is found once."""
@@ -65,12 +72,22 @@ class PlainSearch:
         self._collection = collection
         self._found: dict[bytes, tuple[str, ...]] = {}
 
-    def rank(self, search: Search) -> tuple[str, ...]:
-        key = search.vectors.tobytes()
+    def best(self, vectors: Vectors) -> tuple[str, ...]:
+        """Return the ids of the ``DEPTH`` best objects for a query [Q, D], best first."""
+        key = vectors.tobytes()
         if key not in self._found:
-            page = self._search.search(search.vectors, collection=self._collection.name, limit=DEPTH)
+            page = self._search.search(vectors, collection=self._collection.name, limit=DEPTH)
             self._found[key] = tuple(result.object_id for result in page.results)
         return self._found[key]
+
+
+class Plain:
+    """Plain search, as it was found beforehand."""
+
+    untaught: Mapping[str, str] = {}
+
+    def rank(self, search: Search) -> Sequence[str]:
+        return search.plain
 
     def learn(self, clicks: Sequence[Click]) -> None:
         """Do nothing."""
@@ -79,12 +96,13 @@ class PlainSearch:
 class Counts:
     """What was clicked most for exactly this query, by anyone, then plain search. It protects nobody."""
 
-    def __init__(self, plain: PlainSearch) -> None:
-        self._plain = plain
+    untaught: Mapping[str, str] = {}
+
+    def __init__(self) -> None:
         self._clicks: dict[str, Counter[str]] = defaultdict(Counter)
 
     def rank(self, search: Search) -> list[str]:
-        plain = self._plain.rank(search)
+        plain = search.plain
         counted = self._clicks.get(search.key, Counter[str]())
         position = {object_id: position for position, object_id in enumerate(plain)}
         clicked = sorted(counted, key=lambda each: (-counted[each], position.get(each, DEPTH), each))
@@ -101,9 +119,6 @@ class Served:
     A click is learnt when somebody next searches for whom it could matter: its own user, or, where what
     others clicked counts, anybody. What they see is the same as if it had been learnt at once. Who clicked
     nothing yet gets the plain search where nothing is shared (law 1): it is not done twice.
-
-    Attributes:
-        untaught: session_id -> why nothing was learnt from it.
     """
 
     def __init__(
@@ -114,7 +129,6 @@ class Served:
         improver: Improver,
         *,
         is_shared: bool,
-        plain: "PlainSearch | None" = None,
     ) -> None:
         self._storage = storage
         self._collection = collection
@@ -123,13 +137,12 @@ class Served:
         self._is_shared = is_shared
         self._waiting: list[Click] = []
         self._waiting_users: set[str] = set()
-        self._plain = None if is_shared else plain
         self._known_users: set[str] = set()
         self.untaught: dict[str, str] = {}
 
-    def rank(self, search: Search) -> list[str]:
-        if self._plain is not None and search.user_id not in self._known_users:
-            return list(self._plain.rank(search))
+    def rank(self, search: Search) -> Sequence[str]:
+        if not self._is_shared and search.user_id not in self._known_users:
+            return search.plain
         if self._waiting and (self._is_shared or search.user_id in self._waiting_users):
             self._catch_up()
         page = self._search.search(
@@ -174,5 +187,8 @@ class Served:
             user_id=search.user_id,
             created_at=search.at,
             collection=self._collection.name,
-            search_results=tuple(SearchResultItem(object_id=object_id) for object_id in click.shown),
+            search_results=tuple(
+                SearchResultItem(object_id=object_id, position=position)
+                for position, object_id in enumerate(click.shown, start=1)
+            ),
         )
