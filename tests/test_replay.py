@@ -3,11 +3,22 @@ import json
 import os
 import signal
 from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from embedding_studio import CatalogueObject, SearchIndexInfo
+from embedding_studio.cli import app
+from embedding_studio.domain.sessions import (
+    RecordedSession,
+    SearchRequest,
+    SearchResultItem,
+    Session,
+    SessionEvent,
+)
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.errors import EmbeddingStudioError, InvalidInputError
 from embedding_studio.evaluation.replay import replay
@@ -319,3 +330,146 @@ def test_of_ten_places_those_are_kept_that_stay_among_the_ten(tmp_path):
         "shared": 4,
         "counts": 4,
     }
+
+
+START = 1317337009
+"""UTC seconds of the first search that commands replay."""
+
+
+def things(command):  # noqa: F811, the fixture's value
+    """Index seven things, and return the lines of a log of eleven searches for which the last is clicked."""
+    Path("o.jsonl").write_text(
+        "".join(json.dumps({"id": f"o{n}", "text": f"word{n} thing"}) + "\n" for n in range(7))
+    )
+    assert command("index", "o.jsonl", "--text-column", "text", "-c", "films").exit_code == 0
+    rows = [row(n, f"u{n % 5}", "thing", START + 100 * n, ("o6", None)) for n in range(11)]
+    return "".join(json.dumps(each) + "\n" for each in rows).encode()
+
+
+def done(ended):
+    assert ended.exit_code == 0, ended.output
+    return json.loads(Path("out.json").read_text()), " ".join(ended.stderr.split())
+
+
+def test_a_collections_own_log_is_replayed_without_a_file(command, words):  # noqa: F811
+    things(command)
+    vectors = WordEmbedder().embed(["thing"])
+    for n in range(13):
+        session = Session(
+            session_id=f"s{n}",
+            search_query="thing",
+            user_id=f"u{n % 5}",
+            created_at=START + 100 * n,
+            collection="films",
+            search_results=tuple(SearchResultItem(object_id=f"o{shown}") for shown in range(7)),
+            request=SearchRequest(filter={"key": "n", "match": {"value": 1}}) if n == 11 else SearchRequest(),
+            is_irrelevant=n == 12,
+            events=(SessionEvent(session_id=f"s{n}", object_id="o6", created_at=START + 100 * n + 9),),
+        )
+        words.clickstream.record([RecordedSession(session, vectors)])
+
+    found, said = done(command("replay", "-c", "films", "--processes", 1, "--json", "out.json"))
+
+    assert found["sessions"] == 12
+    assert found["slices"]["all"]["searches"] == 11
+    assert found["left_out"] == {
+        "a session that was marked irrelevant": 1,
+        "not measured: a search with a filter, a sorting or a maximum distance": 1,
+    }
+    plain, counts = (found["methods"][name]["all"]["reciprocal_rank"]["mean"] for name in ("plain", "counts"))
+    assert counts == pytest.approx((plain + 10) / 11)  # all but the first search come after a click
+    assert "11 measured searches of 5 users are too few to tell" in said
+    assert "answered with a logged list" in said
+    assert words.personal.state(words.collections.get("films"), "u1").memories == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "searches"),
+    [
+        (["--from", START + 200], 9),
+        (["--until", (START + 200) * 1000], 2),
+        (["--from", "2011-09-29T22:58:29Z", "--until", "2011-09-29T23:00:09+00:00"], 1),
+        (["--from", START + 100, "--until", START + 500, "--measure-from", START + 300], 2),
+    ],
+)
+def test_a_part_of_a_log_is_replayed(command, words, options, searches):  # noqa: F811
+    Path("log").write_bytes(things(command))
+
+    found, _ = done(
+        command("replay", "log", "-c", "films", "--method", "counts", "--json", "out.json", *options)
+    )
+
+    assert found["slices"]["all"]["searches"] == searches
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+def test_a_log_comes_by_the_standard_input(command, words, packed):  # noqa: F811
+    log = packed(things(command))
+    arguments = [
+        "replay",
+        "-",
+        "-c",
+        "films",
+        "--method",
+        "plain",
+        "--method",
+        "counts",
+        "--json",
+        "out.json",
+    ]
+
+    found, _ = done(CliRunner().invoke(app, arguments, input=log))
+
+    assert found["slices"]["all"]["searches"] == 11
+
+
+def test_from_what_a_method_learnt_nothing_is_told(command, words):  # noqa: F811
+    Path("log").write_bytes(things(command))
+
+    found, said = done(
+        command("replay", "log", "-c", "films", "--with", "MIN_SESSION_SECONDS=60", "--json", "out.json")
+    )
+
+    [note] = [each for each in found["notes"] if "learnt nothing" in each]
+    assert note in said
+    assert note.startswith(
+        "MIN_SESSION_SECONDS=60 learnt nothing from 10 sessions in which something was cli"
+    )
+    assert "too short: 0 s from search to last event" in note
+
+
+def test_pages_say_everything_and_escape_what_came_from_elsewhere(command, words):  # noqa: F811
+    Path("log").write_bytes(things(command))
+    Path("about").write_text("From <our> shop.\n\nOf a | year.\n")
+
+    ended = command(
+        *("replay", "log", "-c", "films", "--method", "plain", "--method", "counts", "--json", "out.json"),
+        *("--with", "DATA_DIR=<b>|", "--html", "page.html", "--markdown", "page.md", "--about", "about"),
+    )
+
+    found, _ = done(ended)
+    page, text = Path("page.html").read_text(), Path("page.md").read_text()
+    for each in (page, text):
+        assert "films: 11 searches of 5 users" in each
+        assert found["slices"]["past"]["meaning"] in each
+        assert found["notes"][0] in each
+        assert "too few to tell" in each
+    assert "<b>" not in page
+    assert "&lt;b&gt;|" in page
+    assert "<p>From &lt;our&gt; shop.</p><p>Of a | year.</p>" in page
+    assert "src=" not in page
+    assert "href=" not in page
+    picture = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])  # noqa: S314
+    slices = len(found["slices"])
+    assert len(picture.findall("{*}circle")) == 2 * slices  # plain search differs in nothing from itself
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "counts" in line]
+    assert len(rows) == slices
+    assert "From <our> shop." in text
+
+
+def test_a_text_about_a_log_that_cannot_be_read_is_named(command, words):  # noqa: F811
+    things(command)
+
+    assert "--about is nowhere, which cannot be read" in refusal(
+        command("replay", "-c", "films", "--about", "nowhere")
+    )

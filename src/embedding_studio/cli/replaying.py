@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
@@ -16,13 +18,12 @@ from embedding_studio.cli.console import InCollection, err, opened_context, out,
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.embedders import embed_texts
-from embedding_studio.errors import EmbeddingError, InvalidInputError
+from embedding_studio.errors import EmbeddingError, InvalidDataError, InvalidInputError
 from embedding_studio.evaluation.collection_folder import Progress
 from embedding_studio.evaluation.methods import USERS_OF_SHARED
-from embedding_studio.evaluation.replay import Replay
 from embedding_studio.evaluation.replay import replay as replay_log
 from embedding_studio.evaluation.replay_processes import OpenMethod
-from embedding_studio.evaluation.replay_report import replay_table
+from embedding_studio.evaluation.replay_report import beside, replay_html, replay_markdown, replay_table
 from embedding_studio.evaluation.replayed_methods import Counts, Plain, PlainSearch, Served
 from embedding_studio.evaluation.session_log import SessionLog, given_time, log_of, read_session_log
 from embedding_studio.search import SearchService
@@ -79,10 +80,18 @@ def replay(
         typer.Option(min=1, help="So many methods at once. Default: as many as there are processors."),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with a picture here.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write a page here, such as docs/on-a-real-log.md.")
+    ] = None,
+    about: Annotated[
+        Path | None, typer.Option(help="A text for these pages that says what log this is.")
+    ] = None,
 ) -> None:
     """Rank the searches of a log anew, each at its own time by each method, and compare with plain search."""
     with opened_context() as context, shown_progress() as show:
         first, last = given_time("--from", since), given_time("--until", until)
+        told = _read(about) if about else ""
         measured_from = given_time("--measure-from", measure_from)
         wanted = method or ([] if with_settings else list(Replayed))
         changed = {given: _changed_settings(given) for given in with_settings or ()}
@@ -105,18 +114,24 @@ def replay(
             progress=show,
         )
     out.print(replay_table(found, known.name))
-    _say(found)
+    for each in beside(found):
+        kind, colon, rest = each.partition(":")
+        kind = "[bold yellow]warning[/]" if kind == "warning" else kind
+        err.print(f"{kind}{colon}{escape(rest)}", highlight=False, soft_wrap=True)
+    command = shlex.join(["embedding-studio", *sys.argv[1:]])
+    if html is not None:
+        html.write_text(replay_html(found, known.name, command, told))
+    if markdown is not None:
+        markdown.write_text(replay_markdown(found, known.name, command, told))
     if json_file is not None:
         json_file.write_text(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
 
 
-def _say(found: Replay) -> None:
-    """Say what stands beside the figures."""
-    said = [f"[bold yellow]warning:[/] {escape(warning)}" for warning in found.warnings]
-    said += [f"note: {escape(note)}" for note in found.notes]
-    said += [f"left out: {number} x {escape(reason)}" for reason, number in found.left_out.items()]
-    for each in said:
-        err.print(each, highlight=False, soft_wrap=True)
+def _read(about: Path) -> str:
+    try:
+        return about.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidDataError(f"--about is {about}, which cannot be read: {error}") from error
 
 
 class _World:
