@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         default=SHARED_MIN_USERS,
         ge=0,
         description="From so many other users on, what they clicked for near queries shifts everybody's"
-        " query; 0: what one user clicked bears on nobody else.",
+        " query and raises what they clicked; 0: what one user clicked bears on nobody else.",
     )
     event_weights: dict[str, float] = Field(
         default=dict(DEFAULT_EVENT_WEIGHTS),

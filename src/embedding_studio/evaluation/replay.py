@@ -20,7 +20,7 @@ from embedding_studio.errors import InvalidInputError
 from embedding_studio.evaluation.collection_folder import Progress
 from embedding_studio.evaluation.metrics import CUTOFF, NOTICEABLE, RESAMPLES
 from embedding_studio.evaluation.replay_processes import OpenMethod, Played, play, ranks_of
-from embedding_studio.evaluation.replay_steps import SHOWN, SLICE_MEANINGS, Steps, steps_of
+from embedding_studio.evaluation.replay_steps import SLICE_MEANINGS, Steps, steps_of
 from embedding_studio.evaluation.replayed_methods import PlainSearch
 from embedding_studio.evaluation.session_log import SessionLog
 from embedding_studio.storage.ports import Vectors
@@ -303,9 +303,9 @@ def _warnings(size: SliceSize, shown: int, first: int) -> list[str]:
     if shown < size.searches:
         warnings.append(
             f"what was shown was not logged for {size.searches - shown} of {size.searches} measured "
-            f"searches: it is taken to be plain search's first {SHOWN}, and what was clicked. People clicked "
-            "on another list than that, and a method that imitates it, such as counts of clicks, looks "
-            "better than it is"
+            f"searches, so only clicks are learnt from there, and nothing is passed over. People clicked on "
+            "another list than plain search's, and a method that imitates it, such as counts of clicks, "
+            "looks better than it is"
         )
     if shown:
         warnings.append(

@@ -25,7 +25,7 @@ from embedding_studio.storage.ports import Vectors
 HEAD_FROM = 50
 TAIL_BELOW = 5
 SHOWN = 10
-"""Where a log does not say what was shown, it is taken to be so many results of plain search."""
+"""Of so many results of plain search it is counted how many a method keeps."""
 
 SLICE_MEANINGS: Mapping[str, str] = {
     "all": "all measured searches",
@@ -116,9 +116,8 @@ def steps_of(
             steps.first += bool(session.shown) and session.shown[0] in clicked
         past.asked[search.key] += 1
         steps.each.append(Step(tuple(due), search, clicked, slices))
-        shown = session.shown or tuple(dict.fromkeys((*search.plain[:SHOWN], *clicked)))
         for click in session.clicks:
-            made = Click(search, shown, click.object_id, click.event_type, click.at // 1000)
+            made = Click(search, session.shown, click.object_id, click.event_type, click.at // 1000)
             heapq.heappush(coming, (click.at, next(turns), made))
     return steps
 

@@ -1,10 +1,9 @@
 """What users tell each other, in memory: a vote of a user for a query, counted with those of others."""
 
-import heapq
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,32 +23,34 @@ class Votes:
 
     Attributes:
         of_query: query_key -> user_id -> vote; those of one key have one and the same query.
-        stack: the keys, sorted, their queries, [N, D] float32, and those made ready to be compared; absent
-            from the write that brings a key or takes one away to the next search.
+        latest: query_key -> its votes, the latest first (ties by user_id); absent since one of them changed.
+        asked: the queries, to be compared with; None since a key went.
     """
 
     of_query: dict[str, dict[str, SharedVote]] = field(default_factory=dict)
-    stack: "tuple[list[str], Vectors, Rows] | None" = None
+    latest: dict[str, list[tuple[str, SharedVote]]] = field(default_factory=dict)
+    asked: "Asked | None" = None
 
     def replace(
         self, before: Mapping[str, Sequence[SharedVote]], after: Mapping[str, Sequence[SharedVote]]
     ) -> dict[str, tuple[SharedVote, ...]]:
         """Let each user's votes take the place of those before; return them as they are stored."""
         stored = {}
-        keys = len(self.of_query)
         for user_id, votes in sorted(after.items()):
             ordered = sorted(votes, key=lambda vote: vote.query_key)
             stored[user_id] = tuple(replace(vote, query=self._query_for(vote)) for vote in ordered)
             for vote in stored[user_id]:
+                if vote.query_key not in self.of_query and self.asked is not None:
+                    self.asked.append(vote.query_key, vote.query)
                 self.of_query.setdefault(vote.query_key, {})[user_id] = vote
-        if len(self.of_query) > keys:
-            self.stack = None
+                self.latest.pop(vote.query_key, None)
         for user_id, votes in before.items():
             for key in {vote.query_key for vote in votes} - {vote.query_key for vote in after[user_id]}:
                 del self.of_query[key][user_id]
+                self.latest.pop(key, None)
                 if not self.of_query[key]:
                     del self.of_query[key]
-                    self.stack = None
+                    self.asked = None
         return stored
 
     def _query_for(self, vote: SharedVote) -> Vectors:
@@ -60,31 +61,59 @@ class Votes:
         self, user_id: str | None, query: Vectors, threshold: float, shared_by: int
     ) -> list[SharedMemory]:
         """Return what others than ``user_id`` say for near queries; nothing if they are too few."""
-        if self.stack is None:
-            keys = sorted(self.of_query)
-            queries = np.array([next(iter(self.of_query[key].values())).query for key in keys])
-            self.stack = keys, queries, Rows.of(queries)
-        keys, queries, rows = self.stack
-        alike = rows.cosines(query)
+        if self.asked is None:
+            self.asked = Asked()
+            for key, votes in self.of_query.items():
+                self.asked.append(key, next(iter(votes.values())).query)
         counted: set[str] = set()
         said: list[tuple[Vectors, list[SharedVote]]] = []
-        for row in np.argsort(-alike, kind="stable")[:SHARED_QUERIES]:  # rows are in the order of keys
-            if alike[row] <= threshold:
-                break
-            votes = self.of_query[keys[row]].items()
-            latest = heapq.nsmallest(
-                max(SHARED_VOTES, shared_by),
-                ((-vote.created_at, name, vote) for name, vote in votes if name != user_id),
-                key=itemgetter(0, 1),
-            )
-            told = {name: vote for _, name, vote in latest if name not in counted}
+        for key in self.asked.nearest(query, threshold):
+            others = ((name, vote) for name, vote in self._latest(key) if name != user_id)
+            latest = itertools.islice(others, max(SHARED_VOTES, shared_by))
+            told = {name: vote for name, vote in latest if name not in counted}
             if told:
-                said.append((queries[row].copy(), list(told.values())))
+                said.append((next(iter(told.values())).query.copy(), list(told.values())))
                 counted |= told.keys()
         if not said or len(counted) < shared_by:
             return []
         now = max(vote.created_at for _, told in said for vote in told)
         return [_memory(query, told, now) for query, told in said]
+
+    def _latest(self, key: str) -> list[tuple[str, SharedVote]]:
+        if key not in self.latest:
+            self.latest[key] = sorted(
+                self.of_query[key].items(), key=lambda vote: (-vote[1].created_at, vote[0])
+            )
+        return self.latest[key]
+
+
+class Asked:
+    """Queries to which others are compared; room is made for twice as many when there is none."""
+
+    def __init__(self) -> None:
+        self._keys: list[str] = []
+        self._queries: NDArray[np.float64] = np.empty((0, 0))
+        self._lengths: NDArray[np.float64] = np.empty(0)
+
+    def append(self, key: str, query: Vectors) -> None:
+        N = len(self._keys)
+        if len(self._queries) == N:
+            room = max(64, 2 * N)
+            self._queries = np.resize(self._queries, (room, len(query)))
+            self._lengths = np.resize(self._lengths, room)
+        self._queries[N] = query
+        self._lengths[N] = np.linalg.norm(self._queries[N])
+        self._keys.append(key)
+
+    def nearest(self, query: Vectors, threshold: float) -> list[str]:
+        """Return the keys of the ``SHARED_QUERIES`` nearest, nearest first, ties by key."""
+        N = len(self._keys)
+        if N == 0:
+            return []
+        alike = Rows(self._queries[:N], self._lengths[:N]).cosines(query)
+        rows = np.flatnonzero(alike > threshold).tolist()
+        rows.sort(key=lambda row: (-alike[row], self._keys[row]))
+        return [self._keys[row] for row in rows[:SHARED_QUERIES]]
 
 
 def _memory(query: Vectors, votes: Sequence[SharedVote], now: int) -> SharedMemory:
