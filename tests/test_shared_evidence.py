@@ -113,11 +113,12 @@ def test_what_is_clicked_more_than_its_place_makes_likely_comes_nearer_by_hand()
 
     factors = object_factors(np.array([1.0, 0.5]), seen, min_users=3)
 
-    liked = (0.5 * (0.5 + 1 / 16) + 1.5) / (2 + 1 / 16 + 1.5)
+    liked = (0.5 * (0.5 + 1 / 8) + 1.5) / (2 + 1 / 8 + 1.5)
+
     assert factors == pytest.approx({"ignored": 2**0.4, "liked": liked**0.4})
 
 
-def test_where_no_place_is_known_enough_clicks_for_the_very_same_query_count_once_more():
+def test_where_no_place_is_known_clicks_decide_and_once_more_those_of_enough_for_the_very_same_query():
     same = [
         SharedObject("few", 2, 2.0, 0.0),
         SharedObject("many", 3, 3.0, 0.0),
@@ -127,10 +128,10 @@ def test_where_no_place_is_known_enough_clicks_for_the_very_same_query_count_onc
     factors = object_factors(np.array([1.0]), [same], min_users=3)
     nearly = object_factors(np.array([0.99]), [same], min_users=3)
 
-    assert factors["few"] == pytest.approx((1.5 / 3.5) ** 0.4)
-    assert factors["many"] == pytest.approx((1.5 / 4.5) ** 0.4 * 0.1 / 3.1)
+    assert factors["few"] == pytest.approx(0.1 / 2.1)
+    assert factors["many"] == pytest.approx(0.1 / 3.1 * 0.03 / 3.03)
     assert factors["seen"] == pytest.approx((1.55 / 10.5) ** 0.4)
-    assert nearly["many"] == pytest.approx((1.5 / 4.5) ** 0.4, rel=0.02)
+    assert nearly["many"] == pytest.approx(0.1 / (0.1 + 3 * 0.99**3))
 
 
 @given(clicks=st.floats(0, 32), more=st.floats(0.1, 9), looks=st.floats(0, 32), gate=st.floats(0.1, 1))
@@ -318,7 +319,7 @@ def test_what_others_clicked_appears_however_far_away_it_is(storage, world, arc)
         page = world.found(user_id, query=-40, limit=1, explain=True)
         assert ids(page) == ["at70"]
         shared = page.results[0].explanation.shared
-        assert shared.factor == pytest.approx((1.5 / 7.5) ** 0.4 * 0.1 / 6.1)
+        assert shared.factor == pytest.approx(0.1 / 6.1 * 0.03 / 6.03)
         change = page.results[0].distance - page.results[0].explanation.base_distance
         assert shared.distance_change == pytest.approx(change, abs=1e-6)
 

@@ -17,11 +17,14 @@ and so counts, however many they are, for less than two searches of the user's o
 What they did with an object d itself, c_dj clicks and e_dj looks in the votes for query j, brings it nearer
 or sends it away. The gap from the least distance that an object of its length can have is multiplied by
 
-    f_d = ((b e_d + 3 b) / (c_d + 3 b))^0.4,    c_d = sum_j k_j^4 c_dj,  e_d = sum_j k_j^4 e_dj     eq. 11
+    f_d = ((b e_d + 3 b) / (c_d + 3 b))^0.4,    c_d = sum_j k_j^3 c_dj,  e_d = sum_j k_j^3 e_dj     eq. 11
 
 the click rate b that may be expected of anything over the one observed, both smoothed by 3 looks, where a
-look is 1 / position, as often as a place is looked at. Where no place is known (e_d is 0) and enough users
-clicked d for the very same query, how many they are counts for itself: once more times 0.1 / (0.1 + clicks).
+look is 1 / position, as often as a place is looked at. Where no place is known for it (e_d is 0), clicks
+cannot be held against places, and how many there are decides; x_d are those for the very same query, if they
+are by enough users, else 0:
+
+    f_d = 0.1 / (0.1 + c_d) * 0.03 / (0.03 + x_d)                                                   eq. 12
 
 Where lengths count, as for dot and in means over parts, a pull towards what all results have in common would
 favour whatever is long. With c_d what was clicked (weighted) and a_d all that was shown, if not all of it was
@@ -65,13 +68,13 @@ CLICK_RATE = 0.5
 EXPECTED_LOOKS = 3.0
 """What is observed has to stand up against so many; fewer let single wrong clicks through."""
 
-EXACT_CLICKS = 0.1
-"""The same where only the clicks for the very same query are known: what most clicked is first."""
+EXPECTED_CLICKS, EXPECTED_EXACT_CLICKS = 0.1, 0.03
+"""The same where no place is known."""
 
 OBJECT_STRENGTH = 0.4
 
-NEARNESS_POWER = 4
-"""What was clicked for a query half as near says a sixteenth of what an object is worth for this one."""
+NEARNESS_POWER = 3
+"""What was clicked for a query half as near says an eighth of what an object is worth for this one."""
 
 EXACT = 0.999
 """A gate as wide as this is that of the very same query, up to the last bits of another batch."""
@@ -272,7 +275,7 @@ def shared_evidence(
 def object_factors(
     gates: Floats, seen: Sequence[Sequence[SharedObject]], *, min_users: int
 ) -> dict[str, float]:
-    """Return object_id -> what its distance is multiplied by for what others did with it (eq. 11).
+    """Return object_id -> what its distance is multiplied by for what others did with it (eqs. 11 and 12).
 
     Args:
         gates: [M], as in ``shared_evidence``.
@@ -281,10 +284,11 @@ def object_factors(
 
     Returns:
         Above 0: below 1 for what is clicked more often than may be expected where it stood; above 1 for less.
+        Only what differs from 1.
 
     >>> seen = [[SharedObject("a", 3, 3.0, 1.0), SharedObject("b", 0, 0.0, 3.0)]]
     >>> object_factors(np.array([0.9]), seen, min_users=3)
-    {'a': 0.791, 'b': 1.206}
+    {'a': 0.761, 'b': 1.245}
     """
     clicks: dict[str, float] = defaultdict(float)
     looks: dict[str, float] = defaultdict(float)
@@ -300,9 +304,12 @@ def object_factors(
     smoothing = CLICK_RATE * EXPECTED_LOOKS
     factors = {}
     for name, clicked in clicks.items():
-        factor = ((CLICK_RATE * looks[name] + smoothing) / (clicked + smoothing)) ** OBJECT_STRENGTH
-        if looks[name] == 0 and users[name] >= min_users:
-            factor *= EXACT_CLICKS / (exact[name] + EXACT_CLICKS)
+        if looks[name] > 0:
+            factor = ((CLICK_RATE * looks[name] + smoothing) / (clicked + smoothing)) ** OBJECT_STRENGTH
+        else:
+            factor = EXPECTED_CLICKS / (EXPECTED_CLICKS + clicked)
+            if users[name] >= min_users:
+                factor *= EXPECTED_EXACT_CLICKS / (EXPECTED_EXACT_CLICKS + exact[name])
         if factor != 1:
             factors[name] = factor
     return factors
