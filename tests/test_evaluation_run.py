@@ -104,6 +104,7 @@ def test_a_method_that_learns_nothing_differs_from_plain_search_in_nothing(
         assert set(slices) == {"same", "para", "near", "far"}
         for measured in slices.values():
             assert measured.identical == 1
+            assert measured.kept == 10
             assert measured.ndcg == measured.plain
             assert (measured.difference.low, measured.difference.mean, measured.difference.high) == (0, 0, 0)
 
@@ -176,6 +177,7 @@ def test_the_default_helps_where_users_ask_again_and_leaves_other_searches_alone
     assert after["same"].difference.mean >= 0
     assert after["para"].difference.mean >= 0
     assert after["far"].identical == 1
+    assert 0 < after["same"].kept < after["far"].kept == 10
     if clicks == "perfect":
         assert after["same"].difference.low > 0.1
         assert after["para"].difference.low > 0

@@ -24,6 +24,7 @@ HEADINGS = (
     "better",
     "worse",
     "identical",
+    "kept",
 )
 
 SLICE_MEANINGS = {
@@ -163,6 +164,7 @@ def _row(name: str, sessions: int, slice_name: str, found: SliceResult) -> tuple
         f"{difference.better:.0%}",
         f"{difference.worse:.0%}",
         f"{found.identical:.0%}",
+        f"{found.kept:.1f}",
     )
 
 

@@ -47,6 +47,7 @@ class SliceResult:
         ndcg: the same with the method.
         difference: to the baseline after as many sessions.
         identical: share of ranked lists that are the same as the baseline's, objects and distances.
+        kept: of the baseline's ten results, how many are among the method's ten, whatever their order.
     """
 
     users: int
@@ -54,6 +55,7 @@ class SliceResult:
     ndcg: float
     difference: PairedDifference
     identical: float
+    kept: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +249,8 @@ def _measured(
     for sessions, mine in life.after.items():
         others = life.plain if baseline is None else baseline.after[sessions]
         identical = np.array([one == other for one, other in zip(mine, others, strict=True)], float)
-        measured = np.stack([plain, _ndcg(mine, asked), _ndcg(others, asked), identical])
+        kept = np.array([_common(one, other) for one, other in zip(mine, others, strict=True)], float)
+        measured = np.stack([plain, _ndcg(mine, asked), _ndcg(others, asked), identical, kept])
         after[sessions] = {
             slice_name: _slice(measured, _rows_of_users(asked, slice_name), rng)
             for slice_name in _slice_names(users)
@@ -259,15 +262,20 @@ def _measured(
 def _slice(
     measured: NDArray[np.float64], rows_of_users: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> SliceResult:
-    """Return one slice; ``measured`` holds rows of plain, mine, other and identical, a column a query."""
-    plain, mine, other, _ = np.stack([measured[:, rows].mean(axis=1) for rows in rows_of_users], axis=1)
+    """Return one slice; ``measured`` holds rows of plain, mine, other, identical and kept, a column a query."""
+    plain, mine, other, _, kept = np.stack([measured[:, rows].mean(axis=1) for rows in rows_of_users], axis=1)
     return SliceResult(
         users=len(rows_of_users),
         plain=float(plain.mean()),
         ndcg=float(mine.mean()),
         difference=paired_difference(mine - other, rng),
         identical=float(measured[3, list(itertools.chain(*rows_of_users))].mean()),
+        kept=float(kept.mean()),
     )
+
+
+def _common(one: Sequence[Ranked], other: Sequence[Ranked]) -> int:
+    return len({object_id for object_id, _ in one} & {object_id for object_id, _ in other})
 
 
 def _asked(users: Sequence[SimulatedUser]) -> list[_Asked]:
