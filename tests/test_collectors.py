@@ -127,6 +127,7 @@ def test_events_of_algolia_on_what_is_not_here_are_counted(client):
         ({"positions": [1, 2]}, "#/events/1", "as many as objectIDs"),
         ({"timestamp": 1_600_000_000_000}, "#/events/1/timestamp", "at most 30 days ago"),
         ({"index": None}, "#/events/1", "the name of an index"),
+        ({"events": [event(timestamp=1)], "eventName": None}, "#/events/1", "eventName has 1 to 64"),
     ],
 )
 def test_a_wrong_event_of_algolia_is_refused_with_a_sentence_and_its_place(client, wrong, pointer, sentence):

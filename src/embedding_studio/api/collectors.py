@@ -152,7 +152,7 @@ def _algolia_event(event: Any, number: int) -> Sequence[Entry]:
             f"timestamp is in milliseconds, at most {MOST_DAYS} days ago", "events", number, "timestamp"
         )
     try:
-        return algolia.read(event | {"timestamp": at})
+        return algolia.read_event(event | {"timestamp": at})
     except Beside:
         return ()
     except Unusable as reason:

@@ -40,7 +40,11 @@ def read(row: Row) -> Sequence[Entry]:
     if isinstance(events := row.get("events"), list):
         if not all(isinstance(each, dict) for each in events):
             raise Unusable("events that are no JSON objects")
-        return list(chain.from_iterable(map(read, events)))
+        return list(chain.from_iterable(map(read_event, events)))
+    return read_event(row)
+
+
+def read_event(row: Row) -> Sequence[Entry]:
     name = row.get("eventName")
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_LENGTH:
         raise Unusable(f"eventName has 1 to {MAX_NAME_LENGTH} characters")
@@ -61,7 +65,7 @@ def read(row: Row) -> Sequence[Entry]:
     ids = list(map(id_of, objects))
     if None in ids:
         raise Unusable("objectIDs are a list of ids")
-    metas = [None if positions is None else position_of(each) for each in positions or ids]
+    metas = list(map(position_of, positions)) if isinstance(positions, list) else [None] * len(ids)
     if positions is not None and (kind != "click" or len(metas) != len(ids) or None in metas):
         raise Unusable("positions belong to a click, count from 1 on, and are as many as objectIDs")
     at = required_time(row, "timestamp")
