@@ -251,6 +251,36 @@ def test_a_rehearsal_reads_and_stores_nothing(memory):
     assert recorded(memory, collection) == []
 
 
+UNSTORABLE = {"x": "a\0b"}
+DEEP = json.loads('{"a":' * 100 + "1" + "}" * 100)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"results": [{"object_id": "a", "meta": UNSTORABLE}]},
+        {"results": [{"object_id": "a", "meta": DEEP}]},
+        {"results": [{"object_id": "a", "rank": "nan"}]},
+        {"clicks": [{"object_id": "a", "meta": UNSTORABLE}]},
+        {"search_meta": DEEP},
+        {"request": {"limit": 5, "filter": UNSTORABLE}},
+        {"request": {"limit": 5, "max_distance": "nan"}},
+        {"query_vectors": [[1e300, 1.0]]},
+        {"timestamp": "9" * 400},
+    ],
+)
+def test_a_session_that_cannot_be_stored_is_left_out_and_the_next_one_is_stored(storage, tmp_path, wrong):
+    row = {"session_id": "s1", "user_id": "ada", "query": "x", "timestamp": AT, "results": ["a"]}
+    collection = with_objects(storage)
+    rows = [row | wrong, row | {"session_id": "s2", "search_meta": {"x": "\\u0000"}}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+
+    report = importing_file(storage, collection, tmp_path / "log.jsonl")
+
+    assert [each.number for each in report.left_out.values()] == [1]
+    assert [each.session_id for each in recorded(storage, collection)] == ["s2"]
+
+
 def test_a_click_is_learnt_from_where_nobody_logged_what_was_shown(tmp_path):
     storage = MemoryStorage(order_on={"click"})
     collection = with_objects(storage)

@@ -1,7 +1,10 @@
 """Each dialect against a file made by hand, the joiner, and what a broken file costs."""
 
+import functools
 import gzip
 import io
+import json
+import operator
 from collections import defaultdict
 from pathlib import Path
 
@@ -291,6 +294,41 @@ def test_a_garbled_byte_costs_the_lines_that_it_touches_and_no_other(tmp_path_fa
     assert [(line - more, entry) for line, entry in after if line - more > rest] == [
         each for each in before if each[0] > rest
     ]
+
+
+STRANGE = (
+    *(None, True, "", "\0", "nan", "-1", "\u00b2", "x" * 600, "9" * 400, "9" * 5_000, "9" * 400 + ".0"),
+    *([], {}, ["a"], [["a"]], {"a": ["b"]}, [None], -5, 1e300, 2**64 - 1, json.loads("[" * 300 + "]" * 300)),
+)
+"""Of a kind that nobody expects, or too large."""
+
+
+def places_in(value, place=()):
+    """Yield where values stand in a row, at any depth."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inside:
+        yield (*place, key)
+        yield from places_in(each, (*place, key))
+
+
+@pytest.mark.parametrize("name", sorted(each.name for each in LOGS.glob("*json*")))
+@given(data=st.data())
+def test_a_strange_value_anywhere_costs_no_other_row(tmp_path_factory, name, data):
+    lines = (LOGS / name).read_bytes().splitlines(keepends=True)
+    number = data.draw(st.integers(0, len(lines) - 1))
+    row = json.loads(lines[number])
+    *outer, last = data.draw(st.sampled_from(sorted(places_in(row), key=repr)))
+    functools.reduce(operator.getitem, outer, row)[last] = data.draw(st.sampled_from(STRANGE))
+    path = tmp_path_factory.mktemp("strange") / name
+    path.write_bytes(b"".join([*lines[:number], json.dumps(row).encode() + b"\n", *lines[number + 1 :]]))
+
+    def by_line(file):
+        log = open_log(str(file), columns=flat.mapping(None))
+        told = [(int(place.rpartition(":")[2]), entry) for place, entry in log.entries]
+        assert "\\x00" not in repr(told)
+        return log.dialect, [(line, repr(entry)) for line, entry in told if line != number + 1]
+
+    assert by_line(path) == by_line(LOGS / name)
 
 
 # Joining

@@ -4,7 +4,6 @@ What PostgreSQL cannot keep is refused here with its place in the body: a NUL ch
 surrogate pair, a number that is not finite.
 """
 
-import math
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,10 +15,10 @@ from embedding_studio.api.problems import wrong_body
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import MAX_ID_LENGTH
+from embedding_studio.domain.storable import check_json, check_text
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import InvalidVectorsError
 
-MAX_JSON_DEPTH = 64
 MAX_SECONDS = 100_000_000_000
 """UTC seconds beyond this lie after the year 5100; in milliseconds it is March 1973."""
 
@@ -46,41 +45,6 @@ class Body(BaseModel):
     """What a request carries; a field that is not known is refused, never ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def check_text(given: str) -> str:
-    if "\x00" in given:
-        raise ValueError("a text may not hold the character NUL (U+0000)")
-    try:
-        given.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text may not hold half a surrogate pair (U+D800 to U+DFFF)") from None
-    return given
-
-
-def check_json(given: dict[str, Any]) -> dict[str, Any]:
-    """Return what was given if PostgreSQL can keep it as ``jsonb``.
-
-    >>> check_json({"sizes": [38, 39.5], "brand": None})
-    {'sizes': [38, 39.5], 'brand': None}
-    """
-    level: list[Any] = [given]
-    for _ in range(MAX_JSON_DEPTH):
-        below: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                below.extend(value.keys())
-                below.extend(value.values())
-            elif isinstance(value, list):
-                below.extend(value)
-            elif isinstance(value, str):
-                check_text(value)
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{value} is no number that JSON knows; send null or leave it out")
-        if not below:
-            return given
-        level = below
-    raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
 
 
 def check_seconds(given: int) -> int:

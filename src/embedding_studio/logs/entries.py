@@ -4,7 +4,6 @@ A dialect is a function from a row to such entries. What a row lacks is told by 
 message is the reason under which it is counted; ``Beside`` is a row that is right, and about something else.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,12 +13,11 @@ from embedding_studio.domain.sessions import MAX_ID_LENGTH, RecordedSession
 
 Row = Mapping[str, Any]
 
-LAST_SECOND = 253_402_300_799
-"""Of the year 9999."""
 FEWEST_MILLISECONDS = 100_000_000_000
-"""A time from here on is in milliseconds, of March 1973; as seconds it would lie beyond the year 5000."""
+"""A time from here on is in milliseconds, of March 1973; in seconds the last one lies in the year 5138."""
 FEWEST_MICROSECONDS = 100_000_000_000_000
 MAX_POSITION = 2**31 - 1
+MAX_DIGITS = 18
 MAX_TYPE_LENGTH = 64
 
 
@@ -123,19 +121,21 @@ def seconds_of(given: object) -> int | None:
     (1317337009, 1317337009, 1317337009)
     >>> seconds_of("2011-09-29T22:56:49Z"), seconds_of("2011-09-29 22:56:49.634 UTC"), seconds_of("yesterday")
     (1317337009, 1317337009, None)
+    >>> seconds_of("6000-01-01"), seconds_of("9" * 400)  # written in seconds, it would be read as milliseconds
+    (None, None)
     """
     if isinstance(given, str):
         try:
             return seconds_of(float(given) if "." in given else int(given))
         except ValueError:
             return _seconds_of_date(given)
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < float("inf"):
         return None
     if given >= FEWEST_MICROSECONDS:
-        given /= 1_000_000
+        given //= 1_000_000
     elif given >= FEWEST_MILLISECONDS:
-        given /= 1_000
-    return int(given) if 0 <= given <= LAST_SECOND else None
+        given //= 1_000
+    return int(given) if given < FEWEST_MILLISECONDS else None
 
 
 def objects_of(given: object, *keys: str) -> tuple[str, ...]:
@@ -160,11 +160,17 @@ def first_of(row: Row, *keys: str) -> Any:
     return None
 
 
+def whole_of(given: object) -> int | None:
+    """Return a whole number, which may be written as a text; None if it is none."""
+    if isinstance(given, str) and given.isdecimal() and len(given) <= MAX_DIGITS:
+        given = int(given)
+    return given if type(given) is int else None
+
+
 def position_of(given: object) -> Mapping[str, Any] | None:
     """Return where an object stood, from 1 on, as an event keeps it."""
-    if isinstance(given, str) and given.isdecimal():
-        given = int(given)
-    return {"position": given} if type(given) is int and 1 <= given <= MAX_POSITION else None
+    position = whole_of(given)
+    return {"position": position} if position is not None and 1 <= position <= MAX_POSITION else None
 
 
 def required_time(row: Row, *keys: str) -> int:
@@ -184,4 +190,4 @@ def _seconds_of_date(given: str) -> int | None:
         at = (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
-    return int(at) if 0 <= at <= LAST_SECOND else None
+    return int(at) if 0 <= at < FEWEST_MILLISECONDS else None

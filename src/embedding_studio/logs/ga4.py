@@ -20,6 +20,7 @@ from embedding_studio.logs.entries import (
     position_of,
     required_time,
     text_of,
+    whole_of,
 )
 
 SEARCHES = ("view_search_results", "search")
@@ -32,7 +33,7 @@ def speaks(row: Row) -> bool:
 
 def read(row: Row) -> Sequence[Entry]:
     name = row.get("event_name")
-    if name not in {*SEARCHES, "view_item_list", *TYPES}:
+    if name not in (*SEARCHES, "view_item_list", *TYPES):
         raise Beside("an event about no search and no item")
     at = required_time(row, "event_timestamp")
     user_id = id_of(first_of(row, "user_id", "user_pseudo_id"))
@@ -78,6 +79,5 @@ def _parameters(row: Row) -> dict[str, Any]:
 
 def _index(given: object) -> float:
     """Return where an item stood; those that do not say come last, in their order."""
-    if isinstance(given, str) and given.isdecimal():
-        given = int(given)
-    return given if type(given) is int else float("inf")
+    index = whole_of(given)
+    return float("inf") if index is None else index

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from embedding_studio.domain.sessions import RecordedSession, SearchRequest, SearchResultItem, Session
+from embedding_studio.domain.storable import check_json
 from embedding_studio.files import replaced
 from embedding_studio.logs.entries import (
     Entry,
@@ -42,7 +43,7 @@ def read(row: Row) -> Sequence[Entry]:
     query = row.get("query")
     if not isinstance(query, str) or "\0" in query:
         raise Unusable("a session without a usable query")
-    request = row.get("request")
+    request = _json(row.get("request"))
     try:
         session = Session(
             session_id=session_id,
@@ -51,7 +52,7 @@ def read(row: Row) -> Sequence[Entry]:
             created_at=at,
             search_results=_results(row.get("results")),
             search_meta=_json(row.get("search_meta")),
-            request=None if request is None else SearchRequest.model_validate(_json(request)),
+            request=None if request is None else _request(request),
             is_irrelevant=row.get("is_irrelevant") is True,
         )
     except ValidationError as error:
@@ -107,13 +108,14 @@ def _line(recorded: RecordedSession, *, vectors: bool) -> bytes:
 
 def _results(given: object) -> tuple[SearchResultItem, ...]:
     shown: dict[str, SearchResultItem] = {}
-    for position, each in enumerate(given if isinstance(given, list) else (), start=1):
-        row = {"position": position} | (each if isinstance(each, dict) else {"object_id": each})
+    for number, each in enumerate(given if isinstance(given, list) else (), start=1):
+        row = {"position": number} | (each if isinstance(each, dict) else {"object_id": each})
         if (object_id := id_of(row.get("object_id"))) is None:
             raise Unusable("a session with a result without a usable object_id")
-        if position_of(row["position"]) is None:
+        if (position := position_of(row["position"])) is None:
             raise Unusable("a session with a result at no usable position")
-        shown.setdefault(object_id, SearchResultItem(**row | {"object_id": object_id}))
+        read = row | {**position, "object_id": object_id, "meta": _json(row.get("meta"))}
+        shown.setdefault(object_id, SearchResultItem.model_validate(read, strict=True))
     return tuple(shown.values())
 
 
@@ -135,18 +137,25 @@ def _event(given: object, session: Session) -> Event:
 
 
 def _json(given: object) -> dict[str, Any] | None:
-    if given is None:
-        return None
-    if not isinstance(given, dict) or b"\\u0000" in orjson.dumps(given):
-        raise Unusable("a session with a meta or request that is no JSON object that can be stored")
-    return given
+    try:
+        if given is None or isinstance(given, dict):
+            return None if given is None else check_json(given)
+    except ValueError:
+        pass
+    raise Unusable("a session with a meta or request that is no JSON object that can be stored")
+
+
+def _request(given: dict[str, Any]) -> SearchRequest:
+    """Return a request; strictly, for a text may stand for a number that is not finite."""
+    return SearchRequest.model_validate_json(orjson.dumps(given), strict=True)
 
 
 def _vectors(given: object) -> NDArray[np.float32] | None:
     if given is None:
         return None
     try:
-        vectors = np.atleast_2d(np.array(given, dtype=np.float32))
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+            vectors = np.atleast_2d(np.array(given, dtype=np.float32))
     except (ValueError, TypeError):
         raise Unusable("a session whose query_vectors are no lists of numbers") from None
     if vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():

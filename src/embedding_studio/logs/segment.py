@@ -25,12 +25,13 @@ TYPES = {
     "Product Added": "add_to_cart",
     "Order Completed": "purchase",
 }
+CALLS = ("track", "page", "identify")
 LISTS = ("Product List Viewed", "Product List Filtered")
 TIMES = ("timestamp", "originalTimestamp", "sentAt", "receivedAt")
 
 
 def speaks(row: Row) -> bool:
-    return row.get("type") in {"track", "page", "identify"} and ("messageId" in row or "anonymousId" in row)
+    return row.get("type") in CALLS and ("messageId" in row or "anonymousId" in row)
 
 
 def read(row: Row) -> Sequence[Entry]:
