@@ -1167,6 +1167,23 @@ def test_a_session_under_an_alias_keeps_the_name_it_was_recorded_under(storage, 
     assert storage.clickstream.get_session("s1").collection == "best"
 
 
+def test_a_session_under_an_alias_is_continued_under_any_name_of_its_collection(storage, films):
+    storage.collections.set_alias("best", "films")
+    storage.collections.create("books", films.index)
+    search(storage, "s1", collection="best")
+    first = storage.clickstream.get_session("s1")
+
+    became = storage.clickstream.record(
+        [
+            RecordedSession(first.model_copy(update={"collection": name}))
+            for name in ("films", "best", "books")
+        ]
+    )
+
+    assert became == [SessionDisposition.CONTINUED] * 2 + [SessionDisposition.TAKEN]
+    assert storage.clickstream.get_session("s1") == first
+
+
 def test_a_session_that_was_never_registered_is_not_found(storage):
     with pytest.raises(SessionNotFoundError, match="s1"):
         storage.clickstream.get_session("s1")

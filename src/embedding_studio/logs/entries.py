@@ -121,7 +121,7 @@ def seconds_of(given: object) -> int | None:
     (1317337009, 1317337009, 1317337009)
     >>> seconds_of("2011-09-29T22:56:49Z"), seconds_of("2011-09-29 22:56:49.634 UTC"), seconds_of("yesterday")
     (1317337009, 1317337009, None)
-    >>> seconds_of("6000-01-01"), seconds_of("9" * 400)  # written in seconds, it would be read as milliseconds
+    >>> seconds_of("6000-01-01"), seconds_of("9" * 400)  # too late to be told from milliseconds
     (None, None)
     """
     if isinstance(given, str):

@@ -269,9 +269,9 @@ class Clickstream(Protocol):
     def record(self, sessions: Sequence[RecordedSession]) -> list[SessionDisposition]:
         """Record sessions with the events they bring, one disposition each in order.
 
-        A session that is there already, of the same user, query and collection, is continued: what it shows
-        for the first time is added, at the positions that it gives (a session numbers its results from 1 on
-        where it is not told), and its events are pushed.
+        A session that is there already, of the same user, query and collection, by whichever of its names, is
+        continued: what it shows for the first time is added, at the positions that it gives (a session
+        numbers its results from 1 on where it is not told), and its events are pushed.
 
         Raises:
             CollectionNotFoundError: the collection of one that is new does not exist. Nothing is stored.

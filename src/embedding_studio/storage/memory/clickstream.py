@@ -146,8 +146,14 @@ class MemoryClickstream:
 
     def _record(self, session: Session, query_vectors: Vectors | None) -> SessionDisposition:
         stored = self._state.sessions.get(session.session_id)
-        if stored is not None and stored.difference(session):
-            return SessionDisposition.TAKEN
+        if stored is not None:
+            named = session.model_copy(update={"collection": stored.session.collection})
+            names = {
+                self._state.aliases.get(each.collection, each.collection)
+                for each in (session, stored.session)
+            }
+            if stored.difference(named) or len(names) > 1:
+                return SessionDisposition.TAKEN
         if stored is None:
             vectors = None if query_vectors is None else np.atleast_2d(np.array(query_vectors, np.float32))
             bare = session.model_copy(update={"search_results": (), "events": ()})

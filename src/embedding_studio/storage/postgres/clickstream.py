@@ -29,6 +29,7 @@ from embedding_studio.storage.postgres.collections import (
     find_collection,
     list_collections,
     lock_names,
+    names_by_alias,
     names_of,
 )
 from embedding_studio.storage.postgres.database import Connection, Database
@@ -356,7 +357,14 @@ def _continue(
     if not sessions:
         return [], []
     rows, positions = _known(connection, sessions)
-    is_same = [_difference(rows[session.session_id], session) is None for session in sessions]
+    differences = [_difference(rows[session.session_id], session) for session in sessions]
+    names = (
+        names_by_alias(connection) if any(each and each[0] == "collection" for each in differences) else {}
+    )
+    is_same = [
+        difference is None or _is_of_name(difference, session, names)
+        for session, difference in zip(sessions, differences, strict=True)
+    ]
     shown: dict[str, list[SearchResultItem]] = defaultdict(list)
     for session, same in zip(sessions, is_same, strict=True):
         if same:
@@ -526,6 +534,14 @@ def _difference(row: Row, session: Session) -> tuple[str, str | None] | None:
         if value != getattr(session, what):
             return what, value
     return None
+
+
+def _is_of_name(difference: tuple[str, str | None], session: Session, names: Mapping[str, str]) -> bool:
+    """Return whether all that differs is the name for one collection, which has aliases."""
+    what, ours = difference
+    return (
+        what == "collection" and len({names.get(str(each), each) for each in (ours, session.collection)}) == 1
+    )
 
 
 def _json(value: dict[str, Any] | None) -> Jsonb | None:

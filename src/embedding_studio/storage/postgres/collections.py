@@ -62,7 +62,7 @@ class PostgresCollections:
         return self._database.read(list_collections)
 
     def aliases(self) -> dict[str, str]:
-        return self._database.read(lambda connection: dict(connection.execute(_SQL["aliases"]).fetchall()))
+        return self._database.read(names_by_alias)
 
     def set_gate_threshold(self, name: str, gate_threshold: float | None) -> Collection:
         def work(connection: Connection) -> Collection:
@@ -125,6 +125,10 @@ def find_collection(connection: Connection, name: str) -> Collection:
             f"there is no collection or alias {name!r}; create it, or list what there is"
         )
     return collection
+
+
+def names_by_alias(connection: Connection) -> dict[str, str]:
+    return dict(connection.execute(_SQL["aliases"]).fetchall())
 
 
 def names_of(connection: Connection, collection: Collection) -> list[str]:
