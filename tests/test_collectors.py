@@ -90,6 +90,16 @@ def test_a_beacon_of_algolias_client_is_taken_with_its_key_in_the_url(make_conte
     assert (forbidden.status_code, became(forgotten)["status"], gone.status_code) == (403, 200, 404)
 
 
+def test_a_key_in_the_url_may_have_any_character(make_context):
+    with serving(create_app(make_context(write_api_key="cl\u00e9\u20ac"))) as client:
+        answers = [
+            client.post(ALGOLIA, params={"X-Algolia-API-Key": key}, json={"events": []})
+            for key in ("cl\u00e9\u20ac", "\u20ac")
+        ]
+
+    assert [each.status_code for each in answers] == [200, 401]
+
+
 def test_an_event_of_algolia_without_a_query_belongs_to_its_users_last_search_that_showed_it(client):
     found = event(eventType="conversion", eventSubtype="purchase", positions=None, objectIDs=["b"])
     del found["queryID"], found["positions"]

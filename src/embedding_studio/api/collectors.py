@@ -57,7 +57,8 @@ async def _may_write(
     in_url: Annotated[str | None, Depends(IN_URL)],
 ) -> bool:
     """Return whether the caller may also administer, as ``may_write``."""
-    key = in_header or in_url or request.query_params.get(HEADERS[0].lower())
+    in_url = in_url or request.query_params.get(HEADERS[0].lower())
+    key = in_header or (in_url and in_url.encode(errors="replace").decode("latin-1"))  # as headers are read
     if credentials is None and key:
         credentials = HTTPAuthorizationCredentials(scheme="Bearer", credentials=key)
     return await may_write(context, credentials)
