@@ -310,7 +310,9 @@ def test_what_is_exported_is_imported_to_the_same(storage, tmp_path):
         SearchResultItem(object_id="b", position=4, meta={"badge": "new"}),
     )
     events = (
-        SessionEvent(session_id="s1", object_id="b", created_at=AT + 3, meta={"position": 4}),
+        SessionEvent(
+            session_id="s1", object_id="b", created_at=AT + 3, meta={"position": 4, "cart": 2**53 + 1}
+        ),
         SessionEvent(session_id="s1", object_id="a", event_type="purchase", created_at=AT, event_id="e7"),
     )
     given = {"collection": "games", "created_at": AT}
@@ -350,6 +352,18 @@ def test_what_is_exported_is_imported_to_the_same(storage, tmp_path):
     before = state_of(storage, collection)
     importing_file(storage, collection, path)
     assert state_of(storage, collection) == before
+
+
+def test_numbers_of_more_than_64_bits_are_exported(memory, tmp_path):
+    collection = with_objects(memory)
+    session = Session(session_id="s1", collection="games", search_meta={"cart": 2**70})
+    memory.clickstream.record([RecordedSession(session, np.array([[0.1, 1]], np.float32))])
+
+    write_sessions(tmp_path / "a.jsonl", memory.clickstream.scan(collection=collection), vectors=True)
+
+    row = json.loads((tmp_path / "a.jsonl").read_text())
+    assert row["search_meta"] == {"cart": 2**70}
+    assert np.array_equal(np.float32(row["query_vectors"]), np.array([[0.1, 1]], np.float32))
 
 
 def test_an_event_without_a_search_finds_the_one_that_is_recorded(storage):

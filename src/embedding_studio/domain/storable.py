@@ -1,9 +1,25 @@
 """What PostgreSQL keeps: no NUL character, no half of a surrogate pair, no number that is not finite."""
 
+import json
 import math
 from typing import Any
 
+import numpy as np
+import orjson
+
 MAX_JSON_DEPTH = 64
+
+
+def as_json(value: Any) -> bytes:
+    """Return JSON, in which arrays of numbers are lists.
+
+    >>> as_json({"x": [0.1, 2**70]})
+    b'{"x": [0.1, 1180591620717411303424]}'
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # numbers of more than 64 bits
+        return json.dumps(value, default=np.ndarray.tolist).encode()
 
 
 def check_text(given: str) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from embedding_studio.domain.sessions import RecordedSession, SearchRequest, SearchResultItem, Session
-from embedding_studio.domain.storable import check_json
+from embedding_studio.domain.storable import as_json, check_json
 from embedding_studio.files import replaced
 from embedding_studio.logs.entries import (
     Entry,
@@ -103,7 +103,7 @@ def _line(recorded: RecordedSession, *, vectors: bool) -> bytes:
         row["is_irrelevant"] = True
     if recorded.query_vectors is not None and (vectors or not session.search_query):
         row["query_vectors"] = recorded.query_vectors
-    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    return as_json(row) + b"\n"
 
 
 def _results(given: object) -> tuple[SearchResultItem, ...]:

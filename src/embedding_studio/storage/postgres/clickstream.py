@@ -1,6 +1,5 @@
 """Sessions and events in PostgreSQL."""
 
-import json
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -10,7 +9,6 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import orjson
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.objects import Collection
@@ -23,6 +21,7 @@ from embedding_studio.domain.sessions import (
     SessionDisposition,
     SessionEvent,
 )
+from embedding_studio.domain.storable import as_json
 from embedding_studio.errors import ConflictError, SessionNotFoundError
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.collections import (
@@ -460,11 +459,7 @@ def _new_results(positions: Positions, shown: Mapping[str, Iterable[SearchResult
 
 def _rows(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return rows as one JSON document, which takes a tenth of the time that an array a column does."""
-    listed = list(rows)
-    try:
-        return orjson.dumps(listed).decode()
-    except TypeError:  # numbers of more than 64 bits
-        return json.dumps(listed)
+    return as_json(list(rows)).decode()
 
 
 def _push(
