@@ -251,6 +251,22 @@ def test_a_rehearsal_reads_and_stores_nothing(memory):
     assert recorded(memory, collection) == []
 
 
+def test_a_rehearsal_knows_the_searches_that_are_recorded_and_all_that_the_log_has(memory, monkeypatch):
+    monkeypatch.setattr(importing, "SEARCHES_REMEMBERED", 1)
+    collection = with_objects(memory)
+    Importer(memory, collection).run(placed([Search(AT, "hat", "ada", "q0")]))
+    entries = [Search(AT, "shoe", "ada", f"q{n}") for n in (1, 2, 3)]
+    entries += [Event(AT + 1, "a", "click", "ada", f"q{n}") for n in (0, 1, 3, 9)]
+
+    rehearsed, real = (
+        Importer(memory, collection, is_rehearsal=rehearsal).run(placed(entries))
+        for rehearsal in (True, False)
+    )
+
+    assert (rehearsed.events, real.events) == ({"read": 3}, {"accepted": 3})
+    assert rehearsed.left_out == real.left_out == {importing.NO_SUCH_SEARCH: importing.LeftOut(1, "log:6")}
+
+
 UNSTORABLE = {"x": "a\0b"}
 DEEP = json.loads('{"a":' * 100 + "1" + "}" * 100)
 

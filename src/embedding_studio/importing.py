@@ -7,6 +7,7 @@ run again, and one that overlaps another adds what is new.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -20,6 +21,7 @@ from embedding_studio.domain.sessions import (
     SessionDisposition,
     SessionEvent,
 )
+from embedding_studio.errors import SessionNotFoundError
 from embedding_studio.logs import WINDOW_SECONDS, Event, Left, Placed, Search, Shown, join, made_search
 from embedding_studio.storage.ports import Clickstream, Storage
 
@@ -181,7 +183,7 @@ class Importer:
     def _remembered(self, recorded: RecordedSession) -> RecordedSession:
         session = recorded.session
         self._searched_at[session.session_id] = session.created_at
-        if len(self._searched_at) > SEARCHES_REMEMBERED:
+        if len(self._searched_at) > SEARCHES_REMEMBERED and not self._is_rehearsal:
             del self._searched_at[next(iter(self._searched_at))]
         if len(self._users) < 2:
             self._users.add(session.user_id)
@@ -256,6 +258,8 @@ class Importer:
     def _settle(self) -> None:
         """Store events whose searches came after them, or can be made of them; leave out the others."""
         late, self._late = self._late, []
+        if self._is_rehearsal:
+            self._remember_recorded({event.search_id for _, event in late if event.search_id})
         for start in range(0, len(late), BATCH):
             batch = self._push(late[start : start + BATCH])
             made: dict[str, tuple[str, RecordedSession]] = {}
@@ -269,6 +273,13 @@ class Importer:
                     events.append((place, event))
             self._record(list(made.values()))
             self._push(events)
+
+    def _remember_recorded(self, search_ids: Iterable[str]) -> None:
+        """Remember those searches that are recorded, which nothing tells where events are not stored."""
+        for search_id in search_ids:
+            with suppress(SessionNotFoundError):
+                self._storage.clickstream.get_session(search_id)
+                self._searched_at.setdefault(search_id, 0)
 
     def _note(self) -> None:
         if self._users == {None}:
