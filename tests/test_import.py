@@ -255,8 +255,8 @@ def test_a_rehearsal_knows_the_searches_that_are_recorded_and_all_that_the_log_h
     monkeypatch.setattr(importing, "SEARCHES_REMEMBERED", 1)
     collection = with_objects(memory)
     Importer(memory, collection).run(placed([Search(AT, "hat", "ada", "q0")]))
-    entries = [Search(AT, "shoe", "ada", f"q{n}") for n in (1, 2, 3)]
-    entries += [Event(AT + 1, "a", "click", "ada", f"q{n}") for n in (0, 1, 3, 9)]
+    searches = [Search(AT, "shoe", "ada", f"q{n}") for n in (1, 2, 3)]
+    entries = [*searches, *(Event(AT + 1, "a", "click", "ada", f"q{n}") for n in (0, 1, 3, 9))]
 
     rehearsed, real = (
         Importer(memory, collection, is_rehearsal=rehearsal).run(placed(entries))
@@ -468,6 +468,7 @@ def test_import_tells_what_became_of_what(command):
         (["--since", "soon"], "--since is 'soon'; give a date"),
         (["--event-type", "purchase"], "write THEIRS=OURS"),
         (["--map", "colour=c"], "write FIELD=COLUMN"),
+        (["-", "-"], "standard input is read once"),
     ],
 )
 def test_import_says_what_is_wrong_in_a_sentence(command, options, sentence):

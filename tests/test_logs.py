@@ -234,6 +234,19 @@ def test_parquet_and_standard_input_are_read(tmp_path, monkeypatch):
     assert (first, last[0], str(last[1])) == ((1, {"a": 1}), 3, "a line that is no JSON object")
 
 
+def test_a_line_may_hold_a_list_of_rows(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'[{"a": 1}, 2, {"a": 3}]\n[]\n{"a": 4}\n')
+
+    rows = [(number, str(row)) for number, row in read_rows(tmp_path / "a.json")]
+
+    assert rows == [
+        (1, "{'a': 1}"),
+        (1, "a line that is no JSON object"),
+        (1, "{'a': 3}"),
+        (3, "{'a': 4}"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -241,6 +254,7 @@ def test_parquet_and_standard_input_are_read(tmp_path, monkeypatch):
         ("a.jsonl", b"", "no log of a known format; its first row has nothing that can be read"),
         ("a.jsonl", b'{"x": 1}\n', "its first row has 'x'. Say which column is what, as --map query=COLUMN"),
         ("a.json", b'[\n{"x": 1}\n]\n', "one JSON value over many lines"),
+        ("a.json", b'[{"x": 1},\n {"x": 2}]\n', "one JSON value over many lines"),
         ("a.csv", b"x,x\n1,2\n", "column names, each once, are needed"),
         ("a.csv", b"\xff\xfe,\n", "column names, each once, are needed"),
         ("a.csv", b"x,y\n1,2\n", "no log of a known format"),

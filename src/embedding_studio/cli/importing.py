@@ -12,6 +12,7 @@ from rich.table import Table
 from embedding_studio.cli.console import AsJson, InCollection, bar, err, opened_context, out, print_value
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import InvalidInputError
+from embedding_studio.files import STDIN
 from embedding_studio.importing import Importer, ImportReport
 from embedding_studio.logs import Placed, flat, open_log
 from embedding_studio.logs.entries import seconds_of
@@ -81,6 +82,8 @@ def import_log(
             is_rehearsal=dry_run,
         )
         chosen = "flat" if columns is not None and of_format is Format.AUTO else of_format.value
+        if logs.count(STDIN) > 1:
+            raise InvalidInputError("standard input is read once; give `-` once")
         opened = []
         for log in logs:
             found = open_log(

@@ -1,7 +1,8 @@
 """Rows of a log file; one that cannot be read is told with the number of its line, and the next one is read.
 
-NDJSON, or by its name CSV, TSV or Parquet; packed by gzip or Zstandard; ``-`` is NDJSON on standard input. A
-value of CSV holds no line break, so that a quote too many costs its own line and no other.
+NDJSON, of which a line may hold a list of rows, or by its name CSV, TSV or Parquet;
+packed by gzip or Zstandard; ``-`` is NDJSON on standard input. A value of CSV holds no line break, so that a quote too many costs its own
+line and no other.
 """
 
 import csv
@@ -67,14 +68,15 @@ def _json_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path) 
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
-            if number == 1 and line.strip() in {b"[", b"{"}:
+            if number == 1 and (line.lstrip().startswith(b"[") or line.strip() == b"{"):
                 raise InvalidDataError(
                     f"{path}: it is one JSON value over many lines, and a row a line is needed; "
                     f"`jq -c '.[]'` writes a list so"
                 ) from None
             yield number, Unusable("a line that is no JSON")
             continue
-        yield number, row if isinstance(row, dict) else Unusable("a line that is no JSON object")
+        for each in row if isinstance(row, list) else [row]:
+            yield number, each if isinstance(each, dict) else Unusable("a line that is no JSON object")
 
 
 def _table_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path) -> Iterator[NumberedRow]:
