@@ -234,6 +234,15 @@ def test_parquet_and_standard_input_are_read(tmp_path, monkeypatch):
     assert (first, last[0], str(last[1])) == ((1, {"a": 1}), 3, "a line that is no JSON object")
 
 
+def test_a_line_of_a_table_that_is_not_utf_8_is_told_as_such(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"x,y\ncaf\xe9,1\nhat,2\n")
+
+    first, last = read_rows(tmp_path / "a.csv")
+
+    assert (first[0], str(first[1])) == (2, "a line that is not UTF-8")
+    assert last == (3, {"x": "hat", "y": "2"})
+
+
 def test_a_line_may_hold_a_list_of_rows(tmp_path):
     (tmp_path / "a.json").write_bytes(b'[{"a": 1}, 2, {"a": 3}]\n[]\n{"a": 4}\n')
 
@@ -256,7 +265,9 @@ def test_a_line_may_hold_a_list_of_rows(tmp_path):
         ("a.json", b'[\n{"x": 1}\n]\n', "one JSON value over many lines"),
         ("a.json", b'[{"x": 1},\n {"x": 2}]\n', "one JSON value over many lines"),
         ("a.csv", b"x,x\n1,2\n", "column names, each once, are needed"),
-        ("a.csv", b"\xff\xfe,\n", "column names, each once, are needed"),
+        ("a.csv", b"\xff,\n", "column names, each once, are needed"),
+        ("a.csv", "time,query\n".encode("utf-16"), "it is UTF-16, and UTF-8 is needed"),
+        ("a.jsonl", '{"x": 1}\n'.encode("utf-16"), "it is UTF-16, and UTF-8 is needed"),
         ("a.csv", b"x,y\n1,2\n", "no log of a known format"),
         ("a.parquet", b"no", "cannot be read as Parquet"),
     ],

@@ -18,6 +18,8 @@ FEWEST_MILLISECONDS = 100_000_000_000
 FEWEST_MICROSECONDS = 100_000_000_000_000
 MAX_POSITION = 2**31 - 1
 MAX_DIGITS = 18
+LARGEST_EXACT = 2.0**53
+"""From here on not every whole number is a float."""
 MAX_TYPE_LENGTH = 64
 
 
@@ -91,9 +93,13 @@ Dialect = Callable[[Row], Sequence[Entry]]
 def id_of(given: object) -> str | None:
     """Return an id, which may be a whole number; None if it can be none.
 
-    >>> id_of("a1"), id_of(17), id_of(""), id_of(1.5)
-    ('a1', '17', None, None)
+    A column of whole numbers in which some are missing is often one of floats.
+
+    >>> id_of("a1"), id_of(17), id_of(17.0), id_of(""), id_of(1.5)
+    ('a1', '17', '17', None, None)
     """
+    if isinstance(given, float) and given.is_integer() and abs(given) < LARGEST_EXACT:
+        given = int(given)
     if type(given) is int:
         return str(given)
     if not isinstance(given, str) or not 1 <= len(given) <= MAX_ID_LENGTH or "\0" in given:
@@ -121,10 +127,14 @@ def seconds_of(given: object) -> int | None:
     (1317337009, 1317337009, 1317337009)
     >>> seconds_of("2011-09-29T22:56:49Z"), seconds_of("2011-09-29 22:56:49.634 UTC"), seconds_of("yesterday")
     (1317337009, 1317337009, None)
+    >>> seconds_of("20110929"), seconds_of("13172009")
+    (1317254400, 13172009)
     >>> seconds_of("6000-01-01"), seconds_of("9" * 400)  # too late to be told from milliseconds
     (None, None)
     """
     if isinstance(given, str):
+        if len(given) == len("20110929") and (at := _seconds_of_date(given)) is not None:
+            return at
         try:
             return seconds_of(float(given) if "." in given else int(given))
         except ValueError:

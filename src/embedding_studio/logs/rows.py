@@ -1,12 +1,14 @@
 """Rows of a log file; one that cannot be read is told with the number of its line, and the next one is read.
 
-NDJSON, of which a line may hold a list of rows, or by its name CSV, TSV or Parquet;
-packed by gzip or Zstandard; ``-`` is NDJSON on standard input. A value of CSV holds no line break, so that a quote too many costs its own
-line and no other.
+NDJSON, of which a line may hold a list of rows, or by its name CSV, TSV or Parquet; packed by gzip or
+Zstandard; ``-`` is NDJSON on standard input. A value of CSV holds no line break, so that a quote too many
+costs its own line and no other.
 """
 
+import codecs
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +21,8 @@ from embedding_studio.errors import InvalidDataError
 from embedding_studio.files import STDIN, from_parquet, parquet_file, readable, unpacked
 from embedding_studio.logs.entries import Row, Unusable
 
-BOM = b"\xef\xbb\xbf"
+BEGIN_OF_LIST = re.compile(rb"\[(.*,)?", re.DOTALL)
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 TABLES = (".csv", ".tsv")
 DELIMITERS = ",;\t|"
 
@@ -40,11 +43,11 @@ def read_rows(path: str | Path) -> Iterator[NumberedRow]:
             yield from _parquet_rows(Path(path))
         return
     with unpacked(path) as file:
-        lines = _lines(file)
+        lines = _lines(file, path)
         yield from _table_rows(lines, path) if kind in TABLES else _json_rows(lines, path)
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | Unusable]]:
+def _lines(file: IO[bytes], path: str | Path) -> Iterator[tuple[int, bytes | Unusable]]:
     """Yield lines that hold something, for as long as they can be unpacked."""
     number = 0
     packed_badly: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, gzip.BadGzipFile)
@@ -54,8 +57,10 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | Unusable]]:
         packed_badly = (*packed_badly, ZstdError)
     try:
         for number, line in enumerate(file, start=1):
+            if number == 1 and line.startswith(UTF_16):
+                raise InvalidDataError(f"{path}: it is UTF-16, and UTF-8 is needed; convert it and try again")
             if line.strip():
-                yield number, line.removeprefix(BOM) if number == 1 else line
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except packed_badly:
         yield number + 1, Unusable("the rest of the file, which cannot be unpacked")
 
@@ -68,7 +73,7 @@ def _json_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path) 
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
-            if number == 1 and (line.lstrip().startswith(b"[") or line.strip() == b"{"):
+            if number == 1 and (line.strip() == b"{" or BEGIN_OF_LIST.fullmatch(line.strip())):
                 raise InvalidDataError(
                     f"{path}: it is one JSON value over many lines, and a row a line is needed; "
                     f"`jq -c '.[]'` writes a list so"
@@ -86,19 +91,22 @@ def _table_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path)
         if isinstance(line, Unusable):
             yield number, line
             continue
+        reason = "a line that has not a value for each column"
         try:
             text = line.decode().rstrip("\r\n")
             if header is None:
                 delimiter = max(DELIMITERS, key=text.count)
             [values] = csv.reader([text], delimiter=delimiter, strict=True)
-        except (UnicodeDecodeError, csv.Error, ValueError):
+        except UnicodeDecodeError:
+            values, reason = [], "a line that is not UTF-8"
+        except csv.Error:
             values = []
         if header is None:
             if not values or len(set(values)) < len(values):
                 raise InvalidDataError(f"{path}, line {number}: column names, each once, are needed")
             header = [name.strip() for name in values]
         elif len(values) != len(header):
-            yield number, Unusable("a line that has not a value for each column")
+            yield number, Unusable(reason)
         else:
             yield number, dict(zip(header, values, strict=True))
 
