@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 
 from embedding_studio.domain.objects import Collection
@@ -23,6 +24,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import SessionNotFoundError
 from embedding_studio.logs import WINDOW_SECONDS, Event, Left, Placed, Search, Shown, join, made_search
+from embedding_studio.logs.joining import SEARCHES_OF_USER
 from embedding_studio.storage.ports import Clickstream, Storage
 
 BATCH = 1_000
@@ -30,6 +32,8 @@ BATCH = 1_000
 LATE_EVENTS = 500_000
 """So many events wait, at most, for a search that comes later in the log."""
 SEARCHES_REMEMBERED = 500_000
+WINDOWS_KEPT = 100
+"""Half hours of users whose recorded searches are kept while events are joined to them."""
 
 TAKEN = "a search whose id is that of another user's, text's or collection's search"
 EVENT_OF_TAKEN = "an event of a search whose id is taken"
@@ -310,24 +314,32 @@ def join_recorded(
 
     It is the latest of the half hour before that showed the object, or of which is not known what it showed.
     """
+
+    @lru_cache(WINDOWS_KEPT)
+    def searches(user_id: str, window: int) -> list[tuple[int, str, frozenset[str]]]:
+        """Return time, id and objects of a user's searches in a window and the one before, latest first."""
+        start = window * WINDOW_SECONDS
+        found = clickstream.scan(
+            collection=collection,
+            user_id=user_id,
+            since=start - WINDOW_SECONDS,
+            until=start + WINDOW_SECONDS,
+        )
+        return [
+            (each.created_at, each.session_id, frozenset(shown.object_id for shown in each.search_results))
+            for each in (recorded.session for recorded in found)
+        ][::-1]
+
     for place, entry in entries:
         if isinstance(entry, Event) and entry.search_id is None and entry.user_id is not None:
             recent = [
-                each.session
-                for each in clickstream.scan(
-                    collection=collection,
-                    user_id=entry.user_id,
-                    since=entry.at - WINDOW_SECONDS,
-                    until=entry.at + 1,
-                )
-            ][::-1]
-            shows = [
-                each
-                for each in recent
-                if any(result.object_id == entry.object_id for result in each.search_results)
-            ]
-            found = next(iter(shows or [each for each in recent if not each.search_results]), None)
-            yield place, entry if found is None else replace(entry, search_id=found.session_id)
+                (search_id, shown)
+                for at, search_id, shown in searches(entry.user_id, entry.at // WINDOW_SECONDS)
+                if entry.at - WINDOW_SECONDS <= at <= entry.at
+            ][:SEARCHES_OF_USER]
+            showing = [search_id for search_id, shown in recent if entry.object_id in shown]
+            found = next(iter(showing or [search_id for search_id, shown in recent if not shown]), None)
+            yield place, entry if found is None else replace(entry, search_id=found)
         else:
             yield place, entry
 
