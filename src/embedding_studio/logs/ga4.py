@@ -24,6 +24,8 @@ from embedding_studio.logs.entries import (
 )
 
 SEARCHES = ("view_search_results", "search")
+POSITIONS = ("item_list_index", "index")
+"""As BigQuery names it, where it is a text, and as it is sent."""
 TYPES = {"select_item": "click", "view_item": "view", "add_to_cart": "add_to_cart", "purchase": "purchase"}
 
 
@@ -48,10 +50,10 @@ def read(row: Row) -> Sequence[Entry]:
     items = row.get("items")
     listed = [each for each in items if isinstance(each, dict)] if isinstance(items, list) else []
     if name == "view_item_list":
-        in_order = sorted(listed, key=lambda item: _index(item.get("index")))
+        in_order = sorted(listed, key=lambda item: _index(first_of(item, *POSITIONS)))
         return [Shown(at, user_id, objects_of(in_order, "item_id"))]
     events: list[Entry] = [
-        Event(at, object_id, TYPES[name], user_id, meta=position_of(item.get("index")))
+        Event(at, object_id, TYPES[name], user_id, meta=position_of(first_of(item, *POSITIONS)))
         for item in listed
         if (object_id := id_of(item.get("item_id"))) is not None
     ]
