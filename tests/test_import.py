@@ -413,27 +413,21 @@ def test_an_event_without_a_search_finds_the_one_that_is_recorded(storage):
     assert found == [replace(each, search_id=found) for each, found in zip(events, wanted, strict=True)]
 
 
-class CountedScans:
-    """The log in memory, and how often it was read."""
-
-    def __init__(self, storage):
-        self.number = 0
-        self._scan = storage.clickstream.scan
-
-    def scan(self, **given):
-        self.number += 1
-        return self._scan(**given)
-
-
-def test_the_searches_of_a_user_are_read_once_for_all_events_of_a_half_hour(memory):
+def test_the_searches_of_a_user_are_read_once_for_all_events_of_a_half_hour(memory, monkeypatch):
     collection = with_objects(memory)
-    counted = CountedScans(memory)
+    scan, read = memory.clickstream.scan, []
+
+    def counted(**given):
+        read.append(given)
+        return scan(**given)
+
+    monkeypatch.setattr(memory.clickstream, "scan", counted)
     events = [Event(AT + second, name, user_id="ada") for second in range(5) for name in "abc"]
 
-    joined = list(join_recorded(counted, collection, placed(events)))
+    joined = list(join_recorded(memory.clickstream, collection, placed(events)))
 
     assert [each for _, each in joined] == events
-    assert counted.number == 1
+    assert len(read) == 1
 
 
 # The command
