@@ -262,7 +262,7 @@ def _measured(
 def _slice(
     measured: NDArray[np.float64], rows_of_users: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> SliceResult:
-    """Return one slice; ``measured`` holds rows of plain, mine, other, identical and kept, a column a query."""
+    """Return one slice; ``measured`` holds plain, mine, other, identical and kept, a column a query."""
     plain, mine, other, _, kept = np.stack([measured[:, rows].mean(axis=1) for rows in rows_of_users], axis=1)
     return SliceResult(
         users=len(rows_of_users),
