@@ -243,6 +243,34 @@ def test_a_vote_tells_what_was_clicked_and_where_that_is_known_looked_at():
     )
 
 
+def test_a_click_far_down_is_held_against_its_place_and_a_result_shown_twice_against_its_first():
+    shown = ("twice", *(f"o{place}" for place in range(2, 12)), "twice", "unclicked")
+    session = Session(
+        session_id="1",
+        user_id="ann",
+        search_results=tuple(SearchResultItem(object_id=name) for name in shown),
+        events=tuple(SessionEvent(session_id="1", object_id=name) for name in ("o11", "twice")),
+    )
+    originals = {name: at(place) for place, name in enumerate(shown)}
+
+    [vote] = (
+        fold(
+            [RecordedSession(session, at(0))],
+            originals,
+            PassiveAggressiveAdjuster(INDEX),
+            INDEX,
+            is_shared=True,
+        )
+        .states["ann"]
+        .votes
+    )
+
+    told = {each.object_id: each for each in vote.seen}
+    assert told["o11"] == SeenObject("o11", 1.0, 1 / 11)
+    assert told["twice"] == SeenObject("twice", 1.0, 1.0)
+    assert "unclicked" not in told
+
+
 # --- from clicks to everybody's search ------------------------------------------------------------
 
 

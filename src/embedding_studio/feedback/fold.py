@@ -47,7 +47,7 @@ DIRECTION_DECIMALS = 2
 """Coarse enough that a text embedded in another batch, which differs in its last bits, is the same query."""
 
 LOOKED_AT = 10
-"""What stands further down is hardly looked at, and is not kept."""
+"""What stands further down is hardly looked at, and is kept only if it was clicked."""
 
 T = TypeVar("T")
 
@@ -239,16 +239,17 @@ def _memory(
 def _seen(session: Session, clicked_ids: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Return object_id -> (clicks, looks) of one session, as ``SeenObject`` means them.
 
-    A result is looked at with probability 1 / position, as in ``improvement_input``.
+    A result is looked at with probability 1 / position where it stood first, as in ``improvement_input``.
     """
-    looks = {
-        result.object_id: 1.0 / result.position
-        for result in session.search_results
-        if result.position is not None and result.position <= LOOKED_AT
-    }
+    clicked = set(clicked_ids)
+    looks: dict[str, float] = {}
+    for result in session.search_results:
+        position = result.position
+        if position is not None and (position <= LOOKED_AT or result.object_id in clicked):
+            looks[result.object_id] = max(1.0 / position, looks.get(result.object_id, 0.0))
     return {
-        object_id: (float(object_id in clicked_ids), looks.get(object_id, 0.0))
-        for object_id in {*looks, *clicked_ids}
+        object_id: (float(object_id in clicked), looks.get(object_id, 0.0))
+        for object_id in {*looks, *clicked}
     }
 
 
