@@ -2649,7 +2649,7 @@ def test_what_others_did_with_objects_is_summed_up_query_by_query_and_fades_with
     learn(storage, films, "eve", votes=[vote("reddish", query=(3, 4, 0), at=at)])
     learn(storage, films, "fay", votes=[vote("green", query=(0, 0, 1), seen=[("z", 1, 1)], at=9 * at)])
 
-    red, reddish = storage.personal.near_memories(films, "ann", vectors(1, 0, 0), 0.5, shared_by=4).shared
+    red, reddish = storage.personal.near_memories(films, "ann", vectors(1, 0, 0), 0.5, shared_by=3).shared
 
     assert red.seen == (
         SharedObject("a\u00e9", 1, 0.5, 0),
@@ -2657,6 +2657,28 @@ def test_what_others_did_with_objects_is_summed_up_query_by_query_and_fades_with
         SharedObject("y", 0, 0, 0.5),
     )
     assert reddish.seen == (SharedObject("x", 1, 1, 1),)
+
+
+@pytest.mark.parametrize("ahead", [2**62, 10**12])
+def test_fewer_than_are_needed_cannot_make_what_others_did_old(storage, films, ahead):
+    for user_id in ("bob", "cat", "dan"):
+        learn(storage, films, user_id, votes=[vote("red", seen=[("x", 1, 1)])])
+    for user_id in ("eve", "mallory"):
+        learn(storage, films, user_id, votes=[vote("red", seen=[("y", 1, 0)], at=ahead)])
+
+    [red] = storage.personal.near_memories(films, "ann", vectors(1, 0, 0), 0.5, shared_by=3).shared
+
+    assert red.seen == (SharedObject("x", 3, 3, 3), SharedObject("y", 2, 2, 0))
+
+
+def test_what_is_very_old_still_weighs_something_and_the_same_everywhere(storage, films):
+    learn(storage, films, "bob", votes=[vote("red", seen=[("x", 1, 0.5)], at=0)])
+    learn(storage, films, "cat", votes=[vote("red", seen=[("x", 0, 0)], at=2**62)])
+
+    [red] = storage.personal.near_memories(films, "ann", vectors(1, 0, 0), 0.5, shared_by=1).shared
+
+    [x] = red.seen
+    assert (x.clicks / 0.5**1000, x.looks / 0.5**1000) == (pytest.approx(1), pytest.approx(0.5))
 
 
 def test_what_a_user_did_with_objects_never_comes_back_to_them_nor_twice(storage, films):

@@ -57,7 +57,9 @@ SHARED_QUERIES = 20
 SHARED_VOTES = 32
 """So many queries of others are looked at for one search, and of each so many votes, or ``shared_by``."""
 SHARED_HALF_LIFE = 7 * 86_400
-"""Seconds by which a vote has to be older than the latest that is counted for its clicks to weigh half."""
+"""Seconds by which a vote has to be older than the latest ``shared_by`` that are counted to weigh half."""
+MOST_HALF_LIVES = 1000
+"""What is still older weighs as much, so that no number becomes too small to be one."""
 
 
 def check_margin(margin: float | None) -> None:
@@ -604,8 +606,9 @@ class Personal(Protocol):
         ``SHARED_VOTES`` latest votes of others are taken, or ``shared_by`` if that is more (ties by
         user_id). Who voted for several of these queries counts once, for the nearest. The votes for one
         query are one memory; what they did with objects is summed up, each vote weighing
-        2^(-age / ``SHARED_HALF_LIFE``), where the latest vote counted has the age 0. If fewer than
-        ``shared_by`` users are counted, ``shared`` is empty.
+        2^(-age / ``SHARED_HALF_LIFE``), where the latest ``shared_by`` votes counted have the age 0: fewer
+        cannot make those of all others old. If fewer than ``shared_by`` users are counted, ``shared`` is
+        empty.
         """
         ...
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.objects import SharedMemory, SharedObject, SharedVote
 from embedding_studio.storage.ports import (
+    MOST_HALF_LIVES,
     SHARED_HALF_LIFE,
     SHARED_QUERIES,
     SHARED_VOTES,
@@ -76,7 +77,8 @@ class Votes:
                 counted |= told.keys()
         if not said or len(counted) < shared_by:
             return []
-        now = max(vote.created_at for _, told in said for vote in told)
+        latest_first = sorted((vote.created_at for _, told in said for vote in told), reverse=True)
+        now = latest_first[max(shared_by, 1) - 1]
         return [_memory(query, told, now) for query, told in said]
 
     def _latest(self, key: str) -> list[tuple[str, SharedVote]]:
@@ -122,7 +124,7 @@ def _memory(query: Vectors, votes: Sequence[SharedVote], now: int) -> SharedMemo
     clicks: dict[str, float] = defaultdict(float)
     looks: dict[str, float] = defaultdict(float)
     for vote in votes:
-        weight = 0.5 ** ((now - vote.created_at) / SHARED_HALF_LIFE)
+        weight = 0.5 ** min(max(now - vote.created_at, 0) / SHARED_HALF_LIFE, MOST_HALF_LIVES)
         for seen in vote.seen:
             users[seen.object_id] += seen.clicks > 0
             clicks[seen.object_id] += weight * seen.clicks

@@ -13,7 +13,7 @@ import numpy as np
 from psycopg import Cursor, sql
 
 from embedding_studio.domain.objects import Collection, SeenObject, SharedMemory, SharedObject, SharedVote
-from embedding_studio.storage.ports import SHARED_HALF_LIFE, SHARED_QUERIES, SHARED_VOTES
+from embedding_studio.storage.ports import MOST_HALF_LIVES, SHARED_HALF_LIFE, SHARED_QUERIES, SHARED_VOTES
 from embedding_studio.storage.postgres.database import Connection
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.schema import VOTES_LOCK
@@ -116,6 +116,7 @@ def _near(collection: Collection) -> bytes:
             queries=sql.Literal(SHARED_QUERIES),
             votes=sql.Literal(SHARED_VOTES),
             half_life=sql.Literal(float(SHARED_HALF_LIFE)),
+            most=sql.Literal(MOST_HALF_LIVES),
         )
         .as_bytes()
     )

@@ -22,11 +22,16 @@ counted AS MATERIALIZED (
         ) AS vote
     ORDER BY vote.user_id, near.distance, near.query_key
 ),
+now AS MATERIALIZED (
+    SELECT created_at FROM counted ORDER BY created_at DESC OFFSET greatest(%(shared_by)s::bigint, 1) - 1 LIMIT 1
+),
 weighed AS (
     SELECT
         query_key, object_ids, clicks, looks,
-        0.5::float8 ^ least((max(created_at) OVER () - created_at) / {half_life}::float8, 1000) AS weight
-    FROM counted
+        0.5::float8 ^ least(
+            greatest(now.created_at::float8 - counted.created_at, 0) / {half_life}::float8, {most}
+        ) AS weight
+    FROM counted CROSS JOIN now
 ),
 seen AS (
     SELECT
