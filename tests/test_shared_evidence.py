@@ -18,7 +18,7 @@ from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import 
 from embedding_studio.embeddings.personal import object_factors, shared_evidence, weighed_distances
 from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.errors import InvalidSettingError
-from embedding_studio.feedback.fold import fold
+from embedding_studio.feedback.fold import MOST_SEEN, fold
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.search import SearchService
 from embedding_studio.settings import load_settings
@@ -269,6 +269,34 @@ def test_a_click_far_down_is_held_against_its_place_and_a_result_shown_twice_aga
     assert told["o11"] == SeenObject("o11", 1.0, 1 / 11)
     assert told["twice"] == SeenObject("twice", 1.0, 1.0)
     assert "unclicked" not in told
+
+
+def test_a_vote_tells_of_so_many_objects_however_many_were_clicked_or_said_to_be_shown():
+    names = [f"o{n:03}" for n in range(2 * MOST_SEEN)]
+    sessions = [
+        Session(
+            session_id=session_id,
+            user_id="ann",
+            created_at=int(session_id),
+            search_results=tuple(SearchResultItem(object_id=name, position=1) for name in shown),
+            events=tuple(SessionEvent(session_id=session_id, object_id=name) for name in clicked),
+        )
+        for session_id, shown, clicked in (("1", (), names), ("2", names, names[-3:]), ("3", (), names[-9:]))
+    ]
+    originals = {name: at(n / 10) for n, name in enumerate(names)}
+
+    folded = fold(
+        [RecordedSession(session, at(0)) for session in sessions],
+        originals,
+        PassiveAggressiveAdjuster(INDEX),
+        INDEX,
+        is_shared=True,
+    )
+
+    [vote] = folded.states["ann"].votes
+    assert [each.object_id for each in vote.seen] == names[: MOST_SEEN - 9] + names[-9:]
+    assert vote.seen[0] == SeenObject("o000", 1 / 3, 1 / 3)
+    assert vote.seen[-1] == SeenObject(names[-1], 1.0, 1 / 3)
 
 
 # --- from clicks to everybody's search ------------------------------------------------------------

@@ -112,7 +112,7 @@ class SharedVote:
         query: [D] float32, the mean over the query's parts.
         clicked_mean: [D] float32, the mean of the user's clicked means for that query.
         created_at: UTC seconds of the user's latest session with it.
-        seen: the objects that were clicked or shown, by object_id.
+        seen: the objects that were clicked or shown (``fold.MOST_SEEN`` at most), by object_id.
     """
 
     query_key: str

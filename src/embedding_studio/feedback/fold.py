@@ -49,6 +49,10 @@ DIRECTION_DECIMALS = 2
 LOOKED_AT = 10
 """What stands further down is hardly looked at, and is kept only if it was clicked."""
 
+MOST_SEEN = 50
+"""Of so many objects a vote tells, those clicked most and then looked at most: every search of others looks
+at what is told of near queries, so whoever clicked thousands would make it slow, and fill its pages."""
+
 T = TypeVar("T")
 
 
@@ -279,11 +283,17 @@ def _votes(
 
 
 def _mean_seen(asked: Sequence[Mapping[str, tuple[float, float]]]) -> tuple[SeenObject, ...]:
-    ids = sorted(set().union(*asked))
-    sums = [np.sum([objects.get(object_id, (0.0, 0.0)) for objects in asked], axis=0) for object_id in ids]
+    """Return what was done with objects on average, by object_id, of ``MOST_SEEN`` at most."""
+    clicks: dict[str, float] = defaultdict(float)
+    looks: dict[str, float] = defaultdict(float)
+    for objects in asked:
+        for object_id, (clicked, looked) in objects.items():
+            clicks[object_id] += clicked
+            looks[object_id] += looked
+    most_first = sorted(clicks, key=lambda object_id: (-clicks[object_id], -looks[object_id], object_id))
     return tuple(
-        SeenObject(object_id, float(clicks / len(asked)), float(looks / len(asked)))
-        for object_id, (clicks, looks) in zip(ids, sums, strict=True)
+        SeenObject(object_id, clicks[object_id] / len(asked), looks[object_id] / len(asked))
+        for object_id in sorted(most_first[:MOST_SEEN])
     )
 
 
