@@ -434,6 +434,20 @@ def test_a_short_list_begins_the_long_one_whatever_others_bring_nearer_or_send_a
             assert ids(found(60, max_distance=whole.results[12].distance + 1e-6)) == ids(whole)[:13]
 
 
+def test_what_is_as_near_as_can_be_is_ordered_by_id_whatever_others_did(storage, world, arc):
+    storage.objects.upsert(arc, [CatalogueObject("a", at(0)), CatalogueObject("b", at(0))])
+    for user_id in ("ann", "bob", "cid"):
+        storage.clickstream.register_session(Session(session_id=user_id, user_id=user_id), at(0))
+        storage.clickstream.push_events([SessionEvent(session_id=user_id, object_id="b")])
+        world.improver.improve_once()
+
+    page = world.found("new", limit=2, explain=True)
+
+    assert [result.distance for result in page.results] == [0, 0]
+    assert [result.explanation.shared.factor < 1 for result in page.results] == [False, True]
+    assert ids(page) == ["a", "b"]
+
+
 def test_what_others_clicked_is_explained_without_a_name(world):
     for user_id in ("ann", "bob", "cid"):
         world.click(user_id, "at40")

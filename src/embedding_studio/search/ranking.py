@@ -87,7 +87,7 @@ class Lists:
         lengths_matter = index.metric_type is MetricType.DOT
         there = {each.object_id for each in found}
         beyond = [] if is_all else [name for name in factors if factors[name] < 1 and name not in there]
-        if len(found) >= count and self.request.max_distance is None and not lengths_matter:
+        if len(found) >= count and not lengths_matter:
             last = sorted(each.distance * factors.get(each.object_id, 1.0) for each in found)[count - 1]
             beyond = [name for name in beyond if factors[name] * found[-1].distance <= last]
         needed = {*beyond, *(factors.keys() & there)} if lengths_matter else beyond
