@@ -98,6 +98,27 @@ def test_collections_made_before_votes_are_like_those_made_since(connection, pos
     assert definitions(connection) == made
 
 
+def test_votes_of_before_they_told_of_objects_stay_and_tell_of_none(connection, postgres_url):
+    query = np.ones(3, dtype=np.float32)
+    with closing(PostgresStorage(postgres_url)) as storage:
+        films = storage.collections.create("films", SearchIndexInfo(dimensions=3))
+        made = definitions(connection)
+        with storage.personal.learning(films, ["ann"]) as transaction:
+            transaction.replace_states({"ann": PersonalState((), {}, (SharedVote("red", query, query, 1),))})
+    connection.execute(
+        "ALTER TABLE collection_1.shared_votes DROP COLUMN object_ids, DROP COLUMN clicks, DROP COLUMN looks"
+    )
+    connection.execute("DELETE FROM embedding_studio.schema_migrations WHERE number >= 9")
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        [vote] = storage.personal.state(films, "ann").votes
+        [told] = storage.personal.near_memories(films, None, query, 0.5, shared_by=1).shared
+
+    assert (vote.query_key, vote.created_at, vote.seen) == ("red", 1, ())
+    assert (told.users, told.seen) == (1, ())
+    assert definitions(connection) == made
+
+
 def without_folds(connection):
     """Make the queue what it was when its rows were sessions."""
     connection.execute(
