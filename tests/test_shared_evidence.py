@@ -118,20 +118,38 @@ def test_what_is_clicked_more_than_its_place_makes_likely_comes_nearer_by_hand()
     assert factors == pytest.approx({"ignored": 2**0.4, "liked": liked**0.4})
 
 
-def test_where_no_place_is_known_clicks_decide_and_once_more_those_of_enough_for_the_very_same_query():
+def test_where_most_places_are_not_known_clicks_decide_and_once_more_those_of_enough_for_the_same_query():
     same = [
         SharedObject("few", 2, 2.0, 0.0),
         SharedObject("many", 3, 3.0, 0.0),
-        SharedObject("seen", 9, 9.0, 0.1),
+        SharedObject("seen", 4, 4.0, 0.1),
+        SharedObject("shown", 0, 0.0, 3.0),
     ]
 
     factors = object_factors(np.array([1.0]), [same], min_users=3)
     nearly = object_factors(np.array([0.99]), [same], min_users=3)
 
-    assert factors["few"] == pytest.approx(0.1 / 2.1)
-    assert factors["many"] == pytest.approx(0.1 / 3.1 * 0.03 / 3.03)
-    assert factors["seen"] == pytest.approx((1.55 / 10.5) ** 0.4)
+    assert factors == pytest.approx(
+        {"few": 0.1 / 2.1, "many": 0.1 / 3.1 * 0.03 / 3.03, "seen": 0.1 / 4.1 * 0.03 / 4.03}
+    )
     assert nearly["many"] == pytest.approx(0.1 / (0.1 + 3 * 0.99**3))
+
+
+def test_one_account_that_hides_places_or_tells_of_some_does_not_change_how_all_others_count():
+    honest = [SharedObject("liked", 9, 9.0, 5.0), SharedObject("shown", 0, 0.0, 9.0)]
+    of_shop = [SharedObject("liked", 9, 9.0, 0.0)]
+
+    [hidden, told] = (
+        object_factors(np.array([1.0]), [[*many, one]], min_users=3)
+        for many, one in (
+            (honest, SharedObject("mine", 1, 1.0, 0.0)),
+            (of_shop, SharedObject("mine", 1, 1.0, 1.0)),
+        )
+    )
+
+    assert hidden["mine"] == pytest.approx((1.5 / 2.5) ** 0.4)
+    assert hidden["liked"] == object_factors(np.array([1.0]), [honest], min_users=3)["liked"]
+    assert told["liked"] == object_factors(np.array([1.0]), [of_shop], min_users=3)["liked"]
 
 
 @given(clicks=st.floats(0, 32), more=st.floats(0.1, 9), looks=st.floats(0, 32), gate=st.floats(0.1, 1))

@@ -20,9 +20,9 @@ or sends it away. The gap from the least distance that an object of its length c
     f_d = ((b e_d + 3 b) / (c_d + 3 b))^0.4,    c_d = sum_j k_j^3 c_dj,  e_d = sum_j k_j^3 e_dj     eq. 11
 
 the click rate b that may be expected of anything over the one observed, both smoothed by 3 looks, where a
-look is 1 / position, as often as a place is looked at. Where no place is known for it (e_d is 0), clicks
-cannot be held against places, and how many there are decides; x_d are those for the very same query, if they
-are by enough users, else 0:
+look is 1 / position, as often as a place is looked at. Where most clicks were on what no vote knows a place
+of (e_d is 0), clicks cannot be held against places, and how many there are decides; x_d are those for the
+very same query, if they are by enough users, else 0:
 
     f_d = 0.1 / (0.1 + c_d) * 0.03 / (0.03 + x_d)                                                   eq. 12
 
@@ -69,7 +69,7 @@ EXPECTED_LOOKS = 3.0
 """What is observed has to stand up against so many; fewer let single wrong clicks through."""
 
 EXPECTED_CLICKS, EXPECTED_EXACT_CLICKS = 0.1, 0.03
-"""The same where no place is known."""
+"""The same where most places are not known."""
 
 OBJECT_STRENGTH = 0.4
 
@@ -280,7 +280,7 @@ def object_factors(
     Args:
         gates: [M], as in ``shared_evidence``.
         seen: for each of these queries what its users did with objects.
-        min_users: so many must have clicked an object for the very same query where no place is known.
+        min_users: so many must have clicked an object for the very same query for x_d to count.
 
     Returns:
         Above 0: below 1 for what is clicked more often than may be expected where it stood; above 1 for less.
@@ -301,18 +301,23 @@ def object_factors(
             if gate >= EXACT:
                 users[each.object_id] += each.users
                 exact[each.object_id] += each.clicks
-    smoothing = CLICK_RATE * EXPECTED_LOOKS
-    factors = {}
-    for name, clicked in clicks.items():
-        if looks[name] > 0:
-            factor = ((CLICK_RATE * looks[name] + smoothing) / (clicked + smoothing)) ** OBJECT_STRENGTH
-        else:
-            factor = EXPECTED_CLICKS / (EXPECTED_CLICKS + clicked)
-            if users[name] >= min_users:
-                factor *= EXPECTED_EXACT_CLICKS / (EXPECTED_EXACT_CLICKS + exact[name])
-        if factor != 1:
-            factors[name] = factor
-    return factors
+    nowhere = sum(clicked for name, clicked in clicks.items() if looks[name] == 0)
+    if nowhere > sum(clicks.values()) / 2:
+        of_exact = {name: exact[name] if users[name] >= min_users else 0.0 for name in clicks}
+        factors = {
+            name: EXPECTED_CLICKS
+            / (EXPECTED_CLICKS + clicked)
+            * EXPECTED_EXACT_CLICKS
+            / (EXPECTED_EXACT_CLICKS + of_exact[name])
+            for name, clicked in clicks.items()
+        }
+    else:
+        smoothing = CLICK_RATE * EXPECTED_LOOKS
+        factors = {
+            name: ((CLICK_RATE * looks[name] + smoothing) / (clicked + smoothing)) ** OBJECT_STRENGTH
+            for name, clicked in clicks.items()
+        }
+    return {name: factor for name, factor in factors.items() if factor != 1}
 
 
 def weighed_distances(
