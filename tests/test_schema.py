@@ -105,10 +105,7 @@ def test_votes_of_before_they_told_of_objects_stay_and_tell_of_none(connection, 
         made = definitions(connection)
         with storage.personal.learning(films, ["ann"]) as transaction:
             transaction.replace_states({"ann": PersonalState((), {}, (SharedVote("red", query, query, 1),))})
-    connection.execute(
-        "ALTER TABLE collection_1.shared_votes DROP COLUMN object_ids, DROP COLUMN clicks, DROP COLUMN looks"
-    )
-    connection.execute("DELETE FROM embedding_studio.schema_migrations WHERE number >= 9")
+    without_votes_by_object(connection)
 
     with closing(PostgresStorage(postgres_url)) as storage:
         [vote] = storage.personal.state(films, "ann").votes
@@ -119,8 +116,20 @@ def test_votes_of_before_they_told_of_objects_stay_and_tell_of_none(connection, 
     assert definitions(connection) == made
 
 
+def without_votes_by_object(connection):
+    """Make the votes of the first collection what they were before they told of objects."""
+    connection.execute(
+        """
+        ALTER TABLE collection_1.shared_votes
+            DROP COLUMN object_ids, DROP COLUMN clicks, DROP COLUMN looks;
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 9;
+        """
+    )
+
+
 def without_folds(connection):
     """Make the queue what it was when its rows were sessions."""
+    without_votes_by_object(connection)
     connection.execute(
         """
         DROP INDEX embedding_studio.sessions_by_time;
