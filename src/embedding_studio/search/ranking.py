@@ -93,7 +93,9 @@ class Lists:
         needed = {*beyond, *(factors.keys() & there)} if lengths_matter else beyond
         items = {item.object_id: item for item in self.storage.objects.get(self.collection, sorted(needed))}
         absent = [items[name] for name in beyond if name in items and self._matches(items[name])]
-        before = self._distances(bend, absent).tolist()
+        originals = {item.object_id: item.parts for item in absent}
+        copies = self._copies([name for name in originals if name in bend.object_gates()])
+        before = self._distances(bend, originals, copies).tolist() if absent else []
         near = found + [
             Neighbour(item.object_id, distance, item.payload)
             for item, distance in zip(absent, before, strict=True)
@@ -115,17 +117,21 @@ class Lists:
     def _matches(self, item: CatalogueObject) -> bool:
         return self.filter is None or self.filter.matches(item.payload)
 
-    def _distances(self, bend: Bend, items: Sequence[CatalogueObject]) -> NDArray[np.float64]:
-        """Return [R], how far objects are by originals and the user's own vectors, whatever others did."""
-        if not items:
-            return np.zeros(0)
+    def _distances(
+        self, bend: Bend, originals: Mapping[str, Vectors], copies: Mapping[str, Vectors]
+    ) -> NDArray[np.float64]:
+        """Return [R], how far objects are by originals and the user's own vectors, whatever others did.
+
+        Args:
+            originals: object_id -> [P, D], R of them.
+            copies: the same of those that the user has vectors of their own for.
+        """
         index, gate_of = self.collection.index, bend.object_gates()
-        copies = self._copies([item.object_id for item in items if item.object_id in gate_of])
         shifted = bend.shifted(index, self.queries)
         blended = blend(
-            similarities_of(index, shifted, [item.parts for item in items]),
-            similarities_of(index, shifted, [copies.get(item.object_id, item.parts) for item in items]),
-            np.array([gate_of.get(item.object_id, 0.0) for item in items]),
+            similarities_of(index, shifted, list(originals.values())),
+            similarities_of(index, shifted, [copies.get(name, parts) for name, parts in originals.items()]),
+            np.array([gate_of.get(name, 0.0) for name in originals]),
         )
         return distances(index, blended)
 
@@ -170,19 +176,16 @@ class Lists:
         there = [each for each in results if each.object_id in originals]  # the others are gone by now
         if not there:
             return {}
-        original = [originals[each.object_id] for each in there]
-        personal = [copies.get(each.object_id, originals[each.object_id]) for each in there]
+        of_there = {each.object_id: originals[each.object_id] for each in there}
+        original = list(of_there.values())
 
         def distances_by(bend: Bend) -> NDArray[np.float64]:
-            gate_of, factors = bend.object_gates(), bend.object_factors()
+            factors = bend.object_factors()
             shifted = bend.shifted(index, self.queries)
-            blended = blend(
-                similarities_of(index, shifted, original),
-                similarities_of(index, shifted, personal),
-                np.array([gate_of.get(each.object_id, 0.0) for each in there]),
+            factor = np.array([factors.get(name, 1.0) for name in of_there])
+            return weighed_distances(
+                index, shifted, self._distances(bend, of_there, copies), factor, original
             )
-            factor = np.array([factors.get(each.object_id, 1.0) for each in there])
-            return weighed_distances(index, shifted, distances(index, blended), factor, original)
 
         base = distances(index, similarities_of(index, self.queries, original))
         shifted = distances(index, similarities_of(index, self.bend.shifted(index, self.queries), original))
