@@ -302,28 +302,25 @@ def object_factors(
                 users[each.object_id] += each.users
                 exact[each.object_id] += each.clicks
     nowhere = sum(clicked for name, clicked in clicks.items() if looks[name] == 0)
-    if nowhere > sum(clicks.values()) / 2:
-        of_exact = {name: exact[name] if users[name] >= min_users else 0.0 for name in clicks}
-        factors = {
-            name: EXPECTED_CLICKS
-            / (EXPECTED_CLICKS + clicked)
-            * EXPECTED_EXACT_CLICKS
-            / (EXPECTED_EXACT_CLICKS + of_exact[name])
-            for name, clicked in clicks.items()
-        }
-    else:
-        smoothing = CLICK_RATE * EXPECTED_LOOKS
-        factors = {
-            name: ((CLICK_RATE * looks[name] + smoothing) / (clicked + smoothing)) ** OBJECT_STRENGTH
-            for name, clicked in clicks.items()
-        }
-    return {name: factor for name, factor in factors.items() if factor != 1}
+    counts_decide = nowhere > sum(clicks.values()) / 2
+    smoothing = CLICK_RATE * EXPECTED_LOOKS
+    factors = {}
+    for name, clicked in clicks.items():
+        if counts_decide:
+            factor = EXPECTED_CLICKS / (EXPECTED_CLICKS + clicked)
+            if users[name] >= min_users:
+                factor *= EXPECTED_EXACT_CLICKS / (EXPECTED_EXACT_CLICKS + exact[name])
+        else:
+            factor = ((CLICK_RATE * looks[name] + smoothing) / (clicked + smoothing)) ** OBJECT_STRENGTH
+        if factor != 1:
+            factors[name] = factor
+    return factors
 
 
 def weighed_distances(
     index: SearchIndexInfo, queries: Vectors, found: Floats, factors: Floats, objects: Sequence[Vectors]
 ) -> Floats:
-    """Return the distances of objects after their factors (eq. 11).
+    """Return the distances of objects after their factors (eqs. 11 and 12).
 
     The least distance is 0 for cosine and euclid, and for dot minus the product of the lengths.
 

@@ -110,9 +110,7 @@ class Asked:
     def nearest(self, query: Vectors, threshold: float) -> list[str]:
         """Return the keys of the ``SHARED_QUERIES`` nearest, nearest first, ties by key."""
         N = len(self._keys)
-        if N == 0:
-            return []
-        alike = Rows(self._queries[:N], self._lengths[:N]).cosines(query)
+        alike = cosines(self._queries[:N], query, self._lengths[:N])
         rows = np.flatnonzero(alike > threshold).tolist()
         rows.sort(key=lambda row: (-alike[row], self._keys[row]))
         return [self._keys[row] for row in rows[:SHARED_QUERIES]]
@@ -133,29 +131,18 @@ def _memory(query: Vectors, votes: Sequence[SharedVote], now: int) -> SharedMemo
     return SharedMemory(query, mean.astype(np.float32), len(votes), tuple(summed))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Vectors to which many are compared, and their lengths."""
+def cosines(
+    vectors: NDArray[np.floating], query: Vectors, lengths: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero.
 
-    vectors: NDArray[np.float64]
-    lengths: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, vectors: Vectors) -> "Rows":
-        rows = vectors.astype(np.float64)
-        return cls(rows, np.linalg.norm(rows, axis=-1))
-
-    def cosines(self, query: Vectors) -> NDArray[np.float64]:
-        """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero."""
-        if len(self.vectors) == 0:
-            return np.empty(0)
-        q = query.astype(np.float64)
-        lengths = self.lengths * np.linalg.norm(q)
-        found: NDArray[np.float64] = np.full(len(lengths), -np.inf)
-        np.divide(np.vecdot(self.vectors, q), lengths, out=found, where=lengths > 0)
-        return found
-
-
-def cosines(vectors: Vectors, query: Vectors) -> NDArray[np.float64]:
-    """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero."""
-    return Rows.of(vectors).cosines(query)
+    Args:
+        lengths: [N], of the vectors, where they are known.
+    """
+    if len(vectors) == 0:
+        return np.empty(0)
+    rows, q = vectors.astype(np.float64, copy=False), query.astype(np.float64)
+    scale = (np.linalg.norm(rows, axis=-1) if lengths is None else lengths) * np.linalg.norm(q)
+    found: NDArray[np.float64] = np.full(len(rows), -np.inf)
+    np.divide(np.vecdot(rows, q), scale, out=found, where=scale > 0)
+    return found
