@@ -193,13 +193,13 @@ def test_however_often_sessions_are_swept_each_moved_what_it_moved_itself(num_it
 
 def test_where_lengths_differ_a_session_is_remembered_by_what_told_its_clicks_apart():
     index = SearchIndexInfo(dimensions=3, metric_type=MetricType.DOT)
-    originals = {"at10": at(10), "at90": 3 * at(90)}
-    session = recorded("s", ["at90"], shown=["at10", "at90"])
+    originals = {"at10": at(10), "at60": 3 * at(60)}
+    session = recorded("s", ["at60"], shown=["at10", "at60"])
 
     state = fold([session], originals, PassiveAggressiveAdjuster(index), index).states["ann"]
 
     # Lengths 1 and 3 differ by far more than 0.05 of their mean, so the mean of both directions is taken out.
-    expected = at(90)[0] - (at(10)[0] + at(90)[0]) / 2
+    expected = at(60)[0] - (at(10)[0] + at(60)[0]) / 2
     np.testing.assert_allclose(state.memories[0].clicked_mean, expected, atol=1e-6)
 
 

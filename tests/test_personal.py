@@ -132,7 +132,7 @@ def test_a_query_whose_parts_cancel_out_is_remembered_as_zero():
 def test_an_object_of_several_parts_is_clicked_for_its_best_part_under_min():
     clicked = [f32((0, 2), (2, 0), (-2, 0)), f32((0, 5))]
 
-    mean = clicked_mean(COSINE, f32((1, 0)), clicked, [1.0, 3.0])
+    mean = clicked_mean(COSINE, f32((1, 0.5)), clicked, [1.0, 3.0])
 
     np.testing.assert_allclose(mean, (0.25, 0.75))
 
@@ -140,7 +140,7 @@ def test_an_object_of_several_parts_is_clicked_for_its_best_part_under_min():
 def test_an_object_of_several_parts_is_clicked_for_all_of_them_under_avg():
     index = SearchIndexInfo(metric_type=MetricType.EUCLID, metric_aggregation_type=MetricAggregationType.AVG)
 
-    mean = clicked_mean(index, f32((1, 0)), [f32((0, 2), (2, 0), (-2, 1))], [2.0])
+    mean = clicked_mean(index, f32((1, 0.5)), [f32((0, 2), (2, 0), (-2, 1))], [2.0])
 
     np.testing.assert_allclose(mean, (0, 1))
 
@@ -149,26 +149,26 @@ def test_an_object_of_several_parts_is_clicked_for_all_of_them_under_avg():
 def test_what_was_passed_over_says_nothing_where_lengths_do_not_multiply(index):
     clicked, passed_over = [f32((0, 2))], [f32((3, 1)), f32((1, 0))]
 
-    alone = clicked_mean(index, f32((1, 0)), clicked, [1.0])
+    alone = clicked_mean(index, f32((1, 0.5)), clicked, [1.0])
 
-    np.testing.assert_array_equal(clicked_mean(index, f32((1, 0)), clicked, [1.0], passed_over), alone)
+    np.testing.assert_array_equal(clicked_mean(index, f32((1, 0.5)), clicked, [1.0], passed_over), alone)
 
 
 def test_under_dot_a_pull_is_by_the_difference_as_far_as_lengths_differ():
     clicked, passed_over = [f32((0, 1.02))], [f32((0.98, 0))]
 
-    mean = clicked_mean(DOT, f32((1, 0)), clicked, [1.0], passed_over)
+    mean = clicked_mean(DOT, f32((1, 0.5)), clicked, [1.0], passed_over)
 
     # Lengths 1.02 and 0.98: their deviation is 0.02 of their mean, two fifths of 0.05.
     np.testing.assert_allclose(mean, (-0.4 * 0.5, 1 - 0.4 * 0.5), atol=1e-6)
-    far_apart = clicked_mean(DOT, f32((1, 0)), [f32((0, 3))], [1.0], [f32((1, 0))])
+    far_apart = clicked_mean(DOT, f32((1, 0.5)), [f32((0, 3))], [1.0], [f32((1, 0))])
     np.testing.assert_allclose(far_apart, (-0.5, 0.5), atol=1e-6)
 
 
 def test_inner_products_of_equal_lengths_are_pulled_as_cosines_are():
     clicked, passed_over = [f32((0, 3)), f32((3, 0))], [f32((-3, 0))]
 
-    dot, cosine = (clicked_mean(i, f32((1, 0)), clicked, [1.0, 2.0], passed_over) for i in (DOT, COSINE))
+    dot, cosine = (clicked_mean(i, f32((1, 0.5)), clicked, [1.0, 2.0], passed_over) for i in (DOT, COSINE))
 
     np.testing.assert_allclose(dot, cosine, atol=1e-6)
 
@@ -177,7 +177,7 @@ def test_a_mean_over_parts_that_differ_is_short_and_counts_so():
     index = SearchIndexInfo(metric_aggregation_type=MetricAggregationType.AVG)
     one_way, two_ways = f32((0, 1), (0, 2)), f32((1, 0), (0, 1))  # means of length 1 and 0.707
 
-    mean = clicked_mean(index, f32((1, 0)), [one_way], [1.0], [two_ways])
+    mean = clicked_mean(index, f32((1, 0.5)), [one_way], [1.0], [two_ways])
 
     np.testing.assert_allclose(
         mean, (-0.25, 1 - 0.75), atol=1e-6
@@ -185,9 +185,34 @@ def test_a_mean_over_parts_that_differ_is_short_and_counts_so():
 
 
 def test_where_all_was_clicked_the_pull_is_towards_it():
-    mean = clicked_mean(DOT, f32((1, 0)), [f32((0, 9)), f32((1, 0))], [1.0, 1.0])
+    mean = clicked_mean(DOT, f32((1, 0.5)), [f32((0, 9)), f32((1, 0))], [1.0, 1.0])
 
     np.testing.assert_allclose(mean, (0.5, 0.5))
+
+
+def test_a_click_unlike_its_query_pulls_little():
+    query, unlike, like = f32((1, 0)), f32((0.15, np.sqrt(1 - 0.15**2))), f32((0.3, -np.sqrt(1 - 0.3**2)))
+
+    half, full = (clicked_mean(COSINE, query, [each], [1.0]) for each in (unlike, like))
+    both = clicked_mean(COSINE, query, [unlike, like], [1.0, 1.0])
+
+    np.testing.assert_allclose(half, unlike[0] / 2, rtol=1e-6)
+    np.testing.assert_allclose(full, like[0], rtol=1e-6)
+    np.testing.assert_allclose(both, (unlike[0] + 2 * like[0]) / 3, rtol=1e-5)
+    assert not clicked_mean(COSINE, query, [f32((-1, 2))], [1.0]).any()
+
+
+@given(seed=st.integers(0, 2**32 - 1), index=st.sampled_from([COSINE, DOT, EUCLID]))
+def test_what_is_like_its_query_pulls_as_it_always_did(seed, index):
+    rng = np.random.default_rng(seed)
+    clicked = [np.abs(rng.normal(size=(1, 4))).astype(np.float32) for _ in range(3)]
+    query = sum(each / np.linalg.norm(each) for each in clicked)
+    weights = rng.uniform(0.1, 2, 3).tolist()
+
+    mean = clicked_mean(index, query, clicked, weights)
+
+    vectors = [each[0] if index is EUCLID else each[0] / np.linalg.norm(each) for each in clicked]
+    np.testing.assert_allclose(mean, np.average(vectors, axis=0, weights=weights), rtol=1e-5)
 
 
 @pytest.mark.parametrize("index", [COSINE, DOT, EUCLID])
