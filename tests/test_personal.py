@@ -206,7 +206,7 @@ def test_a_click_unlike_its_query_pulls_little():
 def test_what_is_like_its_query_pulls_as_it_always_did(seed, index):
     rng = np.random.default_rng(seed)
     clicked = [np.abs(rng.normal(size=(1, 4))).astype(np.float32) for _ in range(3)]
-    query = sum(each / np.linalg.norm(each) for each in clicked)
+    query = np.stack([each / np.linalg.norm(each) for each in clicked]).sum(axis=0)
     weights = rng.uniform(0.1, 2, 3).tolist()
 
     mean = clicked_mean(index, query, clicked, weights)
@@ -270,9 +270,10 @@ def test_the_shifted_query_is_never_farther_from_the_clicked_mean(seed, index):
 
 
 def test_an_object_counts_by_twice_the_widest_gate_that_moved_it():
-    opened = object_gates(np.array([0.2, 0.3, 0.9, 0.0]), [["a", "b"], ["b"], ["c"], ["d"]])
+    moved = [["a", "b"], ["b"], ["c"], ["d"], ["e"]]
+    gates, weights = np.array([0.2, 0.3, 0.9, 0.0, 0.9]), np.array([1.0, 1.0, 0.5, 1.0, 0.0])
 
-    assert opened == {"a": 0.4, "b": 0.6, "c": 1.0}
+    assert object_gates(gates, moved, weights) == {"a": 0.4, "b": 0.6, "c": 0.5}
 
 
 def test_a_closed_gate_leaves_the_original_similarity_in_every_bit():

@@ -77,7 +77,7 @@ def served(shared_by):
     storage, collection = world()
     search = SearchService(storage, shared_min_users=shared_by)
     improver = Improver(storage, PassiveAggressiveAdjuster, is_shared=shared_by > 0)
-    return Served(storage, collection, search, improver, is_shared=shared_by > 0)
+    return Served(storage, collection, search, improver, is_shared=shared_by > 0, own_past=None)
 
 
 METHODS: dict[str, OpenMethod] = {

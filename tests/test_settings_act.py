@@ -38,6 +38,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.cli import app
 from embedding_studio.demo import Demo
 from embedding_studio.doctor import examine
+from embedding_studio.domain.objects import PersonalState, QueryMemory
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.feedback.worker import Worker
 from embedding_studio.indexing import BATCH_TEXTS
@@ -312,6 +313,30 @@ def a_past_query_30_degrees_off_shifts_this_one(world):
         context.improver().improve_once()
         plain, bent = (stands_at(context, "at10", user_id=user) for user in ("bob", "ann"))
         return bent < plain - 0.1
+
+
+@acts("learn_own_past", "false", sees=(True, False))
+@acts("gate_threshold", "0.9", sees=(True, False))
+def a_worker_sees_that_people_do_not_come_back_for_the_same(world):
+    with world.context() as context:
+        an_arc(context)
+        coats = context.collection()
+        states = {
+            f"user{number}": PersonalState(
+                (
+                    QueryMemory("s1", "", 1, at(0)[0], at(10)[0], ("at10",), ()),
+                    QueryMemory("s2", "", 2, at(30)[0], at(20)[0], ("at20",), ()),
+                )
+            )
+            for number in range(20)
+        }
+        with context.storage.personal.learning(coats, list(states)) as transaction:
+            transaction.replace_states(states)
+        with working(context):
+            until = time.monotonic() + world.patience_seconds
+            while context.collection().own_past is None and time.monotonic() < until:
+                time.sleep(0.01)
+        return context.collection().own_past is not None
 
 
 @acts("gate_threshold", "0.76", sees=(0.95, None))

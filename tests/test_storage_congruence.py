@@ -14,6 +14,7 @@ from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import (
     CatalogueObject,
+    OwnPast,
     PersonalState,
     QueryMemory,
     SeenObject,
@@ -205,6 +206,12 @@ class TwoStorages(RuleBasedStateMachine):
         self.both(lambda s: s.collections.create(name, INDEXES.get(name, INDEXES["films"])))
         self.both(lambda s: s.collections.list())
 
+    @rule(name=names, own_past=st.sampled_from([None, OwnPast(near_soon=0.5)]))
+    def set_own_past(self, name, own_past):
+        self.both(lambda s: s.collections.set_own_past(name, own_past))
+        self.both(lambda s: s.collections.create(name, INDEXES.get(name, INDEXES["films"])))
+        self.both(lambda s: s.collections.list())
+
     @rule(name=names, objects=st.dictionaries(object_ids, st.tuples(parts, payloads), max_size=5))
     def upsert(self, name, objects):
         given = [CatalogueObject(i, rows, payload) for i, (rows, payload) in objects.items()]
@@ -253,6 +260,7 @@ class TwoStorages(RuleBasedStateMachine):
         )
         self.both(lambda s: s.personal.copies(s.collections.get(name), user_id, sorted(gates)))
         self.both(lambda s: s.clickstream.recent_queries(s.collections.get(name), limit))
+        self.both(lambda s: s.personal.latest_memories(s.collections.get(name), limit))
         for asking in (user_id, None):
             self.both(
                 lambda s, asking=asking: s.personal.near_memories(

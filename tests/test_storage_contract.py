@@ -14,6 +14,7 @@ from embedding_studio.domain.index import MetricAggregationType, MetricType, Sea
 from embedding_studio.domain.objects import (
     CatalogueObject,
     Neighbour,
+    OwnPast,
     PersonalState,
     QueryMemory,
     SeenObject,
@@ -342,9 +343,48 @@ def test_a_gate_threshold_changes_nothing_else(storage, films):
     assert claimed(storage) == []
 
 
-def test_the_gate_threshold_of_nothing_is_not_set(storage):
+def test_what_is_tuned_of_nothing_is_not_set(storage):
     with pytest.raises(CollectionNotFoundError, match="films"):
         storage.collections.set_gate_threshold("films", 0.9)
+    with pytest.raises(CollectionNotFoundError, match="films"):
+        storage.collections.set_own_past("films", OwnPast())
+
+
+def test_a_collection_keeps_how_much_the_own_past_counts_and_can_take_it_back(storage, films):
+    storage.collections.set_alias("best", "films")
+    storage.collections.create("books", index())
+    past = OwnPast(repeated_soon=0.0, repeated_later=0.25, near_soon=0.5, near_later=1.0)
+
+    changed = storage.collections.set_own_past("best", past)
+
+    assert changed == dataclasses.replace(films, own_past=past)
+    assert storage.collections.get("films") == storage.collections.get("best") == changed
+    assert storage.collections.list() == [storage.collections.get("books"), changed]
+    assert storage.collections.get("books").own_past is None
+    assert storage.collections.create("films", films.index) == changed
+    assert storage.collections.set_own_past("films", None) == films == storage.collections.get("films")
+
+
+def test_the_latest_memories_are_of_those_who_have_two(storage, films):
+    ages = {"ann": (5, 9), "bob": (7, 9, 1), "cat": (10,), "dan": (2, 3), "eve": (12, 11)}
+    with storage.personal.learning(films, list(ages)) as transaction:
+        transaction.replace_states(
+            {
+                user: PersonalState(tuple(memory_of(f"{user}{at}", at=at) for at in sorted(times)))
+                for user, times in ages.items()
+            }
+        )
+
+    def told(count):
+        found = storage.personal.latest_memories(films, count)
+        return [[memory.session_id for memory in memories] for memories in found]
+
+    assert told(100) == [["eve11", "eve12"], ["ann5", "ann9"], ["bob1", "bob7", "bob9"], ["dan2", "dan3"]]
+    assert told(5) == told(100)[:3]
+    assert told(2) == told(100)[:1]
+    [first, _] = storage.personal.latest_memories(films, 1)[0]
+    np.testing.assert_array_equal(first.query, memory_of("eve11").query)
+    assert (first.created_at, first.clicked_ids) == (11, ("a", "b"))
 
 
 def test_a_collection_of_unknown_dimensions_is_refused(storage):

@@ -26,6 +26,7 @@ from embedding_studio.storage.ports import Clickstream, Orders, Storage
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.telemetry.listener import listening
 from embedding_studio.telemetry.metrics import Metrics
+from embedding_studio.tuning import OwnPastKeeper
 
 if TYPE_CHECKING:
     part = cached_property
@@ -162,6 +163,13 @@ class Context:
         """Orders, by the name that the reference page uses."""
         return self.storage.orders
 
+    def own_past_keeper(self) -> OwnPastKeeper | None:
+        """Return what fits how much a user's own past counts, where the settings want that."""
+        settings = self.settings
+        if not settings.learn_own_past:
+            return None
+        return OwnPastKeeper(self.storage, gate_threshold=settings.gate_threshold)
+
     def improver(self) -> Improver:
         """Return one pass of learning as the settings and the plugin want it, or the one that was given."""
         if self._given_improver is not None:
@@ -190,6 +198,7 @@ class Context:
             users_per_batch=settings.users_per_batch,
             wake_on_click=settings.improve_on_click,
             metrics=self.metrics.worker,
+            own_past=self.own_past_keeper(),
         )
 
     @contextmanager

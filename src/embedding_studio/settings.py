@@ -104,6 +104,11 @@ class Settings(BaseSettings):
         description="Cosine above which a remembered query bears on a new one, in collections that have no"
         " threshold of their own (embedding-studio tune).",
     )
+    learn_own_past: bool = Field(
+        default=True,
+        description="Once a day a worker fits to the log how much a user's own past counts in each"
+        " collection (embedding-studio tune does so at once).",
+    )
     query_shift: float = Field(
         default=QUERY_SHIFT,
         ge=0,

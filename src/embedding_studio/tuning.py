@@ -1,7 +1,7 @@
-"""The gate, fitted to what a collection is asked.
+"""What a collection learns from its log for all users: its gate, and how much a user's own past counts.
 
-The threshold is read by each search and by nothing else: what is folded for a user does not depend on it.
-So nothing has to be learnt anew, and the next search of every process uses what was stored.
+Both are read by each search and by nothing else: what is folded for a user does not depend on them. So
+nothing has to be learnt anew, and the next search of every process uses what was stored.
 """
 
 import logging
@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from embedding_studio.domain.objects import Collection
+from embedding_studio.domain.objects import Collection, OwnPast
+from embedding_studio.embeddings.own_past import Returns, returns_of
 from embedding_studio.embeddings.personal import gate_threshold_of, query_mean
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
 from embedding_studio.storage.ports import Storage
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,10 @@ ENOUGH_QUERIES = 100
 LATEST_QUERIES = 2_000
 """Two million pairs: more would move the threshold in its fourth digit."""
 
+LATEST_MEMORIES = 10_000
+"""Of users who came back; 30 MB at 384 dimensions."""
+
+FIT_EVERY_SECONDS = 86_400
 
 ENOUGH_OBJECTS = 100
 SAMPLED_OBJECTS = 200
@@ -49,6 +54,86 @@ class TunedGate:
     after: float | None
     queries: int
     is_stored: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TunedPast:
+    """How the weights of a user's own past change in a collection.
+
+    Attributes:
+        before, after: None: in full.
+        returns: what ``after`` was computed from.
+        is_stored: whether searches use it from now on.
+    """
+
+    collection: str
+    before: OwnPast | None
+    after: OwnPast | None
+    returns: Returns
+    is_stored: bool
+
+
+def tune_own_past(storage: Storage, name: str, *, gate_threshold: float, dry_run: bool = False) -> TunedPast:
+    """Fit how much a user's own past counts to what users came back for, and store it with the collection.
+
+    Args:
+        name: of the collection, or an alias.
+        gate_threshold: of the gate by which searches are near to past queries.
+        dry_run: store nothing.
+
+    Raises:
+        CollectionNotFoundError: nothing has this name.
+    """
+    collection = storage.collections.get(name)
+    users = storage.personal.latest_memories(collection, LATEST_MEMORIES)
+    returns = returns_of(collection.index, users, gate_threshold)
+    before, fitted = collection.own_past, returns.weights()
+    changes = fitted != (before or OwnPast())
+    if changes and not dry_run:
+        storage.collections.set_own_past(collection.name, fitted)
+    return TunedPast(collection.name, before, fitted if changes else before, returns, not dry_run)
+
+
+def reset_own_past(storage: Storage, name: str, *, dry_run: bool = False) -> TunedPast:
+    """Let all of a user's own past count in full.
+
+    Raises:
+        CollectionNotFoundError: nothing has this name.
+    """
+    collection = storage.collections.get(name)
+    if not dry_run:
+        storage.collections.set_own_past(collection.name, None)
+    return TunedPast(collection.name, collection.own_past, None, Returns(), not dry_run)
+
+
+class OwnPastKeeper:
+    """Fits how much a user's own past counts in every collection, once a day.
+
+    Args:
+        gate_threshold: in collections that have none of their own.
+    """
+
+    def __init__(self, storage: Storage, *, gate_threshold: float) -> None:
+        self._storage = storage
+        self._gate_threshold = gate_threshold
+        self._fitted_at: int | None = None
+
+    def is_due(self, now: int) -> bool:
+        """Return whether a day has gone by; ``now`` is in UTC seconds."""
+        return self._fitted_at is None or now - self._fitted_at >= FIT_EVERY_SECONDS
+
+    def fit(self, now: int) -> None:
+        """Fit all collections."""
+        self._fitted_at = now
+        for collection in self._storage.collections.list():
+            own = collection.gate_threshold
+            threshold = self._gate_threshold if own is None else own
+            try:
+                tuned = tune_own_past(self._storage, collection.name, gate_threshold=threshold)
+            except CollectionNotFoundError:
+                continue  # dropped since
+            if tuned.before != tuned.after:
+                logger.info("a user's own past counts for %s in %r", tuned.after, collection.name)
 
 
 def tune_gate(storage: Storage, name: str, *, dry_run: bool = False) -> TunedGate:

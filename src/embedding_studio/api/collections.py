@@ -10,7 +10,7 @@ from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.fields import Body, Id
 from embedding_studio.api.problems import wrong_body
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import Collection
+from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.storage.ports import Storage
 
 router = APIRouter(prefix="/collections", tags=["collections"], dependencies=[ADMIN])
@@ -55,6 +55,9 @@ class CollectionInfo(BaseModel):
     index: SearchIndexInfo
     embedder: str | None
     gate_threshold: float | None
+    own_past: OwnPast | None = Field(
+        description="how much a user's past queries count, in [0, 1], as learnt from the log; null: in full"
+    )
     aliases: list[str]
     objects: int = Field(description="how many it holds")
 
@@ -127,6 +130,7 @@ def _info(collection: Collection, storage: Storage) -> CollectionInfo:
         index=collection.index,
         embedder=collection.embedder,
         gate_threshold=collection.gate_threshold,
+        own_past=collection.own_past,
         aliases=sorted(
             alias for alias, name in storage.collections.aliases().items() if name == collection.name
         ),

@@ -75,6 +75,7 @@ def collections(*, as_json: AsJson = False) -> None:
                 **each.index.model_dump(mode="json"),
                 "embedder": each.embedder,
                 "gate_threshold": each.gate_threshold,
+                "own_past": None if each.own_past is None else asdict(each.own_past),
                 "aliases": [alias for alias, name in aliases.items() if name == each.name],
             }
             for each in storage.collections.list()

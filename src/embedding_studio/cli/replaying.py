@@ -181,7 +181,9 @@ def _served(settings: Settings, collection: Collection, objects: Sequence[Catalo
     storage, own = _stored(settings, collection, objects)
     parts = Context(settings, storage=storage, embedder=_NeverAsked(collection))
     is_shared = settings.shared_min_users > 0
-    return Served(storage, own, parts.search, parts.improver(), is_shared=is_shared)
+    return Served(
+        storage, own, parts.search, parts.improver(), is_shared=is_shared, own_past=parts.own_past_keeper()
+    )
 
 
 def _stored(

@@ -20,10 +20,11 @@ from embedding_studio.cli.console import (
     print_value,
 )
 from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.objects import OwnPast
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION, SearchRequest
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.recall import QUERIES, RESULTS, measure_recall
-from embedding_studio.tuning import reset_gate, tune_gate
+from embedding_studio.tuning import TunedPast, reset_gate, reset_own_past, tune_gate, tune_own_past
 
 ASKED_BY_DEFAULT = SearchRequest()
 
@@ -79,17 +80,51 @@ def tune(
     collection: CollectionArgument = DEFAULT_COLLECTION,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
-    reset: Annotated[bool, typer.Option("--reset", help="Go back to GATE_THRESHOLD.")] = False,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Go back to GATE_THRESHOLD, and let all of a user's past count.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the gate's threshold to the queries of a collection's sessions; searches use it at once."""
+    """Fit a collection to its log: the gate to queries, a user's own past to what people come back for."""
     with opened_context() as context:
-        tuned = (reset_gate if reset else tune_gate)(context.storage, collection, dry_run=dry_run)
         setting = f"{context.settings.gate_threshold} (GATE_THRESHOLD)"
+        if reset:
+            tuned = reset_gate(context.storage, collection, dry_run=dry_run)
+            past = reset_own_past(context.storage, collection, dry_run=dry_run)
+        else:
+            tuned = tune_gate(context.storage, collection, dry_run=dry_run)
+            past = tune_own_past(
+                context.storage,
+                collection,
+                gate_threshold=tuned.after or context.settings.gate_threshold,
+                dry_run=dry_run,
+            )
     told = asdict(tuned)
-    if not as_json:
-        told |= {name: setting for name in ("before", "after") if told[name] is None}
-    print_value(told, as_json=as_json)
+    if as_json:
+        told["own_past"] = {
+            "before": past.before and asdict(past.before),
+            "after": past.after and asdict(past.after),
+            "searches": past.returns.searches,
+            "again": past.returns.again,
+        }
+        print_value(told, as_json=True)
+        return
+    print_value(told | {name: setting for name in ("before", "after") if told[name] is None}, as_json=False)
+    out.print(_own_past_table(past))
+
+
+def _own_past_table(tuned: TunedPast) -> Table:
+    """Return how much a user's own past counts, and why."""
+    table = Table("own past", "before", "after", "searches", "clicked the same again")
+    for kind, searches in tuned.returns.searches.items():
+        counts = (getattr(past or OwnPast(), kind) for past in (tuned.before, tuned.after))
+        table.add_row(
+            kind.replace("_", " "),
+            *(f"{weight:.2f}" for weight in counts),
+            f"{searches:.0f}",
+            f"{tuned.returns.again[kind] / searches:.0%}" if searches else "",
+        )
+    return table
 
 
 def recall(

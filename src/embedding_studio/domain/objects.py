@@ -19,6 +19,21 @@ TEXT_HASH_LENGTH = 32
 
 
 @dataclass(frozen=True, slots=True)
+class OwnPast:
+    """How much a user's past queries count in a collection, in [0, 1], by what is asked and how long ago.
+
+    Attributes:
+        repeated_soon, repeated_later: for the same query, within a day, and after that.
+        near_soon, near_later: for another query that is near.
+    """
+
+    repeated_soon: float = 1.0
+    repeated_later: float = 1.0
+    near_soon: float = 1.0
+    near_later: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Collection:
     """Objects embedded by one model, compared under one metric.
 
@@ -27,6 +42,7 @@ class Collection:
         index: its ``dimensions`` are known.
         embedder: the name by which its texts were embedded; None where callers bring vectors.
         gate_threshold: cosine in [0, 1) below which a remembered query is not near; None: the setting.
+        own_past: as learnt from its log; None: nothing was, and all of a user's past counts in full.
     """
 
     collection_id: int
@@ -34,6 +50,7 @@ class Collection:
     index: SearchIndexInfo
     embedder: str | None = None
     gate_threshold: float | None = None
+    own_past: OwnPast | None = None
 
     def is_embedded_by(self, embedder: str) -> bool:
         """Return whether the vectors of the embedder of this name can be compared with the collection's.

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import NearMemories, QueryMemory, SharedMemory
+from embedding_studio.domain.objects import NearMemories, OwnPast, QueryMemory, SharedMemory
+from embedding_studio.embeddings.own_past import own_weights
 from embedding_studio.embeddings.personal import (
     gates,
     object_factors,
@@ -46,11 +47,13 @@ class Bend:
     Attributes:
         memories: J of the user's own.
         gates: [J], all > 0.
+        weights: [J], how much each counts by its kind and age, all > 0.
         strength: alpha of eq. 2.
     """
 
     memories: Sequence[QueryMemory]
     gates: Floats
+    weights: Floats
     shared: Shared | None
     strength: float
 
@@ -64,6 +67,8 @@ class Bend:
         threshold: float,
         strength: float,
         min_users: int,
+        own_past: OwnPast | None,
+        now: int,
     ) -> Self | None:
         """Return what near memories do to a query; None where all gates are closed.
 
@@ -71,8 +76,11 @@ class Bend:
             query: [D], the mean over the query's parts.
             threshold: of the gate.
             min_users: nobody may count for more than one part in so many of what is shared.
+            own_past: how much the user's own past counts; None: in full.
+            now: UTC seconds of the search.
         """
         own, own_gates = _open(index, query, near.own, threshold)
+        own, own_gates, weights = _weighed(own, own_gates, own_past, now)
         of_others, gates_of_others = _open(index, query, near.shared, threshold)
         shared = None
         if of_others:
@@ -83,18 +91,18 @@ class Bend:
                 seen = [memory.seen for memory in of_others]
                 factors = object_factors(gates_of_others, seen, min_users=min_users)
                 shared = Shared(sum(users), *found, factors)
-        return cls(own, own_gates, shared, strength) if own or shared else None
+        return cls(own, own_gates, weights, shared, strength) if own or shared else None
 
     def shifted(self, index: SearchIndexInfo, queries: Vectors) -> Vectors:
         """Return the parts of the query [Q, D] after the shift (eq. 2)."""
-        opened, means = self.gates, [memory.clicked_mean for memory in self.memories]
+        opened, means = self.gates * self.weights, [memory.clicked_mean for memory in self.memories]
         if self.shared is not None:
             opened, means = np.append(opened, self.shared.gate), [*means, self.shared.clicked_mean]
         return shift_query(index, queries, opened, np.stack(means), self.strength)
 
     def object_gates(self) -> dict[str, float]:
         """Return object_id -> how much the user's own vectors count (eq. 5)."""
-        return object_gates(self.gates, [memory.moved_ids for memory in self.memories])
+        return object_gates(self.gates, [memory.moved_ids for memory in self.memories], self.weights)
 
     def object_factors(self) -> Mapping[str, float]:
         """Return object_id -> what others bring its distance to, as a factor (eq. 11)."""
@@ -102,11 +110,14 @@ class Bend:
 
     def alone(self, j: int) -> Self:
         """Return what one of the user's past queries would do by itself."""
-        return replace(self, memories=self.memories[j : j + 1], gates=self.gates[j : j + 1], shared=None)
+        one = slice(j, j + 1)
+        return replace(
+            self, memories=self.memories[one], gates=self.gates[one], weights=self.weights[one], shared=None
+        )
 
     def shared_alone(self) -> Self:
         """Return what others' clicks would do by themselves."""
-        return replace(self, memories=(), gates=self.gates[:0])
+        return replace(self, memories=(), gates=self.gates[:0], weights=self.weights[:0])
 
 
 def _open(
@@ -117,3 +128,15 @@ def _open(
         return [], np.zeros(0)
     of_near = gates(index, query, np.stack([memory.query for memory in near]), threshold)
     return [memory for memory, gate in zip(near, of_near, strict=True) if gate > 0], of_near[of_near > 0]
+
+
+def _weighed(
+    own: list[QueryMemory], own_gates: Floats, own_past: OwnPast | None, now: int
+) -> tuple[list[QueryMemory], Floats, Floats]:
+    """Return the user's memories that count at all, with their gates and weights."""
+    if own_past is None or not own:
+        return own, own_gates, np.ones(len(own))
+    weights = own_weights(own_past, own_gates, [now - memory.created_at for memory in own])
+    counting = weights > 0
+    memories = [memory for memory, counts in zip(own, counting.tolist(), strict=True) if counts]
+    return memories, own_gates[counting], weights[counting]

@@ -1,11 +1,12 @@
 """How what was clicked before bends a search: gate, query shift, and blend of original and personal.
 
 q is the query, q_j a remembered one with the mean mu_j of the original vectors clicked for it, c0 the
-threshold of the gate, alpha the strength of the shift:
+threshold of the gate, alpha the strength of the shift, and w_j k_j stands for k_j in eq. 2, with w_j how much
+the past counts (``own_past``):
 
     k_j  = clip((closeness(q, q_j) - c0) / (1 - c0), 0, 1)                                      eq. 1
     q'   = |q| normalise(q/|q| + alpha sum_j k_j mu_j / (1 + sum_j k_j)), euclid: q for q/|q|   eq. 2
-    g_d  = min(1, 2 max {k_j : session j moved d})                                              eq. 5
+    g_d  = max {w_j min(1, 2 k_j) : session j moved d}                                          eq. 5
     s(d) = (1 - g_d) s(q', original_d) + g_d s(q', personal_d)                                  eq. 6
 
 What n_j others clicked for near queries, mu_j on average, takes part in eq. 2 as one memory more, with
@@ -361,21 +362,22 @@ def weighed_distances(
     return np.where(factors == 1, found, factors * (found + of_query * of_objects) - of_query * of_objects)
 
 
-def object_gates(gates: Floats, moved: Sequence[Sequence[str]]) -> dict[str, float]:
+def object_gates(gates: Floats, moved: Sequence[Sequence[str]], weights: Floats) -> dict[str, float]:
     """Return object_id -> how much its personal vectors count (eq. 5), for those that count at all.
 
     Args:
         gates: [J].
         moved: for each remembered query the ids of the objects that its session moved.
+        weights: [J], how much each of these queries counts.
 
-    >>> object_gates(np.array([0.25, 0.75, 0.0]), [["a"], ["a", "b"], ["c"]])
-    {'a': 1.0, 'b': 1.0}
+    >>> object_gates(np.array([0.25, 0.75, 0.0]), [["a"], ["a", "b"], ["c"]], np.array([1.0, 0.8, 1.0]))
+    {'a': 0.8, 'b': 0.8}
     """
     widest: dict[str, float] = {}
-    for gate, object_ids in zip(gates, moved, strict=True):
-        if gate > 0:
+    for counts, object_ids in zip((weights * np.minimum(1.0, 2.0 * gates)).tolist(), moved, strict=True):
+        if counts > 0:
             for object_id in object_ids:
-                widest[object_id] = max(widest.get(object_id, 0.0), min(1.0, 2.0 * float(gate)))
+                widest[object_id] = max(widest.get(object_id, 0.0), counts)
     return widest
 
 

@@ -10,6 +10,7 @@ from embedding_studio.domain.sessions import RecordedSession, SearchResultItem, 
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.search import SearchService
 from embedding_studio.storage.ports import Storage, Vectors
+from embedding_studio.tuning import OwnPastKeeper
 
 DEPTH = 100
 """What stands below is taken as not found: its reciprocal rank is 0."""
@@ -119,6 +120,9 @@ class Served:
     A click is learnt when somebody next searches for whom it could matter: its own user, or, where what
     others clicked counts, anybody. What they see is the same as if it had been learnt at once. Who clicked
     nothing yet gets the plain search where nothing is shared (law 1): it is not done twice.
+
+    Args:
+        own_past: is fitted when a day has gone by, as a worker does.
     """
 
     def __init__(
@@ -129,12 +133,14 @@ class Served:
         improver: Improver,
         *,
         is_shared: bool,
+        own_past: OwnPastKeeper | None,
     ) -> None:
         self._storage = storage
         self._collection = collection
         self._search = search
         self._improver = improver
         self._is_shared = is_shared
+        self._own_past = own_past
         self._waiting: list[Click] = []
         self._waiting_users: set[str] = set()
         self._known_users: set[str] = set()
@@ -145,11 +151,15 @@ class Served:
             return search.plain
         if self._waiting and (self._is_shared or search.user_id in self._waiting_users):
             self._catch_up()
+        if self._own_past is not None and self._own_past.is_due(search.at):
+            self._catch_up()
+            self._own_past.fit(search.at)
         page = self._search.search(
             search.vectors,
             collection=self._collection.name,
             user_id=search.user_id,
             limit=DEPTH,
+            now=search.at,
             session_id=search.session_id,  # from which exploration is drawn, as in service
         )
         return [result.object_id for result in page.results]

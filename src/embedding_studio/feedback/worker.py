@@ -3,10 +3,12 @@
 import logging
 import threading
 
+from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.storage.ports import Storage
 from embedding_studio.telemetry.metrics import WorkerMetrics
+from embedding_studio.tuning import OwnPastKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ class Worker:
         users_per_batch: so many users are learnt in one transaction.
         wake_on_click: also looks as soon as a user is marked; False: every ``interval_seconds`` only.
         metrics: count what is done.
+        own_past: is fitted where nobody is due; None: stays as it is.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Worker:
         users_per_batch: int = USERS_PER_BATCH,
         wake_on_click: bool = True,
         metrics: WorkerMetrics | None = None,
+        own_past: OwnPastKeeper | None = None,
     ) -> None:
         self._improver = improver
         self._storage = storage
@@ -46,6 +50,7 @@ class Worker:
         self._users_per_batch = users_per_batch
         self._wake_on_click = wake_on_click
         self._metrics = metrics or WorkerMetrics()
+        self._own_past = own_past
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; the batch in hand is finished first, unless its adjuster hangs."""
@@ -53,6 +58,8 @@ class Worker:
         while not stop.is_set():
             try:
                 self._drain(stop)
+                if self._own_past is not None and self._own_past.is_due(now := utc_timestamp()):
+                    self._own_past.fit(now)
                 retry_seconds = _FIRST_RETRY_SECONDS
                 self._wait(stop)
             except EmbeddingStudioError as error:

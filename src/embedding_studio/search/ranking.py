@@ -190,7 +190,8 @@ class Lists:
         base = distances(index, similarities_of(index, self.queries, original))
         shifted = distances(index, similarities_of(index, self.bend.shifted(index, self.queries), original))
         changes = [distances_by(self.bend.alone(j)) - base for j in range(len(self.bend.memories))]
-        widest_first = np.argsort(-self.bend.gates, kind="stable").tolist()
+        counts = self.bend.gates * self.bend.weights
+        widest_first = np.argsort(-counts, kind="stable").tolist()
         shared = self.bend.shared
         shared_changes = distances_by(self.bend.shared_alone()) - base if shared else base
         return {
@@ -200,7 +201,7 @@ class Lists:
                 distance=each.distance,
                 gate=gate_of[each.object_id] if each.object_id in copies else 0.0,
                 influences=tuple(
-                    _influence(self.bend.memories[j], float(self.bend.gates[j]), float(changes[j][r]))
+                    _influence(self.bend.memories[j], float(counts[j]), float(changes[j][r]))
                     for j in widest_first
                 ),
                 shared=SharedInfluence(

@@ -124,7 +124,8 @@ class SearchService:
         if create_session:
             session_id = session_id or str(uuid.uuid4())
 
-        bend = self._bend(known, user_id, queries)
+        now = utc_timestamp() if now is None else now
+        bend = self._bend(known, user_id, queries, now)
         lists = Lists(self._storage, known, queries, request, wanted, user_id, bend)
         slots = _slots(lists, shown, rng, session_id)
         results = _results(lists, slots[:limit], offset, explain=explain)
@@ -136,7 +137,7 @@ class SearchService:
                 session_id=session_id,
                 search_query=text,
                 user_id=user_id,
-                created_at=utc_timestamp() if now is None else now,
+                created_at=now,
                 collection=collection,
                 search_results=_served(results),
                 request=request,
@@ -178,7 +179,7 @@ class SearchService:
         [vectors] = embed_texts(self._embedder, [query])
         return query, check_vectors(collection.index, vectors, "the query")
 
-    def _bend(self, collection: Collection, user_id: str | None, queries: Vectors) -> Bend | None:
+    def _bend(self, collection: Collection, user_id: str | None, queries: Vectors, now: int) -> Bend | None:
         """Return what memories do to a query; None where the search is the plain one."""
         if user_id is None and self._shared_by == 0:
             return None
@@ -195,6 +196,8 @@ class SearchService:
             threshold=threshold,
             strength=self._query_shift,
             min_users=self._shared_by,
+            own_past=collection.own_past,
+            now=now,
         )
 
     def _record(self, session: Session, queries: Vectors) -> None:

@@ -5,7 +5,8 @@ Two implementations keep this promise and pass one contract suite: ``postgres`` 
 Originals are written by ``BaseIndex`` alone, personal state by ``LearningTransaction`` alone.
 
 A method that takes a ``Collection`` takes what ``Collections.get`` returned; it may be kept, for
-its number never changes (its ``gate_threshold`` may). Methods that take a name resolve aliases.
+its number never changes (its ``gate_threshold`` and ``own_past`` may). Methods that take a name resolve
+aliases.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,9 @@ from embedding_studio.domain.objects import (
     Collection,
     NearMemories,
     Neighbour,
+    OwnPast,
     PersonalState,
+    QueryMemory,
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
@@ -116,6 +119,14 @@ class Collections(Protocol):
 
         Args:
             gate_threshold: in [0, 1); None: the setting.
+
+        Raises:
+            CollectionNotFoundError: nothing has this name.
+        """
+        ...
+
+    def set_own_past(self, name: str, own_past: OwnPast | None) -> Collection:
+        """Return the collection with other weights of a user's own past, which every search from now on uses.
 
         Raises:
             CollectionNotFoundError: nothing has this name.
@@ -649,6 +660,14 @@ class Personal(Protocol):
 
     def state(self, collection: Collection, user_id: str) -> PersonalState:
         """Return all that is learnt about a user; empty for one nobody knows."""
+        ...
+
+    def latest_memories(self, collection: Collection, count: int) -> list[list[QueryMemory]]:
+        """Return the memories of users who have two at least, each user's in order of time.
+
+        It is not told whose they are. Whose latest is latest comes first (ties by user_id), and so many
+        users are told of as it takes to have ``count`` memories.
+        """
         ...
 
     def learning(

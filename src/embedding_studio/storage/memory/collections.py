@@ -5,6 +5,7 @@ from dataclasses import replace
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import (
     Collection,
+    OwnPast,
 )
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.memory.state import State, Tables
@@ -31,9 +32,10 @@ class MemoryCollections:
                 raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
             tables = self._state.schemas.get(name)
             number = tables.collection.collection_id if tables else next(self._state.numbers)
+            own_past = tables.collection.own_past if tables else None
             if tables is not None and gate_threshold is None:
                 gate_threshold = tables.collection.gate_threshold
-            wanted = Collection(number, name, index, embedder, gate_threshold)
+            wanted = Collection(number, name, index, embedder, gate_threshold, own_past)
             if tables is None:
                 self._state.schemas[name] = Tables(wanted)
             elif tables.collection != wanted:
@@ -59,6 +61,12 @@ class MemoryCollections:
         with self._state.lock:
             tables = self._state.named(name)
             tables.collection = replace(tables.collection, gate_threshold=gate_threshold)
+            return tables.collection
+
+    def set_own_past(self, name: str, own_past: OwnPast | None) -> Collection:
+        with self._state.lock:
+            tables = self._state.named(name)
+            tables.collection = replace(tables.collection, own_past=own_past)
             return tables.collection
 
     def drop(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from embedding_studio.domain.objects import (
     NearMemories,
     Neighbour,
     PersonalState,
+    QueryMemory,
 )
 from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.memory.state import State
@@ -75,6 +77,21 @@ class MemoryPersonal:
     def state(self, collection: Collection, user_id: str) -> PersonalState:
         with self._state.lock:
             return copied_state(self._state.tables(collection).states.get(user_id, PersonalState()))
+
+    def latest_memories(self, collection: Collection, count: int) -> list[list[QueryMemory]]:
+        with self._state.lock:
+            states = self._state.tables(collection).states
+            latest_first = sorted(
+                (-max(memory.created_at for memory in state.memories), user_id)
+                for user_id, state in states.items()
+                if len(state.memories) > 1
+            )
+            before = [0, *accumulate(len(states[user_id].memories) for _, user_id in latest_first)]
+            return [
+                list(copied_state(states[user_id]).memories)
+                for (_, user_id), told in zip(latest_first, before[:-1], strict=True)
+                if told < count
+            ]
 
     @contextmanager
     def learning(self, collection: Collection, user_ids: Sequence[str]) -> Iterator["MemoryLearning"]:

@@ -1,13 +1,13 @@
 """Collections in PostgreSQL: a row each, and a schema with the tables of its objects and users."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from psycopg import Cursor, sql
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import Collection
+from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.folds import mark_everyone, mark_under
@@ -44,7 +44,7 @@ class PostgresCollections:
             if taken is None:
                 return _create(connection, name, index, embedder, gate_threshold)
             threshold = taken.gate_threshold if gate_threshold is None else gate_threshold
-            wanted = Collection(taken.collection_id, name, index, embedder, threshold)
+            wanted = Collection(taken.collection_id, name, index, embedder, threshold, taken.own_past)
             if taken.name != name:
                 raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
             if taken != wanted:
@@ -71,6 +71,18 @@ class PostgresCollections:
             given = {"collection_id": collection.collection_id, "gate_threshold": gate_threshold}
             connection.execute(_SQL["set_gate_threshold"], given)
             return replace(collection, gate_threshold=gate_threshold)
+
+        return self._database.write(work)
+
+    def set_own_past(self, name: str, own_past: OwnPast | None) -> Collection:
+        def work(connection: Connection) -> Collection:
+            lock_names(connection)
+            collection = find_collection(connection, name)
+            stored = None if own_past is None else Jsonb(asdict(own_past))
+            connection.execute(
+                _SQL["set_own_past"], {"collection_id": collection.collection_id, "own_past": stored}
+            )
+            return replace(collection, own_past=own_past)
 
         return self._database.write(work)
 
@@ -188,9 +200,14 @@ def _find(connection: Connection, name: str) -> Collection | None:
 
 
 def _loaded(row: tuple[Any, ...]) -> Collection:
-    collection_id, name, index_info, embedder, gate_threshold = row
+    collection_id, name, index_info, embedder, gate_threshold, own_past = row
     return Collection(
-        collection_id, name, SearchIndexInfo.model_validate(index_info), embedder, gate_threshold
+        collection_id,
+        name,
+        SearchIndexInfo.model_validate(index_info),
+        embedder,
+        gate_threshold,
+        None if own_past is None else OwnPast(**own_past),
     )
 
 

@@ -129,6 +129,17 @@ class PostgresPersonal:
 
         return self._database.read(work)
 
+    def latest_memories(self, collection: Collection, count: int) -> list[list[QueryMemory]]:
+        rows = self._database.read(
+            lambda connection: connection.execute(
+                _of(collection, "latest_memories"), {"count": count}, binary=True
+            ).fetchall()
+        )
+        of_user: dict[int, list[Row]] = {}
+        for number, *row in rows:
+            of_user.setdefault(number, []).append(tuple(row))
+        return [_memories(of_one) for of_one in of_user.values()]
+
     @contextmanager
     def learning(self, collection: Collection, user_ids: Sequence[str]) -> Iterator["PostgresLearning"]:
         with self._database.transaction() as connection:

@@ -11,6 +11,23 @@ FROM {schema}.query_memory
 WHERE user_id = %(user_id)s
 ORDER BY created_at, session_id
 
+-- name: latest_memories
+WITH returning_users AS (
+    SELECT user_id, count(*) AS memories, max(created_at) AS latest
+    FROM {schema}.query_memory
+    GROUP BY user_id
+    HAVING count(*) > 1
+), numbered AS (
+    SELECT user_id, row_number() OVER latest_first AS number,
+        sum(memories) OVER latest_first - memories AS told_before
+    FROM returning_users
+    WINDOW latest_first AS (ORDER BY latest DESC, user_id COLLATE "C" ROWS UNBOUNDED PRECEDING)
+)
+SELECT number, session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids
+FROM numbered JOIN {schema}.query_memory USING (user_id)
+WHERE told_before < %(count)s
+ORDER BY number, created_at, session_id COLLATE "C"
+
 -- name: vectors
 SELECT object_id, embedding
 FROM {schema}.personal_parts
