@@ -203,6 +203,22 @@ def test_where_lengths_differ_a_session_is_remembered_by_what_told_its_clicks_ap
     np.testing.assert_allclose(state.memories[0].clicked_mean, expected, atol=1e-6)
 
 
+def test_a_session_is_remembered_by_how_like_its_query_each_click_is():
+    originals = {"like": at(20), "unlike": at(90)}
+    session = recorded("s", ["unlike", "like"], shown=["unlike", "like"])
+
+    [remembered] = fold([session], originals, PassiveAggressiveAdjuster(INDEX), INDEX).states["ann"].memories
+    [alike] = (
+        fold([recorded("s", ["like"], shown=["like"])], originals, PassiveAggressiveAdjuster(INDEX), INDEX)
+        .states["ann"]
+        .memories
+    )
+
+    assert remembered.clicked_ids == ("like", "unlike")
+    np.testing.assert_allclose(remembered.likeness, (1.0, 0.0), atol=1e-6)
+    assert alike.likeness == ()
+
+
 def test_a_session_without_contrast_is_remembered_and_says_that_nothing_moved():
     sessions = [
         recorded("all clicked", ["at10", "at20"], shown=["at10", "at20"]),

@@ -122,6 +122,8 @@ def without_votes_by_object(connection):
         """
         ALTER TABLE collection_1.shared_votes
             DROP COLUMN object_ids, DROP COLUMN clicks, DROP COLUMN looks;
+        ALTER TABLE embedding_studio.collections DROP COLUMN own_past;
+        ALTER TABLE collection_1.query_memory DROP COLUMN likeness;
         DELETE FROM embedding_studio.schema_migrations WHERE number >= 9;
         """
     )

@@ -22,7 +22,13 @@ from embedding_studio.domain.objects import (
     PersonalState,
     QueryMemory,
 )
-from embedding_studio.domain.sessions import EventDisposition, SearchRequest, SessionEvent
+from embedding_studio.domain.sessions import (
+    EventDisposition,
+    SearchRequest,
+    SearchResultItem,
+    Session,
+    SessionEvent,
+)
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.errors import (
     CollectionNotFoundError,
@@ -938,3 +944,37 @@ def test_numbers_of_numpy_are_options_and_are_recorded(storage, arc):
 
     recorded = storage.clickstream.get_session(page.session_id).request
     assert (recorded.limit, recorded.max_distance, recorded.sort_by) == (2, 0.5, ("x", "ascending"))
+
+
+@pytest.mark.parametrize("metric", list(MetricType))
+def test_a_click_unlike_its_query_rises_and_brings_nothing_with_it(storage, metric):
+    shop = storage.collections.create("shop", SearchIndexInfo(dimensions=4, metric_type=metric))
+    rng = np.random.default_rng(4)
+    toys = np.array([1, 0, 0, 0]) + 0.6 * rng.normal(size=(20, 4))
+    audio = np.array([0, 1, 0, 0]) + 0.1 * rng.normal(size=(20, 4)) * (0, 1, 1, 1)
+    named = {f"toy{n}": toy for n, toy in enumerate(toys)} | {f"audio{n}": it for n, it in enumerate(audio)}
+    parts = {name: (it / np.linalg.norm(it)).astype(np.float32)[None] for name, it in named.items()}
+    storage.objects.upsert(shop, [CatalogueObject(name, each) for name, each in parts.items()])
+    query = np.array([[1, 0, 0, 0]], dtype=np.float32)
+    service = SearchService(storage)
+    plain = ids(service.search(query, collection="shop"))
+    session = Session(
+        session_id="s",
+        search_query="gift for a child",
+        user_id="ann",
+        collection="shop",
+        created_at=100,
+        search_results=tuple(SearchResultItem(object_id=each) for each in ("toy0", "toy1", "audio0")),
+    )
+    storage.clickstream.register_session(session, query)
+    storage.clickstream.push_events([SessionEvent(session_id="s", object_id="audio0", created_at=110)])
+    Improver(storage, PassiveAggressiveAdjuster).improve_once()
+
+    page = service.search(query, collection="shop", user_id="ann")
+
+    assert ids(page)[:2] == [
+        plain[0],
+        "audio0",
+    ]  # which is not asked for as nearly as what lies at a cosine of .98
+    assert set(ids(page)) <= {*plain, "audio0"}
+    assert len(page.results) == 10

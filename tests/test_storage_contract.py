@@ -387,6 +387,17 @@ def test_the_latest_memories_are_of_those_who_have_two(storage, films):
     assert (first.created_at, first.clicked_ids) == (11, ("a", "b"))
 
 
+def test_a_memory_keeps_how_like_its_query_each_click_is(storage, films):
+    unlike = dataclasses.replace(memory_of("s1"), likeness=(0.25, 1.0))
+    with storage.personal.learning(films, ["ann"]) as transaction:
+        transaction.replace_states({"ann": PersonalState((unlike, memory_of("s2")))})
+
+    [near, _] = storage.personal.near_memories(films, "ann", unlike.query, 0.5).own
+    [stored, other] = storage.personal.state(films, "ann").memories
+    assert near.likeness == stored.likeness == (0.25, 1.0)
+    assert other.likeness == ()
+
+
 def test_a_collection_of_unknown_dimensions_is_refused(storage):
     with pytest.raises(InvalidInputError, match="dimensions"):
         storage.collections.create("shoes", SearchIndexInfo())

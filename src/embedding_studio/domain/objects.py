@@ -94,6 +94,7 @@ class QueryMemory:
         clicked_mean: [D] float32, the weighted mean of the *original* vectors clicked.
         clicked_ids: the objects clicked, sorted.
         moved_ids: the objects whose personal vectors this session moved, sorted.
+        likeness: how like the query each of ``clicked_ids`` is, in [0, 1]; empty: all are fully so.
     """
 
     session_id: str
@@ -103,6 +104,7 @@ class QueryMemory:
     clicked_mean: NDArray[np.float32]
     clicked_ids: tuple[str, ...]
     moved_ids: tuple[str, ...]
+    likeness: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from embedding_studio.embeddings.personal import (
     object_gates,
     shared_evidence,
     shift_query,
+    unlike_factors,
 )
 
 Floats = NDArray[np.float64]
@@ -105,8 +106,16 @@ class Bend:
         return object_gates(self.gates, [memory.moved_ids for memory in self.memories], self.weights)
 
     def object_factors(self) -> Mapping[str, float]:
-        """Return object_id -> what others bring its distance to, as a factor (eq. 11)."""
-        return {} if self.shared is None else self.shared.factors
+        """Return object_id -> what its distance is multiplied by (eqs. 11 to 13)."""
+        factors: Mapping[str, float] = {} if self.shared is None else self.shared.factors
+        unlike = unlike_factors(
+            self.gates * self.weights,
+            [memory.clicked_ids for memory in self.memories],
+            [memory.likeness for memory in self.memories],
+        )
+        if not unlike:
+            return factors
+        return {**factors, **{name: factor * factors.get(name, 1.0) for name, factor in unlike.items()}}
 
     def alone(self, j: int) -> Self:
         """Return what one of the user's past queries would do by itself."""

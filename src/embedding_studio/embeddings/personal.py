@@ -33,10 +33,12 @@ clicked, and l_d the lengths with which these count in a search (all 1 for cosin
 
     mu_j = mean_d c_d - min(1, std_d l_d / (0.05 mean_d l_d)) mean_d a_d                        eq. 10
 
-A click on something unlike its query tells little of it, and may be a mistake. It counts by r_d, and the pull
-of a query is as long as what was clicked is like it:
+A click on something unlike its query tells little of what else is wanted. It counts by r_d in a pull, which
+is as long as what was clicked is like the query; what such a click lacks in pull it has for the object
+itself, whose gap from the least distance is multiplied by the least f_d of all these queries:
 
-    r_d = clip(cos(q_j, c_d) / 0.3, 0, 1),    mu_j = max_d r_d (mean_d c_d - ...)                 eq. 13
+    r_d = clip(cos(q_j, c_d) / 0.3, 0, 1),    mu_j = max_d r_d (mean_d c_d - ...),
+    f_d = 1 - 0.9 w_j k_j (1 - r_d)                                                             eq. 13
 
 When every gate is closed nothing of this remains, and the search is the plain one in every bit.
 
@@ -88,6 +90,9 @@ EXACT = 0.999
 LIKE = 0.3
 """Cosine from which on what was clicked is like its query. With .4 as little changes on Cranfield and
 NFCorpus; from .5 on pulls that help are shortened."""
+
+UNLIKE_STRENGTH = 0.9
+"""With this much less distance an object without any likeness stands first when the query is asked again."""
 
 REACH = 0.3
 """Of the ordinary distance between two queries, how much may lie between two that are near."""
@@ -202,11 +207,42 @@ def clicked_mean(
     return np.asarray(alike.max() * mean, dtype=np.float32)
 
 
+def likeness(index: SearchIndexInfo, queries: Vectors, clicked: Sequence[Vectors]) -> Floats:
+    """Return how much what was clicked tells of a query: [C], in [0, 1] (eq. 13).
+
+    Args:
+        queries: [Q, D].
+        clicked: C arrays [P, D], originals; at least one.
+    """
+    return _likeness(index, queries, np.stack([_standing_for(index, queries, each)[0] for each in clicked]))
+
+
 def _likeness(index: SearchIndexInfo, queries: Vectors, clicked: Floats) -> Floats:
-    """Return how much each of what was clicked [C, D] tells of the query: [C], in [0, 1] (eq. 13)."""
     query = _directions(query_mean(index, queries))
     alike: Floats = np.clip(_directions(clicked) @ query / LIKE, 0.0, 1.0)
     return alike
+
+
+def unlike_factors(
+    counts: Floats, clicked: Sequence[Sequence[str]], likenesses: Sequence[Sequence[float]]
+) -> dict[str, float]:
+    """Return object_id -> what its distance is multiplied by where a click on it pulls too little (eq. 13).
+
+    Args:
+        counts: [J], gates times weights.
+        clicked: for each remembered query the ids clicked.
+        likenesses: how like the query each of them is; empty: all are fully so.
+
+    >>> unlike_factors(np.array([1.0, 0.5]), [["a", "b"], ["b"]], [[0.0, 1.0], []])
+    {'a': 0.1}
+    """
+    factors: dict[str, float] = {}
+    for count, object_ids, alike in zip(counts.tolist(), clicked, likenesses, strict=True):
+        for object_id, like in zip(object_ids, alike, strict=bool(alike)):
+            factor = 1 - UNLIKE_STRENGTH * count * (1 - like)
+            if factor < factors.get(object_id, 1.0):
+                factors[object_id] = factor
+    return factors
 
 
 def _lengths_count(index: SearchIndexInfo) -> bool:

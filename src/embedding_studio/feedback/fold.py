@@ -25,7 +25,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
-from embedding_studio.embeddings.personal import clicked_mean, query_mean
+from embedding_studio.embeddings.personal import clicked_mean, likeness, query_mean
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES, into_trust_region
 from embedding_studio.errors import (
     EmbeddingStudioError,
@@ -222,7 +222,8 @@ def _memory(
     recorded: RecordedSession, given: ImprovementInput, moved: Iterable[str], index: SearchIndexInfo
 ) -> QueryMemory:
     queries = given.query.vector
-    clicked = given.clicked_elements
+    clicked = sorted(given.clicked_elements, key=lambda element: element.id)
+    alike = likeness(index, queries, [element.vector for element in clicked])
     return QueryMemory(
         session_id=given.session_id,
         search_query=recorded.session.search_query,
@@ -235,8 +236,9 @@ def _memory(
             [element.weight for element in clicked],
             [element.vector for element in given.non_clicked_elements],
         ),
-        clicked_ids=tuple(sorted(element.id for element in clicked)),
+        clicked_ids=tuple(element.id for element in clicked),
         moved_ids=tuple(sorted(moved)),
+        likeness=tuple(alike.tolist()) if (alike < 1).any() else (),
     )
 
 

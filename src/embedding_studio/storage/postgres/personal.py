@@ -184,7 +184,7 @@ class PostgresLearning:
         self._copy("copy_vectors", ["text", "text", "int4", "vector", "int8"], rows)
         self._copy(
             "copy_memories",
-            ["text", "text", "text", "int8", "vector", "vector", "text[]", "text[]"],
+            ["text", "text", "text", "int8", "vector", "vector", "text[]", "text[]", "float8[]"],
             _memory_rows(states),
         )
         votes = {user_id: state.votes for user_id, state in states.items()}
@@ -263,14 +263,17 @@ def _memory_rows(states: Mapping[str, PersonalState]) -> Iterator[Row]:
                 _packed_one(memory.clicked_mean),
                 list(memory.clicked_ids),
                 list(memory.moved_ids),
+                list(memory.likeness),
             )
 
 
 def _memories(rows: Sequence[Row]) -> list[QueryMemory]:
     queries, clicked_means = unpack([row[3] for row in rows]), unpack([row[4] for row in rows])
     return [
-        QueryMemory(session_id, search_query, created_at, query, mean, tuple(clicked_ids), tuple(moved_ids))
-        for (session_id, search_query, created_at, _, _, clicked_ids, moved_ids), query, mean in zip(
+        QueryMemory(
+            session_id, search_query, created_at, query, mean, tuple(clicked), tuple(moved), tuple(likeness)
+        )
+        for (session_id, search_query, created_at, _, _, clicked, moved, likeness), query, mean in zip(
             rows, queries, clicked_means, strict=True
         )
     ]

@@ -144,6 +144,7 @@ CREATE TABLE {schema}.query_memory (
     clicked_mean {vector} NOT NULL,
     clicked_ids text[] COLLATE "C" NOT NULL,
     moved_ids text[] COLLATE "C" NOT NULL,
+    likeness float8[] NOT NULL,
     PRIMARY KEY (user_id, session_id)
 )
 

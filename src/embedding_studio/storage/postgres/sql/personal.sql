@@ -1,12 +1,12 @@
 -- name: active_memories
 -- A zero vector has no cosine: its distance is NaN, which is not below anything.
-SELECT session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids
+SELECT session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids, likeness
 FROM {schema}.query_memory
 WHERE user_id = %(user_id)s AND query <=> %(query)b::vector < 1 - %(threshold)s
 ORDER BY created_at, session_id
 
 -- name: memories
-SELECT session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids
+SELECT session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids, likeness
 FROM {schema}.query_memory
 WHERE user_id = %(user_id)s
 ORDER BY created_at, session_id
@@ -23,7 +23,7 @@ WITH returning_users AS (
     FROM returning_users
     WINDOW latest_first AS (ORDER BY latest DESC, user_id COLLATE "C" ROWS UNBOUNDED PRECEDING)
 )
-SELECT number, session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids
+SELECT number, session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids, likeness
 FROM numbered JOIN {schema}.query_memory USING (user_id)
 WHERE told_before < %(count)s
 ORDER BY number, created_at, session_id COLLATE "C"
@@ -54,7 +54,7 @@ COPY {schema}.personal_parts (user_id, object_id, part_no, embedding, object_no)
 
 -- name: copy_memories
 COPY {schema}.query_memory
-    (user_id, session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids)
+    (user_id, session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids, likeness)
 FROM STDIN (FORMAT BINARY)
 
 -- name: drop_copies
