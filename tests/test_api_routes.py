@@ -528,6 +528,7 @@ def test_a_search_ranks_by_distance_and_declares_its_direction(client):
         "metric_type": "cosine",
         "metric_aggregation_type": "min",
         "distance_direction": "smaller_is_nearer",
+        "is_sorted": None,
     }
 
 

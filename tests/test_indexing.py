@@ -1,5 +1,11 @@
+import datetime as dt
 import itertools
+import math
 import threading
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -8,7 +14,7 @@ from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.embedders import Embedder
-from embedding_studio.errors import ConflictError, EmbeddingError, InvalidDataError
+from embedding_studio.errors import ConflictError, EmbeddingError, InvalidDataError, InvalidInputError
 from embedding_studio.indexing import IndexingReport, every_object, index_objects, prune, update_payloads
 from embedding_studio.storage.memory import MemoryStorage
 
@@ -177,6 +183,87 @@ def test_what_was_stored_before_a_failure_is_not_embedded_again(storage, collect
 def test_a_collection_takes_the_vectors_of_one_embedder_only(storage, collection):
     with pytest.raises(ConflictError, match="holds vectors of 'vowels', and those of 'consonants'"):
         index_objects(storage, collection, [CatalogueText("a", "ant")], VowelEmbedder("consonants"))
+
+
+PLAIN = [
+    (dt.datetime(2024, 1, 5, 9, 30, tzinfo=dt.UTC), "2024-01-05T09:30:00+00:00"),
+    (dt.date(2024, 1, 5), "2024-01-05"),
+    (dt.time(9, 30), "09:30:00"),
+    (Decimal("9.50"), 9.5),
+    (np.float32(9.5), 9.5),
+    (np.int64(3), 3),
+    (np.bool_(True), True),
+    (np.datetime64("2024-01-05"), "2024-01-05"),
+    (np.datetime64("NaT"), None),
+    (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+    ((1, "x"), [1, "x"]),
+    (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+    (MappingProxyType({"n": Decimal(1)}), {"n": 1.0}),
+    (10**400, 10**400),
+]
+
+
+@pytest.mark.parametrize(("given", "stored"), PLAIN)
+def test_what_python_has_and_json_has_not_is_stored_as_parquets_is(
+    storage, collection, embedder, given, stored
+):
+    report = index_objects(storage, collection, [CatalogueText("a", "a", {"x": [given]})], embedder)
+    again = index_objects(storage, collection, [CatalogueText("a", "a", {"x": [stored]})], embedder)
+    storage.objects.upsert(collection, [brought("b", 0, 0, 0, 0, 1, x=given)])
+
+    assert (outcome(report), outcome(again)) == ((1, 0, 0, 0), (0, 0, 1, 0))
+    [a, b] = storage.objects.get(collection, ["a", "b"])
+    assert (a.payload, b.payload) == ({"x": [stored]}, {"x": stored})
+
+
+def text_of(object_id: Any, text: Any, payload: Any = None):
+    return CatalogueText(object_id, text, {} if payload is None else payload)
+
+
+def looped():
+    loop = {}
+    loop["self"] = loop
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (text_of("sku-1", "a", {"x": [1, math.nan]}), "payload['x'][1] is nan"),
+        (text_of("sku-1", "a", {"x": np.float64("inf")}), "payload['x'] is inf"),
+        (text_of("sku-1", "a", {"x": Decimal("nan")}), "payload['x'] is nan"),
+        (text_of("sku-1", "a", {"x": {"y": {1, 2}}}), "payload['x']['y']: a set has no place in JSON"),
+        (text_of("sku-1", "a", {"x": b"y"}), "payload['x']: a bytes has no place in JSON"),
+        (text_of("sku-1", "a", {("x", 1): 2}), "payload has the key ('x', 1), a tuple"),
+        (text_of("sku-1", "a", {"x": "a\0b"}), "payload['x']: a text may not hold the character NUL"),
+        (text_of("sku-1", "a", {"x": "\ud83d"}), "payload['x']: a text may not hold half a surrogate"),
+        (text_of("sku-1", "a", {"\0": 1}), "the key '\\x00' of payload: a text may not hold"),
+        (text_of("sku-1", "a", {"x": 10**5_000}), "a number of more digits than can be written"),
+        (text_of("sku-1", "a", looped()), "payload is nested too deep, or holds itself"),
+        (text_of("sku-1", "a", [("x", 1)]), "the payload of object 'sku-1' is [('x', 1)]; give a dict"),
+        (text_of("sku-1", None), "the text of object 'sku-1' is None, a NoneType"),
+        (text_of("sku-1", "half \ud83d"), "the text of object 'sku-1' cannot be embedded: "),
+        (text_of("", "a"), "the id of an object is empty"),
+        (text_of("x" * 600, "a"), "the id of an object has 600 bytes"),
+        (text_of("\U0001f642" * 129, "a"), "the id of an object has 516 bytes"),
+        (text_of(17, "a"), "the id of an object is 17, a int; give a text, such as '17'"),
+        (text_of("a\0b", "a"), "the id of an object holds the character NUL"),
+        (CatalogueObject("", np.ones((1, 5), dtype=np.float32)), "the id of an object is empty"),
+        (
+            CatalogueObject("sku-1", np.ones((1, 5), dtype=np.float32), {"x": math.nan}),
+            "object 'sku-1' cannot be stored",
+        ),
+    ],
+)
+def test_what_cannot_be_stored_is_named_before_anything_is_embedded(
+    storage, collection, embedder, wrong, said
+):
+    with pytest.raises(InvalidInputError) as refused:
+        index_objects(storage, collection, [CatalogueText("sound", "a"), wrong], embedder)
+
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < 300
+    assert list(every_object(storage, collection)) == []
 
 
 def brought(object_id, *vector, **payload):

@@ -237,7 +237,7 @@ def test_a_filter_holds_for_moved_objects_too(storage, arc):
 
 
 def test_a_misspelt_filter_is_refused():
-    with pytest.raises(InvalidFilterError, match="not understood"):
+    with pytest.raises(InvalidFilterError, match="is no kind of query"):
         PayloadFilter.parse({"query": {"trem": {"field": "angle", "value": 10}}})
 
 
@@ -422,6 +422,27 @@ def test_results_can_be_sorted_by_a_field_with_missing_values_last(storage, arc)
     assert nested.next_page_offset == 2
     rest = search(QUERY, sort_by=("half.of", "ascending"), max_distance=distance_at(25), limit=2, offset=2)
     assert ids(rest) == ["nameless", "text"]
+
+
+def test_sorting_finds_the_field_that_a_filter_finds_and_says_whether_there_is_one(storage, arc):
+    storage.objects.upsert(
+        arc,
+        [
+            CatalogueObject("flat", at(3), {"half.of": 1}),
+            CatalogueObject("huge", at(4), {"half": {"of": 10**400}}),
+            CatalogueObject("both", at(5), {"half.of": True, "half": {"of": 0}}),
+        ],
+    )
+    search = SearchService(storage).search
+
+    largest = search(QUERY, sort_by={"field": "half.of", "order": "desc"}, limit=1)
+    smallest = search(QUERY, sort_by=("half.of", "ascending"), limit=2)
+    nowhere = search(QUERY, sort_by={"field": "prise"}, limit=2)
+
+    assert (ids(largest), largest.is_sorted) == (["huge"], True)
+    assert ids(smallest) == ["flat", "both"]  # the longest key at the top comes first
+    assert (ids(nowhere), nowhere.is_sorted) == (["flat", "huge"], False)
+    assert search(QUERY, limit=1).is_sorted is None
 
 
 def test_sorting_takes_in_everything_within_max_distance_however_much_that_is():
@@ -715,9 +736,18 @@ def test_a_query_that_is_no_vector_of_the_collection_is_refused(memory, vectors)
         ({"max_distance": math.nan}, "max_distance is nan"),
         ({"exploration_ratio": 1.5}, "exploration_ratio is 1.5"),
         ({"sort_by": ("price", "down")}, "sort_by is"),
-        ({"user_id": ""}, "user_id has 0 characters"),
-        ({"session_id": "s" * 513}, "session_id has 513 characters"),
+        ({"user_id": ""}, "user_id is empty"),
+        ({"session_id": "s" * 513}, "session_id has 513 bytes"),
+        ({"user_id": "靴" * 171}, "user_id has 513 bytes"),
+        ({"user_id": 17}, "user_id is 17, a int; give a text, such as '17'"),
         ({"query": "  "}, "the query is empty"),
+        ({"query": "x" * 16_385}, "the query has 16,385 characters"),
+        ({"query": [[1.0, 0.0, 0.0]] * 65}, "the query has 65 parts"),
+        ({"sort_by": ("", "ascending")}, "the name of a field is empty"),
+        ({"sort_by": ("a" * 513, "ascending")}, "the name of a field has 513 characters"),
+        ({"sort_by": (".".join("a" * 17), "ascending")}, "the name of a field has 16 dots"),
+        ({"sort_by": {"field": "price", "order": "down"}}, "sort_by is"),
+        ({"sort_by": {"fields": "price"}}, "sort_by is"),
     ],
 )
 def test_an_argument_out_of_bounds_is_refused_with_a_sentence(memory, wrong, says):
@@ -915,7 +945,7 @@ def test_a_request_that_is_out_of_bounds_by_now_is_read_and_not_served(memory):
 def test_a_recorded_filter_that_is_none_by_now_is_read_and_not_served(memory):
     request = SearchRequest.model_validate({"filter": {"query": {"like": "a%"}}})
 
-    with pytest.raises(InvalidFilterError, match="is not understood"):
+    with pytest.raises(InvalidFilterError, match="is no kind of query"):
         SearchService(memory).search(QUERY, request)
 
 

@@ -21,6 +21,18 @@
 The HTTP status of each stands in one table, in ``api/app.py``.
 """
 
+SHOWN_CHARACTERS = 80
+
+
+def shown(value: object) -> str:
+    """Return how a message shows what was given: never more than a line of it.
+
+    >>> shown("x" * 100)[-3:]
+    'xx…'
+    """
+    told = repr(value[:SHOWN_CHARACTERS]) if isinstance(value, str) else repr(value)
+    return told if len(told) <= SHOWN_CHARACTERS else f"{told[:SHOWN_CHARACTERS]}…"
+
 
 class EmbeddingStudioError(Exception):
     """Every error of this package; its message says what happened and what to do."""

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, IsAdmin, check_admin
 from embedding_studio.api.dependencies import InContext, InMetrics
-from embedding_studio.api.fields import Body, Id, Json, Query, Text, Vectors, check_fit
+from embedding_studio.api.fields import Body, Filter, Id, Json, Query, Text, Vectors, check_fit
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import CatalogueText
-from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.filters import check_field
 from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.objects import JSON, CatalogueObject
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
-from embedding_studio.errors import ConflictError, InvalidFilterError, InvalidVectorsError
+from embedding_studio.errors import ConflictError, InvalidVectorsError
 from embedding_studio.search import MAX_LIMIT, MAX_REACH, Explanation, SearchRequest, SortBy
 
 router = APIRouter(prefix="/embeddings", tags=["embeddings"])
@@ -26,9 +26,15 @@ MAX_OBJECTS = 1_000
 
 ASKED_BY_DEFAULT = SearchRequest()
 
+FILTER = "what the payload must say; docs/filters.md shows each kind of query"
+
 
 class SortBody(Body):
-    field: Annotated[Text, Field(min_length=1, description="of the payload; a dot steps into an object")]
+    field: Annotated[
+        Text,
+        Field(min_length=1, description="of the payload; a dot steps into an object"),
+        AfterValidator(check_field),
+    ]
     order: Literal["asc", "desc"] = "asc"
 
     def pair(self) -> SortBy:
@@ -40,7 +46,7 @@ class SearchBody(Body):
     limit: int = Field(default=ASKED_BY_DEFAULT.limit, ge=1, le=MAX_LIMIT)
     offset: int = Field(default=ASKED_BY_DEFAULT.offset, ge=0, le=MAX_REACH)
     max_distance: float | None = Field(default=None, description="inclusive")
-    filter: Json | None = Field(default=None, description='what the payload must say: `{"query": ...}`')
+    filter: Filter | None = Field(default=None, description=FILTER)
     user_id: Id | None = Field(default=None, description="absent: the plain search")
     create_session: bool = Field(default=False, description="record the query and what is shown for it")
     session_id: Id | None = Field(
@@ -60,7 +66,7 @@ class SearchBody(Body):
             limit=self.limit,
             offset=self.offset,
             max_distance=self.max_distance,
-            filter=self.filter,
+            filter=self.filter and self.filter.as_sent(),
             sort_by=self.sort_by and self.sort_by.pair(),
             exploration_ratio=self.exploration_ratio,
         )
@@ -149,7 +155,7 @@ class ObjectsBody(Body):
 class ScrollBody(Body):
     after: Id | None = Field(default=None, description="`next_after` of the page before; absent: the first")
     limit: int = Field(default=100, ge=1, le=MAX_OBJECTS)
-    filter: Json | None = Field(default=None, description='what the payload must say: `{"query": ...}`')
+    filter: Filter | None = Field(default=None, description=FILTER)
     with_vectors: bool = False
     collection: Id = DEFAULT_COLLECTION
 
@@ -182,6 +188,9 @@ class FoundPage(BaseModel):
     metric_type: MetricType
     metric_aggregation_type: MetricAggregationType
     distance_direction: Literal["smaller_is_nearer"] = "smaller_is_nearer"
+    is_sorted: bool | None = Field(
+        description="whether any object has a value in the field of sort_by; null where none was asked for"
+    )
 
 
 class Indexed(BaseModel):
@@ -239,8 +248,6 @@ def similarity_search(
         )
     except ConflictError as error:
         raise session_taken(body.session_id) from error
-    except InvalidFilterError as error:
-        raise wrong_body(str(error), "filter") from error
     except InvalidVectorsError:
         if not isinstance(body.search_query, str):
             check_fit(context.storage.collections.get(body.collection), body.search_query, "search_query")
@@ -266,6 +273,7 @@ def similarity_search(
         personalised=page.personalised,
         metric_type=page.collection.index.metric_type,
         metric_aggregation_type=page.collection.index.metric_aggregation_type,
+        is_sorted=page.is_sorted,
     )
 
 
@@ -324,7 +332,7 @@ def scroll_objects(body: ScrollBody, context: InContext) -> ScrolledPage:
     """Return the objects of a collection page by page, whatever it holds."""
     collection = context.storage.collections.get(body.collection)
     found = context.storage.objects.scroll(
-        collection, after=body.after, limit=body.limit + 1, filter=_filter(body.filter)
+        collection, after=body.after, limit=body.limit + 1, filter=body.filter
     )
     page = found[: body.limit]
     return ScrolledPage(
@@ -350,12 +358,3 @@ def _check_each_once(object_ids: Sequence[str], field: str) -> None:
 def _check_embedder(context: Context, *place: str | int) -> None:
     if context.embedder is None:
         raise wrong_body("this service has no embedder for texts; send vectors", *place)
-
-
-def _filter(given: JSON | None) -> PayloadFilter | None:
-    if given is None:
-        return None
-    try:
-        return PayloadFilter.parse(given)
-    except InvalidFilterError as error:
-        raise wrong_body(str(error), "filter") from error

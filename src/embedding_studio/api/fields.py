@@ -12,10 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from starlette.convertors import Convertor, register_url_convertor
 
 from embedding_studio.api.problems import wrong_body
+from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
+from embedding_studio.domain.limits import MAX_ID_LENGTH, MAX_QUERY_LENGTH, MAX_QUERY_PARTS
 from embedding_studio.domain.objects import Collection
-from embedding_studio.domain.sessions import MAX_ID_LENGTH
-from embedding_studio.domain.storable import check_json, check_text
+from embedding_studio.domain.storable import check_id, check_json, check_text
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import InvalidVectorsError
 
@@ -76,7 +77,13 @@ def to_vectors(given: Any) -> NDArray[np.float32]:
 def to_query(given: Any) -> str | NDArray[np.float32]:
     """Return a text as it is, and numbers as [Q, D]."""
     if isinstance(given, str):
+        if len(given) > MAX_QUERY_LENGTH:
+            raise ValueError(
+                f"a query has at most {MAX_QUERY_LENGTH:,} characters; this one has {len(given):,}"
+            )
         return check_text(given)
+    if isinstance(given, list) and len(given) > MAX_QUERY_PARTS and isinstance(given[0], list):
+        raise ValueError(f"a query has at most {MAX_QUERY_PARTS} parts; this one has {len(given):,}")
     if not isinstance(given, list):
         raise ValueError("a query is a text, a vector (list of numbers) or a list of vectors")  # noqa: TRY004, pydantic reports ValueError
     return to_vectors(given)
@@ -95,7 +102,8 @@ def check_fit(collection: Collection, vectors: NDArray[np.float32], *place: str 
 
 
 Text = Annotated[str, AfterValidator(check_text)]
-Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_text)]
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_id)]
+Filter = Annotated[PayloadFilter, PlainValidator(PayloadFilter.parse, json_schema_input_type=PayloadFilter)]
 Json = Annotated[dict[str, Any], AfterValidator(check_json)]
 UtcSeconds = Annotated[int, Field(ge=0, description="UTC seconds since 1970"), AfterValidator(check_seconds)]
 Vectors = Annotated[

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from embedding_studio.catalogue.text import CatalogueText
 from embedding_studio.domain.index import MAX_DIMENSIONS, SearchIndexInfo
+from embedding_studio.domain.limits import MAX_ID_LENGTH
 from embedding_studio.domain.objects import JSON, CatalogueObject
-from embedding_studio.domain.sessions import MAX_ID_LENGTH
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import InvalidDataError
 from embedding_studio.files import STDIN, from_parquet, parquet_file, readable

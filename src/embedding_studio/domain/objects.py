@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.domain.storable import check_id, faults, json_value
+from embedding_studio.errors import InvalidInputError, shown
 
 JSON = dict[str, Any]
 
@@ -213,23 +214,33 @@ def personal_id(object_id: str, user_id: str) -> str:
 def payload_as_json(object_id: str, payload: JSON) -> str:
     """Return an object's payload as it is stored.
 
+    What Python has and JSON has not is told as Parquet's: a time as ISO 8601 text, a decimal as a number.
+
     Raises:
         InvalidInputError: it, or the object's id, is nothing that a database can store.
     """
-    try:
-        text = json.dumps(payload, allow_nan=False, ensure_ascii=False)
-        (text + object_id).encode()
-    except (ValueError, TypeError) as error:
+    check_id(object_id, "the id of an object")
+    if not isinstance(payload, Mapping):
         raise InvalidInputError(
-            f"the payload of object {object_id!r} cannot be stored as JSON, which has no NaN, no infinity "
-            f"and no half characters: {error}; mend or drop it"
-        ) from error
-    if "\0" in object_id or _NUL.search(text):
-        raise InvalidInputError(
-            f"object {object_id!r} has the character NUL in its id or payload, which a database "
-            "cannot store; mend or drop it"
+            f"the payload of object {object_id!r} is {shown(payload)}; give a dict, as of a JSON object"
         )
+    try:
+        text = json.dumps(payload, allow_nan=False, ensure_ascii=False, default=json_value)
+        text.encode()
+        is_sound = not _NUL.search(text)
+    except (ValueError, TypeError, RecursionError):
+        is_sound = False
+    if not is_sound:
+        raise InvalidInputError(_unstorable(object_id, payload))
     return text
+
+
+def _unstorable(object_id: str, payload: Mapping[str, Any]) -> str:
+    try:
+        fault = next(faults(payload, "payload"), "payload holds a number of more digits than can be written")
+    except RecursionError:
+        fault = "payload is nested too deep, or holds itself"
+    return f"object {object_id!r} cannot be stored: {fault}"
 
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")

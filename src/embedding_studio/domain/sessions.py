@@ -5,15 +5,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from embedding_studio.datetime_utils import utc_timestamp
-from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.domain.filters import PayloadFilter, check_field
+from embedding_studio.domain.limits import MAX_ID_LENGTH
+from embedding_studio.domain.storable import check_id
+from embedding_studio.errors import InvalidInputError, shown
 
 DEFAULT_COLLECTION = "default"
 
@@ -26,7 +36,7 @@ DEFAULT_EVENT_WEIGHTS: Mapping[str, float] = {
 }
 """How much an event of each type says for its object; a type that is not listed says nothing."""
 
-MAX_ID_LENGTH = 512
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_id)]
 
 MAX_LIMIT = 1_000
 
@@ -49,7 +59,7 @@ class SearchResultItem(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    object_id: str = Field(min_length=1, max_length=MAX_ID_LENGTH)
+    object_id: Id
     rank: float | None = None
     meta: dict[str, Any] | None = None
     position: int | None = Field(default=None, ge=1)
@@ -66,8 +76,8 @@ class SessionEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    session_id: str = Field(min_length=1, max_length=MAX_ID_LENGTH)
-    object_id: str = Field(min_length=1, max_length=MAX_ID_LENGTH)
+    session_id: Id
+    object_id: Id
     event_type: str = Field(default="click", min_length=1, max_length=64)
     created_at: int = Field(default_factory=utc_timestamp, ge=0)
     event_id: str = Field(default="", max_length=MAX_ID_LENGTH)
@@ -75,7 +85,9 @@ class SessionEvent(BaseModel):
 
     @model_validator(mode="after")
     def _name_the_event(self) -> Self:
-        if not self.event_id:
+        if self.event_id:
+            check_id(self.event_id, "event_id")
+        else:
             told = "\x1f".join((self.session_id, self.object_id, self.event_type, str(self.created_at)))
             object.__setattr__(self, "event_id", hashlib.sha256(told.encode()).hexdigest()[:32])
         return self
@@ -87,8 +99,8 @@ class SearchOptions(TypedDict, total=False):
     limit: int
     offset: int
     max_distance: float | None
-    filter: PayloadFilter | None
-    sort_by: SortBy | None
+    filter: PayloadFilter | Mapping[str, Any] | None
+    sort_by: SortBy | Mapping[str, str] | None
     exploration_ratio: float | None
 
 
@@ -145,6 +157,17 @@ class SearchRequest(BaseModel):
     def _as_sent(cls, given: Any) -> Any:
         return given.as_sent() if isinstance(given, PayloadFilter) else given
 
+    @field_validator("sort_by", mode="before")
+    @classmethod
+    def _as_pair(cls, given: Any) -> Any:
+        """Return a pair for what is sent over HTTP: ``{"field": "price", "order": "asc"}``."""
+        if not isinstance(given, Mapping):
+            return given
+        if given.keys() - {"field", "order"} or "field" not in given:
+            raise ValueError('it has the keys "field" and "order"')
+        order = given.get("order", "asc")
+        return given["field"], _DIRECTIONS.get(order, order) if isinstance(order, str) else order
+
     @property
     def payload_filter(self) -> PayloadFilter | None:
         """The filter, parsed.
@@ -169,14 +192,14 @@ class SearchRequest(BaseModel):
                 f"there are {', '.join(SearchOptions.__annotations__)}"
             )
         changed: dict[str, Any] = dict(options)
-        if "filter" in changed:
-            changed["filter"] = self._as_sent(changed["filter"])
         try:
             return self.model_validate(dict(self) | changed) if changed else self
         except ValidationError as error:
             [problem, *_] = error.errors()
             name = str(problem["loc"][0])
-            raise InvalidInputError(f"{name} is {changed[name]!r}; {problem['msg']}") from error
+            raise InvalidInputError(
+                f"{name} is {shown(changed[name])}; {problem['msg'].removeprefix('Value error, ')}"
+            ) from error
 
     def check(self) -> None:
         """Return if a service may be asked for this.
@@ -199,14 +222,22 @@ class SearchRequest(BaseModel):
             raise InvalidInputError(
                 f"exploration_ratio is {self.exploration_ratio}; give a share from 0 to 1"
             )
-        if self.sort_by is not None and not _is_sort(self.sort_by):
-            raise InvalidInputError(
-                f"sort_by is {self.sort_by}; give a payload field and 'ascending' or 'descending'"
-            )
+        if self.sort_by is not None:
+            _check_sort(self.sort_by)
 
 
-def _is_sort(given: SortBy) -> bool:
-    return len(given) == 2 and bool(given[0]) and given[1] in {"ascending", "descending"}
+_DIRECTIONS = {"asc": "ascending", "desc": "descending"}
+
+
+def _check_sort(given: SortBy) -> None:
+    if len(given) != 2 or given[1] not in _DIRECTIONS.values():
+        raise InvalidInputError(
+            f"sort_by is {shown(given)}; give a payload field and 'ascending' or 'descending'"
+        )
+    try:
+        check_field(given[0])
+    except ValueError as error:
+        raise InvalidInputError(f"sort_by is {shown(given)}; {error}") from error
 
 
 class Session(BaseModel):
@@ -218,11 +249,11 @@ class Session(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    session_id: str = Field(min_length=1, max_length=MAX_ID_LENGTH)
+    session_id: Id
     search_query: str = ""
-    user_id: str | None = Field(default=None, min_length=1, max_length=MAX_ID_LENGTH)
+    user_id: Id | None = None
     created_at: int = Field(default_factory=utc_timestamp, ge=0)
-    collection: str = Field(default=DEFAULT_COLLECTION, min_length=1, max_length=MAX_ID_LENGTH)
+    collection: Id = DEFAULT_COLLECTION
     search_results: tuple[SearchResultItem, ...] = ()
     search_meta: dict[str, Any] | None = None
     request: SearchRequest | None = None
@@ -300,7 +331,7 @@ class SessionForImprovementCreateSchema(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    session_id: str = Field(min_length=1, max_length=MAX_ID_LENGTH)
+    session_id: Id
 
 
 class SessionForImprovement(BaseModel):

@@ -1,11 +1,18 @@
 """What PostgreSQL keeps: no NUL character, no half of a surrogate pair, no number that is not finite."""
 
+import datetime as dt
 import json
 import math
-from typing import Any
+import uuid
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any, TypeGuard
 
 import numpy as np
 import orjson
+
+from embedding_studio.domain.limits import MAX_ID_LENGTH
+from embedding_studio.errors import InvalidInputError, shown
 
 MAX_JSON_DEPTH = 64
 
@@ -30,6 +37,94 @@ def check_text(given: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("a text may not hold half a surrogate pair (U+D800 to U+DFFF)") from None
     return given
+
+
+def is_id(given: object) -> TypeGuard[str]:
+    """Return whether this can name a session, a user, an object or an event.
+
+    >>> is_id("靴" * 170), is_id("靴" * 171), is_id(""), is_id(7)
+    (True, False, False, False)
+    """
+    return isinstance(given, str) and _why_no_id(given) is None
+
+
+def check_id(given: str, what: str = "an id") -> str:
+    """Return what was given if it can name a session, a user, an object or an event.
+
+    Raises:
+        InvalidInputError: it cannot; the message begins with ``what``.
+    """
+    if not isinstance(given, str):
+        raise InvalidInputError(
+            f"{what} is {shown(given)}, a {type(given).__name__}; give a text, such as {str(given)[:40]!r}"
+        )
+    if (why := _why_no_id(given)) is not None:
+        raise InvalidInputError(
+            f"{what} {why}; give 1 to {MAX_ID_LENGTH} bytes in UTF-8 (given: {shown(given)})"
+        )
+    return given
+
+
+def _why_no_id(given: str) -> str | None:
+    if not given:
+        return "is empty"
+    try:
+        length = len(given.encode())
+    except UnicodeEncodeError:
+        return "holds half a surrogate pair (U+D800 to U+DFFF)"
+    if length > MAX_ID_LENGTH:
+        return f"has {length} bytes"
+    return "holds the character NUL (U+0000)" if "\x00" in given else None
+
+
+def json_value(value: Any) -> Any:
+    """Return the JSON value by which something else is told, as of Parquet: for ``json.dumps(default=...)``.
+
+    >>> json_value(dt.date(2024, 1, 5)), json_value(Decimal("9.50")), json_value(np.int64(3))
+    ('2024-01-05', 9.5, 3)
+
+    Raises:
+        TypeError: there is none.
+    """
+    match value:
+        case np.datetime64():
+            return None if np.isnat(value) else str(value)
+        case np.generic() | np.ndarray():
+            return value.tolist()
+        case dt.date() | dt.time():  # what is missing in pandas is a time that does not equal itself
+            return value.isoformat() if value == value else None  # noqa: PLR0124
+        case Decimal():
+            return float(value)
+        case uuid.UUID():
+            return str(value)
+        case Mapping():
+            return dict(value)
+    raise TypeError(f"a {type(value).__name__} has no place in JSON")
+
+
+def faults(value: Any, place: str) -> Iterator[str]:
+    """Yield what has no place in JSON or in the database, each named by its place."""
+    match value:
+        case Mapping():
+            for key, each in value.items():
+                if isinstance(key, str):
+                    yield from faults(key, f"the key {shown(key)} of {place}")
+                    yield from faults(each, f"{place}[{shown(key)}]")
+                else:
+                    yield f"{place} has the key {shown(key)}, a {type(key).__name__}; keys are texts"
+        case list() | tuple():
+            for number, each in enumerate(value):
+                yield from faults(each, f"{place}[{number}]")
+        case float() if not math.isfinite(value):
+            yield f"{place} is {value}, and JSON has no such number; give null or leave it out"
+        case _:
+            try:
+                if isinstance(value, str):
+                    check_text(value)
+                elif value is not None and not isinstance(value, int | float):
+                    yield from faults(json_value(value), place)
+            except (ValueError, TypeError) as error:
+                yield f"{place}: {error}"
 
 
 def check_json(given: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS, MAX_ID_LENGTH, RecordedSession
+from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS, RecordedSession
+from embedding_studio.domain.storable import is_id
 from embedding_studio.errors import InvalidDataError, InvalidInputError
 from embedding_studio.storage.ports import Vectors
 
@@ -280,7 +281,7 @@ def _id(given: object) -> str | None:
     """Return an id, which may be a number; None if it can be none."""
     if isinstance(given, int) and not isinstance(given, bool):
         given = str(given)
-    return given if isinstance(given, str) and 1 <= len(given) <= MAX_ID_LENGTH else None
+    return given if is_id(given) else None
 
 
 def _of_date(given: str) -> tuple[int, str] | None:

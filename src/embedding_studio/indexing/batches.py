@@ -6,13 +6,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from embedding_studio.catalogue import CatalogueText
-from embedding_studio.domain.objects import JSON, TEXT_HASH_LENGTH, CatalogueObject, Collection
+from embedding_studio.domain.objects import (
+    JSON,
+    TEXT_HASH_LENGTH,
+    CatalogueObject,
+    Collection,
+    payload_as_json,
+)
+from embedding_studio.domain.storable import check_text
 from embedding_studio.embedders import Embedder, embed_texts
-from embedding_studio.errors import ConflictError, EmbeddingError
+from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError, shown
 from embedding_studio.storage.ports import Storage
 
 BATCH_TEXTS = 256
@@ -125,7 +132,7 @@ def _prepared(
 
 def _prepare(storage: Storage, collection: Collection, embedder: Embedder | None, batch: Batch) -> _Prepared:
     brought = [each for each in batch if isinstance(each, CatalogueObject)]
-    texts = [each for each in batch if isinstance(each, CatalogueText)]
+    texts = [_storable(each) for each in batch if isinstance(each, CatalogueText)]
     if not texts:
         return _Prepared(brought, {"indexed": len(brought)})
     if embedder is None:
@@ -165,6 +172,23 @@ def _prepare(storage: Storage, collection: Collection, embedder: Embedder | None
             "empty": empty,
         },
     )
+
+
+def _storable(given: CatalogueText) -> CatalogueText:
+    """Return a text with its payload as it is stored.
+
+    Raises:
+        InvalidInputError: it cannot be, or the text not be embedded; the message names the object.
+    """
+    payload: JSON = json.loads(payload_as_json(given.object_id, given.payload))
+    what = f"the text of object {given.object_id!r}"
+    if not isinstance(given.text, str):
+        raise InvalidInputError(f"{what} is {shown(given.text)}, a {type(given.text).__name__}; give a str")
+    try:
+        check_text(given.text)
+    except ValueError as error:
+        raise InvalidInputError(f"{what} cannot be embedded: {error}") from error
+    return replace(given, payload=payload)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
+from embedding_studio.domain.storable import check_id
 from embedding_studio.embedders import Embedder
-from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
+from embedding_studio.errors import CollectionNotFoundError, InvalidInputError, shown
 from embedding_studio.indexing.batches import THREADS, IndexingReport, index_objects
 from embedding_studio.storage.ports import Storage
 from embedding_studio.tuning import SAMPLED_OBJECTS, guard_gate
@@ -111,9 +112,10 @@ def _sampled(
     for number, each in enumerate(objects):
         if not isinstance(each, CatalogueText | CatalogueObject):
             raise InvalidInputError(
-                f"object {number} of those to index is {repr(each)[:80]}, a {type(each).__name__}; "
+                f"object {number} of those to index is {shown(each)}, a {type(each).__name__}; "
                 "give a CatalogueText, or a CatalogueObject if you bring its vectors"
             )
+        check_id(each.object_id, f"the id of object {number} of those to index")
         if number % step == 0:
             ids.append(each.object_id)
             if len(ids) == 2 * SAMPLED_OBJECTS:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from embedding_studio.domain.sessions import MAX_ID_LENGTH, RecordedSession
+from embedding_studio.domain.sessions import RecordedSession
+from embedding_studio.domain.storable import is_id
 
 Row = Mapping[str, Any]
 
@@ -102,9 +103,7 @@ def id_of(given: object) -> str | None:
         given = int(given)
     if type(given) is int:
         return str(given)
-    if not isinstance(given, str) or not 1 <= len(given) <= MAX_ID_LENGTH or "\0" in given:
-        return None
-    return given
+    return given if is_id(given) else None
 
 
 def text_of(given: object) -> str | None:

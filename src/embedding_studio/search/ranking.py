@@ -3,14 +3,13 @@
 Axes: Q parts of a query · D dimensions · R results.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.filters import PayloadFilter, values
 from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import JSON, CatalogueObject, Collection, Neighbour, QueryMemory
 from embedding_studio.domain.sessions import MAX_REACH, SearchRequest, SortBy
@@ -141,8 +140,11 @@ class Lists:
             return {}
         return self.storage.personal.copies(self.collection, self.user_id, object_ids)
 
-    def sorted_by(self, sort_by: SortBy) -> list[Neighbour]:
-        """Return all within ``max_distance``, or the nearest ``SORT_WINDOW``, by a payload field."""
+    def sorted_by(self, sort_by: SortBy) -> tuple[list[Neighbour], bool]:
+        """Return all within ``max_distance``, or the nearest ``SORT_WINDOW``, by a payload field.
+
+        And whether any of them has a value there; else they stand by distance.
+        """
         count = SORT_WINDOW
         found = self.ranked(count)
         while self.request.max_distance is not None and len(found) == count < MAX_REACH:
@@ -152,7 +154,7 @@ class Lists:
         valued = [(_sort_key(each.payload, name), each) for each in found]
         present = [(key, each) for key, each in valued if key is not None]
         present.sort(key=lambda pair: pair[0], reverse=direction == "descending")
-        return [each for _, each in present] + [each for key, each in valued if key is None]
+        return [each for _, each in present] + [each for key, each in valued if key is None], bool(present)
 
     def _nearest(self, queries: Vectors, count: int) -> list[Neighbour]:
         """Return the ``count`` nearest by the originals."""
@@ -219,12 +221,12 @@ class Lists:
 
 def _sort_key(payload: JSON, name: str) -> tuple[int, float | str] | None:
     """Return what a payload is sorted by: numbers before texts; None where there is neither."""
-    value: object = payload
-    for step in name.split("."):
-        value = value.get(step) if isinstance(value, Mapping) else None
-    if isinstance(value, str):
-        return (1, value)
-    return (0, value) if isinstance(value, int | float) and not math.isnan(value) else None
+    for value in values(payload, name):
+        if isinstance(value, str):
+            return (1, value)
+        if isinstance(value, int | float) and value == value:  # noqa: PLR0124, no whole number is too large
+            return (0, value)
+    return None
 
 
 def as_for_anybody(found: Neighbour) -> Explanation:

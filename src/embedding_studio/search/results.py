@@ -93,6 +93,7 @@ class SearchPage:
         next_page_offset: None on the last page.
         personalised: whether clicks bear on this query at all.
         collection: that was searched, whatever name it was asked by.
+        is_sorted: whether any object has a value in the field of ``sort_by``; None where none was asked for.
     """
 
     results: tuple[SearchResult, ...]
@@ -100,3 +101,4 @@ class SearchPage:
     next_page_offset: int | None
     personalised: bool
     collection: Collection
+    is_sorted: bool | None = None

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.limits import MAX_QUERY_LENGTH, MAX_QUERY_PARTS
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
     DEFAULT_COLLECTION,
-    MAX_ID_LENGTH,
     MAX_REACH,
     RecordedSession,
     SearchOptions,
@@ -25,6 +25,7 @@ from embedding_studio.domain.sessions import (
     Session,
     SessionDisposition,
 )
+from embedding_studio.domain.storable import check_id
 from embedding_studio.embedders import Embedder, embed_texts
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import query_mean
@@ -114,8 +115,9 @@ class SearchService:
         """
         request = self._resolved((request or SearchRequest()).having(**options))
         wanted = request.payload_filter
-        _check_id("user_id", user_id)
-        _check_id("session_id", session_id)
+        for name, given in (("user_id", user_id), ("session_id", session_id)):
+            if given is not None:
+                check_id(given, name)
         known = self._storage.collections.get(collection)
         text, queries = self._parts_of(known, query)
         offset, limit = request.offset, request.limit
@@ -127,7 +129,7 @@ class SearchService:
         now = utc_timestamp() if now is None else now
         bend = self._bend(known, user_id, queries, now)
         lists = Lists(self._storage, known, queries, request, wanted, user_id, bend)
-        slots = _slots(lists, shown, rng, session_id)
+        slots, is_sorted = _slots(lists, shown, rng, session_id)
         results = _results(lists, slots[:limit], offset, explain=explain)
 
         if continued:
@@ -150,6 +152,7 @@ class SearchService:
             offset + limit if more else None,
             bend is not None,
             known,
+            is_sorted,
         )
 
     __call__ = search
@@ -164,9 +167,13 @@ class SearchService:
     def _parts_of(self, collection: Collection, query: str | ArrayLike) -> tuple[str, Vectors]:
         """Return the text of a query ("" without one) and its vectors [Q, D]."""
         if not isinstance(query, str):
-            return "", check_vectors(collection.index, query, "the query")
+            return "", _few(check_vectors(collection.index, query, "the query"))
         if not query.strip():
             raise InvalidInputError("the query is empty; give a text, or the query's vectors")
+        if len(query) > MAX_QUERY_LENGTH:
+            raise InvalidInputError(
+                f"the query has {len(query):,} characters; at most {MAX_QUERY_LENGTH:,} are searched for"
+            )
         if self._embedder is None:
             raise EmbeddingError(
                 "there is no embedder for the text of the query; search with vectors, or set EMBEDDER"
@@ -177,7 +184,7 @@ class SearchService:
                 f"embeds by {self._embedder.name!r}; set EMBEDDER to the first, or index the collection anew"
             )
         [vectors] = embed_texts(self._embedder, [query])
-        return query, check_vectors(collection.index, vectors, "the query")
+        return query, _few(check_vectors(collection.index, vectors, "the query"))
 
     def _bend(self, collection: Collection, user_id: str | None, queries: Vectors, now: int) -> Bend | None:
         """Return what memories do to a query; None where the search is the plain one."""
@@ -225,10 +232,18 @@ class SearchService:
         }
 
 
+def _few(vectors: Vectors) -> Vectors:
+    if len(vectors) > MAX_QUERY_PARTS:
+        raise InvalidInputError(
+            f"the query has {len(vectors)} parts; at most {MAX_QUERY_PARTS} are compared, so make it shorter"
+        )
+    return vectors
+
+
 def _slots(
     lists: Lists, shown: AbstractSet[str], rng: np.random.Generator | None, session_id: str | None
-) -> list[Slot]:
-    """Return the slots of a page, and one more where there is a further page.
+) -> tuple[list[Slot], bool | None]:
+    """Return the slots of a page, and one more where there is a further page; and ``SearchPage.is_sorted``.
 
     Args:
         shown: what earlier pages showed.
@@ -236,11 +251,15 @@ def _slots(
     request = lists.request
     ratio = request.exploration_ratio or 0.0
     reach = max(request.offset, len(shown)) + request.limit + 1
-    ranked = lists.sorted_by(request.sort_by) if request.sort_by else lists.ranked(reach)
+    is_sorted = None
+    if request.sort_by:
+        ranked, is_sorted = lists.sorted_by(request.sort_by)
+    else:
+        ranked = lists.ranked(reach)
     explored = lists.plain(reach) if lists.bend and ratio > 0 and not request.sort_by else []
     draws = (rng or _rng_of(session_id)).random(reach) if explored else np.ones(reach)
     slots = list(slots_of(ranked, explored, shown, draws[len(shown) :], ratio))
-    return slots[max(0, request.offset - len(shown)) :]
+    return slots[max(0, request.offset - len(shown)) :], is_sorted
 
 
 def _results(lists: Lists, slots: Sequence[Slot], offset: int, *, explain: bool) -> tuple[SearchResult, ...]:
@@ -276,10 +295,3 @@ def _rng_of(session_id: str | None) -> np.random.Generator:
     if session_id is None:
         return np.random.default_rng()
     return np.random.default_rng(int.from_bytes(hashlib.sha256(session_id.encode()).digest()[:16]))
-
-
-def _check_id(name: str, given: str | None) -> None:
-    if given is not None and not 1 <= len(given) <= MAX_ID_LENGTH:
-        raise InvalidInputError(
-            f"{name} has {len(given)} characters; give 1 to {MAX_ID_LENGTH}, or leave it out"
-        )

@@ -24,13 +24,16 @@ from embedding_studio.domain.filters import (
     TermQuery,
     TermsQuery,
     WildcardQuery,
+    ways,
 )
 
 _CONTAINS = "o.payload @> {}"
+_CONTAINS_ONE = "o.payload @> ANY ({}::jsonb[])"
 _TEXT = "(jsonb_path_query_first(o.payload, {}::jsonpath, '{{}}', true) #>> '{{}}')"
 _MATCHES = f"embedding_studio.holds({_TEXT}, embedding_studio.each_word({{}}))"
 _HAS_PHRASE = f"embedding_studio.holds({_TEXT}, embedding_studio.phrase({{}}))"
 _IS_LIKE = f"coalesce({_TEXT} LIKE {{}}, false)"
+_IS_TEXT = '@.type() == "string"'
 _EXISTS = "coalesce(jsonb_path_exists(o.payload, {}::jsonpath, {}, true), false)"
 
 _BOUNDS = {"gte": ">=", "gt": ">", "lte": "<=", "lt": "<", "eq": "=="}
@@ -52,27 +55,36 @@ def _compile(  # noqa: C901, PLR0911, one case a kind of query
         parameters.update(zip(names, values, strict=True))
         return sql.SQL(template).format(*map(sql.Placeholder, names))
 
+    def contains(field: str, candidates: Iterable[Any]) -> sql.Composable:
+        """Return whether the field is one of the candidates, or a list that holds all of one."""
+        payloads = [_nested(keys, each) for keys in ways(field) for each in candidates]
+        return test(_CONTAINS, *payloads) if len(payloads) == 1 else test(_CONTAINS_ONE, payloads)
+
+    def found(template: str, field: str, which: str, value: Any) -> sql.Composable:
+        """Return whether the template holds by one of the ways to the field."""
+        return _one_of([test(template, f"{_path(keys)} ? ({which})", value) for keys in ways(field)])
+
     match query:
         case TermQuery(term=term):
-            return test(_CONTAINS, _nested(term.field, term.value))
+            return contains(term.field, [term.value])
         case TermsQuery(terms=terms):
-            return _one_of(test(_CONTAINS, _nested(terms.field, value)) for value in terms.values)
+            return contains(terms.field, terms.values)
         case ListHasAnyQuery(any=wanted):
-            return _one_of(test(_CONTAINS, _nested(wanted.field, [value])) for value in wanted.values)
+            return contains(wanted.field, [[value] for value in wanted.values])
         case ListHasAllQuery(all=wanted):
-            return test(_CONTAINS, _nested(wanted.field, list(wanted.values)))
+            return contains(wanted.field, [list(wanted.values)])
         case MatchQuery(match=text):
-            return test(_MATCHES, _text_path(text.field), text.value)
+            return found(_MATCHES, text.field, _IS_TEXT, text.value)
         case MatchPhraseQuery(match_phrase=text):
-            return test(_HAS_PHRASE, _text_path(text.field), text.value)
+            return found(_HAS_PHRASE, text.field, _IS_TEXT, text.value)
         case WildcardQuery(wildcard=text):
-            return test(_IS_LIKE, _text_path(text.field), text.value.translate(_LIKE))
+            return found(_IS_LIKE, text.field, _IS_TEXT, text.value.translate(_LIKE))
         case RangeQuery(field=field, range=bounds):
-            given = bounds.model_dump(exclude_none=True)
+            given = bounds.bounds()
             within = " && ".join(f"@ {_BOUNDS[bound]} ${bound}" for bound in given)
-            return test(_EXISTS, f"{_path(field)} ? ({within})", Jsonb(given))
+            return found(_EXISTS, field, within, Jsonb(given))
         case ExistsQuery(field=field):
-            return test(_EXISTS, f"{_path(field)} ? (@ != null)", Jsonb({}))
+            return found(_EXISTS, field, "@ != null", Jsonb({}))
         case BoolQuery():
             return _joined(" AND ", _clauses(query, parameters))
         case _:
@@ -96,17 +108,13 @@ def _joined(by: str, conditions: Iterable[sql.Composable]) -> sql.Composable:
     return sql.SQL("({})").format(sql.SQL(by).join(conditions))
 
 
-def _nested(field: str, value: Any) -> Jsonb:
-    """Return the smallest payload in which the field has this value."""
-    for key in reversed(field.split(".")):
+def _nested(keys: Iterable[str], value: Any) -> Jsonb:
+    """Return the smallest payload in which this value is reached by these keys."""
+    for key in reversed(list(keys)):
         value = {key: value}
     return Jsonb(value)
 
 
-def _path(field: str) -> str:
-    """Return the field as a JSON path; in strict mode it steps into objects alone, not through lists."""
-    return "strict $" + "".join(f".{json.dumps(key)}" for key in field.split("."))
-
-
-def _text_path(field: str) -> str:
-    return f'{_path(field)} ? (@.type() == "string")'
+def _path(keys: Iterable[str]) -> str:
+    """Return keys as a JSON path; in strict mode it steps into objects alone, not through lists."""
+    return "strict $" + "".join(f".{json.dumps(key)}" for key in keys)

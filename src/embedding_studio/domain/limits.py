@@ -1,0 +1,21 @@
+"""How much may be asked for at once; looked at before anything is made of it."""
+
+MAX_ID_LENGTH = 512
+"""Bytes of an id in UTF-8, so that an index of the database holds two of them."""
+
+MAX_FIELD_LENGTH = 512
+MAX_FIELD_STEPS = 16
+"""Of a payload field that a filter or ``sort_by`` names: characters, and steps with dots between them."""
+
+MAX_FILTER_CONDITIONS = 256
+MAX_FILTER_VALUES = 1_024
+MAX_FILTER_WORDS = 64
+"""Over all of a filter: its conditions; what ``terms``, ``any`` and ``all`` list; the words of ``match`` and
+``match_phrase``."""
+
+MAX_FILTER_TEXT = 1_024
+"""Characters of one text in a filter."""
+
+MAX_QUERY_LENGTH = 16_384
+MAX_QUERY_PARTS = 64
+"""Characters of a query that is a text; vectors of a query."""
