@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from embedding_studio.errors import EmbeddingStudioError
 
@@ -157,7 +157,7 @@ class Demo:
             moved = f"{each.before} → {each.after}"
             table.add_row(each.scene.query, each.scene.wished_id, moved, f"{1000 * each.seconds:.0f} ms")
             moved = f"{each.reworded_before or 'none'} → {each.reworded_after or 'none'}"
-            table.add_row(f"[dim]{each.scene.reworded}[/]", "", moved, "")
+            table.add_row(Text(each.scene.reworded, style="dim"), "", moved, "")
         self._console.print(table)
 
     def _search(self, query: str, user_id: str | None = None) -> Results:
@@ -226,9 +226,9 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _named(result: dict[str, Any], marked_id: str | None = None, mark: str = "") -> str:
-    name = escape(result["object_id"])
-    return f"[bold green]{name}{mark}[/]" if result["object_id"] == marked_id else name
+def _named(result: dict[str, Any], marked_id: str | None = None, mark: str = "") -> Text:
+    name = result["object_id"]
+    return Text(name + mark, style="bold green") if name == marked_id else Text(name)
 
 
 def _claim(holds: bool, what: str) -> None:  # noqa: FBT001, a claim is its truth and its words

@@ -11,10 +11,13 @@ administration  doctor, migrate, settings, collections, forget
 console         what they share
 """
 
+from typing import Any
+
 import typer
 
 from embedding_studio.cli.administration import collections, doctor, forget, migrate, show_settings
 from embedding_studio.cli.catalogue import delete, export, get, index, payloads
+from embedding_studio.cli.console import write_any_character
 from embedding_studio.cli.evaluation import evaluate
 from embedding_studio.cli.importing import import_log
 from embedding_studio.cli.learning import improve, worker
@@ -24,7 +27,15 @@ from embedding_studio.cli.serving import demo, serve
 
 __all__ = ["app"]
 
-app = typer.Typer(
+
+class _App(typer.Typer):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; its help and its errors can be written to any terminal, too."""
+        write_any_character()
+        return super().__call__(*args, **kwargs)
+
+
+app = _App(
     name="embedding-studio",
     help="Search that learns from clicks. Settings are environment variables: `embedding-studio settings`.",
     no_args_is_help=True,

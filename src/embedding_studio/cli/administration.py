@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from embedding_studio.cli.console import AsJson, err, opened_context, out, print_value, sentences
 from embedding_studio.settings import Settings, load_settings, settings_markdown
@@ -29,7 +29,7 @@ def doctor(
         table = Table("", "what", "how it is")
         colours = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
         for each in findings:
-            table.add_row(f"[{colours[each.grade]}]{each.grade}[/]", escape(each.what), escape(each.told))
+            table.add_row(Text(each.grade, style=colours[each.grade]), each.what, each.told)
         out.print(table)
     if any(each.grade == "FAIL" for each in findings):
         raise typer.Exit(1)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from embedding_studio.bootstrap import Context
@@ -29,10 +28,9 @@ from embedding_studio.cli.console import (
     err,
     opened_context,
     out,
-    parse_json,
+    parsed_filter,
     print_value,
 )
-from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
@@ -156,7 +154,7 @@ def get(ids: ObjectIds, *, collection: InCollection = DEFAULT_COLLECTION, as_jso
             for each in found:
                 parts, dimensions = each.parts.shape
                 shown = json.dumps(each.payload, ensure_ascii=False)
-                table.add_row(escape(each.object_id), f"{parts} x {dimensions}", escape(shown))
+                table.add_row(each.object_id, f"{parts} x {dimensions}", shown)
             out.print(table)
         absent = sorted(set(ids) - {each.object_id for each in found})
         if absent:
@@ -197,7 +195,7 @@ def export(
             log = context.storage.clickstream.scan(collection=stored)
             err.print(f"Wrote {write_sessions(output, log, vectors=vectors)} sessions.")
             return
-        wanted = PayloadFilter.parse(parse_json(where)) if where else None
+        wanted = parsed_filter(where)
         written = write_objects(
             output,
             every_object(context.storage, stored, filter=wanted),

@@ -1,5 +1,9 @@
-"""What commands share: options, a context, tables and JSON on stdout, sentences and progress on stderr."""
+"""What commands share: options, a context, tables and JSON on stdout, sentences and progress on stderr.
 
+What is printed is never read as markup, so a text may hold any brackets; colours are ``Text``.
+"""
+
+import io
 import json
 import logging
 import signal
@@ -11,22 +15,25 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from embedding_studio.bootstrap import Context
-from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, shown
 
-out = Console(width=None if sys.stdout.isatty() else 140)
-err = Console(stderr=True)
+out = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PayloadFilterOption = Annotated[str | None, typer.Option("--filter", help="A payload filter as JSON.")]
@@ -51,8 +58,13 @@ def sentences() -> Iterator[None]:
     try:
         yield
     except EmbeddingStudioError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        tell("error", str(error), style="bold red")
         raise typer.Exit(1) from error
+
+
+def tell(kind: str, said: str, *, style: str = "bold yellow") -> None:
+    """Say something on stderr, with what kind of thing it is before it."""
+    err.print(Text.assemble((f"{kind}:", style), " ", said), soft_wrap=True)
 
 
 def on_stop(work: Callable[[], object]) -> None:
@@ -64,8 +76,7 @@ def on_stop(work: Callable[[], object]) -> None:
 @contextmanager
 def bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Yield what moves a bar on; where the total is not known, it counts."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err) as progress:
+    with _progress(MofNCompleteColumn()) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.advance(task, done)
 
@@ -73,7 +84,7 @@ def bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yield what draws a bar for each thing that is told to be done so far of so much."""
-    with Progress(console=err) as bars:
+    with _progress(TaskProgressColumn()) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -84,17 +95,43 @@ def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def parse_json(given: str) -> Any:
+def _progress(how_much: ProgressColumn) -> Progress:
+    name = TextColumn("{task.description}", markup=False)
+    return Progress(name, BarColumn(), how_much, TimeRemainingColumn(), console=err)
+
+
+def parsed_filter(given: str | None) -> PayloadFilter | None:
+    """Return what ``--filter`` says.
+
+    Raises:
+        InvalidFilterError: it is no JSON, or no filter.
+    """
+    if given is None:
+        return None
     try:
-        return json.loads(given)
-    except json.JSONDecodeError as error:
-        raise InvalidFilterError(f"not JSON: {error}; given was {given!r}") from error
+        value = json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise InvalidFilterError(f"--filter is not JSON: {error}; given was {shown(given)}") from error
+    return PayloadFilter.parse(value)
+
+
+def as_json_line(value: Any) -> str:
+    """Return JSON that stdout can write: in escapes where it is not in UTF-8."""
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    return json.dumps(value, ensure_ascii=not is_unicode, default=str)
+
+
+def write_any_character() -> None:
+    """Let a terminal or pipe in an older encoding show what it cannot write as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_value(value: Any, *, as_json: bool) -> None:
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     if as_json:
-        typer.echo(json.dumps(plain, ensure_ascii=False, default=str))
+        typer.echo(as_json_line(plain))
         return
     table = Table(show_header=False)
     for key, each in plain.items():

@@ -6,10 +6,18 @@ from itertools import chain
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from embedding_studio.cli.console import AsJson, InCollection, bar, err, opened_context, out, print_value
+from embedding_studio.cli.console import (
+    AsJson,
+    InCollection,
+    bar,
+    err,
+    opened_context,
+    out,
+    print_value,
+    tell,
+)
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.files import STDIN
@@ -89,7 +97,7 @@ def import_log(
             found = open_log(
                 log, dialect=None if chosen == "auto" else chosen, columns=mapped, is_strict=strict
             )
-            err.print(f"{escape(log)} is read as {found.dialect}.", highlight=False)
+            err.print(f"{log} is read as {found.dialect}.", highlight=False)
             opened.append(found.entries)
         report = importer.run(_counted(chain.from_iterable(opened)))
     if as_json:
@@ -97,7 +105,7 @@ def import_log(
     else:
         out.print(_table(report))
     for note in report.notes:
-        err.print(f"[bold yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+        tell("note", note)
 
 
 def _counted(entries: Iterable[Placed]) -> Iterator[Placed]:
@@ -117,7 +125,7 @@ def _table(report: ImportReport) -> Table:
         for disposition, number in sorted(became.items()):
             table.add_row(what, disposition.replace("_", " "), str(number))
     for reason, left in sorted(report.left_out.items()):
-        table.add_row("left out", escape(reason), str(left.number), escape(left.first))
+        table.add_row("left out", reason, str(left.number), left.first)
     return table
 
 

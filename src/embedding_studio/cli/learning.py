@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from embedding_studio.cli.console import AsJson, err, on_stop, opened_context, print_value
+from embedding_studio.cli.console import AsJson, err, on_stop, opened_context, print_value, tell
 
 SECONDS_TO_END = 8.0
 """After a worker was told to."""
@@ -56,5 +56,5 @@ def _end_soon_after(stop: threading.Event) -> None:
     """End the process some seconds after it was told to, if a plugin keeps it; its users are due again."""
     stop.wait()
     time.sleep(SECONDS_TO_END)
-    err.print("[bold red]error:[/] what is learnt does not come to an end; the worker ends without it")
+    tell("error", "what is learnt does not come to an end; the worker ends without it", style="bold red")
     os._exit(1)

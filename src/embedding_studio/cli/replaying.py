@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from embedding_studio.bootstrap import Context
-from embedding_studio.cli.console import InCollection, err, opened_context, out, shown_progress
+from embedding_studio.cli.console import InCollection, opened_context, out, shown_progress, tell
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.embedders import embed_texts
@@ -115,9 +114,8 @@ def replay(
         )
     out.print(replay_table(found, known.name))
     for each in beside(found):
-        kind, colon, rest = each.partition(":")
-        kind = "[bold yellow]warning[/]" if kind == "warning" else kind
-        err.print(f"{kind}{colon}{escape(rest)}", highlight=False, soft_wrap=True)
+        kind, _, rest = each.partition(": ")
+        tell(kind, rest, style="bold yellow" if kind == "warning" else "")
     command = shlex.join(["embedding-studio", *sys.argv[1:]])
     if html is not None:
         html.write_text(replay_html(found, known.name, command, told))

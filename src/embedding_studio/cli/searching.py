@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from embedding_studio.cli.console import (
@@ -16,10 +15,9 @@ from embedding_studio.cli.console import (
     err,
     opened_context,
     out,
-    parse_json,
+    parsed_filter,
     print_value,
 )
-from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import OwnPast
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION, SearchRequest
 from embedding_studio.errors import InvalidInputError
@@ -30,7 +28,7 @@ ASKED_BY_DEFAULT = SearchRequest()
 
 
 def search(
-    query: Annotated[str, typer.Argument(help="A text, or a vector as a JSON list.")],
+    query: Annotated[str, typer.Argument(help="A text, or a vector as a JSON list of numbers.")],
     *,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Personalise for this user.")] = None,
     collection: InCollection = DEFAULT_COLLECTION,
@@ -49,7 +47,7 @@ def search(
             limit=limit,
             offset=offset,
             max_distance=max_distance,
-            filter=PayloadFilter.parse(parse_json(where)) if where else None,
+            filter=parsed_filter(where),
         )
         page = context.search.search(
             _vector_or_text(query),
@@ -180,8 +178,18 @@ def recall(
             f"{measured.recorded} recorded queries"
             + (f", and {made} objects slightly changed." if made else ".")
         )
-    out.print(escape(measured.told[:1].upper() + measured.told[1:] + "."), soft_wrap=True)
+    out.print(measured.told[:1].upper() + measured.told[1:] + ".", soft_wrap=True)
 
 
-def _vector_or_text(query: str) -> Any:
-    return parse_json(query) if query.lstrip().startswith("[") else query
+def _vector_or_text(query: str) -> str | list[Any]:
+    """Return the vectors that a JSON list of numbers, or of such lists, is; any other text as it is."""
+    if not query.lstrip().startswith("["):
+        return query
+    try:
+        given = json.loads(query)
+    except (ValueError, RecursionError):
+        return query
+    rows = given if all(isinstance(row, list) for row in given) else [given]
+    numbers = [number for row in rows for number in row]
+    is_vectors = bool(numbers) and all(type(number) in {int, float} for number in numbers)
+    return given if is_vectors else query
