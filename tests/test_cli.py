@@ -2,10 +2,13 @@ import asyncio
 import gzip
 import json
 import logging
+import os
 import re
 import shlex
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,13 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import embedding_studio
 from embedding_studio.bootstrap import Context
-from embedding_studio.cli import app
+from embedding_studio.cli import app, serving
 from embedding_studio.cli.evaluation import Baseline, Clicks, Method
+from embedding_studio.cli.searching import _vector_or_text
 from embedding_studio.cli.serving import _bound
+from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.evaluation import CLICK_MODELS, METHODS, PLAIN
 from embedding_studio.settings import Settings, load_settings
 
@@ -452,3 +458,154 @@ def test_the_doctor_exits_with_1_and_says_what_fails(command, monkeypatch):
     [failed] = json.loads(settings.stdout)
     assert failed["told"].startswith("RECALL_TARGET: Input should be less than or equal to 1")
     assert "secret" not in storage.stdout
+
+
+# Any text, on any terminal
+
+MARKED = "[/etc/hosts] [bold]x[/] :smile: \\[ ]"
+
+
+def test_texts_with_brackets_are_printed_as_they_are(command, stored):
+    write("o.jsonl", {"id": "[/x]", "vector": [1, 0], "title": MARKED})
+    told(command("index", "o.jsonl", "--vector-column", "vector", "-c", "[/c]", "--json"))
+    stored.collections.set_alias("[red]", "[/c]")
+
+    found = command("search", "[1, 0]", "-c", "[/c]", "--explain", "-u", "[/ada]")
+    shown = command("get", "[/x]", "-c", "[red]")
+    listed = command("collections")
+    examined = command("doctor")
+    wrong = command("get", "[/unknown]", "-c", "[/c]")
+    forgotten = command("forget", "[/ada]")
+
+    for ended in (found, shown):
+        assert ended.exit_code == 0, ended.output
+        assert "[/x]" in ended.stdout
+        assert MARKED in json.loads(re.search(r"{.*}", ended.stdout)[0])["title"]
+    assert "[/c]" in listed.stdout
+    assert "[red]" in listed.stdout
+    assert "[/c]" in examined.stdout
+    assert "no object '[/unknown]'" in refusal(wrong)
+    assert "Forgot '[/ada]'" in forgotten.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[solved] blue hat",
+        "[sale] warm jacket",
+        "[",
+        "[]",
+        "[[]]",
+        "[1, 2",
+        "[1, true]",
+        '["39"]',
+        "[1, [2]]",
+        "[null]",
+        "[" * 100_000,
+        f"[{'9' * 5_000}]",
+    ],
+)
+def test_a_query_is_a_text_unless_it_is_numbers(text):
+    assert _vector_or_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "vectors"), [("[39]", [39]), (" [1, 0.5]", [1, 0.5]), ("[[1, 2], [3, 4]]", [[1, 2], [3, 4]])]
+)
+def test_a_query_of_numbers_is_vectors(text, vectors):
+    assert _vector_or_text(text) == vectors
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("[1]", "a filter is a JSON object"),
+        ("{", "--filter is not JSON"),
+        ("[" * 100_000, "--filter is not JSON"),
+        ('{"query": {"trem": 1}}', "filter.query: ['trem'] is no kind of query"),
+        (json.dumps({"query": {"term": {"field": "a", "value": "x" * 9_000}}}), "more than 1,024 characters"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [("search", "x"), ("export",)])
+def test_a_wrong_filter_is_told_in_a_sentence(command, stored, arguments, given, said):
+    stored.collections.create("default", SearchIndexInfo(dimensions=2))
+
+    sentence = refusal(command(*arguments, "--filter", given))
+
+    assert said in sentence
+    assert len(sentence) < 600
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp936", "utf-8"])
+def test_what_is_printed_can_be_written_in_any_encoding(command, monkeypatch, postgres_url, encoding):
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    title = "größe 靴 🙂 it\u2019s"
+    write("o.jsonl", {"id": "靴🙂", "vector": [1, 0], "title": title})
+    told(command("index", "o.jsonl", "--vector-column", "vector", "--json"))
+    program = [sys.executable, "-c", "from embedding_studio.cli import app; app()"]
+
+    def ran(*arguments):
+        return subprocess.run(
+            [*program, *arguments],
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+
+    as_json, table, wrong = ran("search", "[1, 0]", "--json"), ran("search", "[1, 0]"), ran("get", "没有🙂")
+
+    assert as_json.returncode == table.returncode == 0, as_json.stderr + table.stderr
+    [found] = json.loads(as_json.stdout.decode(encoding))["results"]
+    assert (found["object_id"], found["payload"]["title"]) == ("靴🙂", title)
+    assert wrong.returncode == 1
+    assert b"Traceback" not in wrong.stderr
+    wrong.stderr.decode(encoding)
+
+
+def test_collections_are_made_named_and_dropped(command, stored):
+    made = command("collections", "create", "films", "--dimensions", "3", "--metric", "dot")
+    command("collections", "alias", "live", "films")
+    [listed] = told(command("collections", "--json"))
+
+    assert made.exit_code == 0, made.output
+    assert (listed["name"], listed["dimensions"], listed["metric_type"]) == ("films", 3, "dot")
+    assert listed["aliases"] == ["live"]
+    said = refusal(command("collections", "create", "films", "--dimensions", "4"))
+    assert "exists as dot/min of 3 dimensions, brought by callers" in said
+    assert "asked for is cosine/min of 4 dimensions" in said
+    assert "(" not in said
+    assert "size is unknown" in refusal(command("collections", "create", "other"))
+    assert command("collections", "drop-alias", "live").exit_code == 0
+    assert "there is no alias 'live'" in refusal(command("collections", "drop-alias", "live"))
+    assert command("collections", "drop", "films").exit_code == 0
+    assert stored.collections.list() == []
+
+
+def test_a_wrong_setting_is_told_and_all_are_listed_all_the_same(command, monkeypatch):
+    monkeypatch.setenv("PORT", "abc")
+
+    ended = command("settings")
+
+    assert "PORT: Input should be a valid integer" in refusal(ended)
+    assert "GATE_THRESHOLD" in ended.stdout
+    assert "Where the service listens" in ended.stdout
+
+
+def test_a_port_that_is_none_exits_with_2(command):
+    assert command("serve", "--port", "99999").exit_code == 2
+
+
+def test_a_service_without_its_packages_says_which(command, stored, monkeypatch):
+    monkeypatch.setattr(serving, "find_spec", lambda _: None)
+
+    assert "pip install 'embedding-studio[api]'" in refusal(command("serve", "--port", "0"))
+
+
+@pytest.mark.parametrize("option", ["--html", "--json", "--markdown"])
+@pytest.mark.parametrize("arguments", [("evaluate", "folder"), ("replay",)])
+def test_where_nothing_can_be_written_is_told_before_the_work(command, arguments, option):
+    assert "no/such/x.html cannot be written" in refusal(command(*arguments, option, "no/such/x.html"))
+
+
+def test_the_version_is_told(command):
+    assert command("--version").stdout == f"{embedding_studio.__version__}\n"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,39 @@ def test_a_folder_of_plain_files_and_one_of_gzipped_files_are_the_same_collectio
     assert one.item_ids == other.item_ids
     assert [query.text for query in one.queries] == [query.text for query in other.queries]
     np.testing.assert_array_equal(np.concatenate(one.parts), np.concatenate(other.parts))
+
+
+def test_files_of_other_programs_are_the_same_collection(tmp_path: Path) -> None:
+    plain = write_collection(tmp_path / "plain")
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in plain.iterdir():
+        text = path.read_text()
+        if path.name == "queries.tsv":
+            text = "query-id\ttext\n" + text
+        if path.name == "qrels.tsv":  # as a data frame writes it, or TREC
+            text = "query-id\tcorpus-id\tscore\n" + re.sub(r"\t(\S+)\t(\d+)\n", r"\t0\t\1\t\2.0\n", text)
+        (other / path.name).write_text(text.replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+
+    one = load_collection(plain, embedder=EMBEDDER, seed=0)
+    same = load_collection(other, embedder=EMBEDDER, seed=0)
+
+    assert one.item_ids == same.item_ids
+    assert [(each.text, each.grades) for each in one.queries] == [
+        (each.text, each.grades) for each in same.queries
+    ]
+
+
+def test_ids_of_a_data_frame_begin_at_0(tmp_path: Path) -> None:
+    folder = write_collection(tmp_path / "small")
+    items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    number = {item["id"]: n for n, item in enumerate(items)}
+    numbered = [json.dumps(item | {"id": number[item["id"]]}) for item in items]
+    qrels = [line.split("\t") for line in (folder / "qrels.tsv").read_text().splitlines()]
+    (folder / "items.jsonl").write_text("\n".join(numbered))
+    (folder / "qrels.tsv").write_text("\n".join(f"{q}\t{number[item]}\t{grade}" for q, item, grade in qrels))
+
+    assert load_collection(folder, embedder=EMBEDDER, seed=0).item_ids == tuple(map(str, range(len(items))))
 
 
 def test_vectors_beside_the_texts_are_used_as_they_are(tmp_path: Path) -> None:
@@ -164,6 +198,16 @@ def test_of_many_queries_a_sample_with_enough_relevant_items_is_kept(tmp_path: P
         ("queries.tsv", "no tab here\n", r"queries\.tsv, line 1 needs a query id, a tab"),
         ("qrels.tsv", "nobody\tpanels-0\t1\n", r"line 1 judges the query 'nobody'"),
         ("qrels.tsv", "panels-a\tnothing\t1\n", r"line 1 judges the item 'nothing'"),
+        (
+            "items.jsonl",
+            '{"id": true, "text": "x"}\n',
+            r'line 1 needs an "id" that is a text or a whole number',
+        ),
+        ("items.jsonl", '{"id": "", "text": "x"}\n', r'line 1 needs an "id"'),
+        ("items.jsonl", '{"id": "a", "text": "\\ud83d"}\n', r'line 1, "text": a text may not hold half'),
+        ("items.jsonl", "[" * 100_000 + "\n", r"items\.jsonl, line 1 is not JSON"),
+        ("qrels.tsv", "panels-a\tpanels-0\t0.5\n", r"line 1 needs a query id, an item id and a whole grade"),
+        ("qrels.tsv", "panels-a\tpanels-0\tinf\n", r"line 1 needs a query id, an item id and a whole grade"),
         ("qrels.tsv", "panels-a\tpanels-0\tvery\n", r"line 1 needs a query id, an item id and a whole grade"),
         ("qrels.tsv", "panels-a\tpanels-0\t0\n", r"no query of .* has a relevant item"),
     ],

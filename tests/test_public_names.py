@@ -10,6 +10,14 @@ def test_every_public_name_is_there_and_the_list_is_sorted():
     assert embedding_studio.__all__ == sorted(embedding_studio.__all__)
 
 
+def test_every_public_name_is_listed_before_it_is_used():
+    program = "import embedding_studio; print(sorted(dir(embedding_studio)))"
+
+    listed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert listed.stdout.strip() == str(sorted([*embedding_studio.__all__, "__version__"]))
+
+
 def test_an_unknown_name_is_an_attribute_error():
     assert not hasattr(embedding_studio, "manager")
 

@@ -98,7 +98,7 @@ def test_a_refusal_does_not_repeat_a_secret(monkeypatch):
 def test_weights_that_are_no_json_are_refused_with_a_sentence(monkeypatch):
     monkeypatch.setenv("EVENT_WEIGHTS", "click:1")
 
-    with pytest.raises(InvalidSettingError, match=r"event_weights.*is it valid JSON"):
+    with pytest.raises(InvalidSettingError, match=r"EVENT_WEIGHTS is not JSON"):
         load_settings()
 
 
@@ -133,3 +133,20 @@ def test_every_setting_stands_in_the_table_with_its_meaning():
 
     assert [row.split("`")[1] for row in rows] == [name.upper() for name in Settings.model_fields]
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_a_setting_that_is_no_json_is_named_as_it_is_written(tmp_path):
+    Path(tmp_path / ".env").write_text('EVENT_WEIGHTS={"click":1,\n')
+
+    with pytest.raises(InvalidSettingError, match=r"^EVENT_WEIGHTS is not JSON") as refused:
+        load_settings()
+
+    assert "Source" not in str(refused.value)
+
+
+def test_a_name_in_dot_env_that_is_nearly_a_setting_is_warned_of(tmp_path, caplog):
+    Path(tmp_path / ".env").write_text("SHARED_MINUSERS=5\nGATE_THRESHOLD=0.8\nPYTHONPATH=x\n")
+
+    load_settings()
+
+    assert caplog.messages == ["SHARED_MINUSERS in .env is no setting; is SHARED_MIN_USERS meant?"]

@@ -477,6 +477,23 @@ def test_moving_an_alias_has_its_users_folded_where_it_goes_and_where_it_leaves(
     ]
 
 
+def test_dropping_an_alias_has_its_users_folded_where_it_stood(storage, films):
+    storage.collections.set_alias("best", "films")
+    clicked(storage, "s1", "ann", collection="best")
+    clicked(storage, "s2", "bob", collection="films")
+    settle(storage)
+
+    storage.collections.drop_alias("best")
+
+    assert storage.collections.aliases() == {}
+    assert claimed(storage) == ["ann"]
+    with pytest.raises(CollectionNotFoundError, match="no alias 'best'"):
+        storage.collections.drop_alias("best")
+    with pytest.raises(CollectionNotFoundError, match="no alias 'films'"):
+        storage.collections.drop_alias("films")
+    assert storage.collections.get("films") == films
+
+
 def test_setting_an_alias_to_where_it_stands_folds_nobody_elsewhere(storage, films):
     storage.collections.set_alias("best", "films")
     clicked(storage, "s1", "ann", collection="best")

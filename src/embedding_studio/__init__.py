@@ -7,7 +7,8 @@ of ``context`` and of the names in ``_ON_FIRST_USE``.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from embedding_studio import datetime_utils
+from embedding_studio import datetime_utils, errors
+from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import (
     MetricAggregationType,
     MetricType,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from embedding_studio.settings import load_settings
 
     context: Context
+    __version__: str
 
 __all__ = [
     "CatalogueObject",
@@ -40,6 +42,7 @@ __all__ = [
     "MetricAggregationType",
     "MetricType",
     "PassiveAggressiveAdjuster",
+    "PayloadFilter",
     "Plugin",
     "SearchIndexInfo",
     "SearchResultItem",
@@ -50,6 +53,7 @@ __all__ = [
     "VectorsAdjuster",
     "context",
     "datetime_utils",
+    "errors",
     "get_result_position",
     "load_settings",
 ]
@@ -66,8 +70,14 @@ _ON_FIRST_USE = {
 }
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
-    if name == "context":
+    if name == "__version__":
+        value = import_module("importlib.metadata").version("embedding-studio")
+    elif name == "context":
         value = import_module("embedding_studio.bootstrap").Context()
     elif name in _ON_FIRST_USE:
         value = getattr(import_module(_ON_FIRST_USE[name]), name)

@@ -14,6 +14,7 @@ from embedding_studio.embedders import Embedder, embedder_by_name
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
+from embedding_studio.errors import PluginError, shown
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.feedback.selection import SessionSelection
 from embedding_studio.feedback.worker import Worker
@@ -127,7 +128,13 @@ class Context:
 
     @part
     def embedder(self) -> Embedder | None:
-        return self.plugin.get_embedder()
+        given = self.plugin.get_embedder()
+        if given is not None and not hasattr(given, "embed"):
+            raise PluginError(
+                f"get_embedder of the plugin {type(self.plugin).__name__} returned {shown(given)}; give an "
+                "embedder (name, dimensions, embed, split), or None"
+            )
+        return given
 
     @part
     def search(self) -> SearchService:

@@ -7,9 +7,12 @@ folder). ``docs/settings.md`` and ``embedding-studio settings`` are made from th
 import hashlib
 import json
 import logging
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from dotenv import dotenv_values
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
@@ -300,16 +303,28 @@ def load_settings(**given: Any) -> Settings:
         InvalidSettingError: one cannot work; the message names it and says what would.
     """
     advice = "`embedding-studio settings` lists what each setting takes."
+    _warn_of_near_misses(Path(".env"))
     try:
         return Settings(**given)
     except SettingsError as error:
-        raise InvalidSettingError(f"{error} (is it valid JSON?). {advice}") from error
+        named = re.search(r'field "(\w+)"', str(error))
+        what = named[1].upper() if named else "a setting"
+        raise InvalidSettingError(f"{what} is not JSON: {error.__cause__}. {advice}") from error
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, problem['loc'])).upper()}: {problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_input=False)
         )
         raise InvalidSettingError(f"{wrong}. {advice}") from error
+
+
+def _warn_of_near_misses(file: Path) -> None:
+    """Warn of names in a file that are no settings, and nearly one: they would be ignored silently."""
+    known = list(Settings.model_fields)
+    for name in dotenv_values(file) if file.is_file() else ():
+        near = get_close_matches(name.lower(), known, n=1, cutoff=0.85)
+        if near and near[0] != name.lower():
+            logger.warning("%s in %s is no setting; is %s meant?", name, file, near[0].upper())
 
 
 def settings_markdown() -> str:

@@ -112,6 +112,12 @@ def set_alias(alias: Name, body: AliasBody, context: InContext) -> AliasInfo:
     return AliasInfo(alias=alias, collection=body.collection)
 
 
+@router.delete("/aliases/{alias:id}", status_code=204, operation_id="drop_alias")
+def drop_alias(alias: Name, context: InContext) -> None:
+    """Let an alias stand for nothing; what was learnt under it is unlearnt."""
+    context.storage.collections.drop_alias(alias)
+
+
 @router.get("/{name:id}", operation_id="get_collection")
 def get_collection(name: Name, context: InContext) -> CollectionInfo:
     """Return the collection that a name or alias stands for."""

@@ -26,13 +26,16 @@ MAX_OBJECTS = 1_000
 
 ASKED_BY_DEFAULT = SearchRequest()
 
-FILTER = "what the payload must say; docs/filters.md shows each kind of query"
+FILTER = (
+    "what the payload must say, as a query of one of the kinds below. A dot in a field steps into an object, "
+    "or is part of a key at the top; a range is of numbers, or of texts such as ISO dates"
+)
 
 
 class SortBody(Body):
     field: Annotated[
         Text,
-        Field(min_length=1, description="of the payload; a dot steps into an object"),
+        Field(min_length=1, description="of the payload, as in a filter; objects without it come last"),
         AfterValidator(check_field),
     ]
     order: Literal["asc", "desc"] = "asc"

@@ -7,14 +7,15 @@ serving         serve, demo
 learning        worker, improve
 evaluation      evaluate
 replaying       replay
-administration  doctor, migrate, settings, collections, forget
+administration  doctor, migrate, settings, collections (and what is done to one), forget
 console         what they share
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from embedding_studio import __version__
 from embedding_studio.cli.administration import collections, doctor, forget, migrate, show_settings
 from embedding_studio.cli.catalogue import delete, export, get, index, payloads
 from embedding_studio.cli.console import write_any_character
@@ -26,6 +27,12 @@ from embedding_studio.cli.searching import recall, search, tune
 from embedding_studio.cli.serving import demo, serve
 
 __all__ = ["app"]
+
+
+def _show_version(*, is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 class _App(typer.Typer):
@@ -47,9 +54,20 @@ COMMANDS = (
     *(serve, worker, improve, demo),
     *(evaluate, replay, tune, recall, doctor, migrate),
 )
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
 for command in COMMANDS:  # in the order in which help lists them
     app.command()(command)
 app.command("import")(import_log)
 app.command("settings")(show_settings)
-app.command()(collections)
+app.add_typer(collections, name="collections")
 app.command()(forget)

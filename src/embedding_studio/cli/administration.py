@@ -7,7 +7,17 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from embedding_studio.cli.console import AsJson, err, opened_context, out, print_value, sentences
+from embedding_studio.cli.console import (
+    AsJson,
+    CollectionArgument,
+    err,
+    opened_context,
+    out,
+    print_value,
+    tell,
+)
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import Settings, load_settings, settings_markdown
 
 
@@ -51,20 +61,82 @@ def show_settings(
     if markdown:
         typer.echo(settings_markdown())
         return
-    with sentences():
-        settings = load_settings()
-    values = settings.model_dump(mode="json")
-    if as_json:
+    try:
+        values = load_settings().model_dump(mode="json")
+    except InvalidSettingError as error:
+        tell("error", str(error), style="bold red")
+        values = None
+    if as_json and values is not None:
         print_value(values, as_json=True)
-        return
-    table = Table("variable", "value", "meaning")
-    for name, field in Settings.model_fields.items():
-        table.add_row(name.upper(), str(values[name]), field.description)
-    out.print(table)
+    elif not as_json:
+        table = Table("variable", *(["value"] if values else []), "meaning")
+        for name, field in Settings.model_fields.items():
+            table.add_row(name.upper(), *([str(values[name])] if values else []), field.description)
+        out.print(table)
+    if values is None:
+        raise typer.Exit(1)
 
 
-def collections(*, as_json: AsJson = False) -> None:
-    """List collections with their size."""
+collections = typer.Typer()
+
+
+@collections.callback(invoke_without_command=True)
+def list_collections(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """List collections with their size, or do something to one."""
+    if context.invoked_subcommand is None:
+        _list_collections(as_json=as_json)
+
+
+@collections.command()
+def create(
+    collection: CollectionArgument,
+    *,
+    dimensions: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the vectors that are brought. Default: EMBEDDER makes them."),
+    ] = None,
+    metric: Annotated[MetricType, typer.Option(help="How vectors are compared.")] = MetricType.COSINE,
+    aggregation: Annotated[
+        MetricAggregationType, typer.Option(help="How parts count: the nearest, or the mean.")
+    ] = MetricAggregationType.MIN,
+) -> None:
+    """Create a collection; one of the same name and kind is left as it is."""
+    index = SearchIndexInfo(dimensions=dimensions, metric_type=metric, metric_aggregation_type=aggregation)
+    with opened_context() as context:
+        if dimensions is None:
+            context.collection(collection, index=index)
+        else:
+            context.storage.collections.create(collection, index)
+    err.print(f"There is a collection {collection!r}.")
+
+
+@collections.command()
+def drop(collection: Annotated[str, typer.Argument(help="Name of the collection, not an alias.")]) -> None:
+    """Remove a collection with its objects and all that was learnt in it; sessions stay."""
+    with opened_context() as context:
+        context.storage.collections.drop(collection)
+    err.print(f"Dropped the collection {collection!r}.")
+
+
+@collections.command()
+def alias(
+    alias: Annotated[str, typer.Argument(help="The other name.")], collection: CollectionArgument
+) -> None:
+    """Let an alias stand for a collection from now on; what was learnt under it is learnt anew there."""
+    with opened_context() as context:
+        context.storage.collections.set_alias(alias, collection)
+    err.print(f"{alias!r} stands for {collection!r} from now on.")
+
+
+@collections.command()
+def drop_alias(alias: Annotated[str, typer.Argument(help="The other name.")]) -> None:
+    """Let an alias stand for nothing; what was learnt under it is unlearnt."""
+    with opened_context() as context:
+        context.storage.collections.drop_alias(alias)
+    err.print(f"Dropped the alias {alias!r}.")
+
+
+def _list_collections(*, as_json: bool) -> None:
     with opened_context() as context:
         storage = context.storage
         aliases = storage.collections.aliases()

@@ -6,11 +6,13 @@ What is printed is never read as markup, so a text may hold any brackets; colour
 import io
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +32,7 @@ from rich.text import Text
 
 from embedding_studio.bootstrap import Context
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, shown
+from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, InvalidInputError, shown
 
 out = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
 err = Console(stderr=True, markup=False, emoji=False)
@@ -121,6 +123,14 @@ def as_json_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=not is_unicode, default=str)
 
 
+def check_writable(*paths: Path | None) -> None:
+    """Return if these files can be written, so that this is told before the work; folders must be there."""
+    with sentences():
+        for path in paths:
+            if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+                raise InvalidInputError(f"{path} cannot be written; its folder must be there")
+
+
 def write_any_character() -> None:
     """Let a terminal or pipe in an older encoding show what it cannot write as an escape."""
     for stream in (sys.stdout, sys.stderr):
@@ -135,5 +145,5 @@ def print_value(value: Any, *, as_json: bool) -> None:
         return
     table = Table(show_header=False)
     for key, each in plain.items():
-        table.add_row(key, str(each))
+        table.add_row(key, f"{each:.3g}" if isinstance(each, float) else str(each))
     out.print(table)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from embedding_studio.cli.console import opened_context, out, shown_progress
+from embedding_studio.cli.console import check_writable, opened_context, out, shown_progress
 from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.errors import EmbeddingError
 
@@ -96,6 +96,7 @@ def evaluate(
     """Measure whether learning helps, with simulated users on real judgements."""
     from embedding_studio import evaluation
 
+    check_writable(json_file, html, markdown)
     metrics = metric or [MetricType.COSINE]
     chosen = list(Method) if compare else (method or [Method.DEFAULT])
     if compare and metrics != [MetricType.COSINE]:

@@ -42,8 +42,11 @@ def improve(
     with opened_context() as context:
         improver = context.improver()
         if everyone:
-            for collection in context.storage.collections.list():
-                context.storage.collections.order_for_everyone(collection.name)
+            names = [each.name for each in context.storage.collections.list()]
+            ordered = sum(map(context.storage.collections.order_for_everyone, names))
+            err.print(
+                f"{ordered} users are to be learnt anew, here or by whatever other worker takes them first."
+            )
         while (report := improver.improve_once(users=context.settings.users_per_batch)).users:
             users += report.users
             learnt += report.learnt

@@ -13,7 +13,14 @@ from typing import Annotated
 import typer
 
 from embedding_studio.bootstrap import Context
-from embedding_studio.cli.console import InCollection, opened_context, out, shown_progress, tell
+from embedding_studio.cli.console import (
+    InCollection,
+    check_writable,
+    opened_context,
+    out,
+    shown_progress,
+    tell,
+)
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.embedders import embed_texts
@@ -88,6 +95,7 @@ def replay(
     ] = None,
 ) -> None:
     """Rank the searches of a log anew, each at its own time by each method, and compare with plain search."""
+    check_writable(json_file, html, markdown)
     with opened_context() as context, shown_progress() as show:
         first, last = given_time("--from", since), given_time("--until", until)
         told = _read(about) if about else ""

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import httpx
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 def serve(
     *,
     host: Annotated[str | None, typer.Option(help="Default: HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Default: PORT; 0 takes a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Default: PORT; 0 takes a free one.")
+    ] = None,
     worker: Annotated[bool, typer.Option(help="Learn inside this process too.")] = True,
 ) -> None:
     """Serve the HTTP API, by default with a worker inside."""
@@ -63,8 +66,8 @@ def demo(
         try:
             with httpx.Client(base_url=_url(listening), headers=_authorization(context.settings)) as client:
                 Demo(client, out).run()
-            out.print(f"\nThe service is at {_url(listening)} (documentation: {_url(listening)}/docs)")
             if keep_serving:
+                out.print(f"\nThe service is at {_url(listening)} (documentation: {_url(listening)}/docs)")
                 out.print("It serves until you press Ctrl-C.")
                 with suppress(KeyboardInterrupt):
                     serving.join()
@@ -77,6 +80,10 @@ def demo(
 def _bound(settings: Settings, host: str | None, port: int | None) -> Iterator[socket.socket]:
     """Listen before anything slow is done, so that a taken port is told at once."""
     host = host or settings.host
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise InvalidSettingError(
+            "the HTTP service needs packages that are missing; pip install 'embedding-studio[api]'"
+        )
     if settings.admin_api_key is None and not is_loopback(host):
         raise InvalidSettingError(
             f"without keys the service listens on this machine only, not on {host}: "

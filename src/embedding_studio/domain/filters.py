@@ -266,7 +266,7 @@ class BoolQuery(_Query):
         )
 
 
-_SHAPES = {
+EXAMPLES = {
     "term query": {"term": {"field": "brand", "value": "acme"}},
     "terms query": {"terms": {"field": "brand", "values": ["acme", "apex"]}},
     "match query": {"match": {"field": "title", "value": "red shoe"}},
@@ -376,12 +376,12 @@ _REASONS = {
 def _told(error: ValidationError) -> str:
     """Return where a filter is wrong, why, and what its kind of query looks like."""
     problem = error.errors(include_url=False)[0]
-    kind = next((str(step) for step in reversed(problem["loc"]) if step in _SHAPES), None)
+    kind = next((str(step) for step in reversed(problem["loc"]) if step in EXAMPLES), None)
     place = "filter"
     for step in problem["loc"]:
         if isinstance(step, int):
             place += f"[{step}]"
-        elif step not in _SHAPES:
+        elif step not in EXAMPLES:
             place += f".{shown(step)[1:-1]}"
     why = _REASONS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
     if problem["type"] == NO_KIND:
@@ -392,7 +392,7 @@ def _told(error: ValidationError) -> str:
 
 
 def _filter_like(kind: str) -> str:
-    return json.dumps({"query": _SHAPES[kind]})
+    return json.dumps({"query": EXAMPLES[kind]})
 
 
 def _check_size(given: Mapping[str, Any]) -> None:

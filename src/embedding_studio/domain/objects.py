@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.storable import check_id, faults, json_value
-from embedding_studio.errors import InvalidInputError, shown
+from embedding_studio.errors import ConflictError, InvalidInputError, shown
 
 JSON = dict[str, Any]
 
@@ -59,6 +59,21 @@ class Collection:
         Where callers bring vectors nobody knows, and it is taken to be so.
         """
         return self.embedder in (None, embedder)
+
+    def conflict(self, wanted: "Collection") -> ConflictError:
+        """Return what is said where another collection of this name is asked for."""
+        return ConflictError(
+            f"collection {self.name!r} exists as {self.kind()}; asked for is {wanted.kind()}: "
+            "drop it first, or choose another name"
+        )
+
+    def kind(self) -> str:
+        """Return in words what its vectors are and how they are compared."""
+        index = self.index
+        compared = f"{index.metric_type.value}/{index.metric_aggregation_type.value}"
+        vectors = f"embedded by {self.embedder!r}" if self.embedder else "brought by callers"
+        threshold = "" if self.gate_threshold is None else f", gate_threshold {self.gate_threshold:g}"
+        return f"{compared} of {index.dimensions} dimensions, {vectors}{threshold}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

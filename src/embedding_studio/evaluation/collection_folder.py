@@ -6,11 +6,15 @@
     items[.f16].npy      optional: vectors in the order of the file, one row an item
     queries[.f16].npy    optional: the same for queries
 
+Ids are texts or whole numbers. A first line of column names is passed over, as is the mark with which some
+programs begin a file (BOM); qrels may have TREC's four columns.
+
 Vectors that are absent are made with the embedder, long items in parts.
 """
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -21,9 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.storable import check_text
 from embedding_studio.embedders import Embedder, embed_parts
-from embedding_studio.errors import InvalidDataError
+from embedding_studio.errors import InvalidDataError, shown
 from embedding_studio.evaluation.sentences import split_at_sentences
+from embedding_studio.logs.entries import id_of
 
 Vectors = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -34,6 +40,9 @@ SAME_MODEL_COSINE = 0.97
 
 MAX_QUERIES = 900
 ENOUGH_RELEVANT = 5
+
+COLUMN_NAMES = {"id", "qid", "query", "queryid", "query_id", "query-id"}
+"""How a first line of column names begins."""
 
 NORM_SIGMA = 0.1
 """Of the logarithm of an item's norm, where norms count: nine of ten norms lie between 0.85 and 1.18."""
@@ -168,14 +177,16 @@ def read_lines(folder: Path, name: str) -> Iterator[tuple[str, str]]:
         raise InvalidDataError(f"{folder} has no {name} (or {name}.gz)")
     try:
         with (
-            gzip.open(path, "rt", encoding="utf-8")
+            gzip.open(path, "rt", encoding="utf-8-sig")
             if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as lines
+            else path.open(encoding="utf-8-sig") as lines
         ):
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield f"{path}, line {number}", line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InvalidDataError(f"{path} is not in UTF-8 ({error.reason}); save it so") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise InvalidDataError(f"{path} cannot be read: {error}") from error
 
 
@@ -213,17 +224,21 @@ def _read_items(folder: Path) -> dict[str, str]:
     for place, line in read_lines(folder, "items.jsonl"):
         try:
             item = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidDataError(f"{place} is not JSON: {error}") from error
-        if (
-            not isinstance(item, dict)
-            or not isinstance(item.get("text"), str)
-            or not str(item.get("id") or "")
-        ):
+        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
             raise InvalidDataError(f'{place} needs "id" and "text"')
-        if str(item["id"]) in items:
-            raise InvalidDataError(f"{place} repeats the item id {str(item['id'])!r}")
-        items[str(item["id"])] = item["text"]
+        item_id = id_of(item.get("id"))
+        if item_id is None:
+            raise InvalidDataError(
+                f'{place} needs an "id" that is a text or a whole number; there is {shown(item.get("id"))}'
+            )
+        if item_id in items:
+            raise InvalidDataError(f"{place} repeats the item id {item_id!r}")
+        try:
+            items[item_id] = check_text(item["text"])
+        except ValueError as error:
+            raise InvalidDataError(f'{place}, "text": {error}') from error
     if not items:
         raise InvalidDataError(f"{folder} has no items")
     return items
@@ -231,8 +246,10 @@ def _read_items(folder: Path) -> dict[str, str]:
 
 def _read_queries(folder: Path) -> dict[str, str]:
     queries: dict[str, str] = {}
-    for place, line in read_lines(folder, "queries.tsv"):
+    for number, (place, line) in enumerate(read_lines(folder, "queries.tsv")):
         query_id, tab, text = line.partition("\t")
+        if number == 0 and query_id.lower() in COLUMN_NAMES:
+            continue
         if not tab or not text.strip():
             raise InvalidDataError(f"{place} needs a query id, a tab, and a text")
         if query_id in queries:
@@ -245,10 +262,14 @@ def _read_grades(
     folder: Path, *, items: Container[str], queries: Container[str]
 ) -> dict[str, dict[str, int]]:
     grades: dict[str, dict[str, int]] = {}
-    for place, line in read_lines(folder, "qrels.tsv"):
+    for number, (place, line) in enumerate(read_lines(folder, "qrels.tsv")):
         fields = line.split("\t")
+        if number == 0 and fields[0].lower() in COLUMN_NAMES:
+            continue
+        if len(fields) == 4:  # TREC's second is the round, which nobody uses
+            del fields[1]
         try:
-            query_id, item_id, grade = fields[0], fields[1], int(fields[2])
+            query_id, item_id, grade = fields[0], fields[1], _whole(fields[2])
         except (IndexError, ValueError) as error:
             raise InvalidDataError(
                 f"{place} needs a query id, an item id and a whole grade, with tabs"
@@ -260,6 +281,13 @@ def _read_grades(
         if grade > 0:
             grades.setdefault(query_id, {})[item_id] = grade
     return grades
+
+
+def _whole(given: str) -> int:
+    """Return a whole number, which a data frame may have written as ``1.0``."""
+    if not (number := float(given)).is_integer():
+        raise ValueError(f"{given} is not whole")
+    return int(number)
 
 
 def _sample(query_ids: Sequence[str], grades: Mapping[str, Mapping[str, int]], seed: int) -> list[str]:

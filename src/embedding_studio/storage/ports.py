@@ -148,6 +148,14 @@ class Collections(Protocol):
         """
         ...
 
+    def drop_alias(self, alias: str) -> None:
+        """Let an alias stand for nothing; what was learnt under it is unlearnt.
+
+        Raises:
+            CollectionNotFoundError: there is no such alias.
+        """
+        ...
+
     def order_for_everyone(self, name: str) -> int:
         """Place an order for every user of a collection who has any, and return for how many.
 

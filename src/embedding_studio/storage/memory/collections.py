@@ -39,10 +39,7 @@ class MemoryCollections:
             if tables is None:
                 self._state.schemas[name] = Tables(wanted)
             elif tables.collection != wanted:
-                raise ConflictError(
-                    f"collection {name!r} exists as {tables.collection}; "
-                    "drop it first, or choose another name"
-                )
+                raise tables.collection.conflict(wanted)
             return wanted
 
     def get(self, name: str) -> Collection:
@@ -89,6 +86,12 @@ class MemoryCollections:
             if left is not None and left != stands:
                 self._state.mark_left(alias, left)
             self._state.mark_everyone({alias})
+
+    def drop_alias(self, alias: str) -> None:
+        with self._state.lock:
+            if alias not in self._state.aliases:
+                raise CollectionNotFoundError(f"there is no alias {alias!r} to drop")
+            self._state.mark_left(alias, self._state.aliases.pop(alias))
 
     def order_for_everyone(self, name: str) -> int:
         with self._state.lock:

@@ -48,9 +48,7 @@ class PostgresCollections:
             if taken.name != name:
                 raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
             if taken != wanted:
-                raise ConflictError(
-                    f"collection {name!r} exists as {taken}; drop it first, or choose another name"
-                )
+                raise taken.conflict(wanted)
             return taken
 
         return self._database.write(work)
@@ -115,6 +113,18 @@ class PostgresCollections:
             connection.execute(_SQL["set_alias"], given)
             left = [] if taken is None or taken.name == collection.name else [taken.name]
             mark_under(connection, [alias, *left], ordered_under=alias)
+
+        self._database.write(work)
+
+    def drop_alias(self, alias: str) -> None:
+        def work(connection: Connection) -> None:
+            lock_names(connection)
+            collection = _find(connection, alias)
+            if collection is None or collection.name == alias:
+                raise CollectionNotFoundError(f"there is no alias {alias!r} to drop")
+            lock_state(connection, collection)
+            connection.execute(_SQL["drop_alias"], {"alias": alias})
+            mark_under(connection, [collection.name], ordered_under=alias)
 
         self._database.write(work)
 

@@ -14,6 +14,7 @@ from embedding_studio.errors import (
     StorageError,
     StorageUnavailableError,
 )
+from embedding_studio.storage.postgres.address import checked_address
 from embedding_studio.storage.postgres.schema import migrate, without_password
 from embedding_studio.storage.postgres.vectors import register
 
@@ -33,7 +34,8 @@ class Database:
     """
 
     def __init__(self, database_url: str | Callable[[], str], *, pool_size: int) -> None:
-        self._locate = database_url if callable(database_url) else lambda: database_url
+        address = database_url if callable(database_url) else checked_address(database_url)
+        self._locate = address if callable(address) else lambda: address
         self.url = self._locate()
         with self.errors(), self.connect() as connection:
             self.applied = migrate(connection)

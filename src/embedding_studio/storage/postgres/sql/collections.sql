@@ -57,6 +57,10 @@ INSERT INTO embedding_studio.collection_aliases (alias, collection_id)
 VALUES (%(alias)s, %(collection_id)s)
 ON CONFLICT (alias) DO UPDATE SET collection_id = excluded.collection_id
 
+-- name: drop_alias
+DELETE FROM embedding_studio.collection_aliases
+WHERE alias = %(alias)s
+
 -- name: create_schema
 CREATE SCHEMA {schema}
 
