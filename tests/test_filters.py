@@ -270,17 +270,20 @@ def nested(levels):
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ({"term": {"field": "a" + ".a" * 2_000, "value": 1}}, "more than 1,024 characters"),
-        ({"field": "." * 20_000}, "more than 1,024 characters"),
+        ({"term": {"field": "a" + ".a" * 2_000, "value": 1}}, "more than 256 conditions"),
+        ({"field": "." * 20_000}, "more than 256 conditions"),
+        ({"field": "a" * 20_000}, "more than 1,024 characters"),
         ({"field": "." * 16}, "16 dots"),
         ({"field": "a" * 513}, "513 characters"),
         ({"terms": {"field": "a", "values": list(range(66_000))}}, "more than 1,024 values"),
         ({"should": [{"terms": {"field": "a", "values": [1] * 600}}] * 2}, "more than 1,024 values"),
-        ({"match": {"field": "a", "value": "red " * 65}}, "more than 64 words"),
-        ({"must": [{"match_phrase": {"field": "a", "value": "red " * 33}}] * 2}, "more than 64 words"),
+        ({"terms": {"field": "a.b", "values": list(range(513))}}, "more than 1,024 values"),
+        ({"match": {"field": "a", "value": "red " * 33}}, "more than 32 words"),
+        ({"must": [{"match_phrase": {"field": "a", "value": "red " * 17}}] * 2}, "more than 32 words"),
         ({"match": {"field": "a", "value": "red " * 500_000}}, "more than 1,024 characters"),
         ({"wildcard": {"field": "a", "value": "*" * 1_025}}, "more than 1,024 characters"),
         ({"should": [{"field": "a"}] * 257}, "more than 256 conditions"),
+        ({"should": [{"field": "a.b.c"}] * 86}, "more than 256 conditions"),
         (nested(40), "more than 64 levels"),
         (nested(100_000), "more than 256 conditions"),
         ({"trem": "x" * 2_000_000}, "more than 1,024 characters"),
@@ -294,6 +297,22 @@ def test_too_large_a_filter_is_refused_at_once_and_not_repeated(query, said):
 
     assert time.process_time() - started < 0.2
     assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"should": [{"term": {"field": "a", "value": number}} for number in range(255)]},
+        {"terms": {"field": "a", "values": list(range(1_024))}},
+        {"terms": {"field": "a.b", "values": list(range(512))}},
+        {"match": {"field": "a", "value": "red " * 32}},
+        {"field": ".".join("a" * 16)},
+        {"field": "a" * 512},
+        nested(28),
+    ],
+)
+def test_as_much_as_the_limits_say_is_taken(query):
+    assert PayloadFilter.parse({"query": query}).matches({"a": "b"}) is False
 
 
 def test_a_wildcard_of_many_stars_is_answered_at_once():

@@ -406,8 +406,10 @@ def _check_size(given: Mapping[str, Any]) -> None:
     while waiting:
         value = waiting.pop()
         if isinstance(value, Mapping):
-            conditions += _tag(value) is not None
+            conditions += _tag(value) is not None and not value.keys() & {"value", "values"}
             waiting.extend(value.values())
+            further_ways, further_values = _further(value)
+            conditions, listed = conditions + further_ways, listed + further_values
             words += sum(_number_of_words(value.get(kind)) for kind in ("match", "match_phrase"))
         elif isinstance(value, list | tuple):
             listed += len(value)
@@ -420,6 +422,13 @@ def _check_size(given: Mapping[str, Any]) -> None:
             raise ValueError(f"it lists more than {MAX_FILTER_VALUES:,} values")
         if words > MAX_FILTER_WORDS:
             raise ValueError(f"its match and match_phrase have more than {MAX_FILTER_WORDS} words")
+
+
+def _further(condition: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many ways to its field, and values looked for by them, a condition has beside the first."""
+    field, listed = condition.get("field"), condition.get("values")
+    dots = field.count(".") if isinstance(field, str) else 0
+    return dots, dots * len(listed) if isinstance(listed, list) else 0
 
 
 def _number_of_words(match: Any) -> int:

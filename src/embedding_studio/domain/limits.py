@@ -9,9 +9,11 @@ MAX_FIELD_STEPS = 16
 
 MAX_FILTER_CONDITIONS = 256
 MAX_FILTER_VALUES = 1_024
-MAX_FILTER_WORDS = 64
-"""Over all of a filter: its conditions; what ``terms``, ``any`` and ``all`` list; the words of ``match`` and
-``match_phrase``."""
+MAX_FILTER_WORDS = 32
+"""Over all of a filter: its conditions, and what ``terms``, ``any`` and ``all`` list, each once for every
+step of the field's name; the words of ``match`` and ``match_phrase``, of which PostgreSQL keeps so many
+compiled.
+"""
 
 MAX_FILTER_TEXT = 1_024
 """Characters of one text in a filter."""
