@@ -190,18 +190,18 @@ def test_vectors_of_a_file_of_numpy_are_those_of_the_rows(command, stored, monke
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
-        ('{"vector": [1]}', ["--vector-column", "vector"], "o.jsonl, line 1: no column 'id'"),
-        ('{"id": "a"}', ["--vector-column", "vector"], "o.jsonl, line 1: no column 'vector'"),
+        ('{"vector": [1]}', ["--vector-column", "vector"], "o.jsonl: no column 'id'; there are 'vector'"),
+        ('{"id": "a"}', ["--vector-column", "vector"], "o.jsonl: no column 'vector'; there are 'id'"),
         (
             '{"id": "a", "vector": [0]}',
             ["--vector-column", "vector"],
             "o.jsonl, line 1, column 'vector' is zero",
         ),
         ('{"id": "a"}\n{"id": "b"}\n', ["--vectors", "o.npy"], "3 vectors for the 2 rows of o.jsonl"),
-        ("", ["--vector-column", "vector"], "there is no row in it, so the size of its vectors is unknown"),
+        ("", ["--vector-column", "vector"], "o.jsonl: it is empty; there is no row in it"),
         ("", ["--vectors", "absent.npy"], "absent.npy: there is no such file"),
-        ('{"id": "a"}', [], "o.jsonl, line 1: no column 'text'"),
-        ("", ["--prune"], "there is no row in it, so --prune would remove every object"),
+        ('{"id": "a"}', [], "o.jsonl: no column 'text'; there are 'id'"),
+        ("", ["--prune"], "o.jsonl: it is empty; there is no row in it"),
     ],
 )
 def test_a_file_is_looked_at_before_anything_is_made(command, stored, content, options, said):
@@ -227,14 +227,14 @@ def test_vectors_that_do_not_fit_a_collection_that_is_there_are_refused_with_the
     assert count(stored) == 7
 
 
-def test_what_was_read_before_a_wrong_row_is_stored_in_whole_batches(command, stored):
+def test_of_a_file_with_a_wrong_row_nothing_is_stored(command, stored):
     rows = [{"id": str(n), "vector": [1, n]} for n in range(2_500)]
     write("o.jsonl", *rows, {"id": "wrong", "vector": [1, "2"]})
 
     said = refusal(command("index", "o.jsonl", "--vector-column", "vector", "--prune"))
 
     assert "o.jsonl, line 2501, column 'vector': a vector is a list of numbers" in said
-    assert count(stored) == 2_000
+    assert stored.collections.list() == []
 
 
 @pytest.mark.parametrize(
@@ -251,14 +251,17 @@ def test_pruning_removes_what_the_file_does_not_name_and_a_dry_run_only_says_so(
     brings = ("--vector-column", "vector", "--json")
 
     before = told(command("index", "o.jsonl", *brings, "--prune", "--dry-run"))
+    shown = before.pop("first")
     nothing = stored.collections.list()
     told(command("index", "o.jsonl", *brings))
     rehearsed = told(command("index", "fewer.jsonl", *brings, "--prune", "--dry-run"))
     still = count(stored)
     pruned = told(command("index", "fewer.jsonl", *brings, "--prune"))
 
-    assert (before, nothing) == ({"would_index": 7, "would_prune": 0}, [])
-    assert (rehearsed, still) == ({"would_index": 4, "would_prune": 4}, 7)
+    assert (before, nothing) == ({"would_index": 7, "would_leave_out": 0, "would_prune": 0}, [])
+    assert shown[4] == {"object_id": "o4", "vectors": "1 x 3", "payload": {"title": "number 4", "n": 4}}
+    assert len(shown) == 5
+    assert (rehearsed["would_index"], rehearsed["would_prune"], still) == (4, 4, 7)
     assert (pruned["indexed"], pruned["pruned"]) == (4, 4)
     assert told(command("get", "new", "o2", "--json"))[0] == {
         "id": "new",
@@ -268,6 +271,60 @@ def test_pruning_removes_what_the_file_does_not_name_and_a_dry_run_only_says_so(
     assert count(stored) == 4
 
 
+def test_a_dry_run_shows_objects_as_they_would_be_stored_without_a_model(command, stored, monkeypatch):
+    monkeypatch.setenv("EMBEDDER", "a model that is nowhere")
+    Path("o.csv").write_text("id;text;zip;price;photo\na;red [shoe];02134;9.5;x\nb;;10001;7;y\n")
+
+    as_json = told(command("index", "o.csv", "--drop-column", "photo", "--dry-run", "--json"))
+    as_table = command("index", "o.csv", "--payload-column", "price", "--dry-run")
+
+    assert as_json == {
+        "would_index": 1,
+        "would_leave_out": 1,
+        "first": [
+            {
+                "object_id": "a",
+                "text": "red [shoe]",
+                "payload": {"text": "red [shoe]", "zip": "02134", "price": 9.5},
+            },
+            {"object_id": "b", "text": "", "payload": {"text": None, "zip": "10001", "price": 7}},
+        ],
+    }
+    assert "red [shoe]" in as_table.stdout
+    assert '{"price": 9.5}' in as_table.stdout
+    assert stored.collections.list() == []
+
+
+def test_a_file_that_is_refused_costs_no_model_and_no_database(command, monkeypatch):
+    monkeypatch.setenv("EMBEDDER", "a model that is nowhere")
+    monkeypatch.setattr(Context, "open_storage", lambda _: pytest.fail("a database is opened"))
+    Path("o.csv").write_text("id,text\na,red\na,blue\nb,gre\0en\nb,\n")
+
+    said = refusal(command("index", "o.csv", "--metric", "dot"))
+
+    assert said == (
+        "error: o.csv, line 3: the id 'a' stands in line 2 too; it names one object (--on-duplicate says "
+        "which row counts) (and 1 more so); line 4, column 'text': a text may not hold the character NUL "
+        "(U+0000)"
+    )
+    assert "absent.csv: there is no such file" in refusal(command("payloads", "absent.csv"))
+
+
+def test_a_delimiter_is_one_character(command):
+    assert command("index", "o.csv", "--delimiter", "||").exit_code == 2
+
+
+def test_of_rows_with_one_id_the_one_that_was_chosen_is_stored_and_it_is_noted(command, stored):
+    write("o.jsonl", *ROWS[:2], {**ROWS[0], "n": 7})
+
+    ended = command(
+        "index", "o.jsonl", "--vector-column", "vector", "--on-duplicate", "last", "--payload-column", "n"
+    )
+
+    assert "note: 1 rows have the id of another; of an object's rows the last counts" in ended.stderr
+    assert told(command("get", "o0", "--json"))[0]["payload"] == {"n": 7}
+
+
 def test_an_empty_file_prunes_nothing(command, stored):
     write("o.jsonl", *ROWS)
     write("empty.jsonl")
@@ -275,7 +332,7 @@ def test_an_empty_file_prunes_nothing(command, stored):
 
     said = refusal(command("index", "empty.jsonl", "--vector-column", "vector", "--prune"))
 
-    assert "--prune would remove every object" in said
+    assert "empty.jsonl: it is empty; there is no row in it" in said
     assert count(stored) == 7
 
 

@@ -1,12 +1,11 @@
-"""Files as people hand them in and want them back: packed or not, ``-`` for standard streams, Parquet."""
+"""Files as people hand them in and want them back: packed or not, ``-`` for standard streams."""
 
-import datetime as dt
-import decimal
 import gzip
 import io
-import math
 import os
+import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,66 +37,79 @@ def unpacked(path: str | Path) -> Iterator[IO[bytes]]:
         if start[:2] == GZIP:
             yield cast("IO[bytes]", gzip.GzipFile(fileobj=file))
         elif start == ZSTANDARD:
-            yield io.BufferedReader(_unpacked_zstandard(file, path), 1 << 17)
+            yield io.BufferedReader(_Zstandard(file, path), 1 << 17)
         else:
             yield file
 
 
-def _unpacked_zstandard(file: IO[bytes], path: str | Path) -> io.RawIOBase:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise InvalidDataError(
-            f"{path}: Zstandard needs a package that is missing; pip install 'embedding-studio[import]'"
-        ) from error
-    reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-    return cast("io.RawIOBase", reader)
+class _Zstandard(io.RawIOBase):
+    """Frames of Zstandard unpacked, one after the other; a frame that is cut off is an error, not an end."""
+
+    def __init__(self, file: IO[bytes], path: str | Path) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise InvalidDataError(
+                f"{path}: Zstandard needs a package that is missing; pip install 'embedding-studio[import]'"
+            ) from error
+        self._error = zstandard.ZstdError
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._file = file
+        self._packed = b""
+        self._unpacked = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        while not self._unpacked:
+            packed = self._packed or self._file.read(1 << 15)
+            if not packed:
+                if self._frame is None:
+                    return 0
+                raise EOFError("it is cut off in the middle of a frame of Zstandard")
+            self._unpack(packed)
+        given = self._unpacked[: len(into)]
+        into[: len(given)] = given
+        self._unpacked = self._unpacked[len(given) :]
+        return len(given)
+
+    def _unpack(self, packed: bytes) -> None:
+        self._frame = self._frame or self._new_frame()
+        try:
+            self._unpacked = memoryview(self._frame.decompress(packed))
+        except self._error as error:
+            raise OSError(f"it is no Zstandard: {error}") from error
+        self._packed = b""
+        if self._frame.eof:
+            self._packed, self._frame = self._frame.unused_data, None
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: str | Path) -> Iterator[None]:
     """Give what a file can do wrong this package's words."""
     try:
         yield
     except FileNotFoundError as error:
         raise InvalidDataError(f"{path}: there is no such file") from error
-    except UnicodeDecodeError as error:
-        raise InvalidDataError(
-            f"{path}: not UTF-8 text ({error.reason}); convert it and try again"
-        ) from error
+    except UnicodeError as error:
+        raise InvalidDataError(f"{path}: not text in its encoding: {error}") from error
     except (EOFError, zlib.error, OSError) as error:
         raise InvalidDataError(f"{path}: cannot be read: {error}") from error
 
 
 @contextmanager
-def parquet_file(path: Path) -> Iterator[Any]:
-    try:
-        import pyarrow as pa
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise InvalidDataError(
-            f"{path}: Parquet needs a package that is missing; pip install 'embedding-studio[parquet]'"
-        ) from error
-    try:
-        with ParquetFile(path) as file:
-            yield file
-    except pa.ArrowException as error:
-        raise InvalidDataError(f"{path}: cannot be read as Parquet: {error}") from error
-
-
-def from_parquet(value: Any, where: str) -> Any:
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float() | decimal.Decimal():
-            return float(value) if math.isfinite(value) else None
-        case dt.date() | dt.time():
-            return value.isoformat()
-        case dict():
-            return {str(key): from_parquet(element, where) for key, element in value.items()}
-        case list():
-            return [from_parquet(element, where) for element in value]
-    raise InvalidDataError(f"{where}: a {type(value).__name__} has no place in JSON; leave the column out")
+def read_again(path: str | Path) -> Iterator[Path]:
+    """Lend the path of a file that can be read more than once: a copy where it is a stream."""
+    if str(path) != STDIN and not Path(path).is_fifo():
+        yield Path(path)
+        return
+    with tempfile.NamedTemporaryFile() as copy:
+        with readable(path), sys.stdin.buffer if str(path) == STDIN else Path(path).open("rb") as stream:
+            shutil.copyfileobj(stream, copy)
+        copy.flush()
+        yield Path(copy.name)
 
 
 @contextmanager

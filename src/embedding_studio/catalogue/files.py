@@ -1,347 +1,355 @@
-"""Catalogues in CSV, JSON Lines and Parquet files, read row by row. Axes: N rows · P parts · D dimensions.
+"""Catalogues in CSV, TSV, JSON Lines and Parquet files. Axes: N rows · P parts · D dimensions.
 
 Each row is an object. One column names it, others hold its text, and all but the first become its
 payload, the text included: a result is shown by it. Where a row brings its vectors, in a column or in
-a .npy file beside it, no text is needed. Payload keeps JSON's types:
+a .npy file beside it, no text is needed.
 
-- CSV: a value that is a JSON number becomes that number (``007`` is none and stays text), an empty
-  one becomes null.
-- JSON Lines: as it stands.
-- Parquet: times become ISO 8601 text, decimals become numbers, a NaN (how pandas writes what is
-  missing) becomes null.
-
-A row whose text is empty is read like any other: whoever indexes decides what to do with it. A vector
-is a list of numbers, in CSV written as JSON; several parts are a list of such lists.
+A file is looked at whole before its first object is given, and read a second time for the objects: what
+is wrong is told before anything is made of it. ``docs/catalogue-files.md`` says how each kind is read.
 """
 
-import csv
-import gzip
-import io
-import json
-import math
-import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from embedding_studio.catalogue.cells import ColumnTypes
+from embedding_studio.catalogue.reading import OnDuplicate, Reading
+from embedding_studio.catalogue.rows import UNDECODABLE, Fault, Faults, Row, Rows, listed, not_decoded
 from embedding_studio.catalogue.text import CatalogueText
-from embedding_studio.domain.index import MAX_DIMENSIONS, SearchIndexInfo
+from embedding_studio.catalogue.vectors import FileVectors, open_matrix
+from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.limits import MAX_ID_LENGTH
 from embedding_studio.domain.objects import JSON, CatalogueObject
-from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.errors import InvalidDataError
-from embedding_studio.files import STDIN, from_parquet, parquet_file, readable
-
-_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
-Row = tuple[str, Mapping[str, Any], Mapping[str, Any]]
-"""Where a row stands, for errors (``line 7``); its values by column as written; the same as JSON."""
+from embedding_studio.domain.storable import check_json, check_text
+from embedding_studio.errors import InvalidDataError, InvalidVectorsError
+from embedding_studio.files import read_again
 
 
-def read_catalogue(
-    path: str | Path, *, id_column: str, text_columns: Sequence[str]
-) -> Iterator[CatalogueText]:
-    """Yield the rows of a catalogue file as they are read.
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """An object's row, or rows.
+
+    Attributes:
+        vectors: what each of its rows brings, and where.
+    """
+
+    object_id: str
+    values: dict[str, Any]
+    vectors: list[tuple[Any, str]] = field(default_factory=list)
+
+
+class CatalogueFile:
+    """A file of objects that was looked at whole.
 
     Args:
-        path: ends in .csv, .tsv, .jsonl, .ndjson (these also .gz) or .parquet; ``-`` is JSON Lines
-            from standard input.
-        id_column: text or whole numbers, each once.
-        text_columns: at least one; their values stand in the text one a line. A list's elements
-            are joined by commas; null is empty.
+        path: ends in .csv, .tsv, .jsonl, .ndjson (these also .gz, .zst) or .parquet, or is a folder of such;
+            ``-`` is JSON Lines from standard input.
+
+    Attributes:
+        number: of the objects in it.
+        notes: what was found that whoever reads it may not expect.
 
     Raises:
-        InvalidDataError: the file, a row or a value cannot be used; the message says which.
+        InvalidDataError: it cannot be used. The message names the first row of each kind of fault, and says
+            how many there are.
     """
-    if not text_columns:
-        raise InvalidDataError(f"{path}: no text column is named; name at least one to embed")
-    for object_id, place, row, payload in _named_rows(path, id_column, text_columns):
-        lines = [_text(row[column], f"{path}, {place}, column {column!r}") for column in text_columns]
-        yield CatalogueText(object_id, "\n".join(line for line in lines if line), payload)
 
-
-def read_vectors(
-    path: str | Path,
-    *,
-    index: SearchIndexInfo,
-    id_column: str,
-    vector_column: str | None = None,
-    npy: str | Path | None = None,
-) -> Iterator[CatalogueObject]:
-    """Yield the rows of a catalogue file as objects that bring their vectors, as they are read.
-
-    Args:
-        path, id_column: as for ``read_catalogue``; with ``npy`` not standard input.
-        index: what the vectors must fit; where its size is not known, the first row tells it.
-        vector_column: holds each row's vector, or a list of those of its parts; no part of the payload.
-        npy: a file of numpy, [N, D] float16, float32 or float64, in the order of the rows; instead of
-            ``vector_column``.
-
-    Raises:
-        InvalidDataError: a file, a row or a value cannot be used; the message says which.
-        InvalidVectorsError: a vector does not fit the others, is not finite, or is zero under cosine.
-    """
-    matrix = None if npy is None else _matrix(npy, path)
-    columns = [] if vector_column is None else [vector_column]
-    for n, (object_id, place, row, payload) in enumerate(
-        _named_rows(path, id_column, columns, vector_column)
-    ):
-        if matrix is not None:
-            where = f"{npy}, row {n + 1}"
-            given = matrix[n]
-        else:
-            assert vector_column is not None  # noqa: S101, one of the two is given
-            where = f"{path}, {place}, column {vector_column!r}"
-            given = _vectors(row[vector_column], where)
-        try:
-            parts = check_vectors(index, given, where)
-        except OverflowError as error:
-            raise InvalidDataError(f"{where}: a number is larger than a float can be") from error
-        if index.dimensions is None:
-            if (D := parts.shape[1]) > MAX_DIMENSIONS:
-                raise InvalidDataError(f"{where}: {D} dimensions; at most {MAX_DIMENSIONS} can be indexed")
-            index = index.model_copy(update={"dimensions": D})
-        yield CatalogueObject(object_id, parts, payload)
-
-
-def read_payloads(path: str | Path, *, id_column: str) -> Iterator[tuple[str, JSON]]:
-    """Yield (object_id, payload) of the rows of a catalogue file, as ``read_catalogue`` reads them."""
-    for object_id, _, _, payload in _named_rows(path, id_column, ()):
-        yield object_id, payload
-
-
-def count_rows(path: str | Path) -> int | None:
-    """Return N, found without looking at values; None for standard input, which is read but once."""
-    if str(path) == STDIN:
-        return None
-    path = Path(path)
-    kind, packed = _kind(path)
-    with readable(path):
-        if kind == ".parquet":
-            with parquet_file(path) as table:
-                number: int = table.metadata.num_rows
-                return number
-        with _unpacked(path, packed=packed) as file:
-            if kind in _DELIMITERS:
-                return sum(1 for _ in _csv_rows(file, path, _DELIMITERS[kind]))
-            return sum(1 for line in file if line.strip())
-
-
-def _named_rows(
-    path: str | Path, id_column: str, columns: Sequence[str], vector_column: str | None = None
-) -> Iterator[tuple[str, str, Mapping[str, Any], JSON]]:
-    """Yield (object_id, place, row, payload) of each row; ``columns`` must be there, and ids differ."""
-    seen: dict[str, str] = {}
-    for place, row, json_row in _rows(path, vector_column):
-        for column in (id_column, *columns):
-            if column not in row:
-                raise InvalidDataError(f"{path}, {place}: no column {column!r}; there are {_listed(row)}")
-        object_id = _object_id(row[id_column], f"{path}, {place}, column {id_column!r}")
-        if object_id in seen:
-            raise InvalidDataError(
-                f"{path}, {place}: the id {object_id!r} stands in {seen[object_id]} too; it names one object"
+    def __init__(self, path: str | Path, reading: Reading) -> None:
+        self._shown = str(path)
+        self._reading = reading
+        self._types = ColumnTypes()
+        self._vectors = FileVectors()
+        self._row_that_counts: dict[str, int] = {}
+        self._repeated = 0
+        self._list_columns: set[str] = set()
+        self.notes: list[str] = []
+        with ExitStack() as stack:
+            self._rows = Rows(
+                stack.enter_context(read_again(path)),
+                self._shown,
+                named=reading.named,
+                is_wanted=reading.is_wanted,
+                id_column=reading.id_column,
+                vector_column=reading.vector_column,
+                separator=reading.separator,
+                encoding=reading.encoding,
             )
-        seen[object_id] = place
-        payload = {
-            column: value for column, value in json_row.items() if column not in (id_column, vector_column)
-        }
-        yield object_id, place, row, payload
+            self._matrix = None if reading.npy is None else open_matrix(reading.npy)
+            self._look()
+            self._closing = stack.pop_all()
 
+    def __enter__(self) -> Self:
+        return self
 
-def _rows(path: str | Path, vector_column: str | None) -> Iterator[Row]:
-    if str(path) == STDIN:
-        yield from _json_rows(sys.stdin.buffer, path)
-        return
-    path = Path(path)
-    kind, packed = _kind(path)
-    with readable(path):
-        if kind == ".parquet":
-            yield from _parquet_rows(path, vector_column)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the copy that is kept of standard input."""
+        self._closing.close()
+
+    @property
+    def number(self) -> int:
+        return len(self._row_that_counts)
+
+    @property
+    def ids(self) -> AbstractSet[str]:
+        return self._row_that_counts.keys()
+
+    @property
+    def dimensions(self) -> int | None:
+        """D of the vectors that it brings; None: it brings none."""
+        return self._vectors.dimensions
+
+    def texts(self) -> Iterator[CatalogueText]:
+        """Yield the objects as texts to embed; an empty one is left to whoever indexes."""
+        for each in self._objects():
+            lines = [_text(each.values.get(column)) for column in self._reading.text_columns]
+            text = "\n".join(line for line in lines if line)
+            yield CatalogueText(each.object_id, text, self._payload(each.values))
+
+    def objects(self, index: SearchIndexInfo) -> Iterator[CatalogueObject]:
+        """Return the objects with the vectors that they bring.
+
+        Raises:
+            InvalidVectorsError: they cannot live in a collection of such an index; nothing is yielded.
+        """
+        self._vectors.check_fit(index)
+        return self._with_vectors()
+
+    def payloads(self) -> Iterator[tuple[str, JSON]]:
+        """Yield (object_id, payload)."""
+        for each in self._objects():
+            yield each.object_id, self._payload(each.values)
+
+    def _with_vectors(self) -> Iterator[CatalogueObject]:
+        for each in self._objects():
+            parts = [self._vectors.parts(given, where) for given, where in each.vectors]
+            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            yield CatalogueObject(each.object_id, joined, self._payload(each.values))
+
+    def _payload(self, values: Mapping[str, Any]) -> JSON:
+        return {column: value for column, value in values.items() if self._reading.is_in_payload(column)}
+
+    def _look(self) -> None:
+        """Look at every row.
+
+        Raises:
+            InvalidDataError: something cannot be used.
+        """
+        reading, faults, number = self._reading, Faults(self._shown), 0
+        for number, row in enumerate(self._rows, start=1):
+            if isinstance(row, Fault):
+                faults.add(row)
+                continue
+            for fault in self._faults(row, number):
+                faults.add(fault)
+        self._refuse_columns(number)
+        if self._matrix is not None and len(self._matrix) != number:
+            raise InvalidDataError(
+                f"{reading.npy}: {len(self._matrix)} vectors for the {number} rows of {self._shown}; "
+                "each row needs its own"
+            )
+        faults.raise_first()
+        if reading.on_duplicate is OnDuplicate.MERGE and self._repeated:
+            for _ in self._merged():
+                """It finds the columns of lists."""
+        self._note()
+
+    def _refuse_columns(self, number: int) -> None:
+        reading, there = self._reading, self._rows.columns
+        if not number:
+            raise InvalidDataError(f"{self._shown}: it is empty; there is no row in it")
+        named = {*reading.named, *(reading.payload_columns or ()), *reading.drop_columns}
+        if there and (absent := sorted(named - there.keys())):
+            raise InvalidDataError(f"{self._shown}: no column {absent[0]!r}; there are {listed(there)}")
+        for column, why in self._rows.left_out.items():
+            if column in reading.named:
+                raise InvalidDataError(f"{self._shown}, column {column!r}: {why}")
+
+    def _note(self) -> None:
+        for column, why in self._rows.left_out.items():
+            self.notes.append(f"the column {column!r} is left out: {why}")
+        for column, why in self._types.exceptions.items():
+            if column not in self._reading.named:
+                self.notes.append(f"the column {column!r} is of texts, {why}")
+        if self._repeated:
+            self.notes.append(
+                f"{self._repeated} rows have the id of another; of an object's rows "
+                + {
+                    OnDuplicate.FIRST: "the first counts",
+                    OnDuplicate.LAST: "the last counts",
+                    OnDuplicate.MERGE: f"one is made, with lists in {listed(sorted(self._list_columns))}",
+                }[self._reading.on_duplicate]
+            )
+
+    def _faults(self, row: Row, number: int) -> Iterator[Fault]:
+        """Yield what is wrong with a row, and keep what must be known of all."""
+        place, values = row
+        reading = self._reading
+        try:
+            object_id = _object_id(values.get(reading.id_column))
+        except ValueError as error:
+            yield Fault("id", f"{place}, column {reading.id_column!r}: {error}")
+        else:
+            yield from self._faults_of_id(object_id, place, number)
+        for column, value in values.items():
+            if column == reading.vector_column:
+                continue
+            if isinstance(value, str) and self._rows.is_table:
+                self._types.see(column, value, place)
+            try:
+                self._check_storable(column, value)
+                if column in reading.text_columns:
+                    _text(value)
+            except ValueError as error:
+                yield Fault("value", f"{place}, column {column!r}: {error}")
+        for given, where in self._brought(place, values, number):
+            try:
+                self._vectors.see(given, where)
+            except (InvalidDataError, InvalidVectorsError) as error:
+                yield Fault("vector", str(error).removeprefix(f"{self._shown}, "))
+
+    def _check_storable(self, column: str, value: Any) -> None:
+        """Return if a value is one that PostgreSQL keeps.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not isinstance(value, str):
+            check_json({column: value})
+        elif self._rows.is_table and UNDECODABLE.search(value):
+            raise ValueError(not_decoded(value, self._reading.encoding))
+        else:
+            check_text(value)
+
+    def _faults_of_id(self, object_id: str, place: str, number: int) -> Iterator[Fault]:
+        which = self._reading.on_duplicate
+        is_first = object_id not in self._row_that_counts
+        self._repeated += not is_first
+        if is_first or which in (OnDuplicate.LAST, OnDuplicate.MERGE):
+            self._row_that_counts[object_id] = number
+        if is_first or which is not OnDuplicate.REFUSE:
             return
-        with _unpacked(path, packed=packed) as file:
-            if kind in _DELIMITERS:
-                yield from _csv_rows(file, path, _DELIMITERS[kind])
-            else:
-                yield from _json_rows(file, path)
-
-
-def _kind(path: Path) -> tuple[str, bool]:
-    """Return what kind of file it is by its name, and whether it is packed."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = suffixes[-1:] == [".gz"]
-    kind = "".join(suffixes[-2:-1] if packed else suffixes[-1:])
-    if kind not in {*_DELIMITERS, ".jsonl", ".ndjson"} and (packed or kind != ".parquet"):
-        raise InvalidDataError(
-            f"{path}: not a kind of file that is read; these are .csv, .tsv, .jsonl, .ndjson "
-            "(each also with .gz) and .parquet"
+        earlier = "another row"
+        if self._repeated == 1:  # only the first is told
+            first = next(islice(self._rows, self._row_that_counts[object_id] - 1, None))
+            earlier = first[0] if isinstance(first, tuple) else earlier
+        yield Fault(
+            "id that is another row's",
+            f"{place}: the id {object_id!r} stands in {earlier} too; it names one object "
+            "(--on-duplicate says which row counts)",
         )
-    return kind, packed
+
+    def _brought(self, place: str, values: Mapping[str, Any], number: int) -> list[tuple[Any, str]]:
+        """Return the vectors that a row brings, and where they stand."""
+        reading = self._reading
+        if self._matrix is not None:
+            is_there = number <= len(self._matrix)
+            return [(self._matrix[number - 1], f"{reading.npy}, row {number}")] if is_there else []
+        if reading.vector_column is None:
+            return []
+        where = f"{self._shown}, {place}, column {reading.vector_column!r}"
+        return [(values.get(reading.vector_column), where)]
+
+    def _objects(self) -> Iterator[_Object]:
+        if self._reading.on_duplicate is not OnDuplicate.MERGE or not self._repeated:
+            for number, each in self._typed_rows():
+                if self._row_that_counts.get(each.object_id) == number:
+                    yield each
+            return
+        for each in self._merged():
+            values = {
+                column: values if column in self._list_columns else next(iter(values), None)
+                for column, values in each.values.items()
+            }
+            yield _Object(each.object_id, values, each.vectors)
+
+    def _merged(self) -> Iterator[_Object]:
+        """Yield each object with lists of the values that its rows have, once its last row is read."""
+        unfinished: dict[str, _Object] = {}
+        for number, row in self._typed_rows():
+            made = unfinished.setdefault(row.object_id, _Object(row.object_id, {}))
+            for column, value in row.values.items():
+                kept = made.values.setdefault(column, [])
+                for each in value if isinstance(value, list) else [value]:
+                    if each not in (None, "") and each not in kept:
+                        kept.append(each)
+                if len(kept) > 1 or isinstance(value, list):
+                    self._list_columns.add(column)
+            made.vectors.extend(row.vectors)
+            if self._row_that_counts.get(row.object_id) == number:
+                yield unfinished.pop(row.object_id)
+
+    def _typed_rows(self) -> Iterator[tuple[int, _Object]]:
+        """Yield each row, with its number, as an object of its own.
+
+        Raises:
+            InvalidDataError: it is not what it was when the file was looked at.
+        """
+        reading = self._reading
+        for number, row in enumerate(self._rows, start=1):
+            if isinstance(row, Fault):
+                self._changed(row.said)
+            place, values = row
+            try:
+                object_id = _object_id(values.get(reading.id_column))
+            except ValueError as error:
+                self._changed(f"{place}: {error}")
+            vectors = self._brought(place, values, number)
+            typed = {
+                column: self._typed(column, value)
+                for column, value in values.items()
+                if column != reading.vector_column
+            }
+            yield number, _Object(object_id, typed, vectors)
+
+    def _changed(self, said: str) -> NoReturn:
+        raise InvalidDataError(f"{self._shown}, {said}; the file changed while it was read")
+
+    def _typed(self, column: str, value: Any) -> Any:
+        if not isinstance(value, str) or not self._rows.is_table or column == self._reading.id_column:
+            return value
+        typed = self._types.read(column, value)
+        if column not in self._reading.text_columns or _is_list_of_words(typed):
+            return typed
+        return value
 
 
-def _unpacked(path: Path, *, packed: bool) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path) if packed else path.open("rb"))
+def _is_list_of_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str | int | float | None) for each in value)
 
 
-def _csv_rows(file: IO[bytes], path: str | Path, delimiter: str) -> Iterator[Row]:
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        place = "line 1"
-        try:
-            header = next(reader, [])
-            if not header or len(set(header)) < len(header):
-                raise InvalidDataError(
-                    f"{path}, line 1: column names, each once, are needed; there are {_listed(header)}"
-                )
-            while True:
-                place = f"line {reader.line_num + 1}"
-                values = next(reader, None)
-                if values is None:
-                    return
-                if not values:  # an empty line is no row
-                    continue
-                if len(values) != len(header):
-                    raise InvalidDataError(
-                        f"{path}, {place}: {len(values)} values for {len(header)} columns, {_listed(header)}"
-                    )
-                row = dict(zip(header, values, strict=True))
-                yield place, row, {column: _from_csv(value) for column, value in row.items()}
-        except csv.Error as error:
-            raise InvalidDataError(f"{path}, {place}: not CSV as it should be: {error}") from error
+def _object_id(value: Any) -> str:
+    if (
+        isinstance(value, float) and value.is_integer()
+    ):  # how pandas writes whole numbers where some are missing
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise ValueError(f"an id is a text or a number; there is {value!r}")
+    given = str(value)
+    if (length := len(given.encode("utf-8", "surrogatepass"))) > MAX_ID_LENGTH:
+        raise ValueError(f"the id {given[:40]!r}... has {length} bytes; at most {MAX_ID_LENGTH} fit")
+    return given
 
 
-def _from_csv(value: str) -> str | float | None:
-    if not value:
-        return None
-    if _JSON_NUMBER.fullmatch(value):
-        number: float = json.loads(value)
-        if math.isfinite(number):
-            return number
-    return value
-
-
-def _json_rows(file: Iterable[bytes], path: str | Path) -> Iterator[Row]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(
-                line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_refuse_constant
-            )
-        except ValueError as error:
-            raise InvalidDataError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise InvalidDataError(f"{path}, line {number}: a JSON object is needed; there is {line[:80]!r}")
-        yield f"line {number}", row, row
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON; write null where a number is missing")
-
-
-def _parquet_rows(path: Path, vector_column: str | None) -> Iterator[Row]:
-    with parquet_file(path) as file:
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
-            vectors = None
-            if vector_column in batch.schema.names:
-                vectors = batch.column(vector_column)
-                batch = batch.drop_columns([vector_column])  # noqa: PLW2901, the rest of it
-            for n, row in enumerate(batch.to_pylist()):
-                number += 1
-                place = f"row {number}"
-                json_row = {
-                    column: from_parquet(value, f"{path}, {place}, column {column!r}")
-                    for column, value in row.items()
-                }
-                raw = {} if vectors is None else {vector_column: _from_arrow(vectors[n])}
-                yield place, json_row | raw, json_row
-
-
-def _from_arrow(value: Any) -> Any:
-    """Return a list of numbers as an array, which is many times faster than one by one."""
-    import pyarrow as pa
-
-    kind = value.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not value.is_valid or not is_list:
-        return value.as_py()
-    if pa.types.is_nested(kind.value_type):
-        return [_from_arrow(part) for part in value.values]
-    return value.values.to_numpy(zero_copy_only=False)
-
-
-def _vectors(value: Any, where: str) -> list[Any]:
-    """Return [P, D], each part a list of numbers or an array."""
-    if isinstance(value, str):  # CSV
-        try:
-            value = json.loads(value, parse_constant=_refuse_constant)
-        except ValueError as error:
-            raise InvalidDataError(f"{where}: not a JSON list of numbers: {error}") from error
-    has_parts = isinstance(value, list) and value and isinstance(value[0], list | np.ndarray)
-    parts = value if has_parts else [value]
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            is_vector = part.dtype.kind in "fiu"
-        else:
-            is_vector = isinstance(part, list) and set(map(type, part)) <= {int, float}
-        if not is_vector:
-            raise InvalidDataError(
-                f"{where}: a vector is a list of numbers, or several such lists in a list; "
-                f"there is {repr(part)[:80]}"
-            )
-    return parts
-
-
-def _matrix(npy: str | Path, path: str | Path) -> NDArray[Any]:
-    """Return [N, D], left on the disk until it is looked at."""
-    with readable(Path(npy)):
-        try:
-            matrix: NDArray[Any] = np.lib.format.open_memmap(npy, mode="r")
-        except ValueError as error:
-            raise InvalidDataError(f"{npy}: not a .npy file of numbers: {error}") from error
-    if matrix.ndim != 2 or matrix.dtype.kind != "f":
-        raise InvalidDataError(
-            f"{npy}: an array [rows, dimensions] of float16, float32 or float64 is needed; there is one of "
-            f"{matrix.dtype} with the shape {matrix.shape}"
-        )
-    number = count_rows(path)
-    if number is None:
-        raise InvalidDataError(f"{npy}: its rows are those of a file; standard input cannot be counted")
-    if len(matrix) != number:
-        raise InvalidDataError(
-            f"{npy}: {len(matrix)} vectors for the {number} rows of {path}; each row needs its own"
-        )
-    return matrix
-
-
-def _object_id(value: Any, where: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise InvalidDataError(f"{where}: an id is a text or a whole number; there is {value!r}")
-    if (length := len(str(value))) > MAX_ID_LENGTH:
-        raise InvalidDataError(
-            f"{where}: the id {str(value)[:40]!r}... has {length} characters; at most {MAX_ID_LENGTH} fit"
-        )
-    return str(value)
-
-
-def _text(value: Any, where: str) -> str:
+def _text(value: Any) -> str:
     match value:
         case None:
             return ""
         case str():
             return value.strip()
         case bool() | dict():
-            raise InvalidDataError(f"{where}: {value!r} is no text to embed; name a column that holds text")
+            raise ValueError(f"{value!r} is no text to embed; name a column that holds text")
         case list():
-            return ", ".join(_text(element, where) for element in value)
+            return ", ".join(map(_text, value))
     return str(value)
-
-
-def _listed(columns: Iterable[str]) -> str:
-    return ", ".join(repr(column) for column in columns) or "none"

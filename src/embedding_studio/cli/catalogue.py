@@ -2,22 +2,21 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import (
+    CatalogueFile,
     CatalogueText,
-    count_rows,
-    read_catalogue,
-    read_payloads,
-    read_vectors,
+    OnDuplicate,
+    Reading,
     write_objects,
 )
 from embedding_studio.cli.console import (
@@ -30,24 +29,50 @@ from embedding_studio.cli.console import (
     out,
     parsed_filter,
     print_value,
+    sentences,
+    tell,
 )
-from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
-from embedding_studio.errors import CollectionNotFoundError, InvalidDataError, InvalidInputError
+from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
 from embedding_studio.indexing import IndexingReport, every_object, update_payloads
 from embedding_studio.indexing import prune as prune_objects
 from embedding_studio.logs import write_sessions
 
-CatalogueFile = Annotated[
-    str, typer.Argument(help="CSV, JSONL or Parquet, also .gz; `-` reads JSONL from stdin.")
+SHOWN_OBJECTS = 5
+"""So many objects a dry run shows."""
+
+File = Annotated[
+    str,
+    typer.Argument(
+        help="CSV, TSV, JSONL (also .gz, .zst) or Parquet, or a folder of parts; `-` reads JSONL from stdin."
+    ),
 ]
 IdColumn = Annotated[str, typer.Option(help="Column that names each object.")]
+PayloadColumns = Annotated[
+    list[str] | None,
+    typer.Option("--payload-column", help="Column of the payload; may be repeated. Default: all but the id."),
+]
+DropColumns = Annotated[
+    list[str] | None, typer.Option("--drop-column", help="Column to leave out; may be repeated.")
+]
+OnDuplicateOption = Annotated[
+    OnDuplicate,
+    typer.Option(
+        "--on-duplicate", help="Which row counts where several have one id; merge: lists of values."
+    ),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(help="Character between columns of CSV or TSV, or `tab`. Default: the one that is found."),
+]
+Encoding = Annotated[str | None, typer.Option(help="Of the text in FILE. Default: UTF-8.")]
 ObjectIds = Annotated[list[str], typer.Argument(help="Ids of objects.")]
 
 
 def index(
-    file: CatalogueFile,
+    file: File,
     *,
     collection: InCollection = DEFAULT_COLLECTION,
     id_column: IdColumn = "id",
@@ -64,13 +89,18 @@ def index(
         Path | None,
         typer.Option(help="Ready vectors in a .npy file [rows, dimensions], in the order of FILE's rows."),
     ] = None,
+    payload_column: PayloadColumns = None,
+    drop_column: DropColumns = None,
+    on_duplicate: OnDuplicateOption = OnDuplicate.REFUSE,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
     metric: Annotated[MetricType | None, typer.Option(help="For a new collection.")] = None,
     aggregation: Annotated[MetricAggregationType | None, typer.Option(help="For a new collection.")] = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Then remove the objects that FILE does not name.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read FILE, say how much would be done, and store nothing.")
+        bool, typer.Option("--dry-run", help="Read FILE, show what would be stored, and store nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -80,60 +110,71 @@ def index(
         raise typer.BadParameter("give --vector-column or --vectors, not both")
     if brings_vectors and text_column:
         raise typer.BadParameter("nothing is embedded where vectors are brought; leave out --text-column")
+    reading = Reading(
+        id_column=id_column,
+        text_columns=() if brings_vectors else tuple(text_column or ["text"]),
+        vector_column=vector_column,
+        npy=vectors,
+        payload_columns=_columns(payload_column),
+        drop_columns=tuple(drop_column or ()),
+        on_duplicate=on_duplicate,
+        separator=_separator(delimiter),
+        encoding=encoding,
+    )
     chosen = {"metric_type": metric, "metric_aggregation_type": aggregation}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    with opened_context() as context:
-        total = count_rows(file)
+    with sentences(), _opened(file, reading) as catalogue, opened_context() as context:
         existing = _existing(context, collection)
         info = context.plugin.get_search_index_info().model_copy(update=chosen)
+        objects: Iterator[CatalogueText | CatalogueObject] = catalogue.texts()
         if brings_vectors:
             known = existing.index if existing else info.model_copy(update={"dimensions": None})
             info = known.model_copy(update=chosen)
-        objects = _read(
-            file,
-            info,
-            id_column=id_column,
-            text_columns=text_column or ["text"],
-            vector_column=vector_column,
-            npy=vectors,
-        )
-        first = next(objects, None)  # what cannot be read is told of before anything is made
-        if first is None and (prune or (brings_vectors and existing is None)):
-            raise InvalidDataError(
-                f"{file}: there is no row in it, so "
-                + ("--prune would remove every object" if prune else "the size of its vectors is unknown")
-            )
-        named: set[str] = set()
-        objects = _noted(first, objects, named)
+            objects = catalogue.objects(info)
+            info = info.model_copy(update={"dimensions": catalogue.dimensions})
         if dry_run:
-            print_value(_rehearsed(context, existing, objects, named, prune=prune), as_json=as_json)
+            told = _rehearsed(context, existing, catalogue, objects, prune=prune)
+            print_value(told, as_json=True) if as_json else _show(told)
             return
-        if isinstance(first, CatalogueObject):
+        if brings_vectors:
             context.storage.collections.create(
                 existing.name if existing else collection,
-                info.model_copy(update={"dimensions": first.parts.shape[1]}),
+                info,
                 embedder=existing.embedder if existing else None,
             )
-        elif not brings_vectors:
+        else:
             context.collection(collection, index=info if chosen else None)
-        told = asdict(store(context, collection, objects, total))
+        told = asdict(store(context, collection, objects, catalogue.number))
         if prune:
-            told["pruned"] = prune_objects(context.storage, context.collection(collection), named)
+            told["pruned"] = prune_objects(context.storage, context.collection(collection), catalogue.ids)
     print_value(told, as_json=as_json)
 
 
 def payloads(
-    file: CatalogueFile,
+    file: File,
     *,
     collection: InCollection = DEFAULT_COLLECTION,
     id_column: IdColumn = "id",
+    payload_column: PayloadColumns = None,
+    drop_column: DropColumns = None,
+    on_duplicate: OnDuplicateOption = OnDuplicate.REFUSE,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
     as_json: AsJson = False,
 ) -> None:
     """Replace the payloads of objects by a file's other columns; nothing is embedded, vectors stay."""
-    with opened_context() as context, bar("Storing payloads", count_rows(file)) as advance:
-        rows = read_payloads(file, id_column=id_column)
+    reading = Reading(
+        id_column=id_column,
+        payload_columns=_columns(payload_column),
+        drop_columns=tuple(drop_column or ()),
+        on_duplicate=on_duplicate,
+        separator=_separator(delimiter),
+        encoding=encoding,
+    )
+    with sentences(), _opened(file, reading) as catalogue, opened_context() as context:
         stored = context.storage.collections.get(collection)
-        report = update_payloads(context.storage, stored, rows, progress=advance)
+        with bar("Storing payloads", catalogue.number) as advance:
+            report = update_payloads(context.storage, stored, catalogue.payloads(), progress=advance)
     print_value(report, as_json=as_json)
 
 
@@ -219,42 +260,66 @@ def _existing(context: Context, name: str) -> Collection | None:
     return None
 
 
-def _read(
-    file: str,
-    info: SearchIndexInfo,
-    *,
-    id_column: str,
-    text_columns: list[str],
-    vector_column: str | None,
-    npy: Path | None,
-) -> Iterator[CatalogueText | CatalogueObject]:
-    if vector_column is None and npy is None:
-        return read_catalogue(file, id_column=id_column, text_columns=text_columns)
-    return read_vectors(file, index=info, id_column=id_column, vector_column=vector_column, npy=npy)
+def _columns(named: list[str] | None) -> tuple[str, ...] | None:
+    return tuple(named) if named else None
 
 
-def _noted(
-    first: CatalogueText | CatalogueObject | None,
-    rest: Iterable[CatalogueText | CatalogueObject],
-    ids: set[str],
-) -> Iterator[CatalogueText | CatalogueObject]:
-    """Yield the objects, and leave their ids in ``ids``."""
-    for each in chain(() if first is None else (first,), rest):
-        ids.add(each.object_id)
-        yield each
+def _separator(given: str | None) -> str | None:
+    if given in ("tab", r"\t"):
+        return "\t"
+    if given is not None and (len(given) != 1 or given in '"\r\n'):
+        raise typer.BadParameter("give one character, as in --delimiter ';', or tab")
+    return given
+
+
+@contextmanager
+def _opened(file: str, reading: Reading) -> Iterator[CatalogueFile]:
+    """Yield a file that was looked at whole, and say what was found in it."""
+    with CatalogueFile(file, reading) as catalogue:
+        for note in catalogue.notes:
+            tell("note", note)
+        yield catalogue
 
 
 def _rehearsed(
     context: Context,
     existing: Collection | None,
-    objects: Iterable[CatalogueText | CatalogueObject],
-    named: set[str],
+    catalogue: CatalogueFile,
+    objects: Iterator[CatalogueText | CatalogueObject],
     *,
     prune: bool,
-) -> dict[str, int]:
-    """Return what ``index`` would do; ``named`` holds all ids once all objects are read."""
-    would_index = sum(isinstance(each, CatalogueObject) or bool(each.text.strip()) for each in objects)
-    told = {"would_index": would_index}
+) -> dict[str, Any]:
+    """Return what ``index`` would do, and how the first objects would be stored."""
+    first = list(islice(objects, SHOWN_OBJECTS))
+    would_index = sum(
+        isinstance(each, CatalogueObject) or bool(each.text.strip()) for each in chain(first, objects)
+    )
+    told: dict[str, Any] = {
+        "would_index": would_index,
+        "would_leave_out": catalogue.number - would_index,
+    }
     if prune:
-        told["would_prune"] = prune_objects(context.storage, existing, named, dry_run=True) if existing else 0
+        told["would_prune"] = (
+            prune_objects(context.storage, existing, catalogue.ids, dry_run=True) if existing else 0
+        )
+    told["first"] = [
+        {"object_id": each.object_id, "text": each.text, "payload": each.payload}
+        if isinstance(each, CatalogueText)
+        else {
+            "object_id": each.object_id,
+            "vectors": "{} x {}".format(*each.parts.shape),
+            "payload": each.payload,
+        }
+        for each in first
+    ]
     return told
+
+
+def _show(told: dict[str, Any]) -> None:
+    first = told.pop("first")
+    print_value(told, as_json=False)
+    table = Table(*first[0])
+    for each in first:
+        object_id, brought, payload = each.values()
+        table.add_row(object_id, brought, json.dumps(payload, ensure_ascii=False))
+    out.print(table)

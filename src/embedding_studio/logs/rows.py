@@ -7,19 +7,18 @@ costs its own line and no other.
 
 import codecs
 import csv
-import gzip
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import orjson
 
 from embedding_studio.errors import InvalidDataError
-from embedding_studio.files import STDIN, from_parquet, parquet_file, readable, unpacked
+from embedding_studio.files import STDIN, readable, unpacked
 from embedding_studio.logs.entries import Row, Unusable
+from embedding_studio.parquet import BATCH_ROWS, NotJsonError, json_columns, parquet_file
 
 BEGIN_OF_LIST = re.compile(rb"\[(.*,)?", re.DOTALL)
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -50,18 +49,13 @@ def read_rows(path: str | Path) -> Iterator[NumberedRow]:
 def _lines(file: IO[bytes], path: str | Path) -> Iterator[tuple[int, bytes | Unusable]]:
     """Yield lines that hold something, for as long as they can be unpacked."""
     number = 0
-    packed_badly: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, gzip.BadGzipFile)
-    with suppress(ImportError):
-        from zstandard import ZstdError
-
-        packed_badly = (*packed_badly, ZstdError)
     try:
         for number, line in enumerate(file, start=1):
             if number == 1 and line.startswith(UTF_16):
                 raise InvalidDataError(f"{path}: it is UTF-16, and UTF-8 is needed; convert it and try again")
             if line.strip():
                 yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-    except packed_badly:
+    except (OSError, EOFError, zlib.error):
         yield number + 1, Unusable("the rest of the file, which cannot be unpacked")
 
 
@@ -112,14 +106,12 @@ def _table_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path)
 
 
 def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
+    """Yield the rows without what has no place in JSON: no log says anything by it."""
     number = 0
+    unusable: dict[str, NotJsonError] = {}
     with parquet_file(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            columns = json_columns(batch, batch.schema.names, unusable)
+            for n in range(batch.num_rows):
                 number += 1
-                try:
-                    plain: dict[str, Any] = from_parquet(row, f"row {number}")
-                except InvalidDataError:
-                    yield number, Unusable("a row with a value that has no place in JSON")
-                else:
-                    yield number, plain
+                yield number, {name: values[n] for name, values in columns.items()}
