@@ -214,7 +214,14 @@ def test_a_packed_file_that_is_cut_off_is_told(tmp_path, pack):
         ),
         ("a.jsonl", '{"id": 1, "text": "x", "n": ' + "[" * 99999 + "]" * 99999 + "}", "line 1: it is nested"),
         ("a.jsonl", '{"id": 1, "text": "x", "text": "y"}', "line 1: not JSON: more than one key is"),
-        ("a.jsonl", '[\n{"id": 1, "text": "x"}\n]', "it is one JSON value over many lines"),
+        ("a.jsonl", '[\n{"id": 1, "text": "x"}\n]', "it is one JSON value, and an object a line"),
+        ("a.jsonl", '[{"id": 1, "text": "x"}]', "it is one JSON value, and an object a line is needed"),
+        ("a.jsonl", '{\n"id": 1, "text": "x"\n}', "it is one JSON value, and an object a line is needed"),
+        (
+            "a.jsonl",
+            '{"id": null, "text": "x"}\n{"text": "x"}\n',
+            "line 1, column 'id': there is no id (and 1",
+        ),
         ("a.csv", "id,text\n1,x\n2\n3\n", "line 3: 1 values for 2 columns, 'id', 'text' (and 1 more so)"),
         ("a.csv", 'id,text\n1,x\n2,"b" c\n', "line 3: not CSV as it should be"),
         ("a.csv", 'id,text\n1,x\n2,"b\n3,c\n', "line 3: not CSV as it should be"),
@@ -243,8 +250,15 @@ def test_an_encoding_that_is_not_utf_8_is_told_with_its_line(tmp_path, name):
     assert f"{name}, line 1: it is UTF-16, and UTF-8 is read; give --encoding utf-16" in refusal(path)
     assert "é" in texts(path, encoding="utf-16")[1]
     path.write_bytes(table.encode("utf-16-le"))
-    assert "it is UTF-16" in refusal(path)
+    assert "it is UTF-16, and UTF-8 is read; give --encoding utf-16-le" in refusal(path)
     assert "no encoding of texts" in refusal(path, encoding="klingon")
+
+
+def test_a_header_that_is_not_utf_8_is_told(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("id,größe\n1,red\n".encode("latin-1"))
+
+    assert "a.csv, line 1: not UTF-8 (byte 0xf6); say what it is" in refusal(path, text_columns=("größe",))
 
 
 def test_faults_of_each_kind_are_counted(tmp_path):
@@ -253,8 +267,8 @@ def test_faults_of_each_kind_are_counted(tmp_path):
 
     assert refusal(path) == (
         "a.csv, line 3: the id '1' stands in line 2 too; it names one object (--on-duplicate says which row "
-        "counts) (and 1 more so); line 4, column 'id': an id is a text or a number; there is None (and 1 "
-        "more so); line 6: 3 values for 2 columns, 'id', 'text'"
+        "counts) (and 1 more so); line 4, column 'id': there is no id (and 1 more so); "
+        "line 6: 3 values for 2 columns, 'id', 'text'"
     )
 
 

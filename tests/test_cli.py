@@ -166,6 +166,7 @@ def test_a_collection_is_made_for_the_vectors_that_a_file_brings(command, stored
 
     films = stored.collections.get("films")
     assert (report["indexed"], report["unchanged"]) == (7, 0)
+    assert report["seconds"] == round(report["seconds"], 2)
     assert "pruned" not in report
     assert (films.index.dimensions, films.index.metric_type, films.embedder) == (3, "dot", None)
     assert films.index.metric_aggregation_type == "avg"

@@ -334,8 +334,10 @@ def _object_id(value: Any) -> str:
         isinstance(value, float) and value.is_integer()
     ):  # how pandas writes whole numbers where some are missing
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise ValueError(f"an id is a text or a number; there is {value!r}")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError("there is no id")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"an id is a text or a number; there is {value!r}")  # noqa: TRY004, as of a wrong text
     given = str(value)
     if (length := len(given.encode("utf-8", "surrogatepass"))) > MAX_ID_LENGTH:
         raise ValueError(f"the id {given[:40]!r}... has {length} bytes; at most {MAX_ID_LENGTH} fit")

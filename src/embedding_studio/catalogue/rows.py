@@ -167,9 +167,9 @@ class Rows:
                     "try windows-1252 or utf-16"
                 ) from error
             for number, line in enumerate(text):
-                if number == 0 and self._encoding is None and _is_utf_16(line):
+                if number == 0 and self._encoding is None and (found := _utf_16(line)):
                     raise InvalidDataError(
-                        f"{part.shown}, line 1: it is UTF-16, and UTF-8 is read; give --encoding utf-16"
+                        f"{part.shown}, line 1: it is UTF-16, and UTF-8 is read; give --encoding {found}"
                     )
                 yield line
 
@@ -210,6 +210,10 @@ class Rows:
         """
         head = list(islice(self._lines(part), HEAD_LINES))
         dialect, header = find_dialect(head, self._named, told=self._separator, first=SEPARATOR_OF[part.kind])
+        if UNDECODABLE.search("".join(header)):
+            raise InvalidDataError(
+                f"{part.shown}, line {dialect.skipped + 1}: {not_decoded(''.join(header), self._encoding)}"
+            )
         if head and (absent := sorted(self._named - set(header))):
             raise InvalidDataError(
                 f"{part.shown}, line {dialect.skipped + 1}: no column {absent[0]!r}; there are "
@@ -252,10 +256,10 @@ class Rows:
                 continue
             place = f"{part.before}line {number}"
             row = _json_row(line, place, self._encoding)
-            if isinstance(row, Fault) and not begun and line.strip() in ("[", "{"):
+            if isinstance(row, Fault) and not begun and (line.strip() == "{" or line.lstrip()[:1] == "["):
                 raise InvalidDataError(
-                    f"{part.shown}, line {number}: it is one JSON value over many lines, and a row a line is "
-                    "needed; `jq -c '.[]'` writes a list so"
+                    f"{part.shown}, line {number}: it is one JSON value, and an object a line is needed; "
+                    "`jq -c '.[]'` writes a list so"
                 )
             begun = True
             if isinstance(row, Fault):
@@ -347,8 +351,11 @@ def kind_of(path: Path) -> str:
     return kind
 
 
-def _is_utf_16(line: str) -> bool:
-    return line.startswith(("\udcff\udcfe", "\udcfe\udcff")) or "\0" in line[:2]
+def _utf_16(line: str) -> str | None:
+    """Return which UTF-16 it is that was read as UTF-8, if it is."""
+    if line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+        return "utf-16"
+    return {0: "utf-16-be", 1: "utf-16-le"}.get(line[:2].find("\0"))
 
 
 def _json_row(line: str, place: str, encoding: str | None) -> dict[str, Any] | Fault:

@@ -145,6 +145,7 @@ def index(
         else:
             context.collection(collection, index=info if chosen else None)
         told = asdict(store(context, collection, objects, catalogue.number))
+        told["seconds"] = round(told["seconds"], 2)
         if prune:
             told["pruned"] = prune_objects(context.storage, context.collection(collection), catalogue.ids)
     print_value(told, as_json=as_json)
