@@ -1,5 +1,6 @@
 """What each route promises. What they share is in ``test_api_service.py``."""
 
+import time
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -145,10 +146,22 @@ def test_the_same_session_again_changes_nothing(client):
     body = {"session_id": "s1", "search_query": "a", "user_id": "ada", "created_at": 1_760_000_000}
     first = client.post(SESSION, json=body)
 
-    again = client.post(SESSION, json=body | {"search_results": [{"object_id": "all-b"}]})
+    again = client.post(SESSION, json=body)
 
     assert again.status_code == 201
     assert again.json() == first.json()
+
+
+def test_the_same_session_with_other_results_is_a_conflict(client):
+    fill(client)
+    body = {"session_id": "s1", "search_query": "a", "search_results": [{"object_id": "all-a"}]}
+    client.post(SESSION, json=body)
+
+    for results in ([{"object_id": "all-b"}], [{"object_id": "all-a", "position": 7}]):
+        other = client.post(SESSION, json=body | {"search_results": results})
+        assert other.status_code == 409
+        assert "other results" in problem_of(other)["detail"]
+    assert client.post(SESSION, json=body).status_code == 201
 
 
 def test_a_session_id_that_is_taken_is_a_conflict_that_does_not_tell_whose_it_is(client):
@@ -276,39 +289,75 @@ def test_json_that_is_nested_too_deeply_is_refused(client):
 
 def test_every_event_is_told_what_became_of_it(client):
     fill(client)
-    client.post(SESSION, json={"session_id": "s1", "search_results": [{"object_id": "all-a"}]})
-    events = [
-        {"object_id": "all-a", "event_type": "click", "event_id": "e1", "created_at": 1_760_000_005},
-        {"object_id": "all-a", "event_type": "click", "event_id": "e1", "created_at": 1_760_000_005},
-        {"object_id": "all-b", "event_type": "purchase", "event_id": "e2", "created_at": 1_760_000_006},
+    at = 1_760_000_000
+    session = {"session_id": "s1", "created_at": at, "search_results": [{"object_id": "all-a"}]}
+    client.post(SESSION, json=session)
+    told = [
+        ("all-a", "click", "e1", at + 5, "accepted"),
+        ("all-a", "click", "e1", at + 9, "duplicate"),
+        ("all-a", "purchase", "e1", at + 5, "conflict"),
+        ("all-b", "click", "e1", at + 5, "conflict"),
+        ("all-b", "purchase", "e2", at + 6, "unknown_object"),
+        ("all-a", "click", "e3", at - 60, "accepted"),  # a clock that is behind
+        ("all-a", "click", "e4", at - 61, "too_early"),
+        ("all-a", "item_click", "e5", at + 5, "unknown_type"),
+        ("all-a", "Click", "e6", at + 5, "unknown_type"),
+        ("all-a", "view", "e7", at + 5, "accepted"),
     ]
+    fields = ("object_id", "event_type", "event_id", "created_at", "disposition")
+    receipts = [dict(zip(fields, each, strict=True)) for each in told]
+    events = [{name: value for name, value in each.items() if name != "disposition"} for each in receipts]
 
     answer = client.post(EVENTS, json={"session_id": "s1", "events": events})
+    again = client.post(EVENTS, json={"session_id": "s1", "events": events[2:4]})
     unknown = client.post(EVENTS, json={"session_id": "gone", "events": events[:1]})
 
     assert answer.status_code == 200
-    assert answer.json() == {
-        "session_id": "s1",
-        "events": [
-            {"event_id": "e1", "object_id": "all-a", "event_type": "click", "disposition": "accepted"},
-            {"event_id": "e1", "object_id": "all-a", "event_type": "click", "disposition": "duplicate"},
-            {
-                "event_id": "e2",
-                "object_id": "all-b",
-                "event_type": "purchase",
-                "disposition": "unknown_object",
-            },
-        ],
-    }
-    assert unknown.status_code == 200
+    assert answer.json() == {"session_id": "s1", "events": receipts}
+    assert [each["disposition"] for each in again.json()["events"]] == ["conflict", "conflict"]
     assert [each["disposition"] for each in unknown.json()["events"]] == ["unknown_session"]
     kept = client.get(SESSION, params={"session_id": "s1"}).json()["events"]
-    assert [each["event_id"] for each in kept] == ["e1", "e2"]
+    assert sorted(each["event_id"] for each in kept) == ["e1", "e2", "e3", "e4", "e5", "e6", "e7"]
+
+
+@pytest.mark.parametrize("wrong", [True, "12", 3.0, "yesterday", [1], None])
+def test_what_is_no_time_is_refused_with_a_sentence_that_shows_one(client, wrong):
+    answer = client.post(SESSION, json={"session_id": "s1", "created_at": wrong})
+
+    assert pointers_of(answer) == ["#/created_at"]
+    assert "whole UTC seconds, such as 1760000000, or in ISO 8601" in answer.json()["detail"]
+
+
+def test_a_search_of_ubi_is_taken_as_it_stands(client):
+    """Times in ISO 8601, positions from 0 on."""
+    fill(client)
+    results = [{"object_id": "all-b", "position": 1}, {"object_id": "all-a", "position": 0}]
+    session = {"session_id": "q1", "created_at": "2024-12-10T00:01:29.378Z", "search_results": results}
+
+    answer = client.post(SESSION, json=session)
+
+    assert answer.json()["created_at"] == 1_733_788_889
+    shown = client.get(SESSION, params={"session_id": "q1"}).json()["search_results"]
+    assert [(each["object_id"], each["position"]) for each in shown] == [("all-a", 1), ("all-b", 2)]
+
+
+def test_what_lies_ahead_is_of_now_and_the_receipt_says_so(client):
+    fill(client)
+    before = int(time.time())
+    session = {"session_id": "s1", "created_at": 99_999_999_000, "search_results": [{"object_id": "all-a"}]}
+    event = {"object_id": "all-a", "created_at": before + 4_000}
+
+    registered = client.post(SESSION, json=session).json()
+    [told] = client.post(EVENTS, json={"session_id": "s1", "events": [event]}).json()["events"]
+    [again] = client.post(EVENTS, json={"session_id": "s1", "events": [event]}).json()["events"]
+
+    assert before <= registered["created_at"] <= told["created_at"] <= int(time.time())
+    assert (told["disposition"], again["disposition"]) == ("accepted", "duplicate")
 
 
 def test_an_event_without_id_sent_twice_counts_once(client):
     fill(client)
-    client.post(SESSION, json={"session_id": "s1"})
+    client.post(SESSION, json={"session_id": "s1", "created_at": 1_760_000_000})
     sent = {"session_id": "s1", "events": [{"object_id": "all-a", "created_at": 1_760_000_005}]}
 
     first, second = client.post(EVENTS, json=sent).json(), client.post(EVENTS, json=sent).json()
@@ -371,7 +420,7 @@ def test_sessions_are_recorded_many_at_once_and_continued_when_they_come_again(c
     again = client.post(SESSIONS, json={"sessions": sessions[:1]})
 
     assert [each["disposition"] for each in first.json()["sessions"]] == ["recorded", "recorded", "taken"]
-    assert again.json() == {"sessions": [{"session_id": "s1", "disposition": "continued"}]}
+    assert [each["disposition"] for each in again.json()["sessions"]] == ["continued"]
     stored = [client.get(SESSION, params={"session_id": key}).json() for key in ("s1", "s2", "s3")]
     assert [[r["object_id"] for r in each["search_results"]] for each in stored] == [
         ["all-a", "all-b"],

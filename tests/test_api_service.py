@@ -16,14 +16,15 @@ from typing import Any, NoReturn
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry, generate_latest
+from starlette.requests import Request
 
 from embedding_studio import SearchIndexInfo, Session, errors
+from embedding_studio.api import connections
 from embedding_studio.api.app import STATUSES, create_app
-from embedding_studio.api.border import BodyLimit
+from embedding_studio.api.border import Answers, BodyLimit
 from embedding_studio.bootstrap import Context
 from embedding_studio.settings import Settings
 from embedding_studio.storage.memory import MemoryStorage
@@ -73,7 +74,7 @@ def letters_context(folder: Path, storage: Storage | None = None, **settings: An
 def serving(app: FastAPI) -> Iterator[httpx.Client]:
     """Serve an app by HTTP on a free port, as ``embedding-studio serve`` does."""
     listening = socket.create_server(("127.0.0.1", 0))  # connections queue here until uvicorn is up
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    server = connections.server(app, app.state.context.settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     host, port = listening.getsockname()
@@ -141,6 +142,8 @@ def test_a_wrong_method_is_a_problem_that_names_the_right_ones(client):
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"
     assert problem_of(answer)["title"] == "Method Not Allowed"
+    assert client.delete(SESSION).headers["allow"] == "GET, POST, HEAD"
+    assert client.put("/api/v1/improvement/orders/s1/retry").headers["allow"] == "GET, POST, DELETE, HEAD"
 
 
 def test_a_missing_thing_is_named_in_the_type_and_in_the_sentence(client):
@@ -187,9 +190,9 @@ def test_a_wrong_parameter_is_named(client):
     ("body", "detail"),
     [
         (b'{"search_query": ', "the body is not JSON"),
-        (b"[" * 100_000, "parsing the body"),
-        (b'{"search_query": "\xff"}', "parsing the body"),
-        (b'{"limit": ' + b"9" * 5_000 + b"}", "parsing the body"),
+        (b"[" * 10_000, "the body is not JSON"),
+        (b'{"search_query": "\xff"}', "the body is not JSON"),
+        (b'{"limit": ' + b"9" * 5_000 + b"}", "the body is not JSON"),
     ],
 )
 def test_a_body_that_cannot_be_read_is_the_callers_fault(client, body, detail):
@@ -199,10 +202,10 @@ def test_a_body_that_cannot_be_read_is_the_callers_fault(client, body, detail):
     assert detail in problem_of(answer)["detail"]
 
 
-def test_thousands_of_wrong_items_make_a_short_answer(client):
-    answer = client.post("/api/v1/embeddings/delete", json={"object_ids": [0] * 5_000})
+def test_of_thousands_of_wrong_items_the_first_is_pointed_at(client):
+    answer = client.post("/api/v1/embeddings/delete", json={"object_ids": ["a", "b"] + [0] * 5_000})
 
-    assert len(pointers_of(answer)) == 100
+    assert pointers_of(answer) == ["#/object_ids/2"]
 
 
 def test_every_error_has_its_status_and_what_is_our_fault_tells_nothing_of_the_inside(make_context):
@@ -219,7 +222,12 @@ def test_every_error_has_its_status_and_what_is_our_fault_tells_nothing_of_the_i
     assert {kind: answer.status_code for kind, answer in answers.items()} == STATUSES
     for answer in answers.values():
         assert ("1234" in problem_of(answer)["detail"]) == (answer.status_code < 500)
-    assert answers[errors.StorageUnavailableError].headers["retry-after"] == "1"
+    waits = {kind: answer.headers.get("retry-after") for kind, answer in answers.items()}
+    assert {kind: wait for kind, wait in waits.items() if wait} == {
+        errors.StorageUnavailableError: "1",
+        errors.StorageTimeoutError: "5",
+        errors.StorageNotWritableError: "30",
+    }
 
 
 def test_every_error_of_the_package_has_a_status():
@@ -266,6 +274,51 @@ def test_a_failure_half_way_through_an_answer_is_not_hidden(make_context):
 
     with serving(app) as client, pytest.raises(httpx.RemoteProtocolError):
         client.get("/half")
+
+
+def test_head_is_answered_as_get_without_the_body(client):
+    for path in ("/healthz", "/readyz", "/openapi.json", "/nothing"):
+        asked, told = client.head(path), client.get(path)
+
+        assert (asked.status_code, asked.content) == (told.status_code, b"")
+        assert asked.headers["content-length"] == told.headers["content-length"]
+
+
+@pytest.mark.parametrize("sent", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_does_not_say_that_it_is_json_is_told_what_to_say(client, sent):
+    headers = {} if sent is None else {"content-type": sent}
+
+    answer = client.post(SEARCH, content=b'{"search_query": "a"}', headers=headers)
+
+    assert answer.status_code == 415
+    assert "content-type: application/json" in problem_of(answer)["detail"]
+
+
+@pytest.mark.parametrize("sent", ["text/plain;charset=UTF-8", "application/json; charset=utf-8"])
+def test_events_may_come_as_a_beacon_sends_them(client, sent):
+    for path, body in (
+        (EVENTS, {"session_id": "s", "events": []}),
+        ("/api/v1/clickstream/events", {"events": []}),
+    ):
+        answer = client.post(path, content=json.dumps(body).encode(), headers={"content-type": sent})
+
+        assert answer.status_code == 200, answer.text
+
+
+def test_what_is_sent_is_not_sent_back_as_a_whole(client):
+    long = "x" * 100_000
+    for body in ({long: 1, "search_query": "a"}, {"search_query": "a", "filter": {"query": {long: long}}}):
+        answer = client.post(SEARCH, json=body)
+
+        assert answer.status_code == 422
+        assert len(answer.content) < 3_000
+
+
+def test_browsers_are_told_to_guess_nothing_and_to_frame_nothing(client):
+    for answer in (client.get("/healthz"), client.get("/nothing"), client.post(SEARCH, json={})):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
 
 
 # Request ids
@@ -319,7 +372,7 @@ def test_a_body_in_chunks_within_the_limit_is_read_whole(client):
 
 
 def test_a_caller_who_hangs_up_before_the_end_of_a_body_is_not_served():
-    served = []
+    served, sent = [], []
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": b"{", "more_body": True},
         {"type": "http.disconnect"},
@@ -329,13 +382,17 @@ def test_a_caller_who_hangs_up_before_the_end_of_a_body_is_not_served():
     async def receive() -> dict:
         return next(heard)
 
-    async def app(*_: object) -> None:
-        served.append("yes")
+    async def send(message: Any) -> None:
+        sent.append(message)
 
-    scope = {"type": "http", "headers": [], "path": SEARCH}
-    asyncio.run(BodyLimit(app, max_request_bytes=1_000)(scope, receive, app))
+    async def app(scope: Any, receive: Any, _: Any) -> None:
+        served.append(await Request(scope, receive).body())
 
-    assert served == []
+    scope = {"type": "http", "method": "POST", "headers": [], "path": SEARCH}
+    within = BodyLimit(app, max_request_bytes=1_000)
+    asyncio.run(Answers(within, ServiceMetrics(), search_path="")(scope, receive, send))
+
+    assert (served, sent) == ([], [])
 
 
 # Keys
@@ -379,6 +436,20 @@ def test_an_unknown_key_opens_nothing(make_context):
         for key in ("wrong", "admin-7f3", "admin-7f3aa", "ADMIN-7F3A", "é"):
             seen = statuses(client, key)
             assert {name for name, status in seen.items() if status != 401} == OPEN
+
+
+def test_a_key_is_looked_at_before_the_body(make_context):
+    head = (
+        f"POST {SEARCH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
+    )
+    with serving(create_app(make_context(**KEYS))) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=10) as raw:
+            raw.sendall(head.encode())  # and nothing of the body
+            answered = raw.recv(12)
+        no_json = client.post(SEARCH, content=b"{", headers={"content-type": "application/json"})
+
+    assert answered == b"HTTP/1.1 401"
+    assert no_json.status_code == 401
 
 
 def test_the_write_key_searches_and_sends_and_reads_nothing(make_context):
@@ -615,6 +686,29 @@ def test_every_body_has_examples_and_each_is_done_where_there_is_what_it_names(s
                 assert answer.is_success, f"{path}: {answer.text}"
                 tried += 1
     assert tried >= 10
+
+
+def test_the_page_of_routes_loads_nothing_from_elsewhere_and_nothing_inline(client):
+    page = client.get("/docs")
+    policy = page.headers["content-security-policy"]
+    loaded = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert loaded == ["docs/docs.css", "docs/docs.js", "openapi.json"]  # relative: a proxy may strip a prefix
+    for each in loaded:
+        assert client.get(f"/{each}").status_code == 200
+    assert not re.search(r"https?://", client.get("/docs/docs.js").text)
+    assert client.get("/docs/other.js").status_code == 404
+    assert client.get("/").headers["location"] == "docs"
+
+
+def test_a_prefix_that_a_proxy_strips_is_said_to_clients(make_context):
+    with serving(create_app(make_context(root_path="/shop"))) as client:
+        document = client.get("/openapi.json").json()
+
+        assert document["servers"] == [{"url": "/shop"}]
+        assert client.get("/healthz").status_code == 200
 
 
 # Metrics

@@ -1,8 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
+from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.sessions import SearchResultItem, Session, SessionEvent, get_result_position
-from embedding_studio.feedback.selection import SessionSelection, refusal_by
+from embedding_studio.feedback.selection import TOO_EARLY, SessionSelection, refusal_by
 
 
 def session_of(
@@ -111,3 +112,22 @@ def test_the_filter_of_the_reference_page_runs_as_it_is_written():
             "the session filter 'should_use_session_for_improvement' refused it"
         )
     assert refusal_by(SessionSelection(), session_of()) == SessionSelection().refusal(session_of())
+
+
+@pytest.mark.parametrize(("seconds", "refusal"), [(0, None), (-3, None), (-60, None), (-61, TOO_EARLY)])
+def test_a_click_dated_up_to_a_minute_before_its_search_counts_as_at_it(seconds, refusal):
+    click = SessionEvent(session_id="s", object_id="a", created_at=1_000_000 + seconds)
+    session = Session(session_id="s", user_id="ada", created_at=1_000_000, events=(click,))
+
+    assert SessionSelection().refusal(session) == refusal
+    assert session.duration_seconds == 0
+
+
+def test_what_is_dated_ahead_is_of_now():
+    before = utc_timestamp()
+    session = Session(session_id="s", created_at=99_999_999_000)
+    event = SessionEvent(session_id="s", object_id="a", created_at=99_999_999_000)
+    again = SessionEvent(session_id="s", object_id="a", created_at=99_999_999_000)
+
+    assert before <= session.created_at <= event.created_at <= utc_timestamp()
+    assert event.event_id == again.event_id  # made of what was sent

@@ -6,18 +6,22 @@ Cases are functions that look at something; ``acts`` says what they see by defau
 import json
 import logging
 import math
+import os
 import re
+import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psycopg
 import pytest
 import uvicorn
 from typer.testing import CliRunner
@@ -39,12 +43,13 @@ from embedding_studio.cli import app
 from embedding_studio.demo import Demo
 from embedding_studio.doctor import examine
 from embedding_studio.domain.objects import PersonalState, QueryMemory
-from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.errors import EmbeddingStudioError, StorageTimeoutError
 from embedding_studio.feedback.worker import Worker
 from embedding_studio.indexing import BATCH_TEXTS
 from embedding_studio.settings import Settings
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.storage.waiting import WAITER, Waiter
 from test_api_service import EVENTS, SEARCH, samples, serving
 from test_embedded import open_folder
 from test_embedders import Endpoint
@@ -781,3 +786,61 @@ def the_status_of_two_events_at_once(world):
     with world.context() as context, serving(create_app(context)) as client:
         events = [{"object_id": "a"}, {"object_id": "b"}]
         return client.post(EVENTS, json={"session_id": "s", "events": events}).status_code
+
+
+@acts("statement_seconds", "0.3", sees=("done", "given up"))
+def what_becomes_of_a_statement_of_a_second(world):
+    with world.postgres() as context:
+        database = context.storage.objects.database
+        return outcome(lambda: database.read(lambda connection: connection.execute("SELECT pg_sleep(1)")))
+
+
+@acts("lock_seconds", "0.3", sees=("done", "given up"))
+def what_becomes_of_one_that_waits_a_second_for_a_lock(world):
+    lock = "SELECT pg_advisory_xact_lock(7)"
+    with world.postgres() as context, psycopg.connect(os.environ["DATABASE_URL"]) as other:
+        other.execute(lock)
+        threading.Timer(1, other.rollback).start()
+        token = WAITER.set(Waiter())
+        try:
+            database = context.storage.objects.database
+            return outcome(lambda: database.write(lambda connection: connection.execute(lock)))
+        finally:
+            WAITER.reset(token)
+
+
+def outcome(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except StorageTimeoutError:
+        return "given up"
+    return "done"
+
+
+@acts("root_path", "/shop", sees=(None, [{"url": "/shop"}]))
+def where_clients_are_told_to_ask(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        return client.get("/openapi.json").json().get("servers")
+
+
+@acts("request_seconds", "0.2", sees=(True, False))
+def half_a_request_is_waited_for(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        return len(still_open(client, 1)) == 1
+
+
+@acts("max_connections", "10", sees=(12, 10))
+def how_many_connections_stay_open(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        return len(still_open(client, 12))
+
+
+def still_open(client: httpx.Client, number: int) -> list[socket.socket]:
+    """Return those of some connections with half a request that the service has not closed a second later."""
+    at = client.base_url.host, client.base_url.port or 80
+    with ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(at)) for _ in range(number)]
+        for each in connections:
+            each.sendall(b"GET /")
+        time.sleep(1)
+        return [each for each in connections if not select.select([each], [], [], 0)[0]]

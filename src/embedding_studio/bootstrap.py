@@ -284,6 +284,8 @@ class Context:
             order_on=self._ordering_event_types(),
             recall_target=self.settings.recall_target,
             pool_size=self.settings.pool_size,
+            statement_seconds=self.settings.statement_seconds,
+            lock_seconds=self.settings.lock_seconds,
         )
 
     @part

@@ -14,7 +14,10 @@
     ├── SessionRefusedError (ValueError)        why nothing is learnt from one session
     ├── StorageError (RuntimeError)
     │   ├── StorageUnavailableError             the database cannot be reached
+    │   │   ├── StorageTimeoutError             it gave up on a statement, or on waiting for a lock
+    │   │   └── StorageNotWritableError         its disk is full, or it is read-only
     │   └── UnsupportedDatabaseError            no pgvector, too old, or a processor it does not run on
+    ├── AbandonedError (RuntimeError)           nobody waits for the answer any more
     ├── EmbeddingError (RuntimeError)           an embedder is absent or failed
     └── PluginError (ImportError)
 
@@ -90,8 +93,20 @@ class StorageUnavailableError(StorageError):
     """The database cannot be reached."""
 
 
+class StorageTimeoutError(StorageUnavailableError):
+    """The database gave up: a statement took longer than it may, or waited for a lock too long."""
+
+
+class StorageNotWritableError(StorageUnavailableError):
+    """The database can be read and not written: its disk is full, or it is read-only."""
+
+
 class UnsupportedDatabaseError(StorageError):
     """The database, or the processor under it, lacks what this package needs."""
+
+
+class AbandonedError(EmbeddingStudioError, RuntimeError):
+    """Whoever asked has gone, so the rest was not done."""
 
 
 class EmbeddingError(EmbeddingStudioError, RuntimeError):

@@ -14,6 +14,7 @@ from itertools import islice
 
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
+    CLOCK_SECONDS,
     DEFAULT_EVENT_WEIGHTS,
     EventDisposition,
     RecordedSession,
@@ -257,7 +258,7 @@ class Importer:
     def _look_at(self, events: Iterable[Event]) -> None:
         for event in events:
             self._types[event.event_type] += 1
-            self._early += event.at < self._searched_at.get(event.search_id or "", 0)
+            self._early += event.at < self._searched_at.get(event.search_id or "", 0) - CLOCK_SECONDS
 
     def _settle(self) -> None:
         """Store events whose searches came after them, or can be made of them; leave out the others."""
@@ -299,7 +300,8 @@ class Importer:
         ]
         if self._early:
             self.report.notes.append(
-                f"{self._early} events are earlier than the search that they name, and count all the same"
+                f"{self._early} events are more than {CLOCK_SECONDS} s earlier than the search that they "
+                "name; they are not learnt from"
             )
         if number := self.report.events.get(EventDisposition.UNKNOWN_OBJECT.value):
             self.report.notes.append(

@@ -29,7 +29,7 @@ from embedding_studio.feedback.selection import MAX_CLICKS, MIN_SESSION_SECONDS
 from embedding_studio.feedback.worker import INTERVAL_SECONDS, USERS_PER_BATCH
 from embedding_studio.indexing import THREADS
 from embedding_studio.search import EXPLORATION_RATIO, GATE_THRESHOLD, QUERY_SHIFT, SHARED_MIN_USERS
-from embedding_studio.storage.ports import POOL_SIZE, RECALL_TARGET
+from embedding_studio.storage.ports import LOCK_SECONDS, POOL_SIZE, RECALL_TARGET, STATEMENT_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ NEUTRAL = frozenset(
         *("database_url", "data_dir", "pool_size", "host", "port", "worker_metrics_port"),
         *("embedder_api_key", "admin_api_key", "write_api_key", "cors_origins"),
         *("max_request_bytes", "max_events_per_request", "index_threads"),
+        *("statement_seconds", "lock_seconds", "request_seconds", "max_connections", "root_path"),
         *("improve_on_click", "improvement_seconds_interval", "users_per_batch"),
         *("lease_seconds", "max_attempts", "backoff_seconds"),
     }
@@ -184,6 +185,18 @@ class Settings(BaseSettings):
     pool_size: int = Field(
         default=POOL_SIZE, ge=1, le=100, description="Database connections of one process."
     )
+    statement_seconds: float = Field(
+        default=STATEMENT_SECONDS,
+        ge=0,
+        le=86_400,
+        description="The database gives up on a statement that takes longer, but for upkeep; 0: never.",
+    )
+    lock_seconds: float = Field(
+        default=LOCK_SECONDS,
+        ge=0,
+        le=86_400,
+        description="The database gives up on a statement that waits for a lock longer; 0: never.",
+    )
     embedder: str = Field(
         default="all-MiniLM-L6-v2",
         description="A sentence-transformers name or folder, `openai:MODEL@BASE_URL`, or `none`: callers"
@@ -217,6 +230,23 @@ class Settings(BaseSettings):
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may call the service, separated by commas."
+    )
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[^/?#]+)*$",
+        description="Path prefix that a proxy in front strips, such as `/search`; `/docs` links to below it.",
+    )
+    max_connections: int = Field(
+        default=1_000,
+        ge=10,
+        description="Connections that the service keeps open, half of the open files that it may have at the"
+        " most; beyond, the one is closed that has waited longest for its client.",
+    )
+    request_seconds: float = Field(
+        default=20,
+        gt=0,
+        le=3_600,
+        description="A request must have arrived whole after so many seconds, or its connection is closed.",
     )
     max_request_bytes: int = Field(default=2_000_000, ge=1_000, description="Larger requests are refused.")
     max_events_per_request: int = Field(default=1_000, ge=1, description="More events at once are refused.")

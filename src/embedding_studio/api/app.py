@@ -4,31 +4,44 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from embedding_studio import errors
 from embedding_studio.api import (
     clickstream,
     collections,
     collectors,
+    documentation,
     embeddings,
     health,
     improvement,
     users,
 )
-from embedding_studio.api.border import Answers, BodyLimit, RequestIds
+from embedding_studio.api.border import (
+    TOO_LARGE,
+    Answers,
+    BodyLimit,
+    HangUps,
+    HeadRequests,
+    RequestIds,
+    SafeHeaders,
+)
 from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, kind_of, problem_response
 from embedding_studio.bootstrap import Context
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "/api/v1"
+METHODS = ("GET", "POST", "PUT", "DELETE")
+
+T = TypeVar("T")
 
 STATUSES: Mapping[type[errors.EmbeddingStudioError], int] = {
     errors.InvalidInputError: 422,
@@ -37,17 +50,31 @@ STATUSES: Mapping[type[errors.EmbeddingStudioError], int] = {
     errors.ConflictError: 409,
     errors.SessionRefusedError: 422,
     errors.StorageUnavailableError: 503,
+    errors.StorageTimeoutError: 503,
+    errors.StorageNotWritableError: 503,
+    errors.AbandonedError: 499,
     errors.EmbeddingError: 502,
     errors.EmbeddingStudioError: 500,
 }
 """An error has the status of the nearest class above it."""
 
-OUR_FAULT = {
-    500: "the service failed",
-    502: "texts cannot be embedded just now",
-    503: "storage cannot be reached; try again in a moment",
+OUR_FAULT: Mapping[type[errors.EmbeddingStudioError], str] = {
+    errors.EmbeddingStudioError: "the service failed",
+    errors.EmbeddingError: "texts cannot be embedded just now",
+    errors.StorageUnavailableError: "storage cannot be reached; try again in a moment",
+    errors.StorageTimeoutError: "this took longer than a request may; ask for less, or try again in a moment",
+    errors.StorageNotWritableError: (
+        "storage can be read but not written: its disk is full, or it is read-only"
+    ),
 }
 """What a caller is told instead of an error that may name hosts, models or rows."""
+
+RETRY_AFTER: Mapping[type[errors.EmbeddingStudioError], str] = {
+    errors.StorageUnavailableError: "1",
+    errors.StorageTimeoutError: "5",
+    errors.StorageNotWritableError: "30",
+}
+"""In seconds: whoever asked for much waits longer, and until a disk is cleared it takes still longer."""
 
 TAGS = [
     {"name": "embeddings", "description": "Search, and the objects that are searched for."},
@@ -101,6 +128,8 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
         title="Embedding Studio",
         summary="Search that learns from clicks.",
         version="1",
+        docs_url=None,
+        redoc_url=None,
         openapi_tags=TAGS,
         responses={"default": {"description": "What went wrong (RFC 9457)", "model": Problem}},
         lifespan=lifespan,
@@ -115,12 +144,15 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
     app.include_router(versioned)
     app.include_router(collectors.router)
     app.include_router(health.router)
+    app.include_router(documentation.router)
 
     app.exception_handler(errors.EmbeddingStudioError)(_answer_our_error)
     app.exception_handler(RequestValidationError)(_answer_invalid_request)
     app.exception_handler(HTTPException)(_answer_http_error)
 
     # The last one added is the first that a request meets.
+    app.add_middleware(HeadRequests)
+    app.add_middleware(HangUps)
     app.add_middleware(
         Answers, metrics=app.state.metrics, search_path=f"{PREFIX}/embeddings/similarity-search"
     )
@@ -129,11 +161,12 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_methods=METHODS,
             allow_headers=["Authorization", "X-Request-ID", *collectors.HEADERS],
             expose_headers=["X-Request-ID"],
             allow_credentials=False,
         )
+    app.add_middleware(SafeHeaders)
     app.add_middleware(RequestIds)
     return app
 
@@ -144,7 +177,11 @@ def status_of(error: errors.EmbeddingStudioError) -> int:
     >>> status_of(errors.SessionNotFoundError("no session has the id 's1'"))
     404
     """
-    return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    return _by_kind(STATUSES, error)
+
+
+def _by_kind(table: Mapping[type[errors.EmbeddingStudioError], T], error: errors.EmbeddingStudioError) -> T:
+    return next(table[kind] for kind in type(error).__mro__ if kind in table)
 
 
 def _answer_our_error(request: Request, error: errors.EmbeddingStudioError) -> Response:
@@ -154,8 +191,8 @@ def _answer_our_error(request: Request, error: errors.EmbeddingStudioError) -> R
         return problem_response(request.scope, status, str(error), kind=kind)
     request_id = request.scope["state"]["request_id"]
     logger.error("request %s failed", request_id, exc_info=error)
-    detail = f"{OUR_FAULT[status]}; the service's log says why under request id {request_id}"
-    headers = {"Retry-After": "1"} if status == 503 else None
+    detail = f"{_by_kind(OUR_FAULT, error)}; the service's log says why under request id {request_id}"
+    headers = {"Retry-After": _by_kind(RETRY_AFTER, error)} if status == 503 else None
     return problem_response(
         request.scope, status, detail, kind=kind if status != 500 else None, headers=headers
     )
@@ -171,4 +208,18 @@ def _answer_invalid_request(request: Request, error: RequestValidationError) -> 
 
 
 def _answer_http_error(request: Request, error: HTTPException) -> Response:
-    return problem_response(request.scope, error.status_code, error.detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    kind = TOO_LARGE if error.status_code == 413 else None
+    return problem_response(request.scope, error.status_code, error.detail, kind=kind, headers=headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods that the path of a request takes."""
+    routes = request.app.router.routes
+    given = ({**request.scope, "method": method} for method in METHODS)
+    taken = [
+        scope["method"] for scope in given if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]
+    return [*taken, "HEAD"] if "GET" in taken else taken

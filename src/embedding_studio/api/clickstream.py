@@ -1,19 +1,21 @@
 """Searches that were shown, and what users did with them."""
 
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, WRITE
+from embedding_studio.api.bodies import Body, BodyRoute, Many
 from embedding_studio.api.dependencies import InContext, InMetrics
-from embedding_studio.api.fields import Body, Id, Json, Text, UtcSeconds, Vectors, check_fit
+from embedding_studio.api.fields import Id, Json, Text, UtcSeconds, Vectors, check_fit
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.sessions import (
     DEFAULT_COLLECTION,
+    MAX_REACH,
     EventDisposition,
     RecordedSession,
     SearchResultItem,
@@ -26,7 +28,7 @@ from embedding_studio.domain.sessions import (
 from embedding_studio.errors import ConflictError
 from embedding_studio.telemetry.metrics import ServiceMetrics
 
-router = APIRouter(prefix="/clickstream", tags=["clickstream"])
+router = APIRouter(prefix="/clickstream", tags=["clickstream"], route_class=BodyRoute)
 
 
 WHAT = {"events": "events", "sessions": "sessions and events"}
@@ -38,14 +40,16 @@ class ShownResult(Body):
     rank: float | None = Field(default=None, description="distance under which it was ranked")
     meta: Json | None = None
     position: int | None = Field(
-        default=None, ge=1, description="1 is the top; absent: the order of the list"
+        default=None,
+        ge=0,
+        description="1 is the top, or 0 where a list begins with it; absent: the order of the list",
     )
 
 
 class SessionBody(Body):
     session_id: Id
     search_query: Text = ""
-    search_results: tuple[ShownResult, ...] = ()
+    search_results: Annotated[Many[ShownResult], Field(max_length=MAX_REACH)] = ()
     search_meta: Json | None = None
     user_id: Id | None = Field(default=None, description="absent: nothing personal is learnt")
     created_at: UtcSeconds = Field(default_factory=utc_timestamp)
@@ -82,8 +86,10 @@ class EventBody(Body):
 
 
 class EventsBody(Body):
+    takes_text: ClassVar[bool] = True
+
     session_id: Id
-    events: tuple[EventBody, ...]
+    events: Many[EventBody]
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -100,11 +106,11 @@ class EventsBody(Body):
 
 
 class RecordedSessionBody(SessionBody):
-    events: tuple[EventBody, ...] = Field(default=(), description="what was done with the results so far")
+    events: Many[EventBody] = Field(default=(), description="what was done with the results so far")
 
 
 class SessionsBody(Body):
-    sessions: tuple[RecordedSessionBody, ...]
+    sessions: Many[RecordedSessionBody]
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -131,7 +137,9 @@ class EventOfSessionBody(EventBody):
 
 
 class EventsOfSessionsBody(Body):
-    events: tuple[EventOfSessionBody, ...]
+    takes_text: ClassVar[bool] = True
+
+    events: Many[EventOfSessionBody]
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -161,12 +169,16 @@ class SessionIdBody(Body):
 class EventReceipt(BaseModel):
     """What became of one event.
 
-    An event of an ``unknown_object`` is kept but not learnt from; one of an ``unknown_session`` is not kept.
+    One of an ``unknown_session`` is not kept, nor one in ``conflict``, whose id is that of an event of
+    another type or on another object. Kept but not learnt from are one of an ``unknown_object``, which was
+    not shown, one of an ``unknown_type``, which EVENT_WEIGHTS does not have, and one that is ``too_early``:
+    dated more than a minute before its search.
     """
 
     event_id: str
     object_id: str
     event_type: str
+    created_at: int = Field(description="UTC seconds; those of arrival where what was sent lies ahead")
     disposition: EventDisposition
 
 
@@ -181,6 +193,7 @@ class SessionReceipt(BaseModel):
     """What became of a session; one that is ``taken``, by another user, query or collection, is not kept."""
 
     session_id: str
+    created_at: int = Field(description="UTC seconds; those of arrival where what was sent lies ahead")
     disposition: SessionDisposition
 
 
@@ -202,7 +215,10 @@ class EventsOfSessionsReceipt(BaseModel):
 
 @router.post("/session", status_code=201, operation_id="register_session", dependencies=[WRITE])
 def register_session(body: SessionBody, context: InContext) -> Session:
-    """Record a search and what it showed. The same session again changes nothing."""
+    """Record a search and what it showed. The same session again changes nothing.
+
+    With other results, of another user, or for another query it is a conflict.
+    """
     if body.query_vectors is not None:
         check_fit(context.storage.collections.get(body.collection), body.query_vectors, "query_vectors")
     try:
@@ -231,6 +247,7 @@ def push_events(body: EventsBody, context: InContext, metrics: InMetrics) -> Eve
                 event_id=event.event_id,
                 object_id=event.object_id,
                 event_type=event.event_type,
+                created_at=event.created_at,
                 disposition=disposition,
             )
             for event, disposition in zip(events, dispositions, strict=True)
@@ -251,8 +268,12 @@ def record_sessions(body: SessionsBody, context: InContext) -> SessionsReceipt:
     dispositions = context.clickstream_dao.record(recorded)
     return SessionsReceipt(
         sessions=[
-            SessionReceipt(session_id=each.session_id, disposition=disposition)
-            for each, disposition in zip(body.sessions, dispositions, strict=True)
+            SessionReceipt(
+                session_id=each.session.session_id,
+                created_at=each.session.created_at,
+                disposition=disposition,
+            )
+            for each, disposition in zip(recorded, dispositions, strict=True)
         ]
     )
 
@@ -271,6 +292,7 @@ def push_events_of_sessions(
                 event_id=event.event_id,
                 object_id=event.object_id,
                 event_type=event.event_type,
+                created_at=event.created_at,
                 disposition=disposition,
             )
             for event, disposition in zip(events, dispositions, strict=True)
@@ -303,9 +325,23 @@ def _session(body: SessionBody, events: Iterable[EventBody] = ()) -> Session:
         user_id=body.user_id,
         created_at=body.created_at,
         collection=body.collection,
-        search_results=tuple(SearchResultItem(**dict(result)) for result in body.search_results),
+        search_results=_shown(body.search_results),
         search_meta=body.search_meta,
         events=tuple(_event(body.session_id, event) for event in events),
+    )
+
+
+def _shown(results: Sequence[ShownResult]) -> tuple[SearchResultItem, ...]:
+    """Return results as they were shown, from position 1 on also where they are counted from 0 on."""
+    first = 1 if any(result.position == 0 for result in results) else 0
+    return tuple(
+        SearchResultItem(
+            object_id=result.object_id,
+            rank=result.rank,
+            meta=result.meta,
+            position=None if result.position is None else result.position + first,
+        )
+        for result in results
     )
 
 
@@ -324,7 +360,13 @@ def _push(events: list[SessionEvent], context: Context, metrics: ServiceMetrics)
     _check_number(len(events), context, "events")
     dispositions = context.clickstream_dao.push_events(events)
     metrics.count_events(events, dispositions)
-    return dispositions
+    weights = context.settings.event_weights
+    return [
+        EventDisposition.UNKNOWN_TYPE
+        if disposition is EventDisposition.ACCEPTED and event.event_type not in weights
+        else disposition
+        for event, disposition in zip(events, dispositions, strict=True)
+    ]
 
 
 def _check_number(number: int, context: Context, place: str) -> None:

@@ -6,14 +6,15 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN
+from embedding_studio.api.bodies import Body, BodyRoute
 from embedding_studio.api.dependencies import InContext
-from embedding_studio.api.fields import Body, Id
+from embedding_studio.api.fields import Id
 from embedding_studio.api.problems import wrong_body
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.storage.ports import Storage
 
-router = APIRouter(prefix="/collections", tags=["collections"], dependencies=[ADMIN])
+router = APIRouter(prefix="/collections", tags=["collections"], route_class=BodyRoute, dependencies=[ADMIN])
 
 Name = Annotated[Id, Path()]
 

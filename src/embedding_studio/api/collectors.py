@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.security import APIKeyHeader, APIKeyQuery, HTTPAuthorizationCredentials
 from pydantic import BaseModel, Field
 
 from embedding_studio.api.authentication import Credentials, check_admin, may_write
+from embedding_studio.api.bodies import read
 from embedding_studio.api.dependencies import InContext, InMetrics
 from embedding_studio.api.fields import Id
 from embedding_studio.api.problems import wrong_body
@@ -65,10 +65,7 @@ async def _may_write(
 
 
 async def _json(request: Request) -> Any:
-    try:
-        return orjson.loads(await request.body())
-    except orjson.JSONDecodeError as error:
-        raise wrong_body(f"the body is not JSON: {error}") from error
+    return await read(request, lambda given: given)
 
 
 MayAdminister = Annotated[bool, Depends(_may_write)]

@@ -7,8 +7,9 @@ from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, IsAdmin, check_admin
+from embedding_studio.api.bodies import Body, BodyRoute, Many
 from embedding_studio.api.dependencies import InContext, InMetrics
-from embedding_studio.api.fields import Body, Filter, Id, Json, Query, Text, Vectors, check_fit
+from embedding_studio.api.fields import Filter, Id, Json, Query, Text, Vectors, check_fit
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import CatalogueText
@@ -19,7 +20,7 @@ from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import ConflictError, InvalidVectorsError
 from embedding_studio.search import MAX_LIMIT, MAX_REACH, Explanation, SearchRequest, SortBy
 
-router = APIRouter(prefix="/embeddings", tags=["embeddings"])
+router = APIRouter(prefix="/embeddings", tags=["embeddings"], route_class=BodyRoute)
 
 MAX_OBJECTS = 1_000
 """So many objects are read, or payloads replaced, in one request."""
@@ -101,7 +102,7 @@ class ItemBody(Body):
 
 
 class UpsertBody(Body):
-    items: tuple[ItemBody, ...]
+    items: Many[ItemBody]
     collection: Id = DEFAULT_COLLECTION
 
     model_config = ConfigDict(
@@ -126,7 +127,7 @@ class UpsertBody(Body):
 
 
 class DeleteBody(Body):
-    object_ids: tuple[Id, ...]
+    object_ids: Many[Id]
     collection: Id = DEFAULT_COLLECTION
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"object_ids": ["csv.reader"]}]})
@@ -138,7 +139,7 @@ class PayloadBody(Body):
 
 
 class PayloadsBody(Body):
-    payloads: tuple[PayloadBody, ...] = Field(max_length=MAX_OBJECTS)
+    payloads: Annotated[Many[PayloadBody], Field(max_length=MAX_OBJECTS)]
     collection: Id = DEFAULT_COLLECTION
 
     model_config = ConfigDict(
@@ -149,7 +150,7 @@ class PayloadsBody(Body):
 
 
 class ObjectsBody(Body):
-    object_ids: tuple[Id, ...] = Field(max_length=MAX_OBJECTS)
+    object_ids: Annotated[Many[Id], Field(max_length=MAX_OBJECTS)]
     collection: Id = DEFAULT_COLLECTION
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"object_ids": ["csv.reader"]}]})

@@ -4,11 +4,13 @@ What PostgreSQL cannot keep is refused here with its place in the body: a NUL ch
 surrogate pair, a number that is not finite.
 """
 
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from starlette.convertors import Convertor, register_url_convertor
 
 from embedding_studio.api.problems import wrong_body
@@ -42,10 +44,21 @@ class AnyId(Convertor[str]):
 register_url_convertor("id", AnyId())
 
 
-class Body(BaseModel):
-    """What a request carries; a field that is not known is refused, never ignored."""
+def to_seconds(given: Any) -> Any:
+    """Return the seconds of a time in ISO 8601, in UTC where it names no zone; whole numbers as they are.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    >>> to_seconds("2024-12-10T00:01:29.378Z"), to_seconds("2024-12-10T01:01:29+01:00"), to_seconds(12)
+    (1733788889, 1733788889, 12)
+    """
+    if type(given) is int:
+        return given
+    if isinstance(given, str) and "-" in given:
+        with suppress(ValueError, OverflowError):
+            at = datetime.fromisoformat(given)
+            return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() // 1)
+    raise ValueError(
+        "a time is in whole UTC seconds, such as 1760000000, or in ISO 8601, such as 2025-10-09T08:53:20Z"
+    )
 
 
 def check_seconds(given: int) -> int:
@@ -105,7 +118,16 @@ Text = Annotated[str, AfterValidator(check_text)]
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_id)]
 Filter = Annotated[PayloadFilter, PlainValidator(PayloadFilter.parse, json_schema_input_type=PayloadFilter)]
 Json = Annotated[dict[str, Any], AfterValidator(check_json)]
-UtcSeconds = Annotated[int, Field(ge=0, description="UTC seconds since 1970"), AfterValidator(check_seconds)]
+UtcSeconds = Annotated[
+    int,
+    Field(ge=0, description="UTC seconds since 1970, or ISO 8601; now where it lies ahead"),
+    AfterValidator(check_seconds),
+    BeforeValidator(
+        to_seconds,
+        json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SECONDS)]
+        | Annotated[str, Field(json_schema_extra={"format": "date-time"})],
+    ),
+]
 Vectors = Annotated[
     NDArray[np.float32],
     PlainValidator(to_vectors, json_schema_input_type=list[list[float]] | list[float]),

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from embedding_studio.api.authentication import ADMIN
 from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.problems import problem_response
-from embedding_studio.errors import StorageError
+from embedding_studio.errors import StorageError, StorageNotWritableError
 from embedding_studio.telemetry.metrics import CONTENT_TYPE_LATEST
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ def readyz(request: Request, context: InContext) -> Ready | Response:
     failing = []
     try:
         context.storage.ping()
+    except StorageNotWritableError:
+        logger.exception("storage cannot be written")
+        failing.append("events cannot be stored: the database's disk is full, or it is read-only")
     except StorageError:
         logger.exception("storage does not answer")
         failing.append("storage does not answer")

@@ -14,6 +14,8 @@ from embedding_studio.errors import ConflictError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELD_PROBLEMS = 100
+MAX_TOLD_LENGTH = 500
+"""Characters of one sentence: what was sent is not sent back as a whole."""
 
 
 class FieldProblem(BaseModel):
@@ -58,7 +60,7 @@ def problem_response(
         type=f"urn:embedding-studio:{kind.replace(' ', '-')}" if kind else "about:blank",
         title=kind.capitalize() if kind else HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=_cut(detail),
         instance=quote(scope["path"], errors="replace"),
         errors=list(errors) or None,
     )
@@ -88,7 +90,8 @@ def wrong_body(detail: str, *place: str | int) -> RequestValidationError:
 def session_taken(session_id: str | None) -> ConflictError:
     """Return what is said about a session id in use: nothing of whose it is, as storage's own error says."""
     return ConflictError(
-        f"the session id {session_id!r} is taken by a search of another user, query or collection; "
+        f"the session id {session_id!r} is taken by a search of another user, query or collection, or one "
+        "that showed other results; "
         "give each search an id of its own"
     )
 
@@ -100,17 +103,19 @@ def field_problems(error: RequestValidationError) -> list[FieldProblem]:
 
 def _field_problem(found: Mapping[str, Any]) -> FieldProblem:
     where, *place = found["loc"]
-    if found["type"] == "json_invalid":
-        reason = found["ctx"]["error"]
-        return FieldProblem(pointer="#", detail=f"the body is not JSON: {reason} at character {place[0]}")
     detail = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
         detail = "this field is not known here; is it misspelt?"
     if where == "body":
-        return FieldProblem(pointer="#" + "".join(f"/{_escape(step)}" for step in place), detail=detail)
-    return FieldProblem(parameter=".".join(map(str, place)), detail=detail)
+        pointer = "#" + "".join(f"/{_escape(_cut(str(step)))}" for step in place)
+        return FieldProblem(pointer=pointer, detail=_cut(detail))
+    return FieldProblem(parameter=_cut(".".join(map(str, place))), detail=_cut(detail))
 
 
-def _escape(step: str | int) -> str:
-    pointer = str(step).replace("~", "~0").replace("/", "~1")  # RFC 6901, section 3
+def _cut(told: str) -> str:
+    return told if len(told) <= MAX_TOLD_LENGTH else f"{told[:MAX_TOLD_LENGTH]}..."
+
+
+def _escape(step: str) -> str:
+    pointer = step.replace("~", "~0").replace("/", "~1")  # RFC 6901, section 3
     return quote(pointer, safe="~", errors="replace")  # section 6

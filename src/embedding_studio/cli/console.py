@@ -33,6 +33,7 @@ from rich.text import Text
 from embedding_studio.bootstrap import Context
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, InvalidInputError, shown
+from embedding_studio.telemetry.troubles import OnceASecond
 
 out = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
 err = Console(stderr=True, markup=False, emoji=False)
@@ -47,6 +48,8 @@ CollectionArgument = Annotated[str, typer.Argument(help="Name or alias of the co
 def opened_context() -> Iterator[Context]:
     """Yield the context that a command works in; an error becomes a sentence."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(OnceASecond())
     for chatty in ("httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all is closed

@@ -110,13 +110,12 @@ def _url(listening: socket.socket) -> str:
 
 
 def _server(context: Context, *, worker: bool) -> "uvicorn.Server":
-    import uvicorn
-
     from embedding_studio.api.app import create_app
+    from embedding_studio.api.connections import server
 
     application = create_app(context, background=context.worker().run if worker else None)
     gc.freeze()  # as in ``worker``
-    return uvicorn.Server(uvicorn.Config(application, log_level="warning"))
+    return server(application, context.settings)
 
 
 def _authorization(settings: Settings) -> dict[str, str]:

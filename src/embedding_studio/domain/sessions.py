@@ -38,6 +38,9 @@ DEFAULT_EVENT_WEIGHTS: Mapping[str, float] = {
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_id)]
 
+CLOCK_SECONDS = 60
+"""A visitor's clock may be behind by so much: an event dated up to so long before its search counts."""
+
 MAX_LIMIT = 1_000
 
 MAX_REACH = 10_000
@@ -71,7 +74,7 @@ class SessionEvent(BaseModel):
     """Something a user did with one object.
 
     ``event_id`` makes an event sent twice count once; without one it is derived from the other
-    fields, so two equal clicks within one second are one.
+    fields, so two equal clicks within one second are one. ``created_at`` is now where it lies ahead.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,7 +93,14 @@ class SessionEvent(BaseModel):
         else:
             told = "\x1f".join((self.session_id, self.object_id, self.event_type, str(self.created_at)))
             object.__setattr__(self, "event_id", hashlib.sha256(told.encode()).hexdigest()[:32])
+        _not_ahead(self)
         return self
+
+
+def _not_ahead(dated: "SessionEvent | Session") -> None:
+    """Let what lies ahead be of now, since it has come: a wrong clock would put it last for years."""
+    if dated.created_at > (now := utc_timestamp()):
+        object.__setattr__(dated, "created_at", now)
 
 
 class SearchOptions(TypedDict, total=False):
@@ -244,6 +254,7 @@ class Session(BaseModel):
     """One query and the results shown for it, in order.
 
     Attributes:
+        created_at: UTC seconds; now where it lies ahead.
         request: of the search that recorded the session; None where another system searched.
     """
 
@@ -268,18 +279,24 @@ class Session(BaseModel):
                 for slot, result in enumerate(self.search_results, start=1)
             )
             object.__setattr__(self, "search_results", numbered)
+        _not_ahead(self)
         return self
 
     @property
     def duration_seconds(self) -> int:
-        """Seconds from the search to the last event; 0 without events."""
-        return max((event.created_at for event in self.events), default=self.created_at) - self.created_at
+        """Seconds from the search to the last event that counts; 0 without one, or if it is dated before."""
+        latest = max((each.created_at for each in self.events if self.counts(each)), default=self.created_at)
+        return max(latest - self.created_at, 0)
+
+    def counts(self, event: SessionEvent) -> bool:
+        """Return whether an event is not dated so long before its search that one of the times is wrong."""
+        return event.created_at >= self.created_at - CLOCK_SECONDS
 
     def clicked(self, weights: Mapping[str, float] = DEFAULT_EVENT_WEIGHTS) -> dict[str, float]:
         """Return the objects that some event speaks for, each with its weightiest event's weight (> 0)."""
         clicked: dict[str, float] = {}
         for event in self.events:
-            weight = weights.get(event.event_type, 0.0)
+            weight = weights.get(event.event_type, 0.0) if self.counts(event) else 0.0
             if weight > clicked.get(event.object_id, 0.0) and math.isfinite(weight):
                 clicked[event.object_id] = weight
         return clicked
@@ -309,8 +326,11 @@ class EventDisposition(StrEnum):
     """What became of an event that was sent."""
 
     ACCEPTED = "accepted"
-    DUPLICATE = "duplicate"
+    DUPLICATE = "duplicate"  # not stored: it is there already
+    CONFLICT = "conflict"  # not stored: its id is that of an event of another type, or on another object
     UNKNOWN_SESSION = "unknown_session"  # not stored: there is nothing to join it to
+    TOO_EARLY = "too_early"  # stored but not learnt from: dated more than a minute before its search
+    UNKNOWN_TYPE = "unknown_type"  # stored but not learnt from: EVENT_WEIGHTS does not have its type
     UNKNOWN_OBJECT = "unknown_object"  # stored but not learnt from: it was not among the results shown
 
 

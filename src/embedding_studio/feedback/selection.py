@@ -5,12 +5,15 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from embedding_studio.domain.sessions import ANONYMOUS, DEFAULT_EVENT_WEIGHTS, Session
+from embedding_studio.domain.sessions import ANONYMOUS, CLOCK_SECONDS, DEFAULT_EVENT_WEIGHTS, Session
 
 MIN_SESSION_SECONDS = 0
 MAX_CLICKS = 10
 
 IRRELEVANT = "the session was marked irrelevant"
+TOO_EARLY = (
+    f"no clicks: its events are dated more than {CLOCK_SECONDS} s before the search; are the clocks right?"
+)
 NO_EVENTS = "no clicks: the session has no events"
 
 
@@ -46,9 +49,7 @@ class SessionSelection(BaseModel):
             return IRRELEVANT
         clicks = len(session.clicked(self.event_weights))
         if clicks == 0:
-            kinds = sorted({event.event_type for event in session.events})
-            only = f"no clicks: the session has only {', '.join(kinds)}, which say nothing of an object"
-            return only if kinds else NO_EVENTS
+            return _no_clicks(session)
         if clicks > self.max_clicks:
             return f"too many clicks: {clicks} objects, more than {self.max_clicks}, so none is preferred"
         if session.duration_seconds < self.min_session_seconds:
@@ -57,6 +58,15 @@ class SessionSelection(BaseModel):
                 f"fewer than {self.min_session_seconds} s"
             )
         return None
+
+
+def _no_clicks(session: Session) -> str:
+    kinds = sorted({event.event_type for event in session.events})
+    if not kinds:
+        return NO_EVENTS
+    if not any(map(session.counts, session.events)):
+        return TOO_EARLY
+    return f"no clicks: the session has only {', '.join(kinds)}, which say nothing of an object"
 
 
 def refusal_by(session_filter: SessionFilter, session: Session) -> str | None:

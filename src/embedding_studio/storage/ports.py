@@ -40,7 +40,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementCreateSchema,
     SessionForImprovementStatus,
 )
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import ConflictError, InvalidInputError
 
 Vectors = NDArray[np.float32]
 
@@ -49,6 +49,10 @@ RECALL_TARGET = 0.99
 
 POOL_SIZE = 8
 """Connections to a database."""
+
+STATEMENT_SECONDS = 30.0
+LOCK_SECONDS = 10.0
+"""So long a statement may take, and wait for a lock, before the database gives up on it."""
 
 WIDEST_MARGIN = 100
 """In standard errors."""
@@ -76,6 +80,23 @@ def check_margin(margin: float | None) -> None:
             f"the margin is {margin}; give a number of standard errors above 0 and up to {WIDEST_MARGIN}, or "
             "set RECALL_TARGET=1 to compare all"
         )
+
+
+def require_shown(session: Session, positions: Mapping[str, int | None]) -> None:
+    """Return if a session that comes again shows nothing that it did not show before.
+
+    Args:
+        positions: object_id -> position, of the session as it is recorded.
+
+    Raises:
+        ConflictError: it shows something else, or elsewhere.
+    """
+    for result in session.search_results:
+        if positions.get(result.object_id, 0) != result.position:
+            raise ConflictError(
+                f"session {session.session_id!r} is recorded already, and did not show "
+                f"{result.object_id!r} at position {result.position}; give each search an id of its own"
+            )
 
 
 class Collections(Protocol):
@@ -689,10 +710,11 @@ class Backend(Protocol):
     """What the parts of a storage have in common."""
 
     def ping(self) -> None:
-        """Return if storage answers.
+        """Return if storage answers, and takes events.
 
         Raises:
-            StorageUnavailableError: it does not; the message says which and why.
+            StorageUnavailableError: it does not answer; the message says which and why.
+            StorageNotWritableError: it takes no events.
         """
         ...
 
@@ -724,7 +746,7 @@ class Storage:
         return Storage(**parts | {"objects": objects})
 
     def ping(self) -> None:
-        """Return if storage answers, as ``Backend.ping``."""
+        """Return if storage answers and takes events, as ``Backend.ping``."""
         self.backend.ping()
 
     def about(self) -> str:

@@ -18,9 +18,9 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import ConflictError
 from embedding_studio.storage.memory.state import State, StoredSession
-from embedding_studio.storage.ports import (
-    Vectors,
-)
+from embedding_studio.storage.ports import Vectors, require_shown
+
+STORED = {EventDisposition.ACCEPTED, EventDisposition.TOO_EARLY, EventDisposition.UNKNOWN_OBJECT}
 
 
 class MemoryClickstream:
@@ -48,6 +48,8 @@ class MemoryClickstream:
                     f"session {session.session_id!r} has {what} {ours!r} already, not "
                     f"{getattr(session, what)!r}; give each search a session_id of its own"
                 )
+            positions = {result.object_id: result.position for result in stored.results.values()}
+            require_shown(session, positions)
             return False
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
@@ -62,7 +64,7 @@ class MemoryClickstream:
                 stored = self._state.sessions.get(event.session_id)
                 disposition = EventDisposition.UNKNOWN_SESSION if stored is None else stored.note(event)
                 dispositions.append(disposition)
-                is_new = disposition in {EventDisposition.ACCEPTED, EventDisposition.UNKNOWN_OBJECT}
+                is_new = disposition in STORED
                 if is_new and event.event_type in self._state.order_on:
                     touched[event.session_id] = None
             for session_id in sorted(touched, key=lambda each: self._state.sessions[each].unit()):

@@ -343,9 +343,12 @@ class StoredSession:
             self.results.setdefault(stored.object_id, stored)
 
     def note(self, event: SessionEvent) -> EventDisposition:
-        if event.event_id in self.events:
-            return EventDisposition.DUPLICATE
+        if (same := self.events.get(event.event_id)) is not None:
+            is_equal = (same.object_id, same.event_type) == (event.object_id, event.event_type)
+            return EventDisposition.DUPLICATE if is_equal else EventDisposition.CONFLICT
         self.events[event.event_id] = event
+        if not self.session.counts(event):
+            return EventDisposition.TOO_EARLY
         if self.results and event.object_id not in self.results:
             return EventDisposition.UNKNOWN_OBJECT
         return EventDisposition.ACCEPTED

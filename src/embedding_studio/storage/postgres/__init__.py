@@ -15,7 +15,13 @@ Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collect
 from collections.abc import Callable
 from collections.abc import Collection as Container
 
-from embedding_studio.storage.ports import POOL_SIZE, RECALL_TARGET, Storage
+from embedding_studio.storage.ports import (
+    LOCK_SECONDS,
+    POOL_SIZE,
+    RECALL_TARGET,
+    STATEMENT_SECONDS,
+    Storage,
+)
 from embedding_studio.storage.postgres.clickstream import PostgresClickstream
 from embedding_studio.storage.postgres.collections import PostgresCollections
 from embedding_studio.storage.postgres.database import Database
@@ -36,7 +42,7 @@ class PostgresBackend:
         self._folds = folds
 
     def ping(self) -> None:
-        self._database.read(lambda connection: connection.execute("SELECT 1").fetchone())
+        self._database.check_writable()
 
     def about(self) -> str:
         return self._database.read(describe)
@@ -55,6 +61,8 @@ class PostgresStorage(Storage):
         order_on: event types that place an order.
         recall_target: in (0, 1], the share of the nearest that a search is to find in collections for which
             this was not measured; 1 compares all, always.
+        statement_seconds: a statement may take so long, but those of maintenance; 0: as long as it likes.
+        lock_seconds: a statement may wait for a lock so long; 0: as long as it has to.
         pool_size: connections at the most; one more listens for orders while ``folds.wait`` is used.
 
     Raises:
@@ -69,8 +77,12 @@ class PostgresStorage(Storage):
         order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"}),
         recall_target: float = RECALL_TARGET,
         pool_size: int = POOL_SIZE,
+        statement_seconds: float = STATEMENT_SECONDS,
+        lock_seconds: float = LOCK_SECONDS,
     ) -> None:
-        database = Database(database_url, pool_size=pool_size)
+        database = Database(
+            database_url, pool_size=pool_size, statement_seconds=statement_seconds, lock_seconds=lock_seconds
+        )
         search = NearestSearch(recall_target)
         collections, folds = PostgresCollections(database), PostgresFolds(database)
         objects = PostgresObjects(database, search, outdate)

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
+    CLOCK_SECONDS,
     EventDisposition,
     RecordedSession,
     SearchRequest,
@@ -23,7 +24,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.domain.storable import as_json
 from embedding_studio.errors import ConflictError, SessionNotFoundError
-from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.ports import Vectors, require_shown
 from embedding_studio.storage.postgres.collections import (
     find_collection,
     list_collections,
@@ -92,8 +93,9 @@ class PostgresClickstream:
     def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
         def work(connection: Connection) -> bool:
             if not _insert(connection, [RecordedSession(session, query_vectors)]):
-                rows, _ = _known(connection, [session])
+                rows, positions = _known(connection, [session])
                 _require_same(rows[session.session_id], session)
+                require_shown(session, positions.get(session.session_id, {}))
                 return False
             _push(connection, session.events, self._order_on)
             return True
@@ -481,14 +483,14 @@ def _push(
     rows = connection.execute(_SQL["push"], {"events": given}).fetchall()
     touched = {
         event.session_id
-        for event, (_, is_new, _) in zip(events, rows, strict=True)
+        for event, (_, is_new, *_) in zip(events, rows, strict=True)
         if is_new and event.event_type in order_on
     }
     if touched:
         place(connection, sorted(touched), also=_ordered(connection, longer))
     else:
         mark_learnt(connection, longer)
-    return [_disposition(*row) for row in rows]
+    return _dispositions(events, rows)
 
 
 def _ordered(connection: Connection, session_ids: Sequence[str]) -> list[str]:
@@ -499,12 +501,23 @@ def _ordered(connection: Connection, session_ids: Sequence[str]) -> list[str]:
     return [session_id for (session_id,) in found]
 
 
-def _disposition(is_known: bool, is_new: bool, is_shown: bool) -> EventDisposition:  # noqa: FBT001, columns
-    if not is_known:
-        return EventDisposition.UNKNOWN_SESSION
-    if not is_new:
-        return EventDisposition.DUPLICATE
-    return EventDisposition.ACCEPTED if is_shown else EventDisposition.UNKNOWN_OBJECT
+def _dispositions(events: Sequence[SessionEvent], rows: Sequence[Row]) -> list[EventDisposition]:
+    """Return what became of events, by what the statement ``push`` tells of each."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    became = []
+    for event, (is_known, is_new, is_shown, searched_at, *stored) in zip(events, rows, strict=True):
+        content = event.object_id, event.event_type
+        there = first.setdefault((event.session_id, event.event_id), content)
+        if not is_known:
+            became.append(EventDisposition.UNKNOWN_SESSION)
+        elif not is_new:
+            is_equal = content == (there if stored[0] is None else tuple(stored))
+            became.append(EventDisposition.DUPLICATE if is_equal else EventDisposition.CONFLICT)
+        elif event.created_at < searched_at - CLOCK_SECONDS:
+            became.append(EventDisposition.TOO_EARLY)
+        else:
+            became.append(EventDisposition.ACCEPTED if is_shown else EventDisposition.UNKNOWN_OBJECT)
+    return became
 
 
 def _not_found(session_id: str) -> SessionNotFoundError:

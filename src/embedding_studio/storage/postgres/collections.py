@@ -97,7 +97,7 @@ class PostgresCollections:
             connection.execute(in_schema("collections.sql", "drop_schema", collection.collection_id))
             connection.execute(_SQL["delete"], {"collection_id": collection.collection_id})
 
-        self._database.write(work)
+        self._database.write(work, is_upkeep=True)
 
     def set_alias(self, alias: str, name: str) -> None:
         def work(connection: Connection) -> None:
@@ -114,7 +114,7 @@ class PostgresCollections:
             left = [] if taken is None or taken.name == collection.name else [taken.name]
             mark_under(connection, [alias, *left], ordered_under=alias)
 
-        self._database.write(work)
+        self._database.write(work, is_upkeep=True)
 
     def drop_alias(self, alias: str) -> None:
         def work(connection: Connection) -> None:
@@ -132,7 +132,7 @@ class PostgresCollections:
         def work(connection: Connection) -> int:
             return mark_everyone(connection, names_of(connection, find_collection(connection, name)))
 
-        return self._database.write(work)
+        return self._database.write(work, is_upkeep=True)
 
 
 def find_collection(connection: Connection, name: str) -> Collection:

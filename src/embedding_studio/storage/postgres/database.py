@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -12,28 +13,54 @@ from embedding_studio.errors import (
     CollectionNotFoundError,
     InvalidInputError,
     StorageError,
+    StorageNotWritableError,
+    StorageTimeoutError,
     StorageUnavailableError,
 )
+from embedding_studio.storage.ports import LOCK_SECONDS, STATEMENT_SECONDS
 from embedding_studio.storage.postgres.address import checked_address
 from embedding_studio.storage.postgres.schema import migrate, without_password
 from embedding_studio.storage.postgres.vectors import register
+from embedding_studio.storage.waiting import WAITER
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 
 CONNECT_SECONDS = 10
 WAIT_FOR_CONNECTION_SECONDS = 30.0
+CANCEL_SECONDS = 2.0
+IDLE_IN_TRANSACTION_SECONDS = 60.0
 RETRIED_CONFLICTS = 3
 PAUSE_SECONDS = 0.05
+
+CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+NOT_WRITABLE = (psycopg.errors.DiskFull, psycopg.errors.ReadOnlySqlTransaction)
 
 
 class Database:
     """A pool of connections.
 
     Connections commit by themselves; a batch sent in pipeline mode is one transaction and one round trip.
+
+    Args:
+        statement_seconds: a statement may take so long, but those of maintenance; 0: as long as it likes.
+        lock_seconds: a statement may wait for a lock so long; 0: as long as it has to.
     """
 
-    def __init__(self, database_url: str | Callable[[], str], *, pool_size: int) -> None:
+    def __init__(
+        self,
+        database_url: str | Callable[[], str],
+        *,
+        pool_size: int,
+        statement_seconds: float = STATEMENT_SECONDS,
+        lock_seconds: float = LOCK_SECONDS,
+    ) -> None:
+        self._limits = {
+            "statement_timeout": _milliseconds(statement_seconds),
+            "lock_timeout": _milliseconds(lock_seconds),
+            "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+        }
+        self._is_writable = True
         address = database_url if callable(database_url) else checked_address(database_url)
         self._locate = address if callable(address) else lambda: address
         self.url = self._locate()
@@ -46,7 +73,7 @@ class Database:
             max_size=pool_size,
             open=False,
             kwargs={"autocommit": True, "connect_timeout": CONNECT_SECONDS},
-            configure=_configure,
+            configure=self._configure,
             check=_require_open,
             timeout=WAIT_FOR_CONNECTION_SECONDS,
             name="embedding-studio",
@@ -65,47 +92,85 @@ class Database:
         """
         with self.errors():
             try:
-                with self._pool.connection() as connection:
+                with self._lent(stops_with_waiter=True) as connection:
                     return work(connection)
             except PoolTimeout:
                 raise  # waited long enough
             except psycopg.OperationalError as error:
                 if not _is_lost(error):
                     raise
-            with self._pool.connection() as connection:
+            with self._lent(stops_with_waiter=True) as connection:
                 return work(connection)
 
-    def write(self, work: Callable[[Connection], T], *, alone: bool = False) -> T:
+    def write(self, work: Callable[[Connection], T], *, alone: bool = False, is_upkeep: bool = False) -> T:
         """Return what ``work`` returns, in one transaction, committed.
 
         Args:
             alone: it writes by one statement, which is a transaction without being told so.
+            is_upkeep: it may take as long as it needs.
 
-        It is repeated after a deadlock, for then nothing of it was done; not where the connection is lost,
-        for then that is unknown. A connection lost *before* is noticed and replaced.
+        It is repeated after a deadlock, for then nothing of it was done, and, where nobody waits for it,
+        after it waited too long for a lock; not where the connection is lost, for then that is unknown. A
+        connection lost *before* is noticed and replaced.
         """
+        again: tuple[type[psycopg.Error], ...] = CONFLICTS
+        if WAITER.get() is None:
+            again = (*CONFLICTS, psycopg.errors.LockNotAvailable)
         with self.errors():
             for _ in range(RETRIED_CONFLICTS):
                 try:
-                    with self._transaction(alone=alone) as connection:
+                    with self._transaction(alone=alone, is_upkeep=is_upkeep) as connection:
                         return work(connection)
-                except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
+                except again:
                     time.sleep(PAUSE_SECONDS)  # lets the other finish first
-            with self._transaction(alone=alone) as connection:
+            with self._transaction(alone=alone, is_upkeep=is_upkeep) as connection:
                 return work(connection)
 
+    def check_writable(self) -> None:
+        """Return if the server takes changes: what was changed last, or else something now.
+
+        Raises:
+            StorageNotWritableError: its disk is full, or it is read-only.
+        """
+        (is_read_only,) = self.read(
+            lambda connection: only_row(
+                connection.execute("SELECT current_setting('transaction_read_only')::boolean")
+            )
+        )
+        if is_read_only or not self._is_writable:
+            self.write(lambda connection: connection.execute(_PROBE))
+
     @contextmanager
-    def _transaction(self, *, alone: bool) -> Iterator[Connection]:
-        with (
-            self._pool.connection() as connection,
-            nullcontext() if alone else connection.transaction(),
-        ):
-            yield connection
+    def _lent(self, *, stops_with_waiter: bool = False) -> Iterator[Connection]:
+        waiter = WAITER.get() if stops_with_waiter else None
+        with self._pool.connection() as connection:
+            cancel = partial(connection.cancel_safe, timeout=CANCEL_SECONDS)
+            try:
+                with waiter.reading(cancel) if waiter else nullcontext():
+                    yield connection
+            except psycopg.OperationalError as error:
+                if error.sqlstate is None and not connection.closed:  # not the server's word, nor its silence
+                    raise StorageError(f"the driver refused a statement: {error}") from error
+                if waiter:
+                    waiter.check()
+                raise
+
+    @contextmanager
+    def _transaction(self, *, alone: bool, is_upkeep: bool) -> Iterator[Connection]:
+        try:
+            with self._lent() as connection, nullcontext() if alone else connection.transaction():
+                if is_upkeep:
+                    connection.execute("SELECT set_config('statement_timeout', '0', true)")
+                yield connection
+        except NOT_WRITABLE:
+            self._is_writable = False
+            raise
+        self._is_writable = True
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Lend a connection with an open transaction: committed at the end, rolled back on an exception."""
-        with self.errors(), self._pool.connection() as connection, connection.transaction():
+        with self.errors(), self._lent() as connection, connection.transaction():
             yield connection
 
     @contextmanager
@@ -126,11 +191,28 @@ class Database:
                 f"no connection to {without_password(self.url)} became free within "
                 f"{WAIT_FOR_CONNECTION_SECONDS:.0f} s; is the server up, and are there enough connections?"
             ) from error
+        except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
+            raise StorageTimeoutError(
+                f"{without_password(self.url)} gave up: {error}; ask for less, or raise STATEMENT_SECONDS or "
+                "LOCK_SECONDS"
+            ) from error
+        except NOT_WRITABLE as error:
+            raise StorageNotWritableError(
+                f"{without_password(self.url)} cannot be written: {error}"
+            ) from error
         except psycopg.OperationalError as error:
             kind = StorageUnavailableError if _is_lost(error) else StorageError
             raise kind(f"{without_password(self.url)} failed: {error}") from error
         except psycopg.Error as error:
             raise StorageError(f"{without_password(self.url)} refused a statement: {error}") from error
+
+    def _configure(self, connection: Connection) -> None:
+        register(connection)
+        settings = {"jit": "off", **self._limits}  # to compile takes longer than our statements
+        connection.execute(
+            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS given(name, value)",
+            (list(settings), list(settings.values())),
+        )
 
     def close(self) -> None:
         self._pool.close()
@@ -142,11 +224,11 @@ def only_row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
     return row
 
 
-def _configure(connection: Connection) -> None:
-    register(connection)
-    connection.execute(
-        "SELECT set_config('jit', 'off', false)"
-    )  # to compile takes longer than our statements
+_PROBE = "CREATE TEMPORARY TABLE probe ON COMMIT DROP AS SELECT repeat('x', 1000) FROM generate_series(1, 64)"
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 def _require_open(connection: Connection) -> None:

@@ -211,7 +211,7 @@ class PostgresObjects:
             tidy(connection, collection)
 
         if self.database.read(lambda connection: untidiness(connection, collection)) is not Untidiness.NONE:
-            self.database.write(work)
+            self.database.write(work, is_upkeep=True)
 
     def set_margin(self, collection: Collection, margin: float | None) -> None:
         check_margin(margin)

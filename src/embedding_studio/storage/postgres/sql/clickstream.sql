@@ -63,7 +63,7 @@ FROM json_to_recordset(%(results)s::json) AS shown(
 )
 
 -- name: push
--- One row an event, in order. The sessions are locked against being forgotten meanwhile. What was shown is asked
+-- One row an event, in order, with what was stored under its id before. The sessions are locked against being forgotten meanwhile. What was shown is asked
 -- by scalar queries: EXISTS may be planned as a hash of all results that there are.
 WITH given AS MATERIALIZED (
     SELECT
@@ -74,7 +74,7 @@ WITH given AS MATERIALIZED (
     )
 ),
 known AS MATERIALIZED (
-    SELECT session_id
+    SELECT session_id, created_at
     FROM embedding_studio.sessions
     WHERE session_id IN (SELECT session_id FROM given)
     ORDER BY session_id
@@ -83,7 +83,7 @@ known AS MATERIALIZED (
 added AS (
     INSERT INTO embedding_studio.session_events
         (session_id, event_id, object_id, event_type, created_at, meta)
-    SELECT session_id, event_id, object_id, event_type, created_at, meta
+    SELECT session_id, event_id, object_id, event_type, given.created_at, meta
     FROM given JOIN known USING (session_id)
     WHERE is_first
     ORDER BY session_id, event_id
@@ -101,10 +101,15 @@ SELECT
         ),
         (SELECT false FROM embedding_studio.session_results WHERE session_id = given.session_id LIMIT 1),
         true
-    )
+    ),
+    known.created_at,
+    stored.object_id,
+    stored.event_type
 FROM given
     LEFT JOIN known ON known.session_id = given.session_id
     LEFT JOIN added ON added.session_id = given.session_id AND added.event_id = given.event_id
+    LEFT JOIN embedding_studio.session_events AS stored
+        ON stored.session_id = given.session_id AND stored.event_id = given.event_id
 ORDER BY turn
 
 -- name: recent_sessions

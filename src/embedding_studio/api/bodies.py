@@ -1,0 +1,160 @@
+"""Bodies: who may send one, how large it may be, and what it says.
+
+The key is looked at before a body is read. What it will cost to read a body is known before: its size, and
+how many lists and objects it holds. Lists stop at the first item that is wrong. So no body holds up other
+requests, and a large one is read in a thread, of which few are at it at once.
+"""
+
+import codecs
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import anyio
+import orjson
+from fastapi.dependencies.utils import solve_dependencies
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from embedding_studio.api.problems import wrong_body
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+T = TypeVar("T")
+
+SMALL_BYTES = 16_384
+"""A body up to here is read at once: in less time than it takes to hand it to a thread."""
+
+READERS = 2
+"""So many threads read large bodies: more would only take the processor from each other."""
+
+FEW_CONTAINERS = 50_000
+BYTES_PER_CONTAINER = 12
+"""More lists and objects than that take so many bytes of a body each, over all."""
+
+MOST_ITEMS = 100_000
+"""Of any list in a body; where fewer are allowed, that is said too."""
+
+MOST_UNKNOWN_FIELDS = 20
+"""So many are named one by one."""
+
+
+class Body(BaseModel):
+    """What a request carries; a field that is not known is refused, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    takes_text: ClassVar[bool] = False
+    """Whether it may come as ``text/plain``, in which ``navigator.sendBeacon`` sends JSON."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > len(cls.model_fields) + MOST_UNKNOWN_FIELDS:
+            raise ValueError(f"{len(given)} fields are too many; there are {', '.join(cls.model_fields)}")
+        return given
+
+
+Many = Annotated[tuple[T, ...], Field(max_length=MOST_ITEMS), FailFast()]
+"""A list of a body, read up to its first item that is wrong."""
+
+
+class BodyRoute(APIRoute):
+    """A route that looks at the key first, then at the body."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        kind: type[Body] = self.body_field.field_info.annotation  # type: ignore[assignment]
+        guards = replace(self.dependant, body_params=[], path_params=[], query_params=[])
+
+        async def handle_body(request: Request) -> Response:
+            await solve_dependencies(
+                request=request,
+                dependant=guards,
+                dependency_overrides_provider=self.dependency_overrides_provider,
+                async_exit_stack=request.scope["fastapi_inner_astack"],
+                embed_body_fields=False,
+            )
+            _check_type(request, takes_text=kind.takes_text)
+            return await handle(ReadRequest(request, await read(request, kind.model_validate)))
+
+        return handle_body
+
+
+class ReadRequest(Request):
+    """A request whose body is read already."""
+
+    def __init__(self, request: Request, value: Any) -> None:
+        others = [(name, given) for name, given in request.scope["headers"] if name != b"content-type"]
+        headers = [*others, (b"content-type", b"application/json")]
+        super().__init__({**request.scope, "headers": headers}, request.receive)
+        self._value = value
+
+    async def body(self) -> bytes:
+        return b"read"
+
+    async def json(self) -> Any:
+        return self._value
+
+
+async def read(request: Request, validate: Callable[[Any], T]) -> T:
+    """Return what a body says.
+
+    Raises:
+        RequestValidationError: it is no JSON, or not what is asked for.
+    """
+    body = await request.body()
+    if len(body) <= SMALL_BYTES:
+        return _read(body, validate)
+    return await anyio.to_thread.run_sync(_read, body, validate, limiter=_readers(request))
+
+
+def _readers(request: Request) -> anyio.CapacityLimiter:
+    """Return the limit on threads that read, made where there is a loop."""
+    state = request.app.state
+    if not hasattr(state, "readers"):
+        state.readers = anyio.CapacityLimiter(READERS)
+    readers: anyio.CapacityLimiter = state.readers
+    return readers
+
+
+def _check_type(request: Request, *, takes_text: bool) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given == "application/json" or (given.startswith("application/") and given.endswith("+json")):
+        return
+    if takes_text and given == "text/plain":
+        return
+    sent = f"content-type: {given}" if given else "no content-type"
+    taken = " (or text/plain, as sendBeacon does)" if takes_text else ""
+    raise HTTPException(
+        415, f"the request has {sent}; send its JSON as content-type: application/json{taken}"
+    )
+
+
+def _read(body: bytes, validate: Callable[[Any], T]) -> T:
+    given = _parsed(body.removeprefix(codecs.BOM_UTF8))
+    try:
+        return validate(given)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([each | {"loc": ("body", *each["loc"])} for each in found]) from None
+
+
+def _parsed(body: bytes) -> Any:
+    if not body.strip():
+        raise wrong_body("the request has no body; send a JSON object")
+    containers = body.count(b"[") + body.count(b"{")
+    if containers > max(FEW_CONTAINERS, len(body) // BYTES_PER_CONTAINER):
+        raise wrong_body(f"the body holds some {containers} lists and objects; send less at once")
+    # The slower one keeps whole numbers of any size, and half a surrogate pair to be refused with its place.
+    loads = json.loads if len(body) <= SMALL_BYTES else orjson.loads
+    try:
+        return loads(body)
+    except (ValueError, RecursionError) as error:
+        raise wrong_body(f"the body is not JSON: {error}") from None

@@ -1,0 +1,113 @@
+"""The server that carries the service: how long a client may take to ask, and how many may be connected."""
+
+import asyncio
+import time
+from functools import partial
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from embedding_studio.settings import Settings
+
+try:
+    import resource
+except ImportError:  # not on Windows, which has no such limit
+    resource = None  # type: ignore[assignment]
+
+MOST_ACCEPTED_AT_ONCE = 128
+"""Connections in one go, before there is room made for them."""
+
+LATE = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain\r\nconnection: close\r\n"
+    b"content-length: 41\r\n\r\n"
+    b"the request did not arrive whole in time\n"
+)
+
+
+def server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+    """Return the server of an app, for it to be run."""
+    most = _most_connections(settings)
+    protocol = partial(Connection, seconds=settings.request_seconds, most=most)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=protocol,  # type: ignore[arg-type]  # whatever makes one
+            ws="none",
+            root_path=settings.root_path,
+            backlog=min(MOST_ACCEPTED_AT_ONCE, max(16, most // 4)),
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+        )
+    )
+
+
+class Connection(H11Protocol):
+    """A connection whose client has so many seconds for each request.
+
+    Where there are too many, the one is closed that has waited longest for its client; the new one where all
+    are being served.
+    """
+
+    def __init__(self, *args: object, seconds: float, most: int, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._seconds = seconds
+        self._most = most
+        self._deadline: asyncio.TimerHandle | None = None
+        self.waits_since: float | None = None
+        """Since when it waits for its client, in seconds of ``time.monotonic``; None: it does not."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._most:
+            self._make_room()
+        self._wait_for_client()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state in {h11.IDLE, h11.SEND_BODY}:
+            self._wait_for_client()
+        else:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.waits_since is None:
+            self.waits_since = time.monotonic()  # for the next request; ``timeout_keep_alive`` ends that
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _wait_for_client(self) -> None:
+        if self._deadline is None:
+            self.waits_since = time.monotonic()
+            self._deadline = self.loop.call_later(self._seconds, self._close_late)
+
+    def _stop_waiting(self) -> None:
+        self.waits_since = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _close_late(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY and not self.cycle.response_started:
+            self.transport.write(LATE)
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    def _make_room(self) -> None:
+        waiting = [each for each in self.connections if isinstance(each, Connection) and each.waits_since]
+        oldest = min(waiting, key=lambda each: each.waits_since or 0, default=self)
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+
+
+def _most_connections(settings: Settings) -> int:
+    if resource is None:
+        return settings.max_connections
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return settings.max_connections if files < 0 else min(settings.max_connections, files // 2)
