@@ -977,6 +977,7 @@ def test_a_collection_is_made_shown_listed_aliased_and_dropped(client):
         },
         "embedder": None,
         "gate_threshold": None,
+        "own_past": None,
         "aliases": [],
         "objects": 0,
     }

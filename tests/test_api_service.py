@@ -614,6 +614,7 @@ ROUTES_OF_THE_DESIGN = {
     "GET /api/v1/collections/{name}",
     "DELETE /api/v1/collections/{name}",
     "PUT /api/v1/collections/aliases/{alias}",
+    "DELETE /api/v1/collections/aliases/{alias}",
     "GET /api/v1/improvement/summary",
     "GET /api/v1/improvement/orders",
     "GET /api/v1/improvement/orders/{session_id}",
