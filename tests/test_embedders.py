@@ -1,7 +1,12 @@
+import base64
 import gzip
 import json
+import logging
 import socket
+import struct
 import threading
+import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,10 +16,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from embedding_studio.embedders import embedder_by_name
+from embedding_studio.embedders import EmbedderOptions, embed_texts, embedder_by_name, query_embedding
+from embedding_studio.embedders.circuit_breaker import CircuitBreaker
+from embedding_studio.embedders.names import is_called
 from embedding_studio.embedders.openai_compatible import OpenAICompatibleEmbedder
 from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
-from embedding_studio.errors import EmbeddingError, InvalidSettingError
+from embedding_studio.errors import EmbedderUnavailableError, EmbeddingError, InvalidSettingError
 
 CRANFIELD = Path("/work/shared/data/cranfield")
 KEY = "sk-a-very-secret-key"
@@ -127,6 +134,9 @@ class Endpoint(ThreadingHTTPServer):
     Attributes:
         answers: what to say instead, one for each request while there are any: status, headers, body.
         requests: (path, authorization, body) of each.
+        most_texts, most_characters: more are refused.
+        write: makes a row of the answer of a place in the batch and a vector.
+        hangs: whether nothing is answered till the end.
     """
 
     daemon_threads = True
@@ -135,6 +145,19 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answering)
         self.answers = []
         self.requests = []
+        self.most_texts = self.most_characters = 10**9
+        self.too_many = (422, {"message": "batch size is too large"})
+        self.write = lambda place, vector: {"object": "embedding", "index": place, "embedding": vector}
+        self.ended = threading.Event()
+        self.hangs = False
+
+    def answer_to(self, texts):
+        if len(texts) > self.most_texts:
+            return self.too_many
+        if max(map(len, texts)) > self.most_characters:
+            return 413, {"message": "input must have less tokens"}
+        rows = [self.write(place, [len(text), 1, place]) for place, text in enumerate(texts)]
+        return 200, {"object": "list", "data": rows, "usage": {"total_tokens": 3}}
 
     @property
     def url(self):
@@ -147,13 +170,14 @@ class Answering(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, self.headers["Authorization"], body))
-        rows = [
-            {"object": "embedding", "index": place, "embedding": [len(text), 1, place]}
-            for place, text in enumerate(body["input"])
-        ]
-        answer = (200, {}, {"object": "list", "data": rows[::-1], "usage": {"total_tokens": 3}})
-        status, headers, content = self.server.answers.pop(0) if self.server.answers else answer
-        payload = json.dumps(content).encode()
+        if self.server.hangs:
+            self.server.ended.wait(30)
+            return
+        status, content = self.server.answer_to(body["input"])
+        headers = {}
+        if self.server.answers:
+            status, headers, content = self.server.answers.pop(0)
+        payload = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(payload))}.items():
             self.send_header(name, value)
@@ -170,6 +194,7 @@ def endpoint():
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.ended.set()
         server.shutdown()
         thread.join()
 
@@ -247,7 +272,13 @@ def test_a_refused_key_is_told_at_once_and_never_repeated(endpoint, embedder):
         ({"data": [{"index": 1, "embedding": [1, 2, 3]}]}, "with other indices"),
         ({"data": [{"index": 0, "embedding": []}]}, r"embeddings of \[0\] dimensions"),
         ({"data": [{"index": 0, "embedding": ["one"]}]}, "what is no list of embeddings"),
-        ({"data": [{"index": 0, "embedding": [float("nan")]}]}, "not finite"),
+        ({"data": [{"index": 0, "embedding": [float("nan")]}]}, "what is no list of embeddings: .*NaN"),
+        ({"data": [{"index": 0, "embedding": [1e39]}]}, "not finite"),
+        ({"data": [{"index": 0, "embedding": [[1]]}]}, "what is no list of embeddings"),
+        ({"data": [{"index": 0, "embedding": "no base64"}]}, "what is no list of embeddings"),
+        ({"data": [{"index": "0", "embedding": [1]}]}, "what is no list of embeddings"),
+        ({"data": 1}, "what is no list of embeddings"),
+        (b"[" * 100_000, "what is no list of embeddings"),
         ({"error": "no such model"}, "what is no list of embeddings: .*no such model"),
     ],
 )
@@ -293,16 +324,27 @@ def test_a_long_text_for_an_endpoint_is_split_by_characters(embedder):
         ("all-MiniLM-L6-v2", "sentence-transformers:all-MiniLM-L6-v2"),
         ("sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers:all-MiniLM-L6-v2"),
         ("sentence-transformers:all-MiniLM-L6-v2", "sentence-transformers:all-MiniLM-L6-v2"),
-        ("sentence-transformers:BAAI/bge-small-en", "sentence-transformers:BAAI/bge-small-en"),
-        ("/models/own", "sentence-transformers:/models/own"),
-        ("openai:tiny@http://127.0.0.1:11434/v1/", "openai:tiny@http://127.0.0.1:11434/v1"),
+        ("openai:tiny@http://127.0.0.1:11434/v1/", "openai:tiny"),
+        ("openai:tiny@https://ann:secret@host/v1?key=secret", "openai:tiny"),
     ],
 )
-def test_an_embedder_is_found_by_its_setting_and_again_by_its_name(setting, name):
-    embedder = embedder_by_name(setting)
+def test_a_model_is_called_the_same_wherever_it_stands(setting, name):
+    assert embedder_by_name(setting).name == name
+    assert is_called(name, setting.removesuffix("/"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("sentence-transformers:BAAI/bge", 'sentence-transformers:BAAI/bge with document prompt "passage: "'),
+        ("openai:e5@http://host/v1", 'openai:e5 with document prompt "passage: "'),
+    ],
+)
+def test_what_stands_before_each_text_is_part_of_the_name(setting, name):
+    embedder = embedder_by_name(setting, options=EmbedderOptions(document_prompt="passage: "))
 
     assert embedder.name == name
-    assert embedder_by_name(embedder.name).name == name
+    assert is_called(name, setting)
 
 
 def test_none_is_no_embedder():
@@ -310,8 +352,346 @@ def test_none_is_no_embedder():
 
 
 @pytest.mark.parametrize(
-    "setting", ["", " ", "sentence-transformers:", "openai:tiny", "openai:@http://x", "openai:"]
+    "setting",
+    [
+        "",
+        " ",
+        "sentence-transformers:",
+        "openai:tiny",
+        "openai:@http://x",
+        "openai:",
+        "openai:@http://a:secret@x",
+    ],
 )
 def test_a_setting_that_names_no_embedder_is_refused(setting):
-    with pytest.raises(InvalidSettingError, match="openai:MODEL@BASE_URL"):
+    with pytest.raises(InvalidSettingError, match="openai:MODEL@BASE_URL") as refused:
         embedder_by_name(setting)
+
+    assert "secret" not in str(refused.value)
+
+
+def test_an_address_that_is_none_is_refused_without_its_password():
+    with pytest.raises(InvalidSettingError, match="write %40 for an @ in a password, %2F for a /") as refused:
+        embedder_by_name("openai:tiny@https://ann:sec/ret@host/v1")
+
+    assert "ret@" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda place, vector: {"embedding": vector} | ({"index": place} if place else {}),  # Gemini
+        lambda _, vector: {"embedding": vector},
+        lambda _, vector: {"embedding": vector, "index": None},
+        lambda _, vector: {"embedding": vector, "index": 0},
+        lambda place, vector: {
+            "embedding": base64.b64encode(struct.pack("<3f", *vector)).decode(),
+            "index": place,
+        },
+    ],
+)
+def test_vectors_are_taken_as_endpoints_write_them(endpoint, embedder, write):
+    endpoint.write = write
+
+    assert embedder.embed(["a", "bbb", "cc"])[:, 0].tolist() == [1, 3, 2]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("most", [1, 10, 32])
+def test_an_endpoint_that_takes_fewer_texts_at_once_is_sent_fewer(endpoint, embedder, status, most):
+    endpoint.most_texts, endpoint.too_many = most, (status, {"error": "too many inputs"})
+    texts = ["x" * n for n in range(1, 102)]
+    done = []
+
+    vectors = embedder.embed(texts, progress=done.append)
+    before = len(endpoint.requests)
+    embedder.embed(texts)
+
+    assert vectors[:, 0].tolist() == list(range(1, 102))
+    assert sum(done) == 101
+    assert all(len(body["input"]) <= most for _, _, body in endpoint.requests[before:])  # it has learnt
+
+
+def test_what_is_refused_though_it_is_one_is_an_error_and_no_lesson(endpoint, embedder):
+    assert embedder.dimensions == 3
+    endpoint.most_texts = 0
+
+    with pytest.raises(EmbeddingError, match="refused with status 422"):
+        embedder.embed(["a", "b"])
+
+    endpoint.most_texts = 64
+    embedder.embed(["x"] * 64)
+    assert len(endpoint.requests[-1][2]["input"]) == 64
+
+
+def test_texts_too_long_for_an_endpoint_are_split_into_shorter_parts(endpoint, embedder):
+    endpoint.most_characters = 700
+    text = " ".join(f"Sentence number {n} speaks of something else." for n in range(101))
+
+    [parts, short] = embed_texts(embedder, [text, "short"])
+
+    assert len(parts) == len(embedder.split(text)) > 7
+    assert short[:, 0].tolist() == [5]
+    assert max(map(len, embedder.split(text))) <= 500  # 2,000 halved twice
+
+
+def test_a_query_too_long_for_an_endpoint_says_what_to_set_and_changes_nothing(endpoint, embedder):
+    endpoint.most_characters = 700
+
+    with pytest.raises(
+        EmbeddingError, match="a text of 2000 characters: set EMBEDDER_PART_CHARACTERS to less"
+    ):
+        embed_texts(embedder, ["x" * 2000], embed=query_embedding(embedder, seconds=5))
+
+    assert len(embedder.split("x" * 2000)) == 1
+
+
+def test_the_settings_of_an_endpoint_are_what_it_is_sent(endpoint):
+    options = EmbedderOptions(
+        query_prompt="query: ", document_prompt="passage: ", dimensions=3, batch_size=2, part_characters=10
+    )
+    with OpenAICompatibleEmbedder(endpoint.url, "tiny", options=options) as embedder:
+        embedder.embed(["a", "b", "c"])
+        embedder.embed_queries(["d"])
+        parts = embedder.split("one two three four")
+
+    _, *sent = [body for _, _, body in endpoint.requests]
+    assert [body["input"] for body in sent] == [["passage: a", "passage: b"], ["passage: c"], ["query: d"]]
+    assert {body["dimensions"] for body in sent} == {3}
+    assert max(map(len, parts)) <= 10
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [
+        ("/openai/deployments/tiny?api-version=1", "/openai/deployments/tiny/embeddings?api-version=1"),
+        ("/v1/?key=a%2Fb", "/v1/embeddings?key=a%2Fb"),
+        ("/v1#part", "/v1/embeddings"),
+        ("/a%2Fb/", "/a%2Fb/embeddings"),
+    ],
+)
+def test_a_query_in_the_address_stays_behind_the_path(endpoint, base, path):
+    address = endpoint.url.removesuffix("/v1") + base
+    with OpenAICompatibleEmbedder(address, "tiny") as embedder:
+        embedder.embed_queries(["a"])
+
+    assert endpoint.requests[0][0] == path
+
+
+def test_what_is_secret_in_an_address_is_neither_told_nor_logged(endpoint, caplog):
+    address = endpoint.url.replace("http://", "http://ann:pa%40ssword@") + "?key=sec%2Fret&api-version=7"
+    endpoint.answers = [(404, {}, {"error": "no /v1?key=sec%2Fret&api-version=7, sec/ret, pa@ssword"})]
+    caplog.set_level(logging.DEBUG)
+
+    with (
+        OpenAICompatibleEmbedder(address, "tiny", KEY) as embedder,
+        pytest.raises(EmbeddingError, match="refused with status 404") as refused,
+    ):
+        embedder.embed_queries(["a"])
+
+    assert any("HTTP Request" in line for line in caplog.messages)
+    told = " ".join([str(refused.value), embedder.name, *caplog.messages])
+    assert not [
+        secret for secret in ("sec%2Fret", "sec/ret", "pa@ssword", "pa%40ssword", KEY) if secret in told
+    ]
+    assert "refused with status 404" in told
+
+
+@pytest.mark.parametrize(
+    ("behave", "told"),
+    [
+        (lambda server: setattr(server, "hangs", True), "did not answer in"),
+        (lambda server: server.answers.extend([(429, {"Retry-After": "30"}, {})] * 9), "status 429"),
+        (lambda server: server.answers.extend([(500, {}, {})] * 9), "status 500"),
+    ],
+    ids=["hangs", "is busy", "fails"],
+)
+def test_a_query_is_embedded_in_time_or_not_at_all(endpoint, behave, told):
+    behave(endpoint)
+    with OpenAICompatibleEmbedder(endpoint.url, "tiny", backoff_seconds=0.2) as embedder:
+        started = time.monotonic()
+        with pytest.raises(EmbedderUnavailableError, match=told):
+            embedder.embed_queries(["a"], seconds=0.5)
+
+        assert time.monotonic() - started < 0.5 + 1  # the rest is for a busy machine
+
+
+def test_an_answer_that_comes_in_drops_is_not_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        stop = threading.Event()
+
+        def drip():
+            connection, _ = listening.accept()
+            with connection:
+                while not stop.wait(0.05):
+                    connection.send(b"H")
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with OpenAICompatibleEmbedder(url, "tiny") as embedder:
+            started = time.monotonic()
+            with pytest.raises(EmbedderUnavailableError, match=r"did not answer in 0\.5 s"):
+                embedder.embed_queries(["a"], seconds=0.5)
+            assert time.monotonic() - started < 0.5 + 1
+        stop.set()
+
+
+def test_an_answer_of_any_length_takes_no_memory(endpoint, embedder):
+    endpoint.answers = [(200, {}, b'{"data":[' + b"1," * 20_000_000 + b"1]}")]
+
+    tracemalloc.start()
+    with pytest.raises(EmbeddingError, match=r"answered with more than 1056768 bytes"):
+        embedder.embed_queries(["abc"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 10_000_000  # of 40 MB sent, by this process too
+
+
+def test_an_endpoint_that_fails_again_and_again_is_left_alone_for_a_while(endpoint):
+    endpoint.answers = [(500, {}, {})] * 3
+    with OpenAICompatibleEmbedder(endpoint.url, "tiny", attempts=1) as embedder:
+        for _ in range(3):
+            assert embedder.trouble is None
+            with pytest.raises(EmbedderUnavailableError, match="refused with status 500"):
+                embedder.embed_queries(["a"], seconds=5)
+        with pytest.raises(EmbedderUnavailableError, match="it is tried again in 5 s") as refused:
+            embedder.embed_queries(["a"], seconds=5)
+
+        assert 0 < refused.value.retry_after_seconds <= 5
+        assert len(endpoint.requests) == 3
+        assert embedder.trouble == "the embedding endpoint does not answer"
+        assert embedder.embed(["a"]).shape == (1, 3)  # whoever indexes has patience
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def called(breaker, becomes):
+    """Return what becomes of a call: "done", "refused" by the breaker, or the name of its error."""
+    try:
+        with breaker.guarding():
+            if becomes is not None:
+                raise becomes
+    except (EmbeddingError, RuntimeError) as error:
+        return "refused" if error is not becomes else type(error).__name__
+    return "done"
+
+
+def down(retry_after_seconds=None):
+    return EmbedderUnavailableError("down", retry_after_seconds=retry_after_seconds)
+
+
+@pytest.mark.parametrize(
+    ("story", "last"),
+    [
+        ([down(), down(), None, down(), down(), None], "done"),  # not in succession
+        ([down(), down(), EmbeddingError("a bad text"), down(), down(), None], "done"),  # it did answer
+        ([down(), down(), down(), None], "refused"),
+        ([down(), down(), down(), 4.9, None], "refused"),
+        ([down(), down(), down(), 5.1, None], "done"),
+        ([down(), down(), down(30), 29.9, None], "refused"),  # as long as it asked for
+        ([down(), down(), down(30), 30.1, None], "done"),
+        ([down(), down(), down(9999), 60.1, None], "done"),  # within reason
+        ([down(), down(), down(), 5.1, down(), None], "refused"),  # the probe failed
+        ([down(), down(), down(), 5.1, None, down(), down(), None], "done"),  # the probe succeeded
+    ],
+)
+def test_a_circuit_breaker_opens_and_closes(story, last):
+    clock = Clock()
+    breaker = CircuitBreaker("it", failures=3, open_seconds=5, clock=clock)
+
+    *before, final = story
+    for each in before:
+        if isinstance(each, float):
+            clock.now += each
+        else:
+            called(breaker, each)
+
+    assert called(breaker, final) == last
+
+
+def test_a_half_open_circuit_breaker_lets_one_call_through():
+    clock = Clock()
+    breaker = CircuitBreaker("it", failures=1, open_seconds=5, clock=clock)
+    called(breaker, down())
+    clock.now += 6
+
+    with breaker.guarding():
+        assert called(breaker, None) == "refused"
+    assert called(breaker, None) == "done"
+
+
+@pytest.fixture(scope="module")
+def prompted_model(tmp_path_factory):
+    """A model that tells queries from documents, as E5 and others do: a word each is its prompt."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: place for place, word in enumerate(["[UNK]", "query:", "passage:", "red", "shoe"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    static = sentence_transformers.models.StaticEmbedding(tokenizer, embedding_dim=8)
+    model = sentence_transformers.SentenceTransformer(
+        modules=[static], prompts={"query": "query: ", "document": "passage: "}
+    )
+    folder = tmp_path_factory.mktemp("prompted")
+    model.save(str(folder))
+    return folder, model
+
+
+def test_a_model_that_tells_queries_from_documents_is_used_as_it_says(prompted_model):
+    folder, model = prompted_model
+    embedder = SentenceTransformersEmbedder(str(folder))
+
+    assert_allclose(embedder.embed(["red shoe"]), model.encode(["passage: red shoe"]), atol=1e-6)
+    assert_allclose(embedder.embed_queries(["red"]), model.encode(["query: red"]), atol=1e-6)
+    assert embedder.name == f'sentence-transformers:{folder} with document prompt "passage: "'
+
+
+def test_what_a_model_says_of_prompts_can_be_said_otherwise(prompted_model):
+    folder, model = prompted_model
+    options = EmbedderOptions(query_prompt="red ", document_prompt="", dimensions=5)
+    embedder = SentenceTransformersEmbedder(str(folder), options=options)
+
+    assert_allclose(embedder.embed(["shoe"]), model.encode(["shoe"])[:, :5], atol=1e-6)
+    assert_allclose(embedder.embed_queries(["shoe"]), model.encode(["red shoe"])[:, :5], atol=1e-6)
+    assert embedder.name == f"sentence-transformers:{folder}"
+    assert embedder.dimensions == 5
+
+
+def test_the_packaged_model_embeds_queries_as_it_embeds_documents(minilm):
+    assert (minilm.embed_queries(["a red shoe"]) == minilm.embed(["a red shoe"])).all()
+    assert (minilm.embed(["a red shoe"]) == minilm._load().model.encode(["a red shoe"])).all()
+
+
+def test_a_model_whose_tokenizer_is_python_alone_splits_long_texts_too(tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vocab.txt").write_text(
+        "".join(f"{word} 10\n" for word in ["red", "shoe", "r@@", "e@@", "d"])
+    )
+    (tmp_path / "bpe.codes").write_text("r e 10\nre d</w> 9\n")
+    tokenizer = transformers.PhobertTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
+    tokenizer.model_max_length = 32
+    tokenizer.save_pretrained(str(tmp_path))
+    size = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 16, "max_position_embeddings": 40}
+    config = transformers.RobertaConfig(**size, num_hidden_layers=1, num_attention_heads=2)
+    transformers.RobertaModel(config).save_pretrained(str(tmp_path))
+    layers = [
+        sentence_transformers.models.Transformer(str(tmp_path)),
+        sentence_transformers.models.Pooling(16),
+    ]
+    sentence_transformers.SentenceTransformer(modules=layers).save(str(tmp_path / "model"))
+    embedder = SentenceTransformersEmbedder(str(tmp_path / "model"))
+    text = "red shoe. " * 100
+
+    parts = embedder.split(text.strip())
+
+    assert len(parts) > 3
+    assert " ".join(parts) == text.strip()
+    assert embedder.embed(parts).shape == (len(parts), 16)

@@ -14,8 +14,22 @@ from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.embedders import Embedder
-from embedding_studio.errors import ConflictError, EmbeddingError, InvalidDataError, InvalidInputError
-from embedding_studio.indexing import IndexingReport, every_object, index_objects, prune, update_payloads
+from embedding_studio.errors import (
+    ConflictError,
+    EmbeddingError,
+    InvalidDataError,
+    InvalidInputError,
+    InvalidVectorsError,
+)
+from embedding_studio.indexing import (
+    Indexer,
+    IndexingReport,
+    every_object,
+    index_objects,
+    prune,
+    rename_embedder,
+    update_payloads,
+)
 from embedding_studio.storage.memory import MemoryStorage
 
 
@@ -181,7 +195,7 @@ def test_what_was_stored_before_a_failure_is_not_embedded_again(storage, collect
 
 
 def test_a_collection_takes_the_vectors_of_one_embedder_only(storage, collection):
-    with pytest.raises(ConflictError, match="holds vectors of 'vowels', and those of 'consonants'"):
+    with pytest.raises(ConflictError, match="by 'vowels', and the embedder here is 'consonants'"):
         index_objects(storage, collection, [CatalogueText("a", "ant")], VowelEmbedder("consonants"))
 
 
@@ -264,6 +278,53 @@ def test_what_cannot_be_stored_is_named_before_anything_is_embedded(
     assert said in str(refused.value)
     assert len(str(refused.value)) < 300
     assert list(every_object(storage, collection)) == []
+
+
+def test_the_same_model_under_another_name_embeds_nothing_again(storage, collection, embedder):
+    texts = [CatalogueText("a", "ant"), CatalogueText("b", "bee")]
+    index_objects(storage, collection, texts, embedder)
+    moved = VowelEmbedder("vowels elsewhere")
+
+    renamed = rename_embedder(storage, collection, moved)
+    report = index_objects(storage, renamed, [*texts, CatalogueText("c", "cow")], moved)
+
+    assert renamed == storage.collections.get("films")
+    assert renamed.embedder == "vowels elsewhere"
+    assert outcome(report) == (1, 0, 2, 0)
+    assert moved.embedded == ["cow"]
+    assert outcome(index_objects(storage, renamed, [CatalogueText("c", "cow")], moved)) == (0, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions", "told"),
+    [
+        ("vowels elsewhere", 4, "makes vectors of 4 dimensions, and the collection 'films' has 5"),
+        (
+            'vowels with document prompt "passage: "',
+            5,
+            'puts something else before each text; set EMBEDDER_DOCUMENT_PROMPT="" to go on as',
+        ),
+    ],
+)
+def test_what_cannot_be_the_same_model_takes_no_collection_over(storage, collection, name, dimensions, told):
+    other = VowelEmbedder(name)
+    other.dimensions = dimensions
+
+    with pytest.raises(ConflictError, match=told):
+        rename_embedder(storage, collection, other)
+
+    assert storage.collections.get("films") == collection
+
+
+def test_a_model_of_too_many_dimensions_is_told_before_anything_is_embedded(storage, embedder):
+    embedder.dimensions = 4096
+    told = "vectors of 'vowels' have 4096 dimensions, and a collection has at most 4000"
+
+    with pytest.raises(InvalidVectorsError, match=told):
+        Indexer(storage, embedder).index_objects("films", [CatalogueText("a", "ant")])
+
+    assert embedder.embedded == []
+    assert storage.collections.list() == []
 
 
 def brought(object_id, *vector, **payload):

@@ -116,8 +116,46 @@ def test_votes_of_before_they_told_of_objects_stay_and_tell_of_none(connection, 
     assert definitions(connection) == made
 
 
+def test_a_model_behind_an_endpoint_loses_its_address_and_nothing_is_embedded_again(connection, postgres_url):
+    index = SearchIndexInfo(dimensions=3)
+    names = {
+        "moved": "openai:org/tiny@http://ann:secret@host/v1?key=secret@https://x",
+        "local": "sentence-transformers:mail@https",
+        "own": None,
+    }
+    with closing(PostgresStorage(postgres_url)) as storage:
+        for name, embedder in names.items():
+            storage.collections.create(name, index, embedder=embedder)
+    made = definitions(connection)
+    without_names_of_models(connection)
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        found = {each.name: (each.embedder, each.hashed_as) for each in storage.collections.list()}
+
+    assert found == {
+        "moved": ("openai:org/tiny", names["moved"]),
+        "local": (names["local"], None),
+        "own": (None, None),
+    }
+    assert definitions(connection) == made
+
+
+def without_names_of_models(connection):
+    """Make collections what they were when a model behind an endpoint was named with its address.
+
+    And when nothing was learnt of how much a user's own past counts.
+    """
+    connection.execute(
+        """
+        ALTER TABLE embedding_studio.collections DROP COLUMN hashed_as, DROP COLUMN own_past;
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 10;
+        """
+    )
+
+
 def without_votes_by_object(connection):
     """Make the votes of the first collection what they were before they told of objects."""
+    without_names_of_models(connection)
     connection.execute(
         """
         ALTER TABLE collection_1.shared_votes

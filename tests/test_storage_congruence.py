@@ -200,6 +200,10 @@ class TwoStorages(RuleBasedStateMachine):
         self.both(lambda s: s.collections.drop(name))
         self.both(lambda s: s.collections.create(name, INDEXES.get(name, INDEXES["films"])))
 
+    @rule(name=names, embedder=st.sampled_from(["one", "two"]))
+    def rename_embedder(self, name, embedder):
+        self.both(lambda s: s.collections.rename_embedder(name, embedder))
+
     @rule(name=names, gate_threshold=st.sampled_from([None, 0.5, 0.9]))
     def set_gate_threshold(self, name, gate_threshold):
         self.both(lambda s: s.collections.set_gate_threshold(name, gate_threshold))

@@ -343,6 +343,29 @@ def test_a_gate_threshold_changes_nothing_else(storage, films):
     assert claimed(storage) == []
 
 
+def test_an_embedder_is_renamed_and_what_hashes_were_made_with_is_kept(storage):
+    made = storage.collections.create("shoes", index(), embedder="minilm", gate_threshold=0.7)
+    storage.collections.create("hats", index(), embedder="minilm")
+    storage.collections.set_alias("best", "shoes")
+
+    renamed = storage.collections.rename_embedder("best", "MiniLM")
+    again = storage.collections.rename_embedder("shoes", "mini")
+
+    assert renamed == dataclasses.replace(made, embedder="MiniLM", hashed_as="minilm")
+    assert again == dataclasses.replace(made, embedder="mini", hashed_as="minilm")
+    assert storage.collections.get("shoes") == again
+    assert storage.collections.list() == [storage.collections.get("hats"), again]
+    assert storage.collections.get("hats").embedder == "minilm"
+    assert storage.collections.create("shoes", index(), embedder="mini") == again
+    with pytest.raises(ConflictError, match="shoes"):
+        storage.collections.create("shoes", index(), embedder="minilm")
+
+
+def test_the_embedder_of_nothing_is_not_renamed(storage):
+    with pytest.raises(CollectionNotFoundError, match="films"):
+        storage.collections.rename_embedder("films", "mini")
+
+
 def test_what_is_tuned_of_nothing_is_not_set(storage):
     with pytest.raises(CollectionNotFoundError, match="films"):
         storage.collections.set_gate_threshold("films", 0.9)

@@ -104,7 +104,9 @@ class Context:
                 search_index_info=SearchIndexInfo(),
                 vectors_adjuster=self._adjuster_by_settings,
                 embedder=lambda: embedder_by_name(
-                    settings.embedder, api_key=key.get_secret_value() if key else None
+                    settings.embedder,
+                    api_key=key.get_secret_value() if key else None,
+                    options=settings.embedder_options,
                 ),
                 session_filter=SessionSelection(
                     min_session_seconds=settings.min_session_seconds,
@@ -146,6 +148,7 @@ class Context:
             query_shift=settings.query_shift,
             exploration_ratio=settings.exploration_ratio,
             shared_min_users=settings.shared_min_users,
+            query_seconds=settings.embedder_query_seconds,
             settings=settings.fingerprint(),
         )
 

@@ -19,6 +19,8 @@
     │   └── UnsupportedDatabaseError            no pgvector, too old, or a processor it does not run on
     ├── AbandonedError (RuntimeError)           nobody waits for the answer any more
     ├── EmbeddingError (RuntimeError)           an embedder is absent or failed
+    │   ├── EmbedderUnavailableError            it does not answer, or not in time; it may later
+    │   └── PartTooLongError                    it reads shorter parts, which it splits texts into from now on
     └── PluginError (ImportError)
 
 The HTTP status of each stands in one table, in ``api/app.py``.
@@ -111,6 +113,22 @@ class AbandonedError(EmbeddingStudioError, RuntimeError):
 
 class EmbeddingError(EmbeddingStudioError, RuntimeError):
     """An embedder is absent, or failed to embed."""
+
+
+class EmbedderUnavailableError(EmbeddingError):
+    """An embedder does not answer, or not in time.
+
+    Attributes:
+        retry_after_seconds: when to try again, if that is known.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class PartTooLongError(EmbeddingError):
+    """A part of a text was too long, and the embedder splits into shorter ones from now on."""
 
 
 class PluginError(EmbeddingStudioError, ImportError):

@@ -7,9 +7,10 @@ A plugin is any class with one or more of the four ``get_`` methods below; what 
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from inspect import getattr_static
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,6 +62,17 @@ class Plugin:
 
 _METHODS = tuple(name for name in vars(Plugin) if name.startswith("get_"))
 
+_WANTED: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "get_search_index_info": ("a SearchIndexInfo", lambda given: isinstance(given, SearchIndexInfo)),
+    "get_vectors_adjuster": ("an object with adjust_vectors", lambda given: _has(given, "adjust_vectors")),
+    "get_embedder": (
+        "None, or an object with name, dimensions, embed and split",
+        lambda given: given is None or _has(given, "name", "dimensions", "embed", "split"),
+    ),
+    "get_session_filter": ("a function of a session", callable),
+}
+"""What each method is to return."""
+
 
 def load_plugin(defaults: PluginDefaults, path: Path | None = None, given: type | None = None) -> Plugin:
     """Return the one plugin there is: ``given``, else in ``path``, else of an entry point, else ``Plugin``.
@@ -84,12 +96,42 @@ def load_plugin(defaults: PluginDefaults, path: Path | None = None, given: type 
 def _made(plugin_class: type, defaults: PluginDefaults) -> Plugin:
     """Return a plugin of a class, with the methods of ``Plugin`` where it has none of its own."""
     lineage = (plugin_class,) if issubclass(plugin_class, Plugin) else (plugin_class, Plugin)
-    completed = type(plugin_class.__name__, lineage, {"defaults": defaults})
+    checked = {name: _checked(name, _own(name, lineage)) for name in _METHODS}
+    completed = type(plugin_class.__name__, lineage, {"defaults": defaults, **checked})
     try:
         plugin: Plugin = completed()
     except Exception as error:
         raise PluginError(f"the plugin {plugin_class.__qualname__} could not be made: {error}") from error
     return plugin
+
+
+def _own(name: str, lineage: tuple[type, ...]) -> Callable[[Plugin], object]:
+    own: Callable[[Plugin], object] = next(getattr(each, name) for each in lineage if hasattr(each, name))
+    return own
+
+
+def _checked(name: str, own: Callable[[Plugin], object]) -> Callable[[Plugin], object]:
+    """Return a method that refuses what the plugin's own may not return."""
+    wanted, is_right = _WANTED[name]
+
+    def method(plugin: Plugin) -> object:
+        given = own(plugin)
+        if not is_right(given):
+            raise PluginError(
+                f"{type(plugin).__name__}.{name} of the plugin returned {repr(given)[:80]}, a "
+                f"{type(given).__name__}; it is to return {wanted}"
+            )
+        return given
+
+    return method
+
+
+def _has(given: object, *names: str) -> bool:
+    """Return whether an object has attributes, without asking for their values, which may be costly."""
+    absent = object()
+    if hasattr(type(given), "__getattr__"):  # it stands before another object
+        return True
+    return all(getattr_static(given, name, absent) is not absent for name in names)
 
 
 def _classes_in(path: Path) -> list[type]:

@@ -13,10 +13,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from embedding_studio.domain.index import MAX_DIMENSIONS
 from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS
+from embedding_studio.embedders import PART_CHARACTERS, EmbedderOptions
+from embedding_studio.embedders.names import without_secrets
 from embedding_studio.embeddings.improvement.waves import ADJUSTMENT_RATE, NUM_ITERATIONS, SOFTMIN_TEMPERATURE
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.feedback.improve import (
@@ -28,7 +39,13 @@ from embedding_studio.feedback.improve import (
 from embedding_studio.feedback.selection import MAX_CLICKS, MIN_SESSION_SECONDS
 from embedding_studio.feedback.worker import INTERVAL_SECONDS, USERS_PER_BATCH
 from embedding_studio.indexing import THREADS
-from embedding_studio.search import EXPLORATION_RATIO, GATE_THRESHOLD, QUERY_SHIFT, SHARED_MIN_USERS
+from embedding_studio.search import (
+    EXPLORATION_RATIO,
+    GATE_THRESHOLD,
+    QUERY_SECONDS,
+    QUERY_SHIFT,
+    SHARED_MIN_USERS,
+)
 from embedding_studio.storage.ports import LOCK_SECONDS, POOL_SIZE, RECALL_TARGET, STATEMENT_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -58,7 +75,8 @@ KNOBS: dict[str, Knob] = {
 NEUTRAL = frozenset(
     {
         *("database_url", "data_dir", "pool_size", "host", "port", "worker_metrics_port"),
-        *("embedder_api_key", "admin_api_key", "write_api_key", "cors_origins"),
+        *("embedder_api_key", "embedder_query_seconds", "embedder_batch_size"),
+        *("admin_api_key", "write_api_key", "cors_origins"),
         *("max_request_bytes", "max_events_per_request", "index_threads"),
         *("statement_seconds", "lock_seconds", "request_seconds", "max_connections", "root_path"),
         *("improve_on_click", "improvement_seconds_interval", "users_per_batch"),
@@ -205,6 +223,43 @@ class Settings(BaseSettings):
     embedder_api_key: SecretStr | None = Field(
         default=None, description="Sent to an OpenAI-compatible endpoint."
     )
+    embedder_query_prompt: str | None = Field(
+        default=None,
+        description="Stands before each query, as in `query: ` for E5; empty: nothing does. Absent: what a"
+        " sentence-transformers model says itself.",
+    )
+    embedder_document_prompt: str | None = Field(
+        default=None,
+        description="Stands before each part of a text, as in `passage: ` for E5; empty: nothing does."
+        " Absent: what a sentence-transformers model says itself. It is recorded with a collection: another"
+        " prompt needs another collection.",
+    )
+    embedder_dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_DIMENSIONS,
+        description="Asked for of a model that can give fewer than it has; absent: all.",
+    )
+    embedder_query_seconds: float = Field(
+        default=QUERY_SECONDS,
+        gt=0,
+        description="So long a search waits for an `openai:` endpoint, then it is answered 503; after"
+        " three in succession all searches by text are, at once, but for one every few seconds, which tries."
+        " A model that is loaded when it is first asked may need more.",
+    )
+    embedder_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Texts that an `openai:` endpoint is sent at once (absent: 64; one that refuses so many"
+        " is sent fewer), or that a local model embeds at once (absent: 16).",
+    )
+    embedder_part_characters: int = Field(
+        default=PART_CHARACTERS,
+        ge=1,
+        description="Longer texts are split for an `openai:` endpoint, which does not tell how much it reads;"
+        " one that refuses such parts is sent shorter ones. A local model tells its limit.",
+    )
     index_threads: int = Field(
         default=THREADS,
         ge=1,
@@ -268,6 +323,8 @@ class Settings(BaseSettings):
     @field_validator(
         "database_url",
         "embedder_api_key",
+        "embedder_dimensions",
+        "embedder_batch_size",
         "plugins_path",
         "worker_metrics_port",
         "admin_api_key",
@@ -309,6 +366,10 @@ class Settings(BaseSettings):
             )
         return given
 
+    @field_serializer("embedder")
+    def _without_secrets(self, embedder: str) -> str:
+        return without_secrets(embedder)
+
     @model_validator(mode="after")
     def _warn_outside_the_documented_range(self) -> Self:
         for name, knob in KNOBS.items():
@@ -319,6 +380,16 @@ class Settings(BaseSettings):
                     name.upper(), value, knob.low, knob.high,
                 )  # fmt: skip
         return self
+
+    @property
+    def embedder_options(self) -> EmbedderOptions:
+        return EmbedderOptions(
+            query_prompt=self.embedder_query_prompt,
+            document_prompt=self.embedder_document_prompt,
+            dimensions=self.embedder_dimensions,
+            batch_size=self.embedder_batch_size,
+            part_characters=self.embedder_part_characters,
+        )
 
     @property
     def learning_event_types(self) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """The service as one ASGI application, and the HTTP status of every error."""
 
 import logging
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -33,15 +34,16 @@ from embedding_studio.api.border import (
     RequestIds,
     SafeHeaders,
 )
+from embedding_studio.api.dependencies import TextThreads
 from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, kind_of, problem_response
 from embedding_studio.bootstrap import Context
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PREFIX = "/api/v1"
 METHODS = ("GET", "POST", "PUT", "DELETE")
-
-T = TypeVar("T")
 
 STATUSES: Mapping[type[errors.EmbeddingStudioError], int] = {
     errors.InvalidInputError: 422,
@@ -54,6 +56,7 @@ STATUSES: Mapping[type[errors.EmbeddingStudioError], int] = {
     errors.StorageNotWritableError: 503,
     errors.AbandonedError: 499,
     errors.EmbeddingError: 502,
+    errors.EmbedderUnavailableError: 503,
     errors.EmbeddingStudioError: 500,
 }
 """An error has the status of the nearest class above it."""
@@ -61,13 +64,14 @@ STATUSES: Mapping[type[errors.EmbeddingStudioError], int] = {
 OUR_FAULT: Mapping[type[errors.EmbeddingStudioError], str] = {
     errors.EmbeddingStudioError: "the service failed",
     errors.EmbeddingError: "texts cannot be embedded just now",
+    errors.EmbedderUnavailableError: "texts cannot be embedded just now; try again in a moment",
     errors.StorageUnavailableError: "storage cannot be reached; try again in a moment",
     errors.StorageTimeoutError: "this took longer than a request may; ask for less, or try again in a moment",
     errors.StorageNotWritableError: (
         "storage can be read but not written: its disk is full, or it is read-only"
     ),
 }
-"""What a caller is told instead of an error that may name hosts, models or rows."""
+"""What a caller is told instead of an error that may name hosts, models or rows; by the nearest class."""
 
 RETRY_AFTER: Mapping[type[errors.EmbeddingStudioError], str] = {
     errors.StorageUnavailableError: "1",
@@ -137,6 +141,7 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
     app.state.context = context
     app.state.metrics = context.metrics.service
     app.state.background = None
+    app.state.threads = TextThreads()
 
     versioned = APIRouter(prefix=PREFIX)
     for routes in (embeddings, clickstream, improvement, collections, users):
@@ -190,12 +195,22 @@ def _answer_our_error(request: Request, error: errors.EmbeddingStudioError) -> R
     if status < 500:
         return problem_response(request.scope, status, str(error), kind=kind)
     request_id = request.scope["state"]["request_id"]
-    logger.error("request %s failed", request_id, exc_info=error)
+    if isinstance(error, errors.EmbedderUnavailableError):  # an outage: one line a request says all
+        logger.warning("request %s failed: %s", request_id, error)
+    else:
+        logger.error("request %s failed", request_id, exc_info=error)
     detail = f"{_by_kind(OUR_FAULT, error)}; the service's log says why under request id {request_id}"
-    headers = {"Retry-After": _by_kind(RETRY_AFTER, error)} if status == 503 else None
+    headers = {"Retry-After": _retry_after(error)} if status == 503 else None
     return problem_response(
         request.scope, status, detail, kind=kind if status != 500 else None, headers=headers
     )
+
+
+def _retry_after(error: errors.EmbeddingStudioError) -> str:
+    """Return after how many seconds to try again, for the header of this name."""
+    if isinstance(error, errors.EmbedderUnavailableError):
+        return str(math.ceil(error.retry_after_seconds or 1))
+    return _by_kind(RETRY_AFTER, error)
 
 
 def _answer_invalid_request(request: Request, error: RequestValidationError) -> Response:

@@ -12,6 +12,7 @@ from embedding_studio.api.fields import Id
 from embedding_studio.api.problems import wrong_body
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection, OwnPast
+from embedding_studio.embedders.names import is_called
 from embedding_studio.storage.ports import Storage
 
 router = APIRouter(prefix="/collections", tags=["collections"], route_class=BodyRoute, dependencies=[ADMIN])
@@ -24,7 +25,8 @@ class CollectionBody(Body):
     index: SearchIndexInfo = SearchIndexInfo()
     embedder: Id | None = Field(
         default=None,
-        description="name of the service's embedder, which then embeds texts; absent: callers bring vectors",
+        description="the service's embedder, by its name or as EMBEDDER has it, which then embeds texts;"
+        " absent: callers bring vectors",
     )
     gate_threshold: float | None = Field(
         default=None,
@@ -83,25 +85,26 @@ def list_collections(context: InContext) -> CollectionsInfo:
 @router.post("", status_code=201, operation_id="create_collection")
 def create_collection(body: CollectionBody, context: InContext) -> CollectionInfo:
     """Create a collection; one of the same name and kind is left as it is."""
-    index = body.index
+    index, name = body.index, None
     if body.embedder is not None:
         embedder = context.embedder
-        if embedder is None or embedder.name != body.embedder:
+        if embedder is None or not is_called(embedder.name, body.embedder):
             has = f"embeds with {embedder.name!r}" if embedder else "has no embedder"
             raise wrong_body(f"this service {has}; leave the field out to bring vectors", "embedder")
+        name = embedder.name
         if index.dimensions not in (None, embedder.dimensions):
             raise wrong_body(
-                f"the embedder {embedder.name!r} makes vectors of {embedder.dimensions} dimensions",
+                f"the embedder {name!r} makes vectors of {embedder.dimensions} dimensions",
                 "index",
                 "dimensions",
             )
-        index = index.model_copy(update={"dimensions": embedder.dimensions})
+        index = index.of_size(embedder.dimensions, f"the vectors of {name!r}")
     elif index.dimensions is None:
         raise wrong_body(
             "say how many dimensions the vectors have, or name an embedder", "index", "dimensions"
         )
     collection = context.storage.collections.create(
-        body.name, index, embedder=body.embedder, gate_threshold=body.gate_threshold
+        body.name, index, embedder=name, gate_threshold=body.gate_threshold
     )
     return _info(collection, context.storage)
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, IsAdmin, check_admin
 from embedding_studio.api.bodies import Body, BodyRoute, Many
-from embedding_studio.api.dependencies import InContext, InMetrics
+from embedding_studio.api.dependencies import InContext, InMetrics, InThreads
 from embedding_studio.api.fields import Filter, Id, Json, Query, Text, Vectors, check_fit
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
@@ -18,7 +19,7 @@ from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.objects import JSON, CatalogueObject
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import ConflictError, InvalidVectorsError
-from embedding_studio.search import MAX_LIMIT, MAX_REACH, Explanation, SearchRequest, SortBy
+from embedding_studio.search import MAX_LIMIT, MAX_REACH, Explanation, SearchPage, SearchRequest, SortBy
 
 router = APIRouter(prefix="/embeddings", tags=["embeddings"], route_class=BodyRoute)
 
@@ -231,15 +232,32 @@ class ScrolledPage(BaseModel):
     next_after: str | None = Field(description="where the next page begins; null on the last page")
 
 
-@router.post("/similarity-search", operation_id="similarity_search")
-def similarity_search(
-    request: Request, body: SearchBody, context: InContext, metrics: InMetrics, is_admin: IsAdmin
-) -> FoundPage:
+@router.post("/similarity-search", operation_id="similarity_search", response_model=FoundPage)
+async def similarity_search(
+    *,
+    request: Request,
+    body: SearchBody,
+    context: InContext,
+    metrics: InMetrics,
+    is_admin: IsAdmin,
+    threads: InThreads,
+) -> Response:
     """Return what is nearest to a query, for this user."""
     if body.explain:
         check_admin(is_admin=is_admin)
+    limiter = None
     if isinstance(body.search_query, str):
         _check_embedder(context, "search_query")
+        limiter = threads.searches
+    page, content = await to_thread.run_sync(_searched, body, context, limiter=limiter)
+    metrics.searched.add(page.collection.name)
+    request.state.personalised = page.personalised
+    request.state.explored_slots = sum(result.propensity < 1 for result in page.results)
+    return Response(content, media_type="application/json")
+
+
+def _searched(body: SearchBody, context: Context) -> tuple[SearchPage, str]:
+    """Return a page, and the answer in JSON, which takes its time where payloads are large."""
     try:
         page = context.search.search(
             body.search_query,
@@ -256,9 +274,6 @@ def similarity_search(
         if not isinstance(body.search_query, str):
             check_fit(context.storage.collections.get(body.collection), body.search_query, "search_query")
         raise
-    metrics.searched.add(page.collection.name)
-    request.state.personalised = page.personalised
-    request.state.explored_slots = sum(result.propensity < 1 for result in page.results)
     found = [
         FoundObject(
             object_id=result.object_id,
@@ -270,7 +285,7 @@ def similarity_search(
         )
         for result in page.results
     ]
-    return FoundPage(
+    found_page = FoundPage(
         search_results=found,
         session_id=page.session_id,
         next_page_offset=page.next_page_offset,
@@ -279,11 +294,17 @@ def similarity_search(
         metric_aggregation_type=page.collection.index.metric_aggregation_type,
         is_sorted=page.is_sorted,
     )
+    return page, found_page.model_dump_json()
 
 
 @router.post("/upsert", operation_id="upsert_objects", dependencies=[ADMIN])
-def upsert_objects(body: UpsertBody, context: InContext) -> Indexed:
+async def upsert_objects(body: UpsertBody, context: InContext, threads: InThreads) -> Indexed:
     """Store objects, replacing those of equal id. If an item is refused, nothing is stored."""
+    has_texts = any(item.text is not None for item in body.items)
+    return await to_thread.run_sync(_upserted, body, context, limiter=threads.upserts if has_texts else None)
+
+
+def _upserted(body: UpsertBody, context: Context) -> Indexed:
     if body.collection == DEFAULT_COLLECTION and context.embedder is not None:
         collection = context.collection()  # made on first use, so that nothing must be set up to begin
     else:

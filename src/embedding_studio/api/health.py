@@ -5,12 +5,13 @@ import threading
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from embedding_studio.api.authentication import ADMIN
 from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.problems import problem_response
-from embedding_studio.errors import StorageError, StorageNotWritableError
+from embedding_studio.bootstrap import Context
+from embedding_studio.errors import EmbeddingStudioError, StorageError, StorageNotWritableError
 from embedding_studio.telemetry.metrics import CONTENT_TYPE_LATEST
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,11 @@ class Alive(BaseModel):
 
 class Ready(BaseModel):
     status: Literal["ready"] = "ready"
+    failing: list[str] | None = Field(
+        default=None,
+        description="what does not work while the rest is served; absent: all works",
+        examples=[["texts cannot be searched: the embedding endpoint does not answer"]],
+    )
 
 
 @router.get("/healthz", operation_id="get_health")
@@ -31,9 +37,12 @@ async def healthz() -> Alive:  # in the loop: threads may all be waiting for the
     return Alive()
 
 
-@router.get("/readyz", operation_id="get_readiness", response_model=Ready)
+@router.get("/readyz", operation_id="get_readiness", response_model=Ready, response_model_exclude_none=True)
 def readyz(request: Request, context: InContext) -> Ready | Response:
-    """Return 200 if searches and events can be served, else 503 naming what fails. Needs no key."""
+    """Return 200 if searches and events can be served, else 503 naming what fails. Needs no key.
+
+    Searches by text may fail alone: then 200 says so, for the rest is served. The embedder is not asked here.
+    """
     failing = []
     try:
         context.storage.ping()
@@ -48,7 +57,17 @@ def readyz(request: Request, context: InContext) -> Ready | Response:
         failing.append("the worker inside this process has ended")
     if failing:
         return problem_response(request.scope, 503, "; ".join(failing), kind="not ready")
-    return Ready()
+    trouble = _trouble_with_texts(context)
+    return Ready(failing=[f"texts cannot be searched: {trouble}"] if trouble else None)
+
+
+def _trouble_with_texts(context: Context) -> str | None:
+    try:
+        trouble: str | None = getattr(context.embedder, "trouble", None)
+    except EmbeddingStudioError:
+        logger.exception("there is no embedder")
+        return "the embedder cannot be made"
+    return trouble
 
 
 @router.get(

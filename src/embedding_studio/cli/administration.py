@@ -17,7 +17,8 @@ from embedding_studio.cli.console import (
     tell,
 )
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
-from embedding_studio.errors import InvalidSettingError
+from embedding_studio.errors import InvalidInputError, InvalidSettingError
+from embedding_studio.indexing import rename_embedder as rename_embedder_of
 from embedding_studio.settings import Settings, load_settings, settings_markdown
 
 
@@ -134,6 +135,20 @@ def drop_alias(alias: Annotated[str, typer.Argument(help="The other name.")]) ->
     with opened_context() as context:
         context.storage.collections.drop_alias(alias)
     err.print(f"Dropped the alias {alias!r}.")
+
+
+@collections.command()
+def rename_embedder(collection: CollectionArgument) -> None:
+    """Record that a collection was embedded by what is EMBEDDER now: the same model under another name.
+
+    Nothing is embedded again. The model's folder has moved, or an endpoint calls it something else.
+    """
+    with opened_context() as context:
+        known = context.storage.collections.get(collection)
+        if context.embedder is None:
+            raise InvalidInputError("EMBEDDER is none; set it to what the model is called now")
+        renamed = rename_embedder_of(context.storage, known, context.embedder)
+    err.print(f"{known.name!r} was recorded as embedded by {known.embedder!r}, now by {renamed.embedder!r}.")
 
 
 def _list_collections(*, as_json: bool) -> None:

@@ -23,7 +23,8 @@ from embedding_studio.cli.console import (
 )
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
-from embedding_studio.embedders import embed_texts
+from embedding_studio.embedders import embed_texts, query_embedding
+from embedding_studio.embedders.names import told_apart
 from embedding_studio.errors import EmbeddingError, InvalidDataError, InvalidInputError
 from embedding_studio.evaluation.collection_folder import Progress
 from embedding_studio.evaluation.methods import USERS_OF_SHARED
@@ -261,13 +262,12 @@ def _embedded(
     if not texts or embedder is None:
         return {}
     if not collection.is_embedded_by(embedder.name):
-        raise EmbeddingError(
-            f"the collection {collection.name!r} was embedded by {collection.embedder!r}, and the queries "
-            f"would be embedded by {embedder.name!r}; set EMBEDDER to the first"
-        )
+        raise EmbeddingError(told_apart(collection, embedder.name))
     embedded: dict[str, Vectors] = {}
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         batch = texts[start : start + TEXTS_AT_ONCE]
-        embedded.update(zip(batch, embed_texts(embedder, batch), strict=True))
+        embedded.update(
+            zip(batch, embed_texts(embedder, batch, embed=query_embedding(embedder)), strict=True)
+        )
         show("embed queries", len(embedded), len(texts))
     return embedded

@@ -4,6 +4,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from embedding_studio.errors import InvalidVectorsError
+
 MAX_DIMENSIONS = 4000
 """pgvector indexes at most 4,000 dimensions, as ``halfvec``."""
 
@@ -41,3 +43,18 @@ class SearchIndexInfo(BaseModel):
     dimensions: int | None = Field(default=None, ge=1, le=MAX_DIMENSIONS)
     metric_type: MetricType = MetricType.COSINE
     metric_aggregation_type: MetricAggregationType = MetricAggregationType.MIN
+
+    def of_size(self, dimensions: int, whose: str) -> "SearchIndexInfo":
+        """Return it for vectors of so many dimensions; ``whose`` they are is told in the error.
+
+        >>> SearchIndexInfo().of_size(4096, "the vectors")
+        Traceback (most recent call last):
+        embedding_studio.errors.InvalidVectorsError: the vectors have 4096 dimensions, and a collection has
+        at most 4000; ask a model that can give fewer for them (EMBEDDER_DIMENSIONS), or use another
+        """
+        if dimensions > MAX_DIMENSIONS:
+            raise InvalidVectorsError(
+                f"{whose} have {dimensions} dimensions, and a collection has at most {MAX_DIMENSIONS}; "
+                "ask a model that can give fewer for them (EMBEDDER_DIMENSIONS), or use another"
+            )
+        return self.model_copy(update={"dimensions": dimensions})

@@ -44,6 +44,7 @@ class Collection:
         embedder: the name by which its texts were embedded; None where callers bring vectors.
         gate_threshold: cosine in [0, 1) below which a remembered query is not near; None: the setting.
         own_past: as learnt from its log; None: nothing was, and all of a user's past counts in full.
+        hashed_as: the embedder's name in content hashes, where it has been renamed since; None: ``embedder``.
     """
 
     collection_id: int
@@ -52,6 +53,7 @@ class Collection:
     embedder: str | None = None
     gate_threshold: float | None = None
     own_past: OwnPast | None = None
+    hashed_as: str | None = None
 
     def is_embedded_by(self, embedder: str) -> bool:
         """Return whether the vectors of the embedder of this name can be compared with the collection's.

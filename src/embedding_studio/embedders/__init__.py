@@ -1,23 +1,45 @@
-"""Texts to vectors. Axes: N texts · P parts · D dimensions."""
+"""Texts to vectors. Axes: N texts · P parts · D dimensions.
 
-import re
+sentence_transformers  models on this machine      openai_compatible  models behind an endpoint
+endpoint               how it is asked             circuit_breaker    and when not
+names                  how a model is named
+"""
+
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.errors import InvalidSettingError
+from embedding_studio.embedders.names import ENDPOINT, without_secrets
+from embedding_studio.errors import InvalidSettingError, PartTooLongError
 
-__all__ = ["Embedder", "embed_parts", "embed_texts", "embedder_by_name"]
+__all__ = ["Embedder", "EmbedderOptions", "embed_parts", "embed_texts", "embedder_by_name", "query_embedding"]
+
+PART_CHARACTERS = 2000
+"""About 500 tokens of English: what the smaller models behind endpoints read."""
+
+
+class Embed(Protocol):
+    """Texts to vectors, as ``Embedder.embed``."""
+
+    def __call__(
+        self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]: ...
 
 
 class Embedder(Protocol):
-    """A model that gives texts their vectors; safe to use from several threads at once."""
+    """A model that gives texts their vectors; safe to use from several threads at once.
+
+    It may have two things more: ``embed_queries`` as in ``QueryEmbedder``, and ``trouble``: why it embeds
+    nothing just now, in a few words for ``/readyz``; None while it does.
+    """
 
     @property
     def name(self) -> str:
-        """The setting under which ``embedder_by_name`` gives this embedder again."""
+        """Which model this is: equal where vectors can be compared. It is recorded with collections."""
         ...
 
     @property
@@ -44,13 +66,73 @@ class Embedder(Protocol):
         ...
 
 
-def embed_texts(embedder: Embedder, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+class QueryEmbedder(Embedder, Protocol):
+    """An embedder that embeds queries in a way of their own."""
+
+    def embed_queries(
+        self,
+        texts: Sequence[str],
+        *,
+        progress: Callable[[int], None] | None = None,
+        seconds: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Return [N, D] as ``embed`` does.
+
+        Args:
+            seconds: after so many the caller leaves; None: it has the patience of one who indexes.
+
+        Raises:
+            EmbedderUnavailableError: not in time, or it is known beforehand that it would be so.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderOptions:
+    """What a setting says of a model beside its name.
+
+    Attributes:
+        query_prompt: stands before each query; None: what the model's own configuration says, if it has one.
+        document_prompt: stands before each part of a document, likewise.
+        dimensions: that are asked for, of a model that can give fewer; None: all.
+        batch_size: texts at once; None: as measured best.
+        part_characters: of a part of a text, for an endpoint, which does not tell its limit.
+    """
+
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    dimensions: int | None = None
+    batch_size: int | None = None
+    part_characters: int = PART_CHARACTERS
+
+
+def query_embedding(embedder: Embedder, *, seconds: float | None = None) -> Embed:
+    """Return what embeds queries.
+
+    Args:
+        seconds: see ``QueryEmbedder``; embedders without a way of their own for queries take what they take.
+    """
+    own = getattr(embedder, "embed_queries", None)
+    embed: Embed = embedder.embed if own is None else partial(own, seconds=seconds)
+    return embed
+
+
+def embed_texts(
+    embedder: Embedder, texts: Sequence[str], *, embed: Embed | None = None
+) -> list[NDArray[np.float32]]:
     """Return [P, D] for each text, split as the embedder does and embedded at once.
+
+    Args:
+        embed: ``query_embedding(embedder)`` where the texts are queries; None: they are documents.
 
     Raises:
         EmbeddingError: as ``Embedder.embed``.
     """
-    return embed_parts([embedder.split(text) for text in texts], embedder.embed)
+    while True:
+        try:
+            return embed_parts([embedder.split(text) for text in texts], embed or embedder.embed)
+        except PartTooLongError:  # it has learnt, and splits into shorter ones
+            continue
 
 
 def embed_parts(
@@ -68,10 +150,9 @@ def embed_parts(
     return np.split(vectors, np.cumsum([len(parts) for parts in split])[:-1])
 
 
-_OPENAI = re.compile(r"openai:(?P<model>.+?)@(?P<base_url>https?://.+)")
-
-
-def embedder_by_name(setting: str, *, api_key: str | None = None) -> Embedder | None:
+def embedder_by_name(
+    setting: str, *, api_key: str | None = None, options: EmbedderOptions | None = None
+) -> Embedder | None:
     """Return the embedder that a setting names; None for ``none``, where callers bring vectors.
 
     Args:
@@ -88,12 +169,12 @@ def embedder_by_name(setting: str, *, api_key: str | None = None) -> Embedder | 
     if kind == "openai" and colon:
         from embedding_studio.embedders.openai_compatible import OpenAICompatibleEmbedder
 
-        if not (found := _OPENAI.fullmatch(setting.strip())):
+        if not (found := ENDPOINT.fullmatch(setting.strip())):
             raise InvalidSettingError(
-                f"the embedder {setting!r} names no endpoint; "
+                f"the embedder {without_secrets(setting)!r} names no endpoint; "
                 "write openai:MODEL@BASE_URL, as in openai:text-embedding-3-small@https://api.openai.com/v1"
             )
-        return OpenAICompatibleEmbedder(found["base_url"], found["model"], api_key)
+        return OpenAICompatibleEmbedder(found["base_url"], found["model"], api_key, options=options)
     name = rest if kind == "sentence-transformers" and colon else setting.strip()
     if not name:
         raise InvalidSettingError(
@@ -102,4 +183,4 @@ def embedder_by_name(setting: str, *, api_key: str | None = None) -> Embedder | 
         )
     from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
 
-    return SentenceTransformersEmbedder(name)
+    return SentenceTransformersEmbedder(name, options=options)

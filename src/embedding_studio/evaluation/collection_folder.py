@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.storable import check_text
-from embedding_studio.embedders import Embedder, embed_parts
+from embedding_studio.embedders import Embedder, embed_parts, query_embedding
 from embedding_studio.errors import InvalidDataError, shown
 from embedding_studio.evaluation.sentences import split_at_sentences
 from embedding_studio.logs.entries import id_of
@@ -317,7 +317,7 @@ def _item_parts(
     split = [
         embedder.split(text) if most_parts is None else split_at_sentences(text, most_parts) for text in texts
     ]
-    return embed_parts(split, lambda parts: embed(parts, "items", embedder, progress))
+    return embed_parts(split, lambda parts: embed(parts, "items", embedder, progress, are_documents=True))
 
 
 def _query_vectors(
@@ -336,8 +336,15 @@ def _query_vectors(
     return vectors
 
 
-def embed(texts: Sequence[str], what: str, embedder: Embedder, progress: Progress | None = None) -> Vectors:
-    """Return [N, D]; ``progress`` is told of each batch."""
+def embed(
+    texts: Sequence[str],
+    what: str,
+    embedder: Embedder,
+    progress: Progress | None = None,
+    *,
+    are_documents: bool = False,
+) -> Vectors:
+    """Return [N, D] of queries, or of documents; ``progress`` is told of each batch."""
     done = 0
 
     def tell(newly: int) -> None:
@@ -346,12 +353,12 @@ def embed(texts: Sequence[str], what: str, embedder: Embedder, progress: Progres
         if progress is not None:
             progress(f"embedding {what}", done, len(texts))
 
-    return embedder.embed(texts, progress=tell)
+    return (embedder.embed if are_documents else query_embedding(embedder))(texts, progress=tell)
 
 
 def _check_same_model(path: Path, vectors: Vectors, texts: Sequence[str], embedder: Embedder) -> None:
     """Raise unless the embedder gives the stored vectors: paraphrases are embedded by it."""
-    again = embedder.embed(texts)
+    again = query_embedding(embedder)(texts)
     stored = vectors[: len(texts)]
     if again.shape != stored.shape:
         raise InvalidDataError(

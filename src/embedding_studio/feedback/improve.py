@@ -304,13 +304,15 @@ class Improver:
         return counted, outcomes
 
     def _texts_to_embed(self, collection: Collection, counted: Iterable[RecordedSession]) -> set[str]:
-        if self._embedder is None or not collection.is_embedded_by(self._embedder.name):
+        if self._embedder is None:
             return set()
-        return {
+        missing = {
             recorded.session.search_query
             for recorded in counted
             if recorded.query_vectors is None and recorded.session.search_query.strip()
         }
+        # Asked last: to tell its name, an embedder may have to load its model.
+        return missing if missing and collection.is_embedded_by(self._embedder.name) else set()
 
 
 def _with_vectors(

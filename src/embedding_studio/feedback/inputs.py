@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from embedding_studio.domain.improvement import ImprovementElement, ImprovementInput
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.sessions import RecordedSession, Session
-from embedding_studio.embedders import Embedder, embed_texts
+from embedding_studio.embedders import Embedder, embed_texts, query_embedding
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import EmbeddingError, InvalidVectorsError, SessionRefusedError
 from embedding_studio.storage.ports import Vectors
+
+EMBEDDING_SECONDS = 30.0
+"""So long learning waits for an endpoint: others wait for the worker."""
 
 
 def improvement_input(
@@ -95,8 +98,9 @@ def embed_queries(embedder: Embedder, texts: Iterable[str]) -> tuple[dict[str, V
 
 
 def _embed(embedder: Embedder, texts: Sequence[str]) -> dict[str, Vectors]:
+    embed = query_embedding(embedder, seconds=EMBEDDING_SECONDS)
     try:
-        return dict(zip(texts, embed_texts(embedder, texts), strict=True))
+        return dict(zip(texts, embed_texts(embedder, texts, embed=embed), strict=True))
     except EmbeddingError:
         raise
     except Exception as error:

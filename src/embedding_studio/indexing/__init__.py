@@ -1,7 +1,7 @@
 """Objects into collections. Its door is ``Indexer``.
 
 indexer  find or make the collection, store, guard its gate    batches  a stream, embedded and stored
-upkeep   what needs no embedding: read all, prune, payloads
+upkeep   what needs no embedding: read all, prune, payloads, the embedder's name
 """
 
 from embedding_studio.indexing.batches import (
@@ -12,7 +12,13 @@ from embedding_studio.indexing.batches import (
     index_objects,
 )
 from embedding_studio.indexing.indexer import Indexer
-from embedding_studio.indexing.upkeep import PayloadsReport, every_object, prune, update_payloads
+from embedding_studio.indexing.upkeep import (
+    PayloadsReport,
+    every_object,
+    prune,
+    rename_embedder,
+    update_payloads,
+)
 
 __all__ = [
     "BATCH_OBJECTS",
@@ -24,5 +30,6 @@ __all__ = [
     "every_object",
     "index_objects",
     "prune",
+    "rename_embedder",
     "update_payloads",
 ]

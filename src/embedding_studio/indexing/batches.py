@@ -19,6 +19,7 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.domain.storable import check_text
 from embedding_studio.embedders import Embedder, embed_texts
+from embedding_studio.embedders.names import told_apart
 from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError, shown
 from embedding_studio.storage.ports import Storage
 
@@ -138,12 +139,10 @@ def _prepare(storage: Storage, collection: Collection, embedder: Embedder | None
     if embedder is None:
         raise EmbeddingError("there is no embedder for texts; bring vectors, or set EMBEDDER")
     if not collection.is_embedded_by(embedder.name):
-        raise ConflictError(
-            f"the collection {collection.name!r} holds vectors of {collection.embedder!r}, and those of "
-            f"{embedder.name!r} cannot be compared with them; index into another collection"
-        )
+        raise ConflictError(told_apart(collection, embedder.name))
+    name = collection.hashed_as or collection.embedder or embedder.name
     wanted = {text.object_id: text for text in texts if text.text.strip()}
-    hashes = {object_id: _ContentHash.of(text, embedder) for object_id, text in wanted.items()}
+    hashes = {object_id: _ContentHash.of(text, name) for object_id, text in wanted.items()}
     stored = storage.objects.content_hashes(collection, list(wanted))
     unchanged = {object_id for object_id, content in hashes.items() if stored.get(object_id) == str(content)}
     same_text = [
@@ -199,8 +198,8 @@ class _ContentHash:
     payload: str
 
     @classmethod
-    def of(cls, text: CatalogueText, embedder: Embedder) -> "_ContentHash":
-        return cls(_digest([embedder.name, text.text]), _digest(text.payload))
+    def of(cls, text: CatalogueText, embedder: str) -> "_ContentHash":
+        return cls(_digest([embedder, text.text]), _digest(text.payload))
 
     def __str__(self) -> str:
         return self.text + self.payload

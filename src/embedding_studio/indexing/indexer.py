@@ -63,7 +63,8 @@ class Indexer:
                     f"there is no collection {name!r}, and without an embedder its size is unknown: "
                     "create it with its dimensions, or set EMBEDDER"
                 )
-            index = index.model_copy(update={"dimensions": self._embedder.dimensions})
+            whose = f"the vectors of {self._embedder.name!r}"
+            index = index.of_size(self._embedder.dimensions, whose)
         return self._storage.collections.create(
             name, index, embedder=self._embedder.name if self._embedder else None
         )

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import JSON, CatalogueObject, Collection
+from embedding_studio.embedders import Embedder
+from embedding_studio.embedders.names import prompt_of, told_of_prompts
+from embedding_studio.errors import ConflictError
 from embedding_studio.indexing.batches import BATCH_OBJECTS
 from embedding_studio.storage.ports import Storage
 
@@ -66,6 +69,23 @@ def update_payloads(
         if progress is not None:
             progress(len(batch))
     return PayloadsReport(updated, unknown)
+
+
+def rename_embedder(storage: Storage, collection: Collection, embedder: Embedder) -> Collection:
+    """Return the collection, recorded as embedded by ``embedder``: the same model under another name.
+
+    Raises:
+        ConflictError: it cannot be the same.
+    """
+    D = collection.index.dimensions
+    if embedder.dimensions != D:
+        raise ConflictError(
+            f"{embedder.name!r} makes vectors of {embedder.dimensions} dimensions, and the collection "
+            f"{collection.name!r} has {D}: it is another model; index into a new collection"
+        )
+    if collection.embedder is not None and prompt_of(collection.embedder) != prompt_of(embedder.name):
+        raise ConflictError(told_of_prompts(collection, embedder.name))
+    return storage.collections.rename_embedder(collection.name, embedder.name)
 
 
 def _sliced(stream: Iterable[T], size: int) -> Iterator[list[T]]:

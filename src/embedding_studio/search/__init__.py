@@ -16,6 +16,7 @@ from embedding_studio.search.results import (
 from embedding_studio.search.service import (
     EXPLORATION_RATIO,
     GATE_THRESHOLD,
+    QUERY_SECONDS,
     QUERY_SHIFT,
     SHARED_MIN_USERS,
     SearchService,
@@ -26,6 +27,7 @@ __all__ = [
     "GATE_THRESHOLD",
     "MAX_LIMIT",
     "MAX_REACH",
+    "QUERY_SECONDS",
     "QUERY_SHIFT",
     "SHARED_MIN_USERS",
     "SORT_WINDOW",

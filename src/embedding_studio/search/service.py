@@ -26,11 +26,12 @@ from embedding_studio.domain.sessions import (
     SessionDisposition,
 )
 from embedding_studio.domain.storable import check_id
-from embedding_studio.embedders import Embedder, embed_texts
+from embedding_studio.embedders import Embedder, embed_texts, query_embedding
+from embedding_studio.embedders.names import told_apart
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import query_mean
 from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError
+from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError, InvalidVectorsError
 from embedding_studio.search.mixing import Slot, slots_of
 from embedding_studio.search.ranking import Lists, as_for_anybody
 from embedding_studio.search.results import SearchPage, SearchResult
@@ -42,6 +43,8 @@ GATE_THRESHOLD = 0.75
 QUERY_SHIFT = 1.0
 EXPLORATION_RATIO = 0.0
 SHARED_MIN_USERS = 0
+QUERY_SECONDS = 8.0
+"""What a person who waits for results may forgive."""
 
 
 class SearchService:
@@ -55,6 +58,7 @@ class SearchService:
         exploration_ratio: share of a personalised page's slots that show the plain search's next result.
         shared_min_users: from so many other users on, what they clicked for near queries shifts a query
             too, of anonymous users as well; 0: what one user clicked bears on nobody else.
+        query_seconds: so long an embedder may take for a query that is a text, if it can be hurried.
         settings: their fingerprint, recorded with each search.
     """
 
@@ -67,6 +71,7 @@ class SearchService:
         query_shift: float = QUERY_SHIFT,
         exploration_ratio: float = EXPLORATION_RATIO,
         shared_min_users: int = SHARED_MIN_USERS,
+        query_seconds: float = QUERY_SECONDS,
         settings: str = "",
     ) -> None:
         self._storage = storage
@@ -74,6 +79,7 @@ class SearchService:
         self._gate_threshold = gate_threshold
         self._query_shift = query_shift
         self._exploration_ratio = exploration_ratio
+        self._query_seconds = query_seconds
         self._settings = settings
         self._shared_by = shared_min_users if query_shift > 0 else 0  # what is shared is a shift
 
@@ -109,7 +115,8 @@ class SearchService:
 
         Raises:
             InvalidInputError: an argument is out of bounds, or the query's vectors cannot be used.
-            EmbeddingError: the query is a text that cannot be embedded as the collection was.
+            EmbeddingError: the query is a text that cannot be embedded.
+            EmbedderUnavailableError: nor could any other be just now.
             CollectionNotFoundError, SessionNotFoundError: no such collection, or session to continue.
             ConflictError: the session to record in is one of another user, query or collection.
         """
@@ -179,12 +186,16 @@ class SearchService:
                 "there is no embedder for the text of the query; search with vectors, or set EMBEDDER"
             )
         if not collection.is_embedded_by(self._embedder.name):
-            raise InvalidInputError(
-                f"the collection {collection.name!r} was embedded by {collection.embedder!r}, this service "
-                f"embeds by {self._embedder.name!r}; set EMBEDDER to the first, or index the collection anew"
-            )
-        [vectors] = embed_texts(self._embedder, [query])
-        return query, _few(check_vectors(collection.index, vectors, "the query"))
+            raise InvalidInputError(told_apart(collection, self._embedder.name))
+        embed = query_embedding(self._embedder, seconds=self._query_seconds)
+        [vectors] = embed_texts(self._embedder, [query], embed=embed)
+        try:
+            checked = check_vectors(collection.index, vectors, "the query")
+        except InvalidVectorsError as error:  # not the caller's fault, who gave a text
+            raise EmbeddingError(
+                f"the embedder {self._embedder.name!r} gave what is no vector for {query[:80]!r}: {error}"
+            ) from error
+        return query, _few(checked)
 
     def _bend(self, collection: Collection, user_id: str | None, queries: Vectors, now: int) -> Bend | None:
         """Return what memories do to a query; None where the search is the plain one."""

@@ -154,6 +154,16 @@ class Collections(Protocol):
         """
         ...
 
+    def rename_embedder(self, name: str, embedder: str) -> Collection:
+        """Return the collection with another name for the model that embedded it: the same one, so all stays.
+
+        What its content hashes were made with is kept, so that no text is embedded again.
+
+        Raises:
+            CollectionNotFoundError: nothing has this name.
+        """
+        ...
+
     def drop(self, name: str) -> None:
         """Remove a collection (not an alias) with its objects and all personal state in it.
 

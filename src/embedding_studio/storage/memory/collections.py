@@ -35,7 +35,8 @@ class MemoryCollections:
             own_past = tables.collection.own_past if tables else None
             if tables is not None and gate_threshold is None:
                 gate_threshold = tables.collection.gate_threshold
-            wanted = Collection(number, name, index, embedder, gate_threshold, own_past)
+            hashed_as = tables.collection.hashed_as if tables else None
+            wanted = Collection(number, name, index, embedder, gate_threshold, own_past, hashed_as)
             if tables is None:
                 self._state.schemas[name] = Tables(wanted)
             elif tables.collection != wanted:
@@ -64,6 +65,14 @@ class MemoryCollections:
         with self._state.lock:
             tables = self._state.named(name)
             tables.collection = replace(tables.collection, own_past=own_past)
+            return tables.collection
+
+    def rename_embedder(self, name: str, embedder: str) -> Collection:
+        with self._state.lock:
+            tables = self._state.named(name)
+            known = tables.collection
+            hashed_as = known.hashed_as or known.embedder
+            tables.collection = replace(known, embedder=embedder, hashed_as=hashed_as)
             return tables.collection
 
     def drop(self, name: str) -> None:

@@ -44,7 +44,7 @@ class PostgresCollections:
             if taken is None:
                 return _create(connection, name, index, embedder, gate_threshold)
             threshold = taken.gate_threshold if gate_threshold is None else gate_threshold
-            wanted = Collection(taken.collection_id, name, index, embedder, threshold, taken.own_past)
+            wanted = replace(taken, name=name, index=index, embedder=embedder, gate_threshold=threshold)
             if taken.name != name:
                 raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
             if taken != wanted:
@@ -81,6 +81,16 @@ class PostgresCollections:
                 _SQL["set_own_past"], {"collection_id": collection.collection_id, "own_past": stored}
             )
             return replace(collection, own_past=own_past)
+
+        return self._database.write(work)
+
+    def rename_embedder(self, name: str, embedder: str) -> Collection:
+        def work(connection: Connection) -> Collection:
+            lock_names(connection)
+            collection = find_collection(connection, name)
+            given = {"collection_id": collection.collection_id, "embedder": embedder}
+            connection.execute(_SQL["rename_embedder"], given)
+            return find_collection(connection, name)
 
         return self._database.write(work)
 
@@ -210,7 +220,7 @@ def _find(connection: Connection, name: str) -> Collection | None:
 
 
 def _loaded(row: tuple[Any, ...]) -> Collection:
-    collection_id, name, index_info, embedder, gate_threshold, own_past = row
+    collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as = row
     return Collection(
         collection_id,
         name,
@@ -218,6 +228,7 @@ def _loaded(row: tuple[Any, ...]) -> Collection:
         embedder,
         gate_threshold,
         None if own_past is None else OwnPast(**own_past),
+        hashed_as,
     )
 
 

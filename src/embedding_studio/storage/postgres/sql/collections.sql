@@ -13,11 +13,11 @@ VALUES (%(name)s, %(index_info)s, %(embedder)s, %(gate_threshold)s)
 RETURNING collection_id
 
 -- name: get
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as
 FROM embedding_studio.collections
 WHERE name = %(name)s
 UNION ALL
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as
 FROM embedding_studio.collection_aliases JOIN embedding_studio.collections USING (collection_id)
 WHERE alias = %(name)s
 
@@ -27,7 +27,7 @@ UNION ALL
 SELECT alias FROM embedding_studio.collection_aliases WHERE collection_id = %(collection_id)s
 
 -- name: list
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as
 FROM embedding_studio.collections
 ORDER BY name
 
@@ -44,6 +44,11 @@ WHERE collection_id = %(collection_id)s
 -- name: set_own_past
 UPDATE embedding_studio.collections
 SET own_past = %(own_past)s
+WHERE collection_id = %(collection_id)s
+
+-- name: rename_embedder
+UPDATE embedding_studio.collections
+SET hashed_as = coalesce(hashed_as, embedder), embedder = %(embedder)s
 WHERE collection_id = %(collection_id)s
 
 -- name: delete
