@@ -101,3 +101,27 @@ def test_an_installed_plugin_is_found_by_its_entry_point(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == entry.group else [])
 
     assert load_plugin(DEFAULTS).get_search_index_info().metric_type is MetricType.DOT
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        (
+            "get_embedder",
+            "'minilm'",
+            "returned 'minilm', a str; it is to return None, or an object with name",
+        ),
+        ("get_search_index_info", "None", "returned None, a NoneType; it is to return a SearchIndexInfo"),
+        ("get_vectors_adjuster", "5", "it is to return an object with adjust_vectors"),
+        ("get_session_filter", "True", "it is to return a function of a session"),
+    ],
+)
+def test_what_a_plugin_may_not_return_is_told_in_a_sentence(tmp_path, name, given, told):
+    text = f"class Mine:\n    def {name}(self):\n        return {given}\n"
+    plugin = load_plugin(DEFAULTS, written(tmp_path, "mine.py", text))
+
+    with pytest.raises(PluginError) as refused:
+        getattr(plugin, name)()
+
+    assert f"Mine.{name} of the plugin returned" in str(refused.value)
+    assert told in str(refused.value)
