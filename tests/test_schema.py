@@ -141,14 +141,11 @@ def test_a_model_behind_an_endpoint_loses_its_address_and_nothing_is_embedded_ag
 
 
 def without_names_of_models(connection):
-    """Make collections what they were when a model behind an endpoint was named with its address.
-
-    And when nothing was learnt of how much a user's own past counts.
-    """
+    """Make collections what they were when a model behind an endpoint was named with its address."""
     connection.execute(
         """
-        ALTER TABLE embedding_studio.collections DROP COLUMN hashed_as, DROP COLUMN own_past;
-        DELETE FROM embedding_studio.schema_migrations WHERE number >= 10;
+        ALTER TABLE embedding_studio.collections DROP COLUMN hashed_as;
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 11;
         """
     )
 
