@@ -225,6 +225,7 @@ def test_every_error_has_its_status_and_what_is_our_fault_tells_nothing_of_the_i
     waits = {kind: answer.headers.get("retry-after") for kind, answer in answers.items()}
     assert {kind: wait for kind, wait in waits.items() if wait} == {
         errors.StorageUnavailableError: "1",
+        errors.EmbedderUnavailableError: "1",
         errors.StorageTimeoutError: "5",
         errors.StorageNotWritableError: "30",
     }

@@ -540,3 +540,54 @@ def test_garbled_bytes_are_rows_or_a_sentence(tmp_path_factory, name, cuts, is_v
     for each in objects:
         json.dumps([each.object_id, each.payload], ensure_ascii=False, allow_nan=False).encode()
         assert not is_vectors or np.isfinite(each.parts).all()
+
+
+# What nobody may lose
+
+DEEP = "[" * 99 + "]" * 99
+
+
+@pytest.mark.parametrize("cell", ['["\\u0000"]', '["\\ud83d"]', "[1e400]", '{"a": 1, "a": 2}', DEEP])
+def test_what_cannot_be_kept_as_json_is_kept_as_the_text_that_it_is(tmp_path, cell):
+    path = tmp_path / "a.csv"
+    path.write_text("id\ttext\tmore\n1\ta\t[1]\n2\tb\t" + cell + "\n")
+
+    assert [payload["more"] for _, _, payload in read(path)] == ["[1]", cell]
+    assert "'more' is of texts" in notes(path)[0]
+
+
+def test_merging_leaves_the_lists_of_a_row_as_they_are(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"id": 1, "text": "a", "rgb": [255, 255, 0], "seen": [True, None, ""]},
+        {"id": 2, "text": "b", "rgb": [0, 0, 0], "seen": True},
+        {"id": 2, "text": "b", "rgb": [0, 0, 0], "seen": 1},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+    merged = [payload for _, _, payload in read(path, on_duplicate=OnDuplicate.MERGE)]
+
+    assert [each["rgb"] for each in merged] == [[255, 255, 0], [0, 0, 0]]
+    assert [list(map(repr, each["seen"])) for each in merged] == [["True", "None", "''"], ["True", "1"]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_that_folders_tell_may_be_named_as_others_are(tmp_path, kind):
+    part = tmp_path / "brand=acme" / f"part-0.{kind}"
+    part.parent.mkdir()
+    if kind == "csv":
+        part.write_text("id,text\n1,a\n")
+    else:
+        parquet.write_table(pa.table({"id": [1], "text": ["a"]}), part)
+
+    assert read(tmp_path, payload_columns=("brand",)) == [("1", "a", {"brand": "acme"})]
+    assert texts(tmp_path, text_columns=("text", "brand")) == ["a\nacme"]
+    assert read(tmp_path, drop_columns=("brand",)) == [("1", "a", {"text": "a"})]
+
+
+def test_a_table_of_delta_lake_is_refused_for_it_holds_rows_that_were_deleted(tmp_path):
+    parquet.write_table(pa.table({"id": [1], "text": ["a"]}), tmp_path / "part-0.parquet")
+    (tmp_path / "_delta_log").mkdir()
+
+    with pytest.raises(InvalidDataError, match="Delta Lake"):
+        read(tmp_path)

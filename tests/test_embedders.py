@@ -482,6 +482,7 @@ def test_what_is_secret_in_an_address_is_neither_told_nor_logged(endpoint, caplo
     address = endpoint.url.replace("http://", "http://ann:pa%40ssword@") + "?key=sec%2Fret&api-version=7"
     endpoint.answers = [(404, {}, {"error": "no /v1?key=sec%2Fret&api-version=7, sec/ret, pa@ssword"})]
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")  # which a command in this process may have silenced
 
     with (
         OpenAICompatibleEmbedder(address, "tiny", KEY) as embedder,
@@ -695,3 +696,27 @@ def test_a_model_whose_tokenizer_is_python_alone_splits_long_texts_too(tmp_path)
     assert len(parts) > 3
     assert " ".join(parts) == text.strip()
     assert embedder.embed(parts).shape == (len(parts), 16)
+
+
+def test_a_key_from_a_file_that_ends_in_a_line_break_is_taken(endpoint):
+    with OpenAICompatibleEmbedder(endpoint.url, "tiny", "sk-secret\n") as embedder:
+        assert embedder.embed_queries(["a"]).shape[0] == 1
+
+
+@pytest.mark.parametrize("key", ["sk-sec\nret", "sk-secrét"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_told(endpoint, key):
+    with pytest.raises(InvalidSettingError) as caught:
+        OpenAICompatibleEmbedder(endpoint.url, "tiny", key)
+    assert "sk-sec" not in str(caught.value)
+
+
+def test_a_port_that_there_cannot_be_is_refused():
+    with pytest.raises(InvalidSettingError, match="99999"):
+        OpenAICompatibleEmbedder("http://127.0.0.1:99999/v1", "tiny")
+
+
+def test_an_answer_that_cannot_be_unpacked_is_an_error_with_a_sentence(endpoint, embedder):
+    endpoint.answers = [(200, {"Content-Encoding": "gzip"}, b"no gzip")]
+
+    with pytest.raises(EmbeddingError, match="cannot be unpacked"):
+        embedder.embed_queries(["a"])

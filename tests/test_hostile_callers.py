@@ -325,3 +325,18 @@ def test_a_log_has_one_line_a_second_of_one_kind_of_trouble(caplog):
         "too many open files",
         "too many open files (and 2 more of this kind)",
     ]
+
+
+@pytest.mark.parametrize("padding", [0, 20_000])
+def test_a_whole_number_of_any_size_is_kept_in_a_body_of_any_size(make_context, padding):
+    payload = {"n": 123456789012345678901234567, "m": [-98765432109876543210], "padding": "x" * padding}
+    item = {"object_id": "a", "vectors": [1.0, 0.0], "payload": payload}
+    with serving(create_app(make_context(embedder="none"))) as client:
+        made = {"name": "numbers", "index": {"dimensions": 2}}
+        assert client.post("/api/v1/collections", json=made).is_success
+        given = {"collection": "numbers", "items": [item]}
+        assert client.post("/api/v1/embeddings/upsert", json=given).is_success
+        asked = {"collection": "numbers", "object_ids": ["a"]}
+        [found] = client.post("/api/v1/embeddings/objects", json=asked).json()["objects"]
+
+    assert found["payload"] == payload

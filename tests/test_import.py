@@ -332,7 +332,8 @@ def test_what_is_exported_is_imported_to_the_same(storage, tmp_path):
         SessionEvent(session_id="s1", object_id="a", event_type="purchase", created_at=AT, event_id="e7"),
     )
     given = {"collection": "games", "created_at": AT}
-    request = SearchRequest(limit=5, filter={"price": 3}, sort_by=("price", "ascending"), settings="f00d")
+    cheap = {"query": {"term": {"field": "price", "value": 3}}}
+    request = SearchRequest(limit=5, filter=cheap, sort_by=("price", "ascending"), settings="f00d")
     storage.clickstream.record(
         [
             RecordedSession(

@@ -11,6 +11,7 @@ from embedding_studio import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, OwnPast, PersonalState, QueryMemory
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.own_past import SOON_SECONDS, Kind, Returns, own_weights, returns_of
+from embedding_studio.errors import StorageUnavailableError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.feedback.worker import Worker
 from embedding_studio.search import SearchService
@@ -209,3 +210,19 @@ def test_a_worker_fits_the_past_when_nobody_is_due(storage, coats, monkeypatch):
     worker.run(stop)
 
     assert storage.collections.get("coats").own_past == OwnPast(repeated_soon=0.0)
+
+
+def test_a_collection_that_cannot_be_fitted_keeps_no_other_from_it(storage, coats, monkeypatch):
+    storage.collections.create("a shop", coats.index)
+    remember(storage, coats, shoppers(again=0))
+    real = storage.personal.latest_memories
+
+    def latest_memories(collection, count):
+        if collection.name == "a shop":
+            raise StorageUnavailableError("the statement took too long")
+        return real(collection, count)
+
+    monkeypatch.setattr(storage.personal, "latest_memories", latest_memories)
+    OwnPastKeeper(storage, gate_threshold=0.75).fit(0)
+
+    assert storage.collections.get(coats.name).own_past is not None

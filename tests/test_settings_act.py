@@ -685,12 +685,64 @@ def where_a_worker_tells_its_numbers_and_the_status_of_who_asks_without_a_key(wo
 def what_a_text_finds(world):
     with world.context() as context:
         index = SearchIndexInfo(dimensions=3)
-        collection = context.storage.collections.create("default", index, embedder=an_endpoint(world))
+        collection = context.storage.collections.create("default", index, embedder="openai:tiny")
         context.storage.objects.upsert(collection, [CatalogueObject("at10", at(10))])
         try:
             return [each.object_id for each in context.search.search("words").results]
         except EmbeddingStudioError:
             return "refused"
+
+
+def sent_by(world, work):
+    """Return what an endpoint was sent by something that embeds, whatever came of it."""
+    endpoint = world.request.getfixturevalue("endpoint")
+    before = len(endpoint.requests)
+    with world.context() as context, suppress(EmbeddingStudioError):
+        work(context.embedder)
+    return [body for _, _, body in endpoint.requests[before:]]
+
+
+@acts("embedder_query_prompt", "query: ", sees=("words", "query: words"), embedder=an_endpoint)
+def what_an_endpoint_is_sent_for_a_query(world):
+    return sent_by(world, lambda embedder: embedder.embed_queries(["words"]))[-1]["input"][0]
+
+
+@acts("embedder_document_prompt", "passage: ", sees=("words", "passage: words"), embedder=an_endpoint)
+def what_an_endpoint_is_sent_for_a_text(world):
+    return sent_by(world, lambda embedder: embedder.embed(["words"]))[-1]["input"][0]
+
+
+@acts("embedder_dimensions", "2", sees=(None, 2), embedder=an_endpoint)
+def how_many_dimensions_an_endpoint_is_asked_for(world):
+    return sent_by(world, lambda embedder: embedder.embed(["words"]))[-1].get("dimensions")
+
+
+@acts("embedder_batch_size", "2", sees=(3, 2), embedder=an_endpoint)
+def how_many_texts_an_endpoint_is_sent_at_once(world):
+    sent = sent_by(world, lambda embedder: embedder.embed(["a", "bb", "ccc"]))
+    return max(len(body["input"]) for body in sent)
+
+
+@acts("embedder_part_characters", "10", sees=(False, True), embedder=an_endpoint)
+def a_text_for_an_endpoint_is_split(world):
+    with world.context() as context:
+        return len(context.embedder.split("one two three four five")) > 1
+
+
+@acts("embedder_query_seconds", "0.1", sees=(False, True), embedder=an_endpoint)
+def a_query_to_an_endpoint_that_hangs_is_given_up_soon(world):
+    endpoint = world.request.getfixturevalue("endpoint")
+    endpoint.ended.clear()
+    endpoint.hangs = True
+    asking = threading.Thread(target=what_a_text_finds, args=(world,))
+    asking.start()
+    asking.join(world.patience_seconds)
+    try:
+        return not asking.is_alive()
+    finally:
+        endpoint.ended.set()
+        asking.join()
+        endpoint.hangs = False
 
 
 @acts("embedder_api_key", "very-secret", sees=(None, "Bearer very-secret"), embedder=an_endpoint)
@@ -800,13 +852,15 @@ def what_becomes_of_one_that_waits_a_second_for_a_lock(world):
     lock = "SELECT pg_advisory_xact_lock(7)"
     with world.postgres() as context, psycopg.connect(os.environ["DATABASE_URL"]) as other:
         other.execute(lock)
-        threading.Timer(1, other.rollback).start()
+        releasing = threading.Timer(1, other.rollback)
+        releasing.start()
         token = WAITER.set(Waiter())
         try:
             database = context.storage.objects.database
             return outcome(lambda: database.write(lambda connection: connection.execute(lock)))
         finally:
             WAITER.reset(token)
+            releasing.join()
 
 
 def outcome(work: Callable[[], object]) -> str:

@@ -129,7 +129,8 @@ class Settings(BaseSettings):
     learn_own_past: bool = Field(
         default=True,
         description="Once a day a worker fits to the log how much a user's own past counts in each"
-        " collection (embedding-studio tune does so at once).",
+        " collection (embedding-studio tune does so at once). Whoever can make up many users can lower it for"
+        " all; false where accounts are cheap.",
     )
     query_shift: float = Field(
         default=QUERY_SHIFT,
@@ -140,7 +141,8 @@ class Settings(BaseSettings):
         default=SHARED_MIN_USERS,
         ge=0,
         description="From so many other users on, what they clicked for near queries shifts everybody's"
-        " query and raises what they clicked; 0: what one user clicked bears on nobody else.",
+        " query and raises what they clicked; 0: what one user clicked bears on nobody else, but for the"
+        " shares that LEARN_OWN_PAST counts.",
     )
     event_weights: dict[str, float] = Field(
         default=dict(DEFAULT_EVENT_WEIGHTS),

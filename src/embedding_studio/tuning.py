@@ -13,7 +13,7 @@ import numpy as np
 from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.embeddings.own_past import Returns, returns_of
 from embedding_studio.embeddings.personal import gate_threshold_of, query_mean
-from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
+from embedding_studio.errors import CollectionNotFoundError, EmbeddingStudioError, InvalidInputError
 from embedding_studio.storage.ports import Storage
 
 logger = logging.getLogger(__name__)
@@ -132,6 +132,9 @@ class OwnPastKeeper:
                 tuned = tune_own_past(self._storage, collection.name, gate_threshold=threshold)
             except CollectionNotFoundError:
                 continue  # dropped since
+            except EmbeddingStudioError as error:  # the others are fitted all the same
+                logger.warning("how much the past counts in %r was not fitted: %s", collection.name, error)
+                continue
             if tuned.before != tuned.after:
                 logger.info("a user's own past counts for %s in %r", tuned.after, collection.name)
 

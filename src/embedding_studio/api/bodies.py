@@ -7,6 +7,7 @@ requests, and a large one is read in a thread, of which few are at it at once.
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -31,6 +32,9 @@ SMALL_BYTES = 16_384
 
 READERS = 2
 """So many threads read large bodies: more would only take the processor from each other."""
+
+LARGE_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{19,}+(?![.eE])")
+"""What may be a whole number of more than 64 bits, of which the faster reader makes a float."""
 
 FEW_CONTAINERS = 50_000
 BYTES_PER_CONTAINER = 12
@@ -153,7 +157,7 @@ def _parsed(body: bytes) -> Any:
     if containers > max(FEW_CONTAINERS, len(body) // BYTES_PER_CONTAINER):
         raise wrong_body(f"the body holds some {containers} lists and objects; send less at once")
     # The slower one keeps whole numbers of any size, and half a surrogate pair to be refused with its place.
-    loads = json.loads if len(body) <= SMALL_BYTES else orjson.loads
+    loads = json.loads if len(body) <= SMALL_BYTES or LARGE_NUMBER.search(body) else orjson.loads
     try:
         return loads(body)
     except (ValueError, RecursionError) as error:

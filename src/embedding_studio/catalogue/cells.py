@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from embedding_studio.domain.storable import check_json
+
 PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-][0-9]+)?")
 """An exponent has a sign, as programs write it; 1E5 may be a code."""
 
@@ -41,7 +43,16 @@ def _boolean(text: str) -> bool:
 def _json(text: str) -> Any:
     if text[:1] not in ("[", "{"):
         raise ValueError(text)
-    return json.loads(text, parse_constant=_no_constant)
+    value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_without_twins)
+    check_json({"": value})  # what cannot be kept as JSON can be as the text that it is
+    return value
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("more than one key has this name")
+    return made
 
 
 def _no_constant(name: str) -> None:

@@ -281,9 +281,10 @@ class CatalogueFile:
             made = unfinished.setdefault(row.object_id, _Object(row.object_id, {}))
             for column, value in row.values.items():
                 kept = made.values.setdefault(column, [])
-                for each in value if isinstance(value, list) else [value]:
-                    if each not in (None, "") and each not in kept:
-                        kept.append(each)
+                if isinstance(value, list):  # what it holds twice, or empty, it holds on purpose
+                    kept += [each for each in value if not _holds(kept, each)]
+                elif value not in (None, "") and not _holds(kept, value):
+                    kept.append(value)
                 if len(kept) > 1 or isinstance(value, list):
                     self._list_columns.add(column)
             made.vectors.extend(row.vectors)
@@ -323,6 +324,11 @@ class CatalogueFile:
         if column not in self._reading.text_columns or _is_list_of_words(typed):
             return typed
         return value
+
+
+def _holds(kept: list[Any], value: Any) -> bool:
+    """Return whether a value is among others; true is not 1."""
+    return any(each == value and isinstance(each, bool) == isinstance(value, bool) for each in kept)
 
 
 def _is_list_of_words(value: Any) -> bool:

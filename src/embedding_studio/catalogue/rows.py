@@ -145,6 +145,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row | Fault]:
         for part in self._parts:
+            self.columns.update(dict.fromkeys(part.columns))
             with readable(part.shown):
                 if part.kind == ".parquet":
                     rows = self._parquet_rows(part)
@@ -209,12 +210,13 @@ class Rows:
             InvalidDataError: its header has not the columns that it must have.
         """
         head = list(islice(self._lines(part), HEAD_LINES))
-        dialect, header = find_dialect(head, self._named, told=self._separator, first=SEPARATOR_OF[part.kind])
+        named = self._named - part.columns.keys()
+        dialect, header = find_dialect(head, named, told=self._separator, first=SEPARATOR_OF[part.kind])
         if UNDECODABLE.search("".join(header)):
             raise InvalidDataError(
                 f"{part.shown}, line {dialect.skipped + 1}: {not_decoded(''.join(header), self._encoding)}"
             )
-        if head and (absent := sorted(self._named - set(header))):
+        if head and (absent := sorted(named - set(header))):
             raise InvalidDataError(
                 f"{part.shown}, line {dialect.skipped + 1}: no column {absent[0]!r}; there are "
                 f"{listed(header)} where {dialect.separator!r} separates columns"
@@ -317,6 +319,11 @@ def _parts(path: Path, shown: str) -> list[Part]:
         raise InvalidDataError(f"{shown}: there is no such file")
     if not path.is_dir():
         return [Part(path, shown, kind_of(Path(shown)))]
+    if (path / "_delta_log").is_dir():
+        raise InvalidDataError(
+            f"{shown}: it is a table of Delta Lake, in whose folder are also files that are no part of it "
+            "any more; write what it holds as Parquet"
+        )
     parts = []
     for each in sorted(path.rglob("*")):
         within = each.relative_to(path)

@@ -47,9 +47,9 @@ CollectionArgument = Annotated[str, typer.Argument(help="Name or alias of the co
 @contextmanager
 def opened_context() -> Iterator[Context]:
     """Yield the context that a command works in; an error becomes a sentence."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(OnceASecond())
+    told = logging.StreamHandler(sys.stderr)
+    told.addFilter(OnceASecond())
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[told])
     for chatty in ("httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all is closed

@@ -170,7 +170,9 @@ class SearchRequest(BaseModel):
     @field_validator("sort_by", mode="before")
     @classmethod
     def _as_pair(cls, given: Any) -> Any:
-        """Return a pair for what is sent over HTTP: ``{"field": "price", "order": "asc"}``."""
+        """Return a pair for what is sent over HTTP, ``{"field": "price", "order": "asc"}``, or logged."""
+        if isinstance(given, list):  # as JSON has it
+            return tuple(given)
         if not isinstance(given, Mapping):
             return given
         if given.keys() - {"field", "order"} or "field" not in given:

@@ -16,6 +16,7 @@ from embedding_studio.embedders.names import without_secrets
 from embedding_studio.errors import EmbedderUnavailableError, EmbeddingError, InvalidSettingError
 
 LONGEST_WAIT_SECONDS = 60.0
+LAST_PORT = 65_535
 LARGEST_REFUSAL_BYTES = 65_536
 SHORTEST_SECRET = 4
 """Shorter values are no secrets, and stand in many answers by chance."""
@@ -74,6 +75,11 @@ class Endpoint:
             raise InvalidSettingError(
                 f"{self.told} has no address that can be asked; write %40 for an @ in a password, %2F for a /"
             ) from error
+        if base.port is not None and base.port > LAST_PORT:
+            raise InvalidSettingError(f"{self.told} has the port {base.port}; the last is {LAST_PORT}")
+        api_key = api_key and api_key.strip()  # a file with a key in it ends in a line break
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise InvalidSettingError(f"{self.told} has a key that no header can hold; is it the right one?")
         path, _, query = base.raw_path.partition(b"?")
         path = path.rstrip(b"/") + b"/embeddings"
         self._url = base.copy_with(raw_path=path + b"?" + query if query else path, fragment=None)
@@ -138,6 +144,8 @@ class Endpoint:
             raise EmbedderUnavailableError(
                 f"{self.told} cannot be reached {tried}: {self._masked(str(error))}"
             ) from error
+        except httpx.DecodingError as error:
+            raise EmbeddingError(f"{self.told} answered what cannot be unpacked: {error}") from error
         said = self.excerpt(answer)
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
             raise EmbedderUnavailableError(

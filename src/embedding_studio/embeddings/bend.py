@@ -109,7 +109,7 @@ class Bend:
         """Return object_id -> what its distance is multiplied by (eqs. 11 to 13)."""
         factors: Mapping[str, float] = {} if self.shared is None else self.shared.factors
         unlike = unlike_factors(
-            self.gates * self.weights,
+            min(1.0, self.strength) * self.gates * self.weights,
             [memory.clicked_ids for memory in self.memories],
             [memory.likeness for memory in self.memories],
         )

@@ -38,7 +38,7 @@ is as long as what was clicked is like the query; what such a click lacks in pul
 itself, whose gap from the least distance is multiplied by the least f_d of all these queries:
 
     r_d = clip(cos(q_j, c_d) / 0.3, 0, 1),    mu_j = max_d r_d (mean_d c_d - ...),
-    f_d = 1 - 0.9 w_j k_j (1 - r_d)                                                             eq. 13
+    f_d = 1 - 0.9 min(1, alpha) w_j k_j (1 - r_d)                                               eq. 13
 
 When every gate is closed nothing of this remains, and the search is the plain one in every bit.
 
@@ -229,7 +229,7 @@ def unlike_factors(
     """Return object_id -> what its distance is multiplied by where a click on it pulls too little (eq. 13).
 
     Args:
-        counts: [J], gates times weights.
+        counts: [J], gates times weights, times alpha where it is below 1.
         clicked: for each remembered query the ids clicked.
         likenesses: how like the query each of them is; empty: all are fully so.
 
