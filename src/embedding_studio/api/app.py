@@ -73,10 +73,11 @@ OUR_FAULT: Mapping[type[errors.EmbeddingStudioError], str] = {
 }
 """What a caller is told instead of an error that may name hosts, models or rows; by the nearest class."""
 
-RETRY_AFTER: Mapping[type[errors.EmbeddingStudioError], str] = {
-    errors.StorageUnavailableError: "1",
-    errors.StorageTimeoutError: "5",
-    errors.StorageNotWritableError: "30",
+RETRY_AFTER: Mapping[type[errors.EmbeddingStudioError], float] = {
+    errors.EmbedderUnavailableError: 1,
+    errors.StorageUnavailableError: 1,
+    errors.StorageTimeoutError: 5,
+    errors.StorageNotWritableError: 30,
 }
 """In seconds: whoever asked for much waits longer, and until a disk is cleared it takes still longer."""
 
@@ -207,10 +208,9 @@ def _answer_our_error(request: Request, error: errors.EmbeddingStudioError) -> R
 
 
 def _retry_after(error: errors.EmbeddingStudioError) -> str:
-    """Return after how many seconds to try again, for the header of this name."""
-    if isinstance(error, errors.EmbedderUnavailableError):
-        return str(math.ceil(error.retry_after_seconds or 1))
-    return _by_kind(RETRY_AFTER, error)
+    """Return after how many seconds to try again: as many as the error knows, or as its kind has."""
+    seconds: float = getattr(error, "retry_after_seconds", None) or _by_kind(RETRY_AFTER, error)
+    return str(math.ceil(seconds))
 
 
 def _answer_invalid_request(request: Request, error: RequestValidationError) -> Response:

@@ -258,7 +258,8 @@ def _standing_for(index: SearchIndexInfo, queries: Vectors, parts: Vectors) -> t
     directions = vectors if index.metric_type is MetricType.EUCLID else _directions(parts)
     lengthy = directions if index.metric_type is MetricType.COSINE else vectors
     if index.metric_aggregation_type is MetricAggregationType.MIN:
-        best = pair_similarities(index.metric_type, queries, parts).max(axis=0).argmax()
+        alike = pair_similarities(index.metric_type, queries, parts) if len(parts) > 1 else np.zeros((1, 1))
+        best = alike.max(axis=0).argmax()
         return directions[best], float(np.linalg.norm(lengthy[best]))
     return directions.mean(axis=0), float(np.linalg.norm(lengthy.mean(axis=0)))
 
