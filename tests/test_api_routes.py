@@ -25,6 +25,8 @@ DELETE = "/api/v1/embeddings/delete"
 PAYLOADS = "/api/v1/embeddings/payloads"
 OBJECTS = "/api/v1/embeddings/objects"
 SCROLL = "/api/v1/embeddings/scroll"
+RANK = "/api/v1/embeddings/rank"
+BEND = "/api/v1/embeddings/bend"
 COLLECTIONS = "/api/v1/collections"
 ORDERS = "/api/v1/improvement/orders"
 SESSIONS = "/api/v1/clickstream/sessions"
@@ -775,6 +777,69 @@ def test_the_write_key_sees_nothing_of_a_users_past(make_context):
 
     assert found.status_code == allowed.status_code == 200
     assert explained.status_code == session.status_code == 403
+
+
+# Engines that search elsewhere
+
+
+def ranked(client: httpx.Client, *candidates: Any, **more: Any) -> httpx.Response:
+    body = {"search_query": "a", "candidates": [{"object_id": each} for each in candidates], **more}
+    return client.post(RANK, json=body)
+
+
+def test_candidates_come_back_in_the_order_for_a_user_and_clicks_on_them_are_learnt(service, client):
+    fill(client)
+    found = ["all-a", "a-and-b", "gone", "all-b"]
+    first = ranked(client, *found, user_id="ada", create_session=True, session_id="s1").json()
+    client.post(EVENTS, json={"session_id": "s1", "events": [{"object_id": "all-b"}]})
+    service[0].state.context.improver().improve_once()
+
+    again, of_another = (ranked(client, *found, user_id=user).json() for user in ("ada", "bob"))
+
+    assert (first["session_id"], first["personalised"], first["unknown"]) == ("s1", False, ["gone"])
+    for untouched in (first, of_another):
+        assert [each["object_id"] for each in untouched["results"]] == found
+    assert again["personalised"]
+    assert [each["object_id"] for each in again["results"]] == ["all-a", "all-b", "gone", "a-and-b"]
+    assert again["results"][1] == {
+        "object_id": "all-b",
+        "position": 2,
+        "given_position": 4,
+        "distance_change": pytest.approx(-0.9, abs=0.2),
+        "personalised": True,
+    }
+
+
+def test_a_query_comes_back_as_clicks_bend_it(service, client):
+    fill(client)
+    search_and_click(client, "ada", "s1", "a-and-b")
+    service[0].state.context.improver().improve_once()
+
+    adas, bobs = (
+        client.post(BEND, json={"search_query": "a", "user_id": user}).json() for user in ("ada", "bob")
+    )
+
+    assert bobs == {"query_vectors": [[1, 0, 0]], "personalised": False, "moved": [], "factors": []}
+    [[a, b, c]] = adas["query_vectors"]
+    assert (a**2 + b**2, c) == (pytest.approx(1), 0)
+    assert a > b > 0
+    assert {each["object_id"] for each in adas["moved"]} <= {"all-a", "a-and-b", "all-b"}
+    assert all(0 < each["gate"] <= 1 for each in adas["moved"])
+
+
+def test_wrong_candidates_are_named_by_their_places(client):
+    fill(client)
+
+    assert pointers_of(ranked(client, "all-a", "all-b", "all-a")) == ["#/candidates/2/object_id"]
+    assert pointers_of(client.post(RANK, json={"search_query": "a"})) == ["#/candidates"]
+    wrong = {"search_query": "a", "candidates": [{"object_id": "x", "vectors": [1, 2]}]}
+    assert pointers_of(client.post(RANK, json=wrong)) == ["#/candidates/0/vectors"]
+    for path, body in ((RANK, {"candidates": []}), (BEND, {})):
+        assert pointers_of(client.post(path, json={"search_query": [1, 2], **body})) == ["#/search_query"]
+        answer = client.post(path, json={"search_query": "a", "collection": "gone", **body})
+        assert answer.status_code == 404
+    assert ranked(client, "all-a", user_id="u", create_session=True, session_id="s").status_code == 200
+    assert ranked(client, "all-a", user_id="v", create_session=True, session_id="s").status_code == 409
 
 
 # Objects

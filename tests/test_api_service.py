@@ -400,7 +400,7 @@ def test_a_caller_who_hangs_up_before_the_end_of_a_body_is_not_served():
 
 OPEN = {"get_health", "get_readiness"}
 FOR_THE_WRITE_KEY = {
-    *("similarity_search", "mark_session_irrelevant"),
+    *("similarity_search", "rank_candidates", "mark_session_irrelevant"),
     *("register_session", "record_sessions", "push_events", "push_events_of_sessions"),
     *("push_algolia_events", "push_ubi_events", "push_ubi_queries"),
 }
@@ -605,6 +605,8 @@ ROUTES_OF_THE_DESIGN = {
     "POST /api/v1/clickstream/session/irrelevant",
     "POST /api/v1/clickstream/internal/session/use-for-improvement",
     "POST /api/v1/embeddings/similarity-search",
+    "POST /api/v1/embeddings/rank",
+    "POST /api/v1/embeddings/bend",
     "POST /api/v1/embeddings/upsert",
     "POST /api/v1/embeddings/delete",
     "POST /api/v1/embeddings/payloads",

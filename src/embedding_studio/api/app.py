@@ -20,6 +20,7 @@ from embedding_studio.api import (
     collections,
     collectors,
     documentation,
+    elsewhere,
     embeddings,
     health,
     improvement,
@@ -145,7 +146,7 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
     app.state.threads = TextThreads()
 
     versioned = APIRouter(prefix=PREFIX)
-    for routes in (embeddings, clickstream, improvement, collections, users):
+    for routes in (embeddings, elsewhere, clickstream, improvement, collections, users):
         versioned.include_router(routes.router)
     app.include_router(versioned)
     app.include_router(collectors.router)

@@ -6,6 +6,7 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from embedding_studio.api.problems import wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.telemetry.metrics import ServiceMetrics
 
@@ -39,3 +40,13 @@ async def _threads(request: Request) -> TextThreads:
 InContext = Annotated[Context, Depends(_context)]
 InMetrics = Annotated[ServiceMetrics, Depends(_metrics)]
 InThreads = Annotated[TextThreads, Depends(_threads)]
+
+
+def check_embedder(context: Context, *place: str | int) -> None:
+    """Return if texts can be embedded.
+
+    Raises:
+        RequestValidationError: they cannot; of the text at this place of the body.
+    """
+    if context.embedder is None:
+        raise wrong_body("this service has no embedder for texts; send vectors", *place)

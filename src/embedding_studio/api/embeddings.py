@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, IsAdmin, check_admin
 from embedding_studio.api.bodies import Body, BodyRoute, Many
-from embedding_studio.api.dependencies import InContext, InMetrics, InThreads
+from embedding_studio.api.dependencies import InContext, InMetrics, InThreads, check_embedder
 from embedding_studio.api.fields import Filter, Id, Json, Query, Text, Vectors, check_fit
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
@@ -247,7 +247,7 @@ async def similarity_search(
         check_admin(is_admin=is_admin)
     limiter = None
     if isinstance(body.search_query, str):
-        _check_embedder(context, "search_query")
+        check_embedder(context, "search_query")
         limiter = threads.searches
     page, content = await to_thread.run_sync(_searched, body, context, limiter=limiter)
     metrics.searched.add(page.collection.name)
@@ -313,7 +313,7 @@ def _upserted(body: UpsertBody, context: Context) -> Indexed:
     objects: list[CatalogueText | CatalogueObject] = []
     for place, item in enumerate(body.items):
         if item.text is not None and item.vectors is None:
-            _check_embedder(context, "items", place, "text")
+            check_embedder(context, "items", place, "text")
             if not item.text.strip():
                 raise wrong_body("the text is empty, so there is nothing to embed", "items", place, "text")
             objects.append(CatalogueText(item.object_id, item.text, item.payload))
@@ -378,8 +378,3 @@ def _check_each_once(object_ids: Sequence[str], field: str) -> None:
             raise wrong_body(
                 f"number {first} has this id too; send an object once", field, place, "object_id"
             )
-
-
-def _check_embedder(context: Context, *place: str | int) -> None:
-    if context.embedder is None:
-        raise wrong_body("this service has no embedder for texts; send vectors", *place)

@@ -21,3 +21,6 @@ MAX_FILTER_TEXT = 1_024
 MAX_QUERY_LENGTH = 16_384
 MAX_QUERY_PARTS = 64
 """Characters of a query that is a text; vectors of a query."""
+
+MAX_CANDIDATES = 1_000
+"""Of another search, that are ranked at once."""

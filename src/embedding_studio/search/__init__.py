@@ -2,13 +2,18 @@
 
 results   what a search returns       ranking  the lists from which a page is made, and why
 mixing    which list fills a slot     service  one search from its query to its session
+candidates    of another search, in the order for one user
 """
 
 from embedding_studio.domain.sessions import MAX_LIMIT, MAX_REACH, SearchRequest, SortBy
 from embedding_studio.search.ranking import SORT_WINDOW
 from embedding_studio.search.results import (
+    BentQuery,
     Explanation,
     Influence,
+    MovedObject,
+    RankedPage,
+    RankedResult,
     SearchPage,
     SearchResult,
     SharedInfluence,
@@ -31,8 +36,12 @@ __all__ = [
     "QUERY_SHIFT",
     "SHARED_MIN_USERS",
     "SORT_WINDOW",
+    "BentQuery",
     "Explanation",
     "Influence",
+    "MovedObject",
+    "RankedPage",
+    "RankedResult",
     "SearchPage",
     "SearchRequest",
     "SearchResult",

@@ -134,6 +134,36 @@ class Lists:
         )
         return distances(index, blended)
 
+    def _distances_after(
+        self, bend: Bend, originals: Mapping[str, Vectors], copies: Mapping[str, Vectors]
+    ) -> NDArray[np.float64]:
+        """Return [R], as ``_distances``, after what others did too."""
+        index, factors = self.collection.index, bend.object_factors()
+        return weighed_distances(
+            index,
+            bend.shifted(index, self.queries),
+            self._distances(bend, originals, copies),
+            np.array([factors.get(name, 1.0) for name in originals]),
+            list(originals.values()),
+        )
+
+    def before_and_after(
+        self, bend: Bend, originals: Mapping[str, Vectors]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return [R] and [R], how far objects are for anybody, and for this user.
+
+        Args:
+            originals: object_id -> [P, D], R of them, at least one.
+        """
+        index, gate_of = self.collection.index, bend.object_gates()
+        copies = self._copies([name for name in originals if name in gate_of])
+        before = distances(index, similarities_of(index, self.queries, list(originals.values())))
+        return before, self._distances_after(bend, originals, copies)
+
+    def own_vectors(self, bend: Bend) -> dict[str, Vectors]:
+        """Return object_id -> [P, D], the user's own vectors that take part in this search."""
+        return self._copies(sorted(bend.object_gates()))
+
     def _copies(self, object_ids: Sequence[str]) -> dict[str, Vectors]:
         """Return object_id -> the user's own vectors, of those that have some."""
         if self.user_id is None or not object_ids:
@@ -182,12 +212,7 @@ class Lists:
         original = list(of_there.values())
 
         def distances_by(bend: Bend) -> NDArray[np.float64]:
-            factors = bend.object_factors()
-            shifted = bend.shifted(index, self.queries)
-            factor = np.array([factors.get(name, 1.0) for name in of_there])
-            return weighed_distances(
-                index, shifted, self._distances(bend, of_there, copies), factor, original
-            )
+            return self._distances_after(bend, of_there, copies)
 
         base = distances(index, similarities_of(index, self.queries, original))
         shifted = distances(index, similarities_of(index, self.bend.shifted(index, self.queries), original))

@@ -5,7 +5,7 @@ Axes: Q parts of a query · D dimensions.
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Unpack
 
@@ -32,9 +32,10 @@ from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import query_mean
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError, InvalidVectorsError
+from embedding_studio.search.candidates import check_candidates, ranked_candidates, vectors_brought
 from embedding_studio.search.mixing import Slot, slots_of
 from embedding_studio.search.ranking import Lists, as_for_anybody
-from embedding_studio.search.results import SearchPage, SearchResult
+from embedding_studio.search.results import BentQuery, MovedObject, RankedPage, SearchPage, SearchResult
 from embedding_studio.storage.ports import Storage, Vectors
 
 GATE_THRESHOLD = 0.75
@@ -122,9 +123,7 @@ class SearchService:
         """
         request = self._resolved((request or SearchRequest()).having(**options))
         wanted = request.payload_filter
-        for name, given in (("user_id", user_id), ("session_id", session_id)):
-            if given is not None:
-                check_id(given, name)
+        _check_ids(user_id, session_id)
         known = self._storage.collections.get(collection)
         text, queries = self._parts_of(known, query)
         offset, limit = request.offset, request.limit
@@ -163,6 +162,93 @@ class SearchService:
         )
 
     __call__ = search
+
+    def rank(
+        self,
+        query: str | ArrayLike,
+        candidates: Sequence[str],
+        *,
+        vectors: Mapping[str, ArrayLike] | None = None,
+        limit: int | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        user_id: str | None = None,
+        create_session: bool = False,
+        session_id: str | None = None,
+        now: int | None = None,
+    ) -> RankedPage:
+        """Return what another search found in the order for this user (``candidates``, eq. 15).
+
+        Where no click bears on the query the order stays as it is.
+
+        Args:
+            query: a text, or vectors [D] or [Q, D].
+            candidates: ids, the best first; at most ``MAX_CANDIDATES``, each once.
+            vectors: object_id -> [D] or [P, D], of candidates that the collection does not have, or
+                instead of what it has. A candidate without any stays at its place.
+            limit: so many are returned, and recorded as shown; None: all.
+            create_session: record query and results under ``session_id``, or under a new id.
+            user_id, now: as for ``search``.
+
+        Raises:
+            InvalidInputError: an argument is out of bounds, or vectors cannot be used.
+            EmbeddingError, EmbedderUnavailableError, CollectionNotFoundError, ConflictError: as ``search``.
+        """
+        check_candidates(candidates, limit)
+        _check_ids(user_id, session_id)
+        known = self._storage.collections.get(collection)
+        brought = vectors_brought(known.index, candidates, vectors or {})
+        text, queries = self._parts_of(known, query)
+        now = utc_timestamp() if now is None else now
+        bend = self._bend(known, user_id, queries, now)
+        lists = Lists(self._storage, known, queries, SearchRequest(), None, user_id, bend)
+        results, unknown = ranked_candidates(lists, candidates, brought)
+        results = results[:limit]
+        if create_session:
+            session_id = session_id or str(uuid.uuid4())
+            session = Session(
+                session_id=session_id,
+                search_query=text,
+                user_id=user_id,
+                created_at=now,
+                collection=collection,
+                search_results=tuple(
+                    SearchResultItem(
+                        object_id=each.object_id, position=each.position, personalised=each.personalised
+                    )
+                    for each in results
+                ),
+            )
+            self._record(session, queries)
+        return RankedPage(results, session_id if create_session else None, bend is not None, unknown, known)
+
+    def bent(
+        self,
+        query: str | ArrayLike,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        user_id: str | None = None,
+        now: int | None = None,
+    ) -> BentQuery:
+        """Return what clicks make of a query, for an engine that searches elsewhere; nothing is recorded.
+
+        Raises:
+            As ``rank``, but for ConflictError.
+        """
+        _check_ids(user_id)
+        known = self._storage.collections.get(collection)
+        _, queries = self._parts_of(known, query)
+        bend = self._bend(known, user_id, queries, utc_timestamp() if now is None else now)
+        if bend is None:
+            return BentQuery(queries, (), {}, personalised=False, collection=known)
+        lists = Lists(self._storage, known, queries, SearchRequest(), None, user_id, bend)
+        gate_of, copies = bend.object_gates(), lists.own_vectors(bend)
+        return BentQuery(
+            bend.shifted(known.index, queries),
+            tuple(MovedObject(name, gate_of[name], copies[name]) for name in sorted(copies)),
+            dict(sorted(bend.object_factors().items())),
+            personalised=True,
+            collection=known,
+        )
 
     def _resolved(self, request: SearchRequest) -> SearchRequest:
         """Return a request as it is recorded: in bounds, under the settings of this service."""
@@ -241,6 +327,12 @@ class SearchService:
             for result in session.search_results
             if result.position is not None and result.position <= offset
         }
+
+
+def _check_ids(user_id: str | None, session_id: str | None = None) -> None:
+    for name, given in (("user_id", user_id), ("session_id", session_id)):
+        if given is not None:
+            check_id(given, name)
 
 
 def _few(vectors: Vectors) -> Vectors:
