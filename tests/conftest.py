@@ -74,7 +74,10 @@ def new_postgres_storage(postgres_server: str) -> Iterator[Callable[[], Abstract
                 with closing(PostgresStorage(url)) as storage:
                     for collection in storage.collections.list():
                         storage.collections.drop(collection.name)
-                    connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.folds CASCADE")
+                    connection.execute(
+                        "TRUNCATE embedding_studio.sessions, embedding_studio.folds, embedding_studio.api_keys"
+                        " CASCADE"
+                    )
                     yield storage
 
         yield new_storage

@@ -140,8 +140,19 @@ def test_a_model_behind_an_endpoint_loses_its_address_and_nothing_is_embedded_ag
     assert definitions(connection) == made
 
 
+def without_api_keys(connection):
+    """Make tables what they were before keys were kept in them."""
+    connection.execute(
+        """
+        DROP TABLE embedding_studio.api_keys;
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 13;
+        """
+    )
+
+
 def without_names_of_models(connection):
     """Make collections what they were when a model behind an endpoint was named with its address."""
+    without_api_keys(connection)
     connection.execute(
         """
         ALTER TABLE embedding_studio.collections DROP COLUMN hashed_as;

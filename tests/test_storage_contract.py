@@ -11,6 +11,7 @@ import pytest
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.keys import Scope, new_key, renewed
 from embedding_studio.domain.objects import (
     CatalogueObject,
     Neighbour,
@@ -38,6 +39,7 @@ from embedding_studio.errors import (
     EmbeddingStudioError,
     InvalidInputError,
     InvalidVectorsError,
+    KeyNotFoundError,
     OrderNotFoundError,
     SessionNotFoundError,
 )
@@ -48,6 +50,7 @@ from embedding_studio.storage.ports import (
     SHARED_VOTES,
     OrderOutcome,
     PassedOver,
+    SessionOwner,
 )
 from test_filters import CASES
 
@@ -2927,3 +2930,86 @@ def test_users_who_share_queries_are_folded_and_forgotten_at_once(storage, films
 
 def test_storage_answers_a_ping(storage):
     storage.ping()
+
+
+# Keys
+
+
+def test_a_key_is_kept_as_it_was_made(storage):
+    kept = [
+        new_key("shop", [Scope.SEARCH, Scope.EVENTS], collections=["b", "a"], expires_at=9, now=7)[0],
+        new_key("größe '; --", [Scope.ADMIN], now=8)[0],
+        new_key("browser", [Scope.EVENTS], requires_user_token=True, now=8)[0],
+    ]
+    was_there_any = storage.keys.has_any()
+
+    for each in kept:
+        storage.keys.add(each)
+
+    assert not was_there_any
+    assert storage.keys.has_any()
+    assert [storage.keys.find(each.key_id) for each in kept] == kept
+    assert storage.keys.list() == sorted(kept, key=lambda key: (key.created_at, key.key_id))
+    assert storage.keys.find("elsewhere234") is None
+
+
+def test_a_key_that_was_revoked_stays_so_and_is_told_of(storage):
+    key, _ = new_key("shop", [Scope.SEARCH], now=5)
+    storage.keys.add(key)
+
+    first, again = storage.keys.revoke(key.key_id, now=8), storage.keys.revoke(key.key_id, now=9)
+
+    assert first == again == storage.keys.find(key.key_id) == dataclasses.replace(key, revoked_at=8)
+    assert [key.status(now) for now in (7, 8)] == ["active", "active"]
+    assert [first.status(now) for now in (7, 8)] == ["active", "revoked"]
+    with pytest.raises(KeyNotFoundError, match="elsewhere"):
+        storage.keys.revoke("elsewhere", now=9)
+
+
+@pytest.mark.parametrize(("expires_at", "until"), [(None, 20), (15, 15), (30, 20)])
+def test_a_key_is_good_beside_the_one_that_takes_its_place(storage, expires_at, until):
+    old, _ = new_key("shop", [Scope.SEARCH], expires_at=expires_at, now=5)
+    storage.keys.add(old)
+    new, _ = renewed(old, now=10)
+
+    storage.keys.replace(old.key_id, new, until=20, now=10)
+
+    assert storage.keys.list() == [dataclasses.replace(old, expires_at=until), new]
+    assert new.expires_at == (None if expires_at is None else expires_at + 5)  # as long as the old one
+
+
+def test_a_key_that_ended_is_not_replaced_and_nothing_is_kept(storage):
+    old, _ = new_key("shop", [Scope.SEARCH], expires_at=9, now=5)
+    storage.keys.add(old)
+    new, _ = renewed(old, now=10)
+
+    with pytest.raises(ConflictError, match="expired"):
+        storage.keys.replace(old.key_id, new, until=20, now=10)
+    with pytest.raises(KeyNotFoundError):
+        storage.keys.replace("elsewhere", new, until=20, now=10)
+
+    assert storage.keys.list() == [old]
+
+
+def test_the_use_of_a_key_is_noted_and_never_earlier_than_it_was(storage):
+    key, _ = new_key("shop", [Scope.SEARCH], now=5)
+    storage.keys.add(key)
+
+    for now in (8, 7):
+        storage.keys.note_use(key.key_id, now=now)
+    storage.keys.note_use("elsewhere", now=9)
+
+    assert storage.keys.list() == [dataclasses.replace(key, last_used_at=8)]
+
+
+def test_the_owners_of_sessions_are_told_of_those_that_are_there(storage, films):
+    storage.collections.set_alias("pictures", "films")
+    for session_id, user_id, name in (("s1", "ann", "films"), ("s2", None, "pictures")):
+        session = Session(session_id=session_id, user_id=user_id, collection=name)
+        storage.clickstream.register_session(session)
+
+    assert storage.clickstream.owners(["s2", "gone", "s1", "s1"]) == {
+        "s1": SessionOwner("ann", "films"),
+        "s2": SessionOwner(None, "pictures"),
+    }
+    assert storage.clickstream.owners([]) == {}

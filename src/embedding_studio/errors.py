@@ -9,7 +9,8 @@
     ├── NotFoundError (LookupError)
     │   ├── CollectionNotFoundError
     │   ├── SessionNotFoundError
-    │   └── OrderNotFoundError
+    │   ├── OrderNotFoundError
+    │   └── KeyNotFoundError
     ├── ConflictError (ValueError)              it exists already, or its state forbids the wish
     ├── SessionRefusedError (ValueError)        why nothing is learnt from one session
     ├── StorageError (RuntimeError)
@@ -77,6 +78,10 @@ class SessionNotFoundError(NotFoundError):
 
 class OrderNotFoundError(NotFoundError):
     """No improvement order exists for this session."""
+
+
+class KeyNotFoundError(NotFoundError):
+    """No API key has this id."""
 
 
 class ConflictError(EmbeddingStudioError, ValueError):

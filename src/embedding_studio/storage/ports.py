@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.keys import ApiKey
 from embedding_studio.domain.objects import (
     JSON,
     CatalogueObject,
@@ -97,6 +98,16 @@ def require_shown(session: Session, positions: Mapping[str, int | None]) -> None
                 f"session {session.session_id!r} is recorded already, and did not show "
                 f"{result.object_id!r} at position {result.position}; give each search an id of its own"
             )
+
+
+def require_active(key: ApiKey, now: int) -> None:
+    """Return if a key is good, so that another can take its place.
+
+    Raises:
+        ConflictError: it ended.
+    """
+    if (status := key.status(now)) != "active":
+        raise ConflictError(f"the key {key.key_id!r} is {status}; create a new one instead")
 
 
 class Collections(Protocol):
@@ -315,6 +326,18 @@ class BaseIndex(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SessionOwner:
+    """Whose a session is.
+
+    Attributes:
+        collection: the name under which it was recorded.
+    """
+
+    user_id: str | None
+    collection: str
+
+
 class Clickstream(Protocol):
     """The log: what was searched, shown and done. It is appended to, and forgets users alone."""
 
@@ -359,6 +382,10 @@ class Clickstream(Protocol):
         for which the storage was opened with ``order_on``.
         An event is ``UNKNOWN_OBJECT`` when its session shows results and the object is not among them.
         """
+        ...
+
+    def owners(self, session_ids: Iterable[str]) -> dict[str, SessionOwner]:
+        """Return session_id -> whose it is, for those that were registered."""
         ...
 
     def get_session(self, session_id: str) -> Session:
@@ -716,6 +743,47 @@ class Personal(Protocol):
         ...
 
 
+class Keys(Protocol):
+    """API keys, without their secrets. Those that ended stay."""
+
+    def add(self, key: ApiKey) -> None:
+        """Keep a new key."""
+        ...
+
+    def find(self, key_id: str) -> ApiKey | None:
+        """Return a key, whether it is still good or not; None: there never was one of this id."""
+        ...
+
+    def has_any(self) -> bool:
+        """Return whether there ever was a key."""
+        ...
+
+    def list(self) -> list[ApiKey]:
+        """Return all keys by (created_at, key_id)."""
+        ...
+
+    def replace(self, key_id: str, key: ApiKey, *, until: int, now: int) -> None:
+        """Keep a new key in place of another, which expires at ``until`` if it did not before.
+
+        Raises:
+            KeyNotFoundError: there is none of this id.
+            ConflictError: it is no longer good.
+        """
+        ...
+
+    def revoke(self, key_id: str, *, now: int) -> ApiKey:
+        """Return a key that is good no more from ``now`` on, or since it was revoked before.
+
+        Raises:
+            KeyNotFoundError: there is none of this id.
+        """
+        ...
+
+    def note_use(self, key_id: str, *, now: int) -> None:
+        """Note that a key was used, if there is one."""
+        ...
+
+
 class Backend(Protocol):
     """What the parts of a storage have in common."""
 
@@ -745,6 +813,7 @@ class Storage:
     orders: Orders
     folds: Folds
     personal: Personal
+    keys: Keys
     backend: Backend
 
     def having(self, *, objects: BaseIndex) -> "Storage":

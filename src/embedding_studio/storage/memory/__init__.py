@@ -9,6 +9,7 @@ from collections.abc import Collection as Container
 from embedding_studio.storage.memory.clickstream import MemoryClickstream
 from embedding_studio.storage.memory.collections import MemoryCollections
 from embedding_studio.storage.memory.folds import MemoryFolds
+from embedding_studio.storage.memory.keys import MemoryKeys
 from embedding_studio.storage.memory.objects import MemoryObjects
 from embedding_studio.storage.memory.orders import MemoryOrders
 from embedding_studio.storage.memory.personal import MemoryPersonal
@@ -48,5 +49,6 @@ class MemoryStorage(Storage):
             orders=MemoryOrders(state),
             folds=MemoryFolds(state),
             personal=MemoryPersonal(state),
+            keys=MemoryKeys(state),
             backend=MemoryBackend(),
         )

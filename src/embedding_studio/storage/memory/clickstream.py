@@ -1,6 +1,6 @@
 """Sessions and events in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import ConflictError
 from embedding_studio.storage.memory.state import State, StoredSession
-from embedding_studio.storage.ports import Vectors, require_shown
+from embedding_studio.storage.ports import SessionOwner, Vectors, require_shown
 
 STORED = {EventDisposition.ACCEPTED, EventDisposition.TOO_EARLY, EventDisposition.UNKNOWN_OBJECT}
 
@@ -70,6 +70,14 @@ class MemoryClickstream:
             for session_id in sorted(touched, key=lambda each: self._state.sessions[each].unit()):
                 self._state.place(session_id)
             return dispositions
+
+    def owners(self, session_ids: Iterable[str]) -> dict[str, SessionOwner]:
+        with self._state.lock:
+            known = {each: self._state.sessions[each] for each in session_ids if each in self._state.sessions}
+            return {
+                session_id: SessionOwner(stored.session.user_id, stored.session.collection)
+                for session_id, stored in known.items()
+            }
 
     def get_session(self, session_id: str) -> Session:
         with self._state.lock:

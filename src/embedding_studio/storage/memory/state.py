@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.keys import ApiKey
 from embedding_studio.domain.objects import (
     JSON,
     CatalogueObject,
@@ -69,6 +70,7 @@ class State:
     orders: dict[str, "StoredOrder"] = field(default_factory=dict)
     folds: dict[tuple[str, str], "StoredFold"] = field(default_factory=dict)
     folding: set[tuple[int, str]] = field(default_factory=set)
+    keys: dict[str, ApiKey] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     ticks: Iterator[int] = field(default_factory=itertools.count)
 

@@ -8,6 +8,7 @@
     folds        the queue of users                     orders  what became of sessions
     personal     what is learnt                         votes   what users tell each other
     vectors      on the wire
+    keys         who may call the service
 
 Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
 """
@@ -26,6 +27,7 @@ from embedding_studio.storage.postgres.clickstream import PostgresClickstream
 from embedding_studio.storage.postgres.collections import PostgresCollections
 from embedding_studio.storage.postgres.database import Database
 from embedding_studio.storage.postgres.folds import PostgresFolds
+from embedding_studio.storage.postgres.keys import PostgresKeys
 from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects
 from embedding_studio.storage.postgres.orders import PostgresOrders
@@ -93,6 +95,7 @@ class PostgresStorage(Storage):
             orders=PostgresOrders(database),
             folds=folds,
             personal=PostgresPersonal(database, search),
+            keys=PostgresKeys(database),
             backend=PostgresBackend(database, folds),
         )
         if CODES in database.applied:

@@ -24,7 +24,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.domain.storable import as_json
 from embedding_studio.errors import ConflictError, SessionNotFoundError
-from embedding_studio.storage.ports import Vectors, require_shown
+from embedding_studio.storage.ports import SessionOwner, Vectors, require_shown
 from embedding_studio.storage.postgres.collections import (
     find_collection,
     list_collections,
@@ -113,6 +113,11 @@ class PostgresClickstream:
 
     def push_events(self, events: Sequence[SessionEvent]) -> list[EventDisposition]:
         return self._database.write(lambda connection: _push(connection, events, self._order_on))
+
+    def owners(self, session_ids: Iterable[str]) -> dict[str, SessionOwner]:
+        given = {"session_ids": list(session_ids)}
+        rows = self._database.read(lambda connection: connection.execute(_SQL["owners"], given).fetchall())
+        return {session_id: SessionOwner(user_id, collection) for session_id, user_id, collection in rows}
 
     def get_session(self, session_id: str) -> Session:
         def work(connection: Connection) -> Session:

@@ -33,6 +33,11 @@ SELECT session_id, search_query, user_id, created_at, collection, search_meta, r
 FROM embedding_studio.sessions
 WHERE session_id = ANY(%(session_ids)s::text[])
 
+-- name: owners
+SELECT session_id, user_id, collection
+FROM embedding_studio.sessions
+WHERE session_id = ANY(%(session_ids)s::text[])
+
 -- name: lock_sessions
 -- Who pushes events to one of these waits for the commit: so an order is seen, or placed after what is done here.
 SELECT session_id
