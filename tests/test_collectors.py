@@ -61,8 +61,8 @@ def events_of(client, session_id, **headers):
 
 
 def test_a_beacon_of_algolias_client_is_taken_with_its_key_in_the_url(make_context):
-    admin = {"Authorization": "Bearer admin-7f3a"}
-    keys = KEYS | {"write_api_key": "write-9"}
+    admin = {"Authorization": "Bearer admin-7f3a-0123456789"}
+    keys = KEYS | {"write_api_key": "write-9-0123456789"}
     agent = "X-Algolia-Application-Id=APP&X-Algolia-Agent=insights-js%20(2.17.3)"
     with serving(create_app(make_context(**keys))) as client:
         fill(client, **admin)
@@ -71,11 +71,13 @@ def test_a_beacon_of_algolias_client_is_taken_with_its_key_in_the_url(make_conte
 
         refused = client.post(f"{ALGOLIA}?{agent}", content=body, headers=beacon)
         unknown = client.post(f"{ALGOLIA}?{agent}&X-Algolia-API-Key=x", content=body, headers=beacon)
-        taken = client.post(f"{ALGOLIA}?{agent}&X-Algolia-API-Key=write-9", content=body, headers=beacon)
-        lower = client.post(f"{ALGOLIA}?x-algolia-api-key=write-9", content=body, headers=beacon)
-        header = client.post(ALGOLIA, content=body, headers={"X-Algolia-API-Key": "write-9"})
-        forbidden = client.delete("/1/usertokens/ada", headers={"X-Algolia-API-Key": "write-9"})
-        forgotten = client.delete("/1/usertokens/ada", headers={"X-Algolia-API-Key": "admin-7f3a"})
+        taken = client.post(
+            f"{ALGOLIA}?{agent}&X-Algolia-API-Key=write-9-0123456789", content=body, headers=beacon
+        )
+        lower = client.post(f"{ALGOLIA}?x-algolia-api-key=write-9-0123456789", content=body, headers=beacon)
+        header = client.post(ALGOLIA, content=body, headers={"X-Algolia-API-Key": "write-9-0123456789"})
+        forbidden = client.delete("/1/usertokens/ada", headers={"X-Algolia-API-Key": "write-9-0123456789"})
+        forgotten = client.delete("/1/usertokens/ada", headers={"X-Algolia-API-Key": "admin-7f3a-0123456789"})
         gone = client.get("/api/v1/clickstream/session", params={"session_id": "q1"}, headers=admin)
 
     assert (refused.status_code, unknown.status_code) == (401, 401)
@@ -91,10 +93,10 @@ def test_a_beacon_of_algolias_client_is_taken_with_its_key_in_the_url(make_conte
 
 
 def test_a_key_in_the_url_may_have_any_character(make_context):
-    with serving(create_app(make_context(write_api_key="cl\u00e9\u20ac"))) as client:
+    with serving(create_app(make_context(write_api_key="cl\u00e9\u20ac-01234567890"))) as client:
         answers = [
             client.post(ALGOLIA, params={"X-Algolia-API-Key": key}, json={"events": []})
-            for key in ("cl\u00e9\u20ac", "\u20ac")
+            for key in ("cl\u00e9\u20ac-01234567890", "\u20ac")
         ]
 
     assert [each.status_code for each in answers] == [200, 401]

@@ -634,7 +634,7 @@ def prompted_model(tmp_path_factory):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     tokenizers = pytest.importorskip("tokenizers")
     words = {word: place for place, word in enumerate(["[UNK]", "query:", "passage:", "red", "shoe"])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     static = sentence_transformers.models.StaticEmbedding(tokenizer, embedding_dim=8)
     model = sentence_transformers.SentenceTransformer(

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
 import numpy as np
 import psycopg
 import pytest
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric import rsa
 from typer.testing import CliRunner
 
 from conftest import new_database
@@ -53,6 +55,9 @@ from embedding_studio.storage.waiting import WAITER, Waiter
 from test_api_service import EVENTS, SEARCH, samples, serving
 from test_embedded import open_folder
 from test_embedders import Endpoint
+
+TOKEN_SECRET = "a-secret-of-who-signs-users-in-0123456789"  # noqa: S105
+PAIR = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 ANGLES = (10, 20, 30, 40, 50)
 ALL = [f"at{degrees}" for degrees in ANGLES]
@@ -633,9 +638,15 @@ def a_second_connection_is_had_beside_one_that_is_in_use(world):
         return is_answered
 
 
-@acts("host", ANYWHERE, sees=(("127.0.0.1", "49151"), (ANYWHERE, "49151")), port="49151", admin_api_key="k")
+@acts(
+    "host",
+    ANYWHERE,
+    sees=(("127.0.0.1", "49151"), (ANYWHERE, "49151")),
+    port="49151",
+    admin_api_key="key-0123456789-k",
+)
 @acts("port", "49151", sees=(("127.0.0.1", "8000"), ("127.0.0.1", "49151")))
-@acts("admin_api_key", "k", sees=("refused", (ANYWHERE, "49151")), host=ANYWHERE, port="49151")
+@acts("admin_api_key", "key-0123456789-k", sees=("refused", (ANYWHERE, "49151")), host=ANYWHERE, port="49151")
 def where_the_service_listens(world):
     world.monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
     ended = world.command("serve", "--no-worker")
@@ -652,11 +663,11 @@ def where_the_service_listens(world):
     ANYWHERE,
     sees=(("127.0.0.1", "49152", 401), (ANYWHERE, "49152", 401)),
     worker_metrics_port="49152",
-    admin_api_key="k",
+    admin_api_key="key-0123456789-k",
 )
 @acts(
     "admin_api_key",
-    "k",
+    "key-0123456789-k",
     sees=("refused", (ANYWHERE, "49152", 401)),
     worker_metrics_port="49152",
     host=ANYWHERE,
@@ -783,13 +794,19 @@ def two_batches_are_embedded_at_once(world):
 # Who may call the service, and with how much
 
 
-@acts("admin_api_key", "k", sees=(200, 401))
+@acts("admin_api_key", "key-0123456789-k", sees=(200, 401))
 def the_status_of_a_caller_without_a_key(world):
     with world.context() as context, serving(create_app(context)) as client:
         return client.get("/api/v1/collections").status_code
 
 
-@acts("admin_api_key", "k", sees=((None, 200), ("Bearer k", 200)), embedder=an_endpoint, port="0")
+@acts(
+    "admin_api_key",
+    "key-0123456789-k",
+    sees=((None, 200), ("Bearer key-0123456789-k", 200)),
+    embedder=an_endpoint,
+    port="0",
+)
 def what_the_demo_sends_and_is_answered(world):
     seen = []
 
@@ -805,7 +822,7 @@ def what_the_demo_sends_and_is_answered(world):
     return seen[0]
 
 
-@acts("write_api_key", "w", sees=((200, 200), (401, 200)))
+@acts("write_api_key", "key-0123456789-w", sees=((200, 200), (401, 200)))
 def the_statuses_of_a_caller_with_a_wrong_key_and_with_the_write_key(world):
     with world.context() as context, serving(create_app(context)) as client:
         an_arc(context)
@@ -813,8 +830,76 @@ def the_statuses_of_a_caller_with_a_wrong_key_and_with_the_write_key(world):
             client.post(
                 SEARCH, json={"search_query": [1, 0, 0]}, headers={"Authorization": f"Bearer {key}"}
             ).status_code
-            for key in ("x", "w")
+            for key in ("x", "key-0123456789-w")
         )
+
+
+def claims_of(user_id, **others):
+    return {"sub": user_id, "exp": int(time.time()) + 60, **others}
+
+
+def signed(**claims):
+    return jwt.encode(claims, TOKEN_SECRET, algorithm="HS256")
+
+
+def status_with(world, token, key="key-0123456789-w", **body):
+    """Return the status of a search with a token."""
+    with world.context() as context, serving(create_app(context)) as client:
+        if not context.storage.collections.list():
+            an_arc(context)
+        headers = {"Authorization": f"Bearer {key}"} | ({"X-User-Token": token} if token else {})
+        return client.post(SEARCH, json={"search_query": [1, 0, 0]} | body, headers=headers).status_code
+
+
+TOKENS = {"write_api_key": "key-0123456789-w", "user_token_secret": TOKEN_SECRET}
+
+
+@acts("write_api_key_requires_user_token", "true", sees=(200, 401), **TOKENS)
+def the_status_of_the_write_key_that_names_a_user_without_a_token(world):
+    return status_with(world, None, user_id="ann")
+
+
+@acts("user_token_secret", TOKEN_SECRET, sees=(401, 200), write_api_key="key-0123456789-w")
+def the_status_of_a_token(world):
+    return status_with(world, signed(**claims_of("ann")))
+
+
+def a_file_of_public_keys(world):
+    told = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(PAIR.public_key()))
+    (world.folder / "jwks.json").write_text(json.dumps({"keys": [told]}))
+    return "jwks.json"
+
+
+@acts("user_token_jwks", a_file_of_public_keys, sees=(401, 200), write_api_key="key-0123456789-w")
+def the_status_of_a_token_that_a_private_key_signed(world):
+    return status_with(world, jwt.encode(claims_of("ann"), PAIR, algorithm="RS256"))
+
+
+@acts("user_token_claim", "uid", sees=(403, 200), **TOKENS)
+def the_status_of_a_token_that_names_ann_beside_its_subject(world):
+    return status_with(world, signed(**claims_of("bob", uid="ann")), user_id="ann")
+
+
+@acts("user_token_audience", "shop", sees=(200, 401), **TOKENS)
+def the_status_of_a_token_for_another_audience(world):
+    return status_with(world, signed(**claims_of("ann", aud="games")))
+
+
+@acts("user_token_issuer", "shop", sees=(200, 401), **TOKENS)
+def the_status_of_a_token_of_another_issuer(world):
+    return status_with(world, signed(**claims_of("ann", iss="games")))
+
+
+@acts("key_requests_per_second", "0.1", sees=([200, 200], [200, 429]), **TOKENS)
+@acts("user_requests_per_second", "0.1", sees=([200, 200], [200, 429]), **TOKENS)
+def the_statuses_of_two_requests_of_a_user(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        an_arc(context)
+        headers = {"Authorization": "Bearer key-0123456789-w", "X-User-Token": signed(**claims_of("ann"))}
+        return [
+            client.post(SEARCH, json={"search_query": [1, 0, 0]}, headers=headers).status_code
+            for _ in range(2)
+        ]
 
 
 @acts("cors_origins", "https://a.example,https://b.example", sees=(None, "https://b.example"))

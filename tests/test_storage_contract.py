@@ -2948,9 +2948,10 @@ def test_a_key_is_kept_as_it_was_made(storage):
 
     assert not was_there_any
     assert storage.keys.has_any()
-    assert [storage.keys.find(each.key_id) for each in kept] == kept
+    assert [storage.keys.get(each.key_id) for each in kept] == kept
     assert storage.keys.list() == sorted(kept, key=lambda key: (key.created_at, key.key_id))
-    assert storage.keys.find("elsewhere234") is None
+    with pytest.raises(KeyNotFoundError, match="elsewhere234"):
+        storage.keys.get("elsewhere234")
 
 
 def test_a_key_that_was_revoked_stays_so_and_is_told_of(storage):
@@ -2959,7 +2960,7 @@ def test_a_key_that_was_revoked_stays_so_and_is_told_of(storage):
 
     first, again = storage.keys.revoke(key.key_id, now=8), storage.keys.revoke(key.key_id, now=9)
 
-    assert first == again == storage.keys.find(key.key_id) == dataclasses.replace(key, revoked_at=8)
+    assert first == again == storage.keys.get(key.key_id) == dataclasses.replace(key, revoked_at=8)
     assert [key.status(now) for now in (7, 8)] == ["active", "active"]
     assert [first.status(now) for now in (7, 8)] == ["active", "revoked"]
     with pytest.raises(KeyNotFoundError, match="elsewhere"):

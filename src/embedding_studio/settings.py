@@ -8,9 +8,11 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -72,11 +74,19 @@ KNOBS: dict[str, Knob] = {
 """The four knobs of the reference page, with its ranges."""
 
 
+FEWEST_KEY_CHARACTERS = 16
+ADVISED_KEY_CHARACTERS = 32
+FEWEST_SECRET_CHARACTERS = 32
+"""As RFC 7518 has it: as many bytes as the hash."""
+
 NEUTRAL = frozenset(
     {
         *("database_url", "data_dir", "pool_size", "host", "port", "worker_metrics_port"),
         *("embedder_api_key", "embedder_query_seconds", "embedder_batch_size"),
-        *("admin_api_key", "write_api_key", "cors_origins"),
+        *("admin_api_key", "write_api_key", "write_api_key_requires_user_token", "cors_origins"),
+        *("user_token_secret", "user_token_jwks", "user_token_claim"),
+        *("user_token_audience", "user_token_issuer"),
+        *("key_requests_per_second", "user_requests_per_second"),
         *("max_request_bytes", "max_events_per_request", "index_threads"),
         *("statement_seconds", "lock_seconds", "request_seconds", "max_connections", "root_path"),
         *("improve_on_click", "improvement_seconds_interval", "users_per_batch"),
@@ -87,7 +97,7 @@ NEUTRAL = frozenset(
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     adjuster: Literal["passive_aggressive", "torch"] = Field(
         default="passive_aggressive",
@@ -281,9 +291,46 @@ class Settings(BaseSettings):
         description="Where `embedding-studio worker` tells its numbers to Prometheus, on HOST; 0 takes a free"
         " port; absent: nowhere. A worker inside the service tells them at the service's `/metrics`.",
     )
-    admin_api_key: SecretStr | None = Field(default=None, description="Bearer key that may do everything.")
+    admin_api_key: SecretStr | None = Field(
+        default=None,
+        description="Bearer key that may do everything, of 16 characters or more. It makes others:"
+        " `embedding-studio keys`.",
+    )
     write_api_key: SecretStr | None = Field(
-        default=None, description="Bearer key that may search and send sessions and events."
+        default=None,
+        description="Bearer key that may search and send sessions and events, of 16 characters or more.",
+    )
+    write_api_key_requires_user_token: bool = Field(
+        default=False,
+        description="WRITE_API_KEY speaks for a user only with the user's token: for a key in browsers.",
+    )
+    user_token_secret: SecretStr | None = Field(
+        default=None,
+        description="Tokens of users are signed by HS256 with this secret of 32 characters or more.",
+    )
+    user_token_jwks: str | None = Field(
+        default=None,
+        description="Tokens of users are signed by RS256; this JWKS, a file or a URL, has the public keys.",
+    )
+    user_token_claim: str = Field(
+        default="sub", min_length=1, description="Which claim of a token is the user's id."
+    )
+    user_token_audience: str | None = Field(
+        default=None, description="What `aud` of a token has to be, or hold; absent: anything."
+    )
+    user_token_issuer: str | None = Field(
+        default=None, description="What `iss` of a token has to be; absent: anything."
+    )
+    key_requests_per_second: float = Field(
+        default=0,
+        ge=0,
+        description="Requests of one key in each process, on average over ten seconds; more are answered 429."
+        " 0: any number.",
+    )
+    user_requests_per_second: float = Field(
+        default=0,
+        ge=0,
+        description="Requests with the tokens of one user in each process, likewise. 0: any number.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may call the service, separated by commas."
@@ -331,6 +378,10 @@ class Settings(BaseSettings):
         "worker_metrics_port",
         "admin_api_key",
         "write_api_key",
+        "user_token_secret",
+        "user_token_jwks",
+        "user_token_audience",
+        "user_token_issuer",
         mode="before",
     )
     @classmethod
@@ -368,9 +419,53 @@ class Settings(BaseSettings):
             )
         return given
 
+    @field_validator("admin_api_key", "write_api_key", "user_token_secret")
+    @classmethod
+    def _is_long_enough(cls, given: SecretStr | None, info: Any) -> SecretStr | None:
+        if given is None:
+            return None
+        length = len(given.get_secret_value())
+        fewest = FEWEST_SECRET_CHARACTERS if info.field_name == "user_token_secret" else FEWEST_KEY_CHARACTERS
+        if length < fewest:
+            raise ValueError(
+                f"has {length} characters, which can be guessed; give at least {fewest}, such as what "
+                "`openssl rand -base64 32` prints"
+            )
+        if length < ADVISED_KEY_CHARACTERS:
+            logger.warning(
+                "%s has %s characters; give %s or more",
+                info.field_name.upper(),
+                length,
+                ADVISED_KEY_CHARACTERS,
+            )
+        return given
+
+    @field_validator("user_token_jwks")
+    @classmethod
+    def _keys_come_safely(cls, given: str | None) -> str | None:
+        host = urlsplit(given).hostname if given and given.startswith("http://") else None
+        if host is not None and host not in {"localhost", "127.0.0.1", "::1"}:
+            raise ValueError("whoever is on the way could put keys into http; give an https URL, or a file")
+        return given
+
     @field_serializer("embedder")
     def _without_secrets(self, embedder: str) -> str:
         return without_secrets(embedder)
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if self.admin_api_key is not None and self.admin_api_key == self.write_api_key:
+            raise ValueError(
+                "ADMIN_API_KEY and WRITE_API_KEY are equal, so whoever may search may do everything; give two"
+            )
+        if self.user_token_secret is not None and self.user_token_jwks is not None:
+            raise ValueError("give USER_TOKEN_SECRET or USER_TOKEN_JWKS, for tokens are signed in one way")
+        signs = self.user_token_secret is not None or self.user_token_jwks is not None
+        if self.write_api_key_requires_user_token and not signs:
+            raise ValueError(
+                "WRITE_API_KEY_REQUIRES_USER_TOKEN needs USER_TOKEN_SECRET or USER_TOKEN_JWKS to check them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warn_outside_the_documented_range(self) -> Self:
@@ -415,10 +510,15 @@ def load_settings(**given: Any) -> Settings:
         raise InvalidSettingError(f"{what} is not JSON: {error.__cause__}. {advice}") from error
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])).upper()}: {problem['msg'].removeprefix('Value error, ')}"
+            ": ".join([*map(str.upper, _named(problem)), problem["msg"].removeprefix("Value error, ")])
             for problem in error.errors(include_input=False)
         )
         raise InvalidSettingError(f"{wrong}. {advice}") from error
+
+
+def _named(problem: Mapping[str, Any]) -> list[str]:
+    """Return the setting that is wrong, or none where several are together."""
+    return [".".join(map(str, problem["loc"]))] if problem["loc"] else []
 
 
 def _warn_of_near_misses(file: Path) -> None:

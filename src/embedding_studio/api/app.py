@@ -24,6 +24,7 @@ from embedding_studio.api import (
     embeddings,
     health,
     improvement,
+    keys,
     users,
 )
 from embedding_studio.api.border import (
@@ -36,6 +37,7 @@ from embedding_studio.api.border import (
     SafeHeaders,
 )
 from embedding_studio.api.dependencies import TextThreads
+from embedding_studio.api.guard import USER_TOKEN_HEADER, Guard, Refused
 from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, kind_of, problem_response
 from embedding_studio.bootstrap import Context
 
@@ -89,6 +91,7 @@ TAGS = [
     {"name": "improvement", "description": "Orders: sessions waiting to be learnt from."},
     {"name": "collections", "description": "Objects embedded by one model, under one metric."},
     {"name": "users", "description": "Forgetting."},
+    {"name": "keys", "description": "Who may do what."},
     {"name": "health", "description": "Whether the service lives, can serve, and how it fares."},
 ]
 
@@ -144,9 +147,10 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
     app.state.metrics = context.metrics.service
     app.state.background = None
     app.state.threads = TextThreads()
+    app.state.guard = Guard(context)
 
     versioned = APIRouter(prefix=PREFIX)
-    for routes in (embeddings, elsewhere, clickstream, improvement, collections, users):
+    for routes in (embeddings, elsewhere, clickstream, improvement, collections, users, keys):
         versioned.include_router(routes.router)
     app.include_router(versioned)
     app.include_router(collectors.router)
@@ -169,8 +173,8 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=METHODS,
-            allow_headers=["Authorization", "X-Request-ID", *collectors.HEADERS],
-            expose_headers=["X-Request-ID"],
+            allow_headers=["Authorization", USER_TOKEN_HEADER, "X-Request-ID", *collectors.HEADERS],
+            expose_headers=["X-Request-ID", "Retry-After"],
             allow_credentials=False,
         )
     app.add_middleware(SafeHeaders)
@@ -225,6 +229,8 @@ def _answer_invalid_request(request: Request, error: RequestValidationError) -> 
 
 def _answer_http_error(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
+    if isinstance(error, Refused):
+        request.app.state.metrics.count_refused(error.reason)
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_allowed(request))
     kind = TOO_LARGE if error.status_code == 413 else None

@@ -1,78 +1,103 @@
-"""Bearer keys: who may do what.
+"""What a route asks of its caller: a key with a scope, and where it names a user, the user's token.
 
-With neither key set the service is open, which is for one's own machine. With one set, the write
-key may search and send sessions and events (it may live in a browser, so it reads nothing back
-about a user); the admin key may do everything.
+Without any key, in the environment or in the database, the service is open, which is for one's own machine.
+A guard is a dependency of a route; ``InCaller`` is who passed it.
 """
 
-import hmac
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import SecretStr
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, APIKeyQuery, HTTPAuthorizationCredentials, HTTPBearer
 
 from embedding_studio.api.dependencies import InContext
+from embedding_studio.api.guard import USER_TOKEN_HEADER, Caller, Guard
+from embedding_studio.bootstrap import Context
+from embedding_studio.domain.keys import Scope
 
-REALM = 'Bearer realm="embedding-studio"'
+KEY_IN_URL, USER_TOKEN_IN_URL = "api_key", "user_token"
+
 BEARER = HTTPBearer(
-    auto_error=False, description="ADMIN_API_KEY, or WRITE_API_KEY for searching and sending events"
+    auto_error=False,
+    description="a key with the scope of the route, ADMIN_API_KEY, or WRITE_API_KEY for searching and"
+    " sending events",
 )
+TOKEN = APIKeyHeader(
+    name=USER_TOKEN_HEADER, auto_error=False, scheme_name="UserToken", description="who the user is, signed"
+)
+URL_KEY = APIKeyQuery(name=KEY_IN_URL, auto_error=False, scheme_name="KeyInUrl")
+URL_TOKEN = APIKeyQuery(name=USER_TOKEN_IN_URL, auto_error=False, scheme_name="UserTokenInUrl")
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+Token = Annotated[str | None, Depends(TOKEN)]
+UrlKey = Annotated[str | None, Depends(URL_KEY)]
+UrlToken = Annotated[str | None, Depends(URL_TOKEN)]
 
 
-async def may_write(context: InContext, credentials: Credentials) -> bool:
-    """Return whether the caller may also administer.
+async def identify(request: Request, context: Context, key: str | None, token: str | None) -> Caller:
+    """Return who calls; a request is looked at once, whatever asks for it.
 
-    Raises:
-        HTTPException: 401, the key is missing or unknown.
+    Args:
+        key: in Latin-1, as headers are read.
     """
-    admin_key, write_key = context.settings.admin_api_key, context.settings.write_api_key
-    if admin_key is None and write_key is None:
-        return True
-    if credentials is None:
-        raise HTTPException(
-            401,
-            "this service asks for a key: send `Authorization: Bearer ...`",
-            headers={"WWW-Authenticate": REALM},
-        )
-    is_admin = _is(admin_key, credentials.credentials)
-    if not (_is(write_key, credentials.credentials) or is_admin):
-        raise HTTPException(
-            401, "this key is not known", headers={"WWW-Authenticate": f'{REALM}, error="invalid_token"'}
-        )
-    return is_admin
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is None:
+        address = request.client.host if request.client else ""
+        caller = request.state.caller = await guard_of(request, context).caller(key, token, address)
+    return caller
 
 
-IsAdmin = Annotated[bool, Depends(may_write)]
+def guard_of(request: Request, context: Context) -> Guard:
+    """Return the guard of the service, which is of its context."""
+    state = request.app.state
+    if state.guard.context is not context:
+        state.guard = Guard(context)
+    guard: Guard = state.guard
+    return guard
 
 
-async def may_administer(is_admin: IsAdmin) -> None:
-    """Return if the caller may do everything.
-
-    Raises:
-        HTTPException: 401, or 403: the key is the write key.
-    """
-    check_admin(is_admin=is_admin)
+def key_of(credentials: HTTPAuthorizationCredentials | None, in_url: str | None = None) -> str | None:
+    """Return the key that was sent, in Latin-1; that of the header, or else that of the URL."""
+    if credentials is not None:
+        return credentials.credentials
+    return in_url.encode(errors="replace").decode("latin-1") if in_url else None
 
 
-def check_admin(*, is_admin: bool) -> None:
-    if not is_admin:
-        raise HTTPException(
-            403,
-            "the write key may search and send sessions and events; this needs the admin key",
-            headers={"WWW-Authenticate": f'{REALM}, error="insufficient_scope"'},
-        )
+async def _in_headers(request: Request, context: InContext, credentials: Credentials, token: Token) -> Caller:
+    return await identify(request, context, key_of(credentials), token)
 
 
-WRITE = Depends(may_write)
-ADMIN = Depends(may_administer)
+async def _of_beacon(  # noqa: PLR0917, a dependency's
+    request: Request,
+    context: InContext,
+    credentials: Credentials,
+    token: Token,
+    in_url: UrlKey,
+    token_in_url: UrlToken,
+) -> Caller:
+    """Return who calls, as above or by what the URL says: ``sendBeacon`` sends no headers."""
+    return await identify(request, context, key_of(credentials, in_url), token or token_in_url)
 
 
-def _is(key: SecretStr | None, given: str) -> bool:
-    """Compare in a time that does not tell how much of the key was right.
+def needs(scope: Scope, who: Callable[..., Awaitable[Caller]] = _in_headers) -> Any:
+    """Return a guard: it raises ``Refused`` where the caller has not the scope."""
 
-    Starlette reads headers as Latin-1; the bytes that were sent are those of UTF-8.
-    """
-    return key is not None and hmac.compare_digest(key.get_secret_value().encode(), given.encode("latin-1"))
+    async def check(caller: Annotated[Caller, Depends(who)]) -> Caller:
+        caller.require(scope)
+        return caller
+
+    return Depends(check)
+
+
+async def _who_passed(request: Request) -> Caller:
+    """Return who passed the guard of a route; there is none where a route has no guard."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+SEARCH = needs(Scope.SEARCH)
+EVENTS = needs(Scope.EVENTS)
+BEACON = needs(Scope.EVENTS, _of_beacon)
+OBJECTS = needs(Scope.OBJECTS)
+ADMIN = needs(Scope.ADMIN)
+InCaller = Annotated[Caller, Depends(_who_passed)]

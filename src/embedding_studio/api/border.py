@@ -30,6 +30,7 @@ SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 """Where an answer has none of its own."""
@@ -77,7 +78,7 @@ class HeadRequests:
 
 
 class SafeHeaders:
-    """Tell browsers to guess no types, to show no page in a frame, and to load nothing from elsewhere."""
+    """Tell browsers to guess no types, frame no page, load nothing from elsewhere, and keep no answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,18 +1,21 @@
 """Searches that were shown, and what users did with them."""
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from embedding_studio.api.authentication import ADMIN, WRITE
+from embedding_studio.api.authentication import ADMIN, BEACON, EVENTS, InCaller
 from embedding_studio.api.bodies import Body, BodyRoute, Many
 from embedding_studio.api.dependencies import InContext, InMetrics
 from embedding_studio.api.fields import Id, Json, Text, UtcSeconds, Vectors, check_fit
+from embedding_studio.api.guard import Caller
+from embedding_studio.api.permissions import own_sessions, require_collection, require_session, user_of
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.keys import Scope
 from embedding_studio.domain.sessions import (
     DEFAULT_COLLECTION,
     MAX_REACH,
@@ -213,20 +216,30 @@ class EventsOfSessionsReceipt(BaseModel):
     events: list[EventOfSessionReceipt]
 
 
-@router.post("/session", status_code=201, operation_id="register_session", dependencies=[WRITE])
-def register_session(body: SessionBody, context: InContext) -> Session:
+@router.post("/session", status_code=201, operation_id="register_session", dependencies=[EVENTS])
+def register_session(body: SessionBody, context: InContext, caller: InCaller) -> Session:
     """Record a search and what it showed. The same session again changes nothing.
 
     With other results, of another user, or for another query it is a conflict.
     """
+    session = _session(body, caller)
+    require_collection(context, caller, body.collection)
     if body.query_vectors is not None:
         check_fit(context.storage.collections.get(body.collection), body.query_vectors, "query_vectors")
     try:
-        context.clickstream_dao.register_session(_session(body), body.query_vectors)
+        is_new = context.clickstream_dao.register_session(session, body.query_vectors)
     except ConflictError as error:
         raise session_taken(body.session_id) from error
     stored = context.clickstream_dao.get_session(body.session_id)
-    return stored.model_copy(update={"events": ()})  # the key may write, and reads nothing back about a user
+    hidden: dict[str, Any] = {"events": ()}  # the key may write, and reads nothing back about a user
+    if not is_new and not caller.may(Scope.ADMIN):
+        hidden |= {
+            "search_results": session.search_results,
+            "search_meta": session.search_meta,
+            "request": None,
+            "is_irrelevant": False,
+        }
+    return stored.model_copy(update=hidden)
 
 
 @router.get("/session", operation_id="get_session", dependencies=[ADMIN])
@@ -235,11 +248,11 @@ def get_session(session_id: Annotated[Id, Query()], context: InContext) -> Sessi
     return context.clickstream_dao.get_session(session_id)
 
 
-@router.post("/session/events", operation_id="push_events", dependencies=[WRITE])
-def push_events(body: EventsBody, context: InContext, metrics: InMetrics) -> EventsReceipt:
+@router.post("/session/events", operation_id="push_events", dependencies=[BEACON])
+def push_events(body: EventsBody, context: InContext, metrics: InMetrics, caller: InCaller) -> EventsReceipt:
     """Record what a user did with results, and say of each event what became of it."""
     events = [_event(body.session_id, event) for event in body.events]
-    dispositions = _push(events, context, metrics)
+    dispositions = _push(events, context, metrics, caller)
     return EventsReceipt(
         session_id=body.session_id,
         events=[
@@ -255,16 +268,20 @@ def push_events(body: EventsBody, context: InContext, metrics: InMetrics) -> Eve
     )
 
 
-@router.post("/sessions", operation_id="record_sessions", dependencies=[WRITE])
-def record_sessions(body: SessionsBody, context: InContext) -> SessionsReceipt:
+@router.post("/sessions", operation_id="record_sessions", dependencies=[EVENTS])
+def record_sessions(body: SessionsBody, context: InContext, caller: InCaller) -> SessionsReceipt:
     """Record many searches with what they showed and what was done; those that are known are continued."""
     _check_number(sum(1 + len(session.events) for session in body.sessions), context, "sessions")
+    recorded = [
+        RecordedSession(_session(each, caller, each.events), each.query_vectors) for each in body.sessions
+    ]
+    for name in sorted({session.collection for session in body.sessions}):
+        require_collection(context, caller, name)
     collections = {session.collection for session in body.sessions if session.query_vectors is not None}
     known = {name: context.storage.collections.get(name) for name in collections}
     for number, session in enumerate(body.sessions):
         if session.query_vectors is not None:
             check_fit(known[session.collection], session.query_vectors, "sessions", number, "query_vectors")
-    recorded = [RecordedSession(_session(each, each.events), each.query_vectors) for each in body.sessions]
     dispositions = context.clickstream_dao.record(recorded)
     return SessionsReceipt(
         sessions=[
@@ -278,13 +295,13 @@ def record_sessions(body: SessionsBody, context: InContext) -> SessionsReceipt:
     )
 
 
-@router.post("/events", operation_id="push_events_of_sessions", dependencies=[WRITE])
+@router.post("/events", operation_id="push_events_of_sessions", dependencies=[BEACON])
 def push_events_of_sessions(
-    body: EventsOfSessionsBody, context: InContext, metrics: InMetrics
+    body: EventsOfSessionsBody, context: InContext, metrics: InMetrics, caller: InCaller
 ) -> EventsOfSessionsReceipt:
     """Record what users did in several sessions, and say of each event what became of it."""
     events = [_event(each.session_id, each) for each in body.events]
-    dispositions = _push(events, context, metrics)
+    dispositions = _push(events, context, metrics, caller)
     return EventsOfSessionsReceipt(
         events=[
             EventOfSessionReceipt(
@@ -301,10 +318,11 @@ def push_events_of_sessions(
 
 
 @router.post(
-    "/session/irrelevant", status_code=204, operation_id="mark_session_irrelevant", dependencies=[WRITE]
+    "/session/irrelevant", status_code=204, operation_id="mark_session_irrelevant", dependencies=[EVENTS]
 )
-def mark_session_irrelevant(body: SessionIdBody, context: InContext) -> None:
+def mark_session_irrelevant(body: SessionIdBody, context: InContext, caller: InCaller) -> None:
     """Let a session no longer count; what was learnt from it is unlearnt."""
+    require_session(context, caller, body.session_id)
     context.clickstream_dao.mark_irrelevant(body.session_id)
 
 
@@ -318,11 +336,11 @@ def use_session_for_improvement(body: SessionIdBody, context: InContext) -> Sess
     )
 
 
-def _session(body: SessionBody, events: Iterable[EventBody] = ()) -> Session:
+def _session(body: SessionBody, caller: Caller, events: Iterable[EventBody] = ()) -> Session:
     return Session(
         session_id=body.session_id,
         search_query=body.search_query,
-        user_id=body.user_id,
+        user_id=user_of(caller, body.user_id),
         created_at=body.created_at,
         collection=body.collection,
         search_results=_shown(body.search_results),
@@ -356,9 +374,11 @@ def _event(session_id: str, body: EventBody) -> SessionEvent:
     )
 
 
-def _push(events: list[SessionEvent], context: Context, metrics: ServiceMetrics) -> list[EventDisposition]:
+def _push(
+    events: list[SessionEvent], context: Context, metrics: ServiceMetrics, caller: Caller
+) -> list[EventDisposition]:
     _check_number(len(events), context, "events")
-    dispositions = context.clickstream_dao.push_events(events)
+    dispositions = _pushed(events, context, caller)
     metrics.count_events(events, dispositions)
     weights = context.settings.event_weights
     return [
@@ -366,6 +386,18 @@ def _push(events: list[SessionEvent], context: Context, metrics: ServiceMetrics)
         if disposition is EventDisposition.ACCEPTED and event.event_type not in weights
         else disposition
         for event, disposition in zip(events, dispositions, strict=True)
+    ]
+
+
+def _pushed(events: list[SessionEvent], context: Context, caller: Caller) -> list[EventDisposition]:
+    """Return what became of events; for a bound caller a session of another is one that is not known."""
+    if not caller.is_bound:
+        return context.clickstream_dao.push_events(events)
+    is_own = own_sessions(context, caller, [event.session_id for event in events])
+    own = [event for event in events if is_own.get(event.session_id)]
+    became = iter(context.clickstream_dao.push_events(own))
+    return [
+        next(became) if is_own.get(event.session_id) else EventDisposition.UNKNOWN_SESSION for event in events
     ]
 
 

@@ -5,17 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from embedding_studio.api.authentication import ADMIN
+from embedding_studio.api.authentication import ADMIN, OBJECTS, InCaller
 from embedding_studio.api.bodies import Body, BodyRoute
 from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.fields import Id
+from embedding_studio.api.permissions import may_use, require_collection
 from embedding_studio.api.problems import wrong_body
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.embedders.names import is_called
 from embedding_studio.storage.ports import Storage
 
-router = APIRouter(prefix="/collections", tags=["collections"], route_class=BodyRoute, dependencies=[ADMIN])
+router = APIRouter(prefix="/collections", tags=["collections"], route_class=BodyRoute)
 
 Name = Annotated[Id, Path()]
 
@@ -74,15 +75,15 @@ class AliasInfo(BaseModel):
     collection: str
 
 
-@router.get("", operation_id="list_collections")
-def list_collections(context: InContext) -> CollectionsInfo:
-    """Return all collections by name."""
-    return CollectionsInfo(
-        collections=[_info(collection, context.storage) for collection in context.storage.collections.list()]
-    )
+@router.get("", operation_id="list_collections", dependencies=[OBJECTS])
+def list_collections(context: InContext, caller: InCaller) -> CollectionsInfo:
+    """Return all collections by name, or those that the key is for."""
+    collections = context.storage.collections
+    told = [each for each in collections.list() if may_use(collections, caller, each.name)]
+    return CollectionsInfo(collections=[_info(each, context.storage) for each in told])
 
 
-@router.post("", status_code=201, operation_id="create_collection")
+@router.post("", status_code=201, operation_id="create_collection", dependencies=[ADMIN])
 def create_collection(body: CollectionBody, context: InContext) -> CollectionInfo:
     """Create a collection; one of the same name and kind is left as it is."""
     index, name = body.index, None
@@ -109,26 +110,27 @@ def create_collection(body: CollectionBody, context: InContext) -> CollectionInf
     return _info(collection, context.storage)
 
 
-@router.put("/aliases/{alias:id}", operation_id="set_alias")
+@router.put("/aliases/{alias:id}", operation_id="set_alias", dependencies=[ADMIN])
 def set_alias(alias: Name, body: AliasBody, context: InContext) -> AliasInfo:
     """Let an alias stand for a collection from now on; what was learnt under it is learnt anew there."""
     context.storage.collections.set_alias(alias, body.collection)
     return AliasInfo(alias=alias, collection=body.collection)
 
 
-@router.delete("/aliases/{alias:id}", status_code=204, operation_id="drop_alias")
+@router.delete("/aliases/{alias:id}", status_code=204, operation_id="drop_alias", dependencies=[ADMIN])
 def drop_alias(alias: Name, context: InContext) -> None:
     """Let an alias stand for nothing; what was learnt under it is unlearnt."""
     context.storage.collections.drop_alias(alias)
 
 
-@router.get("/{name:id}", operation_id="get_collection")
-def get_collection(name: Name, context: InContext) -> CollectionInfo:
+@router.get("/{name:id}", operation_id="get_collection", dependencies=[OBJECTS])
+def get_collection(name: Name, context: InContext, caller: InCaller) -> CollectionInfo:
     """Return the collection that a name or alias stands for."""
+    require_collection(context, caller, name)
     return _info(context.storage.collections.get(name), context.storage)
 
 
-@router.delete("/{name:id}", status_code=204, operation_id="drop_collection")
+@router.delete("/{name:id}", status_code=204, operation_id="drop_collection", dependencies=[ADMIN])
 def drop_collection(name: Name, context: InContext) -> None:
     """Remove a collection with its objects and all that was learnt in it; sessions stay."""
     context.storage.collections.drop(name)

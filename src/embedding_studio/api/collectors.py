@@ -10,16 +10,27 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request
-from fastapi.security import APIKeyHeader, APIKeyQuery, HTTPAuthorizationCredentials
+from fastapi.security import APIKeyHeader, APIKeyQuery
 from pydantic import BaseModel, Field
 
-from embedding_studio.api.authentication import Credentials, check_admin, may_write
+from embedding_studio.api.authentication import (
+    Credentials,
+    InCaller,
+    Token,
+    UrlToken,
+    identify,
+    key_of,
+    needs,
+)
 from embedding_studio.api.bodies import read
 from embedding_studio.api.dependencies import InContext, InMetrics
 from embedding_studio.api.fields import Id
+from embedding_studio.api.guard import Caller
+from embedding_studio.api.permissions import own_entries, require_collection
 from embedding_studio.api.problems import wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.keys import Scope
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import CollectionNotFoundError
@@ -49,32 +60,31 @@ class Received(BaseModel):
     left_out: dict[str, int] = Field(default={}, description="reason -> how many are not stored")
 
 
-async def _may_write(
+async def _caller(  # noqa: PLR0917, a dependency's
     request: Request,
     context: InContext,
     credentials: Credentials,
     in_header: Annotated[str | None, Depends(IN_HEADER)],
     in_url: Annotated[str | None, Depends(IN_URL)],
-) -> bool:
-    """Return whether the caller may also administer, as ``may_write``."""
+    token: Token,
+    token_in_url: UrlToken,
+) -> Caller:
     in_url = in_url or request.query_params.get(HEADERS[0].lower())
-    key = in_header or (in_url and in_url.encode(errors="replace").decode("latin-1"))  # as headers are read
-    if credentials is None and key:
-        credentials = HTTPAuthorizationCredentials(scheme="Bearer", credentials=key)
-    return await may_write(context, credentials)
+    key = key_of(credentials) or in_header or key_of(None, in_url)
+    return await identify(request, context, key, token or token_in_url)
 
 
 async def _json(request: Request) -> Any:
     return await read(request, lambda given: given)
 
 
-MayAdminister = Annotated[bool, Depends(_may_write)]
-WRITE = Depends(_may_write)
+EVENTS = needs(Scope.EVENTS, _caller)
+ADMIN = needs(Scope.ADMIN, _caller)
 Json = Annotated[Any, Depends(_json)]
 
 
-@router.post("/1/events", operation_id="push_algolia_events", dependencies=[WRITE])
-def push_algolia_events(body: Json, context: InContext, metrics: InMetrics) -> Received:
+@router.post("/1/events", operation_id="push_algolia_events", dependencies=[EVENTS])
+def push_algolia_events(body: Json, context: InContext, metrics: InMetrics, caller: InCaller) -> Received:
     """Record events of Algolia's Insights API: queryID is a session's id, and index its collection.
 
     An event without a queryID belongs to the latest search of its user that showed the object. Those whose
@@ -91,37 +101,35 @@ def push_algolia_events(body: Json, context: InContext, metrics: InMetrics) -> R
         by_index.setdefault(str(event["index"]), []).extend((f"events/{number}", each) for each in read)
     received = Received()
     for index, entries in by_index.items():
+        require_collection(context, caller, index)
         collection = _collection(context, index)
         if collection is None:
             received.left_out[f"there is no collection {index!r}"] = len(entries)
         else:
-            _store(context, metrics, collection, entries, received)
+            _store(context, metrics, collection, own_entries(context, caller, entries), received)
     return received
 
 
-@router.delete("/1/usertokens/{token:id}", operation_id="forget_algolia_user")
-def forget_algolia_user(
-    token: Annotated[Id, Path()], context: InContext, is_admin: MayAdminister
-) -> Received:
+@router.delete("/1/usertokens/{token:id}", operation_id="forget_algolia_user", dependencies=[ADMIN])
+def forget_algolia_user(token: Annotated[Id, Path()], context: InContext) -> Received:
     """Remove all that is known of a user in every collection."""
-    check_admin(is_admin=is_admin)
     context.clickstream_dao.forget_user(token)
     return Received()
 
 
-@router.post("/ubi_queries", operation_id="push_ubi_queries", dependencies=[WRITE])
-def push_ubi_queries(body: Json, context: InContext, metrics: InMetrics) -> Received:
+@router.post("/ubi_queries", operation_id="push_ubi_queries", dependencies=[EVENTS])
+def push_ubi_queries(body: Json, context: InContext, metrics: InMetrics, caller: InCaller) -> Received:
     """Record queries of OpenSearch UBI, one or a list; application names the collection, if there is such."""
-    return _ubi(body, context, metrics)
+    return _ubi(body, context, metrics, caller)
 
 
-@router.post("/ubi_events", operation_id="push_ubi_events", dependencies=[WRITE])
-def push_ubi_events(body: Json, context: InContext, metrics: InMetrics) -> Received:
+@router.post("/ubi_events", operation_id="push_ubi_events", dependencies=[EVENTS])
+def push_ubi_events(body: Json, context: InContext, metrics: InMetrics, caller: InCaller) -> Received:
     """Record events of OpenSearch UBI, one or a list; application names the collection, if there is such."""
-    return _ubi(body, context, metrics)
+    return _ubi(body, context, metrics, caller)
 
 
-def _ubi(body: Any, context: Context, metrics: ServiceMetrics) -> Received:
+def _ubi(body: Any, context: Context, metrics: ServiceMetrics, caller: Caller) -> Received:
     rows = body if isinstance(body, list) else [body]
     if len(rows) > (most := context.settings.max_events_per_request):
         raise wrong_body(f"{len(rows)} rows at once are too many; send at most {most}")
@@ -135,7 +143,8 @@ def _ubi(body: Any, context: Context, metrics: ServiceMetrics) -> Received:
         collection = (_collection(context, application) if application else None) or (
             context.storage.collections.get(DEFAULT_COLLECTION)
         )
-        entries = placed_entries(ubi.read, theirs, source="row")
+        require_collection(context, caller, collection.name)
+        entries = own_entries(context, caller, placed_entries(ubi.read, theirs, source="row"))
         _store(context, metrics, collection, entries, received)
     return received
 

@@ -6,10 +6,12 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from embedding_studio.api.authentication import ADMIN, WRITE
+from embedding_studio.api.authentication import ADMIN, SEARCH, InCaller
 from embedding_studio.api.bodies import Body, BodyRoute, Many
 from embedding_studio.api.dependencies import InContext, InThreads, TextThreads, check_embedder
 from embedding_studio.api.fields import Id, Query, Vectors, check_fit
+from embedding_studio.api.guard import Caller
+from embedding_studio.api.permissions import require_collection, user_of
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.domain.limits import MAX_CANDIDATES
@@ -107,14 +109,16 @@ class BentAnswer(BaseModel):
     )
 
 
-@router.post("/rank", operation_id="rank_candidates", dependencies=[WRITE])
-async def rank_candidates(body: RankBody, context: InContext, threads: InThreads) -> RankedAnswer:
+@router.post("/rank", operation_id="rank_candidates", dependencies=[SEARCH])
+async def rank_candidates(
+    body: RankBody, context: InContext, caller: InCaller, threads: InThreads
+) -> RankedAnswer:
     """Return what another search found in the order for this user.
 
     Where no click bears on the query, the order stays as it is.
     """
     limiter = _limiter(body.search_query, context, threads)
-    return await to_thread.run_sync(_ranked, body, context, limiter=limiter)
+    return await to_thread.run_sync(_ranked, body, context, caller, limiter=limiter)
 
 
 @router.post("/bend", operation_id="bend_query", dependencies=[ADMIN])
@@ -140,7 +144,9 @@ def _known(body: RankBody | BendBody, context: Context) -> Collection:
     return collection
 
 
-def _ranked(body: RankBody, context: Context) -> RankedAnswer:
+def _ranked(body: RankBody, context: Context, caller: Caller) -> RankedAnswer:
+    user_id = user_of(caller, body.user_id)
+    require_collection(context, caller, body.collection)
     places: dict[str, int] = {}
     for place, each in enumerate(body.candidates):
         if (first := places.setdefault(each.object_id, place)) != place:
@@ -158,7 +164,7 @@ def _ranked(body: RankBody, context: Context) -> RankedAnswer:
             vectors={each.object_id: each.vectors for each in body.candidates if each.vectors is not None},
             limit=body.limit,
             collection=body.collection,
-            user_id=body.user_id,
+            user_id=user_id,
             create_session=body.create_session,
             session_id=body.session_id,
         )

@@ -7,15 +7,18 @@ from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from embedding_studio.api.authentication import ADMIN, IsAdmin, check_admin
+from embedding_studio.api.authentication import OBJECTS, SEARCH, InCaller
 from embedding_studio.api.bodies import Body, BodyRoute, Many
 from embedding_studio.api.dependencies import InContext, InMetrics, InThreads, check_embedder
 from embedding_studio.api.fields import Filter, Id, Json, Query, Text, Vectors, check_fit
+from embedding_studio.api.guard import Caller
+from embedding_studio.api.permissions import require_collection, require_session, user_of
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import CatalogueText
 from embedding_studio.domain.filters import check_field
 from embedding_studio.domain.index import MetricAggregationType, MetricType
+from embedding_studio.domain.keys import Scope
 from embedding_studio.domain.objects import JSON, CatalogueObject
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import ConflictError, InvalidVectorsError
@@ -232,38 +235,44 @@ class ScrolledPage(BaseModel):
     next_after: str | None = Field(description="where the next page begins; null on the last page")
 
 
-@router.post("/similarity-search", operation_id="similarity_search", response_model=FoundPage)
+@router.post(
+    "/similarity-search", operation_id="similarity_search", response_model=FoundPage, dependencies=[SEARCH]
+)
 async def similarity_search(
     *,
     request: Request,
     body: SearchBody,
     context: InContext,
     metrics: InMetrics,
-    is_admin: IsAdmin,
+    caller: InCaller,
     threads: InThreads,
 ) -> Response:
     """Return what is nearest to a query, for this user."""
     if body.explain:
-        check_admin(is_admin=is_admin)
+        caller.require(Scope.ADMIN)
     limiter = None
     if isinstance(body.search_query, str):
         check_embedder(context, "search_query")
         limiter = threads.searches
-    page, content = await to_thread.run_sync(_searched, body, context, limiter=limiter)
+    page, content = await to_thread.run_sync(_searched, body, context, caller, limiter=limiter)
     metrics.searched.add(page.collection.name)
     request.state.personalised = page.personalised
     request.state.explored_slots = sum(result.propensity < 1 for result in page.results)
     return Response(content, media_type="application/json")
 
 
-def _searched(body: SearchBody, context: Context) -> tuple[SearchPage, str]:
+def _searched(body: SearchBody, context: Context, caller: Caller) -> tuple[SearchPage, str]:
     """Return a page, and the answer in JSON, which takes its time where payloads are large."""
+    user_id = user_of(caller, body.user_id)
+    require_collection(context, caller, body.collection)
+    if body.session_id is not None and body.offset > 0:
+        require_session(context, caller, body.session_id)
     try:
         page = context.search.search(
             body.search_query,
             body.request(),
             collection=body.collection,
-            user_id=body.user_id,
+            user_id=user_id,
             explain=body.explain,
             create_session=body.create_session,
             session_id=body.session_id,
@@ -297,14 +306,18 @@ def _searched(body: SearchBody, context: Context) -> tuple[SearchPage, str]:
     return page, found_page.model_dump_json()
 
 
-@router.post("/upsert", operation_id="upsert_objects", dependencies=[ADMIN])
-async def upsert_objects(body: UpsertBody, context: InContext, threads: InThreads) -> Indexed:
+@router.post("/upsert", operation_id="upsert_objects", dependencies=[OBJECTS])
+async def upsert_objects(
+    body: UpsertBody, context: InContext, caller: InCaller, threads: InThreads
+) -> Indexed:
     """Store objects, replacing those of equal id. If an item is refused, nothing is stored."""
     has_texts = any(item.text is not None for item in body.items)
-    return await to_thread.run_sync(_upserted, body, context, limiter=threads.upserts if has_texts else None)
+    limiter = threads.upserts if has_texts else None
+    return await to_thread.run_sync(_upserted, body, context, caller, limiter=limiter)
 
 
-def _upserted(body: UpsertBody, context: Context) -> Indexed:
+def _upserted(body: UpsertBody, context: Context, caller: Caller) -> Indexed:
+    require_collection(context, caller, body.collection)
     if body.collection == DEFAULT_COLLECTION and context.embedder is not None:
         collection = context.collection()  # made on first use, so that nothing must be set up to begin
     else:
@@ -326,16 +339,18 @@ def _upserted(body: UpsertBody, context: Context) -> Indexed:
     return Indexed(indexed=report.indexed, updated=report.updated, unchanged=report.unchanged)
 
 
-@router.post("/delete", operation_id="delete_objects", dependencies=[ADMIN])
-def delete_objects(body: DeleteBody, context: InContext) -> Deleted:
+@router.post("/delete", operation_id="delete_objects", dependencies=[OBJECTS])
+def delete_objects(body: DeleteBody, context: InContext, caller: InCaller) -> Deleted:
     """Remove objects, and all that was learnt about them."""
+    require_collection(context, caller, body.collection)
     collection = context.storage.collections.get(body.collection)
     return Deleted(deleted=context.storage.objects.delete(collection, body.object_ids))
 
 
-@router.post("/payloads", operation_id="update_payloads", dependencies=[ADMIN])
-def update_payloads(body: PayloadsBody, context: InContext) -> PayloadsReplaced:
+@router.post("/payloads", operation_id="update_payloads", dependencies=[OBJECTS])
+def update_payloads(body: PayloadsBody, context: InContext, caller: InCaller) -> PayloadsReplaced:
     """Replace the payloads of objects, each as a whole; vectors, and what was learnt about them, stay."""
+    require_collection(context, caller, body.collection)
     _check_each_once([each.object_id for each in body.payloads], "payloads")
     collection = context.storage.collections.get(body.collection)
     unknown = context.storage.objects.update_payloads(
@@ -344,17 +359,19 @@ def update_payloads(body: PayloadsBody, context: InContext) -> PayloadsReplaced:
     return PayloadsReplaced(updated=len(body.payloads) - len(unknown), unknown=unknown)
 
 
-@router.post("/objects", operation_id="get_objects", dependencies=[ADMIN])
-def get_objects(body: ObjectsBody, context: InContext) -> StoredObjects:
+@router.post("/objects", operation_id="get_objects", dependencies=[OBJECTS])
+def get_objects(body: ObjectsBody, context: InContext, caller: InCaller) -> StoredObjects:
     """Return objects with their vectors: those that exist, in the order asked for."""
+    require_collection(context, caller, body.collection)
     collection = context.storage.collections.get(body.collection)
     found = context.storage.objects.get(collection, body.object_ids)
     return StoredObjects(objects=[_stored(each, with_vectors=True) for each in found])
 
 
-@router.post("/scroll", operation_id="scroll_objects", dependencies=[ADMIN])
-def scroll_objects(body: ScrollBody, context: InContext) -> ScrolledPage:
+@router.post("/scroll", operation_id="scroll_objects", dependencies=[OBJECTS])
+def scroll_objects(body: ScrollBody, context: InContext, caller: InCaller) -> ScrolledPage:
     """Return the objects of a collection page by page, whatever it holds."""
+    require_collection(context, caller, body.collection)
     collection = context.storage.collections.get(body.collection)
     found = context.storage.objects.scroll(
         collection, after=body.after, limit=body.limit + 1, filter=body.filter

@@ -8,6 +8,7 @@ learning        worker, improve
 evaluation      evaluate
 replaying       replay
 administration  doctor, migrate, settings, collections (and what is done to one), forget
+keys            keys
 console         what they share
 """
 
@@ -21,6 +22,7 @@ from embedding_studio.cli.catalogue import delete, export, get, index, payloads
 from embedding_studio.cli.console import write_any_character
 from embedding_studio.cli.evaluation import evaluate
 from embedding_studio.cli.importing import import_log
+from embedding_studio.cli.keys import keys
 from embedding_studio.cli.learning import improve, worker
 from embedding_studio.cli.replaying import replay
 from embedding_studio.cli.searching import recall, search, tune
@@ -70,4 +72,5 @@ for command in COMMANDS:  # in the order in which help lists them
 app.command("import")(import_log)
 app.command("settings")(show_settings)
 app.add_typer(collections, name="collections")
+app.add_typer(keys, name="keys")
 app.command()(forget)

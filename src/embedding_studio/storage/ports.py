@@ -750,8 +750,12 @@ class Keys(Protocol):
         """Keep a new key."""
         ...
 
-    def find(self, key_id: str) -> ApiKey | None:
-        """Return a key, whether it is still good or not; None: there never was one of this id."""
+    def get(self, key_id: str) -> ApiKey:
+        """Return a key, whether it is still good or not.
+
+        Raises:
+            KeyNotFoundError: there never was one of this id.
+        """
         ...
 
     def has_any(self) -> bool:

@@ -32,6 +32,8 @@ SEARCH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 PASS_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 DELAY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60, 300, 1800, 7200, 86400)
 
+REFUSALS = ("no_key", "unknown_key", "scope", "collection", "user_token", "user", "rate")
+
 COUNT_SECONDS = 60
 """To count the objects of a collection takes the longer the more there are, so not every scrape does."""
 
@@ -76,6 +78,15 @@ class ServiceMetrics:
             ["kind", "disposition"],
             registry=registry,
         )
+        self._refused = Counter(
+            "embedding_studio_refused_requests",
+            "Requests refused for who sent them: no key or an unknown one, a key without the scope or for "
+            "another collection, a token that says nothing or is another user's, too many at once.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in REFUSALS:
+            self._refused.labels(reason)  # so that the first one is seen as a change
         self._objects = Gauge(
             "embedding_studio_collection_objects",
             "Objects of each collection, as counted at most a minute ago.",
@@ -103,6 +114,9 @@ class ServiceMetrics:
         self._explored_slots.inc(explored_slots)
         if status == HTTPStatus.OK:
             self._search_seconds.observe(seconds)
+
+    def count_refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
 
     def count_events(self, events: Iterable[SessionEvent], dispositions: Iterable[EventDisposition]) -> None:
         kinds = (event.event_type if event.event_type in self._event_types else OTHER for event in events)

@@ -16,9 +16,9 @@ class MemoryKeys:
         with self._state.lock:
             self._state.keys[key.key_id] = key
 
-    def find(self, key_id: str) -> ApiKey | None:
+    def get(self, key_id: str) -> ApiKey:
         with self._state.lock:
-            return self._state.keys.get(key_id)
+            return self._stored(key_id)
 
     def has_any(self) -> bool:
         with self._state.lock:

@@ -21,12 +21,8 @@ class PostgresKeys:
     def add(self, key: ApiKey) -> None:
         self._database.write(lambda connection: _insert(connection, key), alone=True)
 
-    def find(self, key_id: str) -> ApiKey | None:
-        def work(connection: Connection) -> ApiKey | None:
-            row = connection.execute(_statement("get"), {"key_id": key_id}).fetchone()
-            return None if row is None else _loaded(row)
-
-        return self._database.read(work)
+    def get(self, key_id: str) -> ApiKey:
+        return self._database.read(lambda connection: _key(connection, "get", key_id))
 
     def has_any(self) -> bool:
         (has_any,) = self._database.read(lambda connection: only_row(connection.execute(_SQL["has_any"])))
@@ -34,7 +30,7 @@ class PostgresKeys:
 
     def replace(self, key_id: str, key: ApiKey, *, until: int, now: int) -> None:
         def work(connection: Connection) -> None:
-            require_active(_locked(connection, key_id), now)
+            require_active(_key(connection, "lock", key_id), now)
             connection.execute(_SQL["expire"], {"key_id": key_id, "at": until})
             _insert(connection, key)
 
@@ -42,9 +38,9 @@ class PostgresKeys:
 
     def revoke(self, key_id: str, *, now: int) -> ApiKey:
         def work(connection: Connection) -> ApiKey:
-            _locked(connection, key_id)
+            _key(connection, "lock", key_id)
             connection.execute(_SQL["revoke"], {"key_id": key_id, "at": now})
-            return _locked(connection, key_id)
+            return _key(connection, "lock", key_id)
 
         return self._database.write(work)
 
@@ -66,8 +62,8 @@ def _insert(connection: Connection, key: ApiKey) -> None:
     )
 
 
-def _locked(connection: Connection, key_id: str) -> ApiKey:
-    row = connection.execute(_statement("lock"), {"key_id": key_id}).fetchone()
+def _key(connection: Connection, statement: str, key_id: str) -> ApiKey:
+    row = connection.execute(_statement(statement), {"key_id": key_id}).fetchone()
     if row is None:
         raise KeyNotFoundError(f"there is no key with the id {key_id!r}; list the keys to see their ids")
     return _loaded(row)
