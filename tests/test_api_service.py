@@ -320,6 +320,7 @@ def test_browsers_are_told_to_guess_nothing_and_to_frame_nothing(client):
     for answer in (client.get("/healthz"), client.get("/nothing"), client.post(SEARCH, json={})):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
 
 
@@ -516,7 +517,7 @@ def test_a_named_origin_may_call_and_never_with_credentials(make_context, origin
             headers={
                 "Origin": "https://shop.example",
                 "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "authorization,content-type",
+                "Access-Control-Request-Headers": "authorization,content-type,x-user-token",
             },
         )
         failed = client.get("/nothing", headers={"Origin": "https://shop.example"})

@@ -10,7 +10,9 @@ from embedding_studio import MetricAggregationType
 from embedding_studio.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [
+    ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 

@@ -8,12 +8,15 @@ import hmac
 import json
 import logging
 import re
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -789,6 +792,32 @@ def test_audience_issuer_and_claim_are_those_of_the_settings(make_context):
         ]
 
     assert statuses == [200] + [401] * len(wrong)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node here")
+def test_what_the_page_signs_in_node_is_a_token(client):
+    page = (Path(__file__).parents[1] / "docs" / "security.md").read_text()
+    code = page.split("```js\n")[1].split("```")[0]
+    given = f"{code}\nprocess.stdout.write(userToken('ann', {SECRET!r}));"
+    signed_there = subprocess.run(["node", "-e", given], capture_output=True, text=True, check=True).stdout
+    statuses = [
+        client.post(SEARCH, json=QUERY | {"user_id": name}, headers=bearer(WRITE, signed_there)).status_code
+        for name in ("ann", "eve")
+    ]
+
+    assert statuses == [200, 403]
+
+
+def test_the_address_that_a_proxy_tells_is_the_one_that_is_slowed(client):
+    def wrong(address: str) -> int:
+        headers = bearer("wrong") | {"X-Forwarded-For": address}
+        return client.get("/api/v1/collections", headers=headers).status_code
+
+    began = time.monotonic()
+    while wrong("192.0.2.7") != 429:
+        assert time.monotonic() < began + 60
+
+    assert wrong("192.0.2.8") == 401
 
 
 # Public keys
