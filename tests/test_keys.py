@@ -48,10 +48,13 @@ IRRELEVANT = "/api/v1/clickstream/session/irrelevant"
 SESSIONS = "/api/v1/clickstream/sessions"
 EVENTS_OF_SESSIONS = "/api/v1/clickstream/events"
 KEYS = "/api/v1/keys"
+RANK = "/api/v1/embeddings/rank"
 QUERY = {"search_query": [[1, 0, 0]]}
 
 NEEDS: dict[str, Scope | None] = {
     "similarity_search": Scope.SEARCH,
+    "rank_candidates": Scope.SEARCH,
+    "bend_query": Scope.ADMIN,
     "upsert_objects": Scope.OBJECTS,
     "delete_objects": Scope.OBJECTS,
     "update_payloads": Scope.OBJECTS,
@@ -464,6 +467,7 @@ def test_a_key_for_one_collection_reaches_no_other_by_any_name(context, client):
         "/api/v1/embeddings/scroll": {},
         SESSION: {"session_id": "new"},
         SESSIONS: {"sessions": [{"session_id": "new"}]},
+        RANK: QUERY | {"candidates": [{"object_id": "a"}]},
         "/1/events": {"events": [{"index": "default", "eventName": "x", "eventType": "click"}]},
     }
     others = {path: client.post(path, json=body, headers=headers) for path, body in bodies.items()}
@@ -633,6 +637,7 @@ def test_another_users_id_is_refused_wherever_it_stands(context, client):
     headers = bearer(WRITE, token_of("eve"))
     bodies = {
         SEARCH: QUERY | {"user_id": "ann"},
+        RANK: QUERY | {"user_id": "ann", "candidates": [{"object_id": "a"}]},
         SESSION: {"session_id": "s", "user_id": "ann"},
         SESSIONS: {"sessions": [{"session_id": "r"}, {"session_id": "s", "user_id": "ann"}]},
         "/ubi_queries": {"user_query": "q", "query_id": "s", "user_id": "ann", "timestamp": 1},
