@@ -54,6 +54,7 @@ def test_the_verbs_are_those_that_people_know():
                 "recall",
                 "doctor",
                 "collections",
+                "quarantine",
                 "forget",
             ]
         )
@@ -516,6 +517,22 @@ def test_the_doctor_exits_with_1_and_says_what_fails(command, monkeypatch):
     [failed] = json.loads(settings.stdout)
     assert failed["told"].startswith("RECALL_TARGET: Input should be less than or equal to 1")
     assert "secret" not in storage.stdout
+
+
+def test_a_user_is_quarantined_listed_and_released(command, stored):
+    added = command("quarantine", "add", "[/ada]", "--reason", "sells [bold]x[/]")
+    listed = command("quarantine")
+    [told] = json.loads(command("quarantine", "--json").stdout)
+    released = command("quarantine", "release", "[/ada]")
+    empty = command("quarantine", "--json")
+    wrong = command("quarantine", "add", "")
+
+    assert added.exit_code == released.exit_code == 0
+    assert "sells [bold]x[/]" in listed.stdout
+    assert (told["user_id"], told["collection"], told["reason"]) == ("[/ada]", None, "sells [bold]x[/]")
+    assert "Released '[/ada]'" in released.stderr
+    assert json.loads(empty.stdout) == []
+    assert wrong.exit_code == 1
 
 
 # Any text, on any terminal

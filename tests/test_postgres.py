@@ -712,7 +712,8 @@ def test_a_session_forgotten_while_an_event_arrives_leaves_no_event(postgres, co
         connection.execute("DELETE FROM embedding_studio.sessions WHERE session_id = 's1'")
         told = []
         event = SessionEvent(session_id="s1", object_id="o1")
-        pushing = threading.Thread(target=lambda: told.extend(postgres.clickstream.push_events([event])))
+        push = postgres.clickstream.push_events
+        pushing = threading.Thread(target=lambda: told.extend(push([event], may_wait=False)))
         pushing.start()
         pushing.join(timeout=0.3)
         waited = pushing.is_alive()

@@ -155,6 +155,8 @@ def without_names_of_models(connection):
     without_api_keys(connection)
     connection.execute(
         """
+        DROP TABLE embedding_studio.waiting_events, embedding_studio.quarantined,
+            embedding_studio.quarantine_decisions;
         ALTER TABLE embedding_studio.collections DROP COLUMN hashed_as;
         DELETE FROM embedding_studio.schema_migrations WHERE number >= 11;
         """

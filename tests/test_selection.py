@@ -129,5 +129,5 @@ def test_what_is_dated_ahead_is_of_now():
     event = SessionEvent(session_id="s", object_id="a", created_at=99_999_999_000)
     again = SessionEvent(session_id="s", object_id="a", created_at=99_999_999_000)
 
-    assert before <= session.created_at <= event.created_at <= utc_timestamp()
+    assert before - 1 <= session.created_at < event.created_at <= utc_timestamp()
     assert event.event_id == again.event_id  # made of what was sent

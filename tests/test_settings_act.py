@@ -291,6 +291,16 @@ def how_near_a_clicked_result_comes(world):
         return stands_at(context, "at50")
 
 
+@acts("quarantine", "false", sees=("refused", "done"))
+def what_becomes_of_a_session_of_a_robot(world):
+    with world.context() as context:
+        an_arc(context)
+        for number in range(10):
+            record(context, f"s{number}", *ALL)
+        context.improver().improve_once()
+        return status_of(context, "s9")
+
+
 @acts("num_iterations", "30", sees=(near(43.12), near(34.23)), query_shift="0")
 def how_near_a_result_comes_that_was_clicked_among_others(world):
     with world.context() as context:
@@ -923,6 +933,13 @@ def the_status_of_two_events_at_once(world):
     with world.context() as context, serving(create_app(context)) as client:
         events = [{"object_id": "a"}, {"object_id": "b"}]
         return client.post(EVENTS, json={"session_id": "s", "events": events}).status_code
+
+
+@acts("waiting_events", "0", sees=("waiting", "unknown_session"))
+def what_becomes_of_an_event_before_its_session(world):
+    with world.postgres() as context, serving(create_app(context)) as client:
+        answer = client.post(EVENTS, json={"session_id": "s", "events": [{"object_id": "a"}]})
+        return answer.json()["events"][0]["disposition"]
 
 
 @acts("statement_seconds", "0.3", sees=("done", "given up"))

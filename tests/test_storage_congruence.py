@@ -31,7 +31,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.storage.memory import MemoryStorage
-from embedding_studio.storage.ports import OrderOutcome, PassedOver
+from embedding_studio.storage.ports import OrderOutcome, PassedOver, QuarantineDecision
 
 Status = SessionForImprovementStatus
 
@@ -348,6 +348,7 @@ class TwoStorages(RuleBasedStateMachine):
     @rule(done=st.lists(events, max_size=5))
     def push(self, done):
         self.both(lambda s: s.clickstream.push_events(done))
+        self.both(lambda s: s.clickstream.waiting_events())
 
     @rule(session_id=session_ids)
     def mark_irrelevant(self, session_id):
@@ -356,6 +357,13 @@ class TwoStorages(RuleBasedStateMachine):
     @rule(user_id=st.sampled_from(["5", "bob", "ann"]))
     def forget(self, user_id):
         self.both(lambda s: s.clickstream.forget_user(user_id))
+
+    @rule(user_id=users, is_quarantined=st.booleans(), at=instants)
+    def decide(self, user_id, is_quarantined, at):
+        decision = QuarantineDecision(is_quarantined, "by hand", at)
+        self.both(lambda s: s.quarantine.decide(user_id, decision))
+        self.both(lambda s: s.quarantine.count())
+        self.both(lambda s: s.quarantine.decisions([user_id]))
 
     @rule(session_id=session_ids)
     def place(self, session_id):
@@ -455,7 +463,7 @@ class TwoStorages(RuleBasedStateMachine):
                     ]
                     embedded |= {memory.session_id: QUERIES[push : push + 1] for memory in memories}
                 transaction.store_query_vectors(embedded)
-                transaction.replace_states(states)
+                transaction.replace_states(states, {user_id: "a robot" for user_id in states if push % 2})
                 new = []
                 if (claim := self.held(s, number)) is not None:
                     new = transaction.complete(claim.token, outcomes, PASSED_OVER)

@@ -56,6 +56,8 @@ from test_filters import CASES
 
 ACCEPTED, DUPLICATE = EventDisposition.ACCEPTED, EventDisposition.DUPLICATE
 UNKNOWN_OBJECT, UNKNOWN_SESSION = EventDisposition.UNKNOWN_OBJECT, EventDisposition.UNKNOWN_SESSION
+CONTINUED = SessionDisposition.CONTINUED
+WAITING, CONFLICT = EventDisposition.WAITING, EventDisposition.CONFLICT
 PENDING, PROCESSING = SessionForImprovementStatus.PENDING, SessionForImprovementStatus.PROCESSING
 DONE, FAILED = SessionForImprovementStatus.DONE, SessionForImprovementStatus.FAILED
 REFUSED = SessionForImprovementStatus.REFUSED
@@ -1274,7 +1276,7 @@ def test_a_session_under_an_alias_is_continued_under_any_name_of_its_collection(
         ]
     )
 
-    assert became == [SessionDisposition.CONTINUED] * 2 + [SessionDisposition.TAKEN]
+    assert [each.disposition for each in became] == [CONTINUED, CONTINUED, SessionDisposition.TAKEN]
     assert storage.clickstream.get_session("s1") == first
 
 
@@ -1346,9 +1348,10 @@ def test_sessions_are_recorded_many_at_once_with_what_was_done_in_them(storage, 
         recorded("s3", "bob", shown="ca", done=[event("s3", "c", "view"), event("s1", "c")]),
     ]
 
-    dispositions = storage.clickstream.record(given)
+    became = storage.clickstream.record(given)
 
-    assert dispositions == [SessionDisposition.RECORDED] * 3
+    assert [each.disposition for each in became] == [SessionDisposition.RECORDED] * 3
+    assert [each.events for each in became] == [(ACCEPTED,), (), (ACCEPTED, ACCEPTED)]
     stored = [storage.clickstream.get_session(key) for key in ("s1", "s2", "s3")]
     assert [[(r.object_id, r.position) for r in session.search_results] for session in stored] == [
         [("a", 1), ("b", 2), ("c", 3)],
@@ -1365,7 +1368,7 @@ def test_a_session_that_is_recorded_again_is_continued_unless_it_is_another(stor
     click(storage, "s1")
     settle(storage)
 
-    dispositions = storage.clickstream.record(
+    became = storage.clickstream.record(
         [
             recorded("s1", shown="bc", at=999, query=(0, 1, 0), done=[event("s1", "c")]),
             recorded("s1", "bob", shown="z", done=[event("s1", "z")]),
@@ -1374,7 +1377,7 @@ def test_a_session_that_is_recorded_again_is_continued_unless_it_is_another(stor
         ]
     )
 
-    assert dispositions == [
+    assert [each.disposition for each in became] == [
         SessionDisposition.CONTINUED,
         SessionDisposition.TAKEN,
         SessionDisposition.RECORDED,
@@ -1395,9 +1398,9 @@ def test_recording_what_is_there_already_changes_nothing_and_marks_nobody(storag
     settle(storage)
     before = list(map(storage.clickstream.get_session, ["s1", "s2"]))
 
-    dispositions = storage.clickstream.record(given)
+    became = storage.clickstream.record(given)
 
-    assert dispositions == [SessionDisposition.CONTINUED] * 2
+    assert [each.disposition for each in became] == [CONTINUED, CONTINUED]
     assert list(map(storage.clickstream.get_session, ["s1", "s2"])) == before
     assert claimed(storage) == []
 
@@ -1488,7 +1491,7 @@ def test_every_event_gets_its_disposition_in_order(storage, films):
 
     assert dispositions == [
         ACCEPTED,
-        UNKNOWN_SESSION,
+        WAITING,
         UNKNOWN_OBJECT,
         DUPLICATE,
         ACCEPTED,
@@ -1497,6 +1500,99 @@ def test_every_event_gets_its_disposition_in_order(storage, films):
     ]
     assert storage.clickstream.push_events([event("s1", "a"), event("s1", "b")]) == [DUPLICATE, ACCEPTED]
     assert storage.clickstream.push_events([]) == []
+
+
+ARRIVALS = {
+    "registered": lambda log, session: log.register_session(session),
+    "recorded alone": lambda log, session: log.record([RecordedSession(session)]),
+    "recorded with others": lambda log, session: log.record(
+        [RecordedSession(session), RecordedSession(Session(session_id="other", collection="films"))]
+    ),
+}
+
+
+@pytest.mark.parametrize("arrival", ARRIVALS)
+def test_events_before_their_session_are_joined_to_it(storage, films, arrival):
+    early = [event("s1", "b", at=102), event("s1", "a"), event("s1", "z"), event("s1", "a", "view")]
+    shown = [SearchResultItem(object_id=object_id) for object_id in "ab"]
+    session = Session(
+        session_id="s1", user_id="ada", created_at=100, collection="films", search_results=tuple(shown)
+    )
+
+    assert storage.clickstream.push_events(early) == [WAITING] * 4
+    assert storage.clickstream.waiting_events() == 4
+    ARRIVALS[arrival](storage.clickstream, session)
+
+    assert storage.clickstream.waiting_events() == 0
+    told = storage.clickstream.get_session("s1").events
+    assert sorted(each.event_id for each in told) == sorted(each.event_id for each in early)
+    assert storage.orders.get("s1").status is PENDING
+    [fold] = storage.folds.claim(users=5, lease_seconds=60, now=NOW).folds
+    assert (fold.collection, fold.user_id) == ("films", "ada")
+    assert storage.clickstream.push_events(early) == [DUPLICATE] * 4
+
+
+def test_events_of_no_weight_that_waited_place_no_order(storage, films):
+    storage.clickstream.push_events([event("s1", "a", "view")])
+
+    search(storage, "s1", shown="ab")
+
+    assert [each.event_type for each in storage.clickstream.get_session("s1").events] == ["view"]
+    with pytest.raises(OrderNotFoundError):
+        storage.orders.get("s1")
+
+
+def test_an_event_that_waits_is_known_by_its_id(storage, films):
+    given = [
+        SessionEvent(session_id="s1", object_id=object_id, event_id="e1", created_at=101)
+        for object_id in "aab"
+    ]
+
+    assert storage.clickstream.push_events(given) == [WAITING, DUPLICATE, CONFLICT]
+    assert storage.clickstream.push_events(given[1:]) == [DUPLICATE, CONFLICT]
+    storage.clickstream.record(
+        [recorded("s1", shown="ab", done=[given[2].model_copy(update={"event_type": "purchase"})])]
+    )
+    assert [each.event_type for each in storage.clickstream.get_session("s1").events] == ["purchase"]
+
+
+def test_few_events_wait_for_one_session_and_none_where_they_may_not(storage, films):
+    many = [event("s1", "a", at=at) for at in range(103)]
+
+    assert storage.clickstream.push_events(many, may_wait=False) == [UNKNOWN_SESSION] * 103
+    assert storage.clickstream.push_events(many) == [WAITING] * 100 + [UNKNOWN_SESSION] * 3
+    assert storage.clickstream.push_events([event("s2", "a")]) == [WAITING]
+    assert storage.clickstream.waiting_events() == 101
+
+
+def test_events_wait_for_a_day(storage, films):
+    storage.clickstream.push_events([event("s1", "a")])
+    day = 86_400
+
+    assert storage.clickstream.drop_waiting(time.time() + day - 60) == 0
+    assert storage.clickstream.drop_waiting(time.time() + day + 1) == 1
+    search(storage, "s1", shown="ab")
+    assert storage.clickstream.get_session("s1").events == ()
+
+
+def test_no_event_is_lost_between_its_arrival_and_that_of_its_session(storage, films):
+    names = [f"s{number}" for number in range(40)]
+    start = threading.Barrier(2)
+
+    def push():
+        start.wait()
+        for name in names:
+            storage.clickstream.push_events([event(name, "a")])
+
+    pushing = threading.Thread(target=push)
+    pushing.start()
+    start.wait()
+    for name in names:
+        search(storage, name, shown="ab")
+    pushing.join()
+
+    assert storage.clickstream.waiting_events() == 0
+    assert [len(storage.clickstream.get_session(name).events) for name in names] == [1] * 40
 
 
 def test_an_event_on_an_object_that_was_not_shown_is_kept(storage, films):

@@ -197,6 +197,7 @@ class Context:
             max_attempts=settings.max_attempts,
             backoff_seconds=settings.backoff_seconds,
             is_shared=settings.shared_min_users > 0,
+            quarantines=settings.quarantine,
         )
 
     def worker(self) -> Worker:
@@ -289,6 +290,7 @@ class Context:
             pool_size=self.settings.pool_size,
             statement_seconds=self.settings.statement_seconds,
             lock_seconds=self.settings.lock_seconds,
+            waiting_events=self.settings.waiting_events,
         )
 
     @part

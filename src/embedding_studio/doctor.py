@@ -45,6 +45,7 @@ def examine(context: Context, *, load_embedder: bool = False) -> list[Finding]:
         return findings
     findings += _told("collections", partial(_collections, context))
     findings += _told("orders", partial(_orders, context))
+    findings += _told("quarantine", partial(_quarantine, context))
     return findings
 
 
@@ -139,3 +140,10 @@ def _orders(context: Context) -> Iterator[Finding]:
     if is_late:
         told += "; does `embedding-studio worker`, or `serve` with a worker inside, run?"
     yield Finding("WARN" if is_late else "OK", "pending orders", told)
+
+
+def _quarantine(context: Context) -> Iterator[Finding]:
+    number = context.storage.quarantine.count()
+    if number:
+        told = f"nothing is learnt from {number:,} users; `embedding-studio quarantine` says why"
+        yield Finding("WARN", "quarantine", told)

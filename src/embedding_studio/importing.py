@@ -22,6 +22,7 @@ from embedding_studio.domain.sessions import (
     Session,
     SessionDisposition,
     SessionEvent,
+    told_of_type,
 )
 from embedding_studio.errors import SessionNotFoundError
 from embedding_studio.logs import WINDOW_SECONDS, Event, Left, Placed, Search, Shown, join, made_search
@@ -86,6 +87,7 @@ class Importer:
         since, until: UTC seconds; what happened from the first on, and before the second.
         is_rehearsal: whether nothing is stored.
         pushed: is told of events as they are stored.
+        may_wait: whether events are kept for a while whose search is neither in the log nor recorded.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Importer:
         until: int | None = None,
         is_rehearsal: bool = False,
         pushed: Pushed | None = None,
+        may_wait: bool = False,
     ) -> None:
         self.report = ImportReport()
         self._storage = storage
@@ -109,6 +112,7 @@ class Importer:
         self._until = until
         self._is_rehearsal = is_rehearsal
         self._pushed = pushed
+        self._may_wait = may_wait
         self._searched_at: dict[str, int] = {}
         self._is_object: dict[str, bool] = {}
         self._taken: set[str] = set()
@@ -201,8 +205,10 @@ class Importer:
         if not searches:
             return
         became = self._storage.clickstream.record([session for _, session in searches])
-        for (place, recorded), disposition in zip(searches, became, strict=True):
+        for (place, recorded), (disposition, events) in zip(searches, became, strict=True):
             _count(self.report.sessions, disposition.value)
+            for event, each in zip(recorded.session.events, events, strict=False):  # none where it is taken
+                _count(self.report.events, told_of_type(each, event.event_type, self._weights).value)
             if disposition is SessionDisposition.TAKEN:
                 self.report.leave_out(TAKEN, place)
                 self._taken.add(recorded.session.session_id)
@@ -226,8 +232,10 @@ class Importer:
         hashed = objects.content_hashes(self._collection, object_ids).keys()
         return hashed | objects.originals(self._collection, set(object_ids) - hashed).keys()
 
-    def _push(self, events: Sequence[tuple[str, Event]]) -> list[tuple[str, Event]]:
-        """Store events of searches that are recorded; return the others."""
+    def _push(
+        self, events: Sequence[tuple[str, Event]], *, may_wait: bool = False
+    ) -> list[tuple[str, Event]]:
+        """Store events of searches that are recorded, or that may wait for theirs; return the others."""
         ours = []
         for place, event in events:
             if event.search_id in self._taken:
@@ -243,7 +251,7 @@ class Importer:
         if not ours:
             return []
         pushed = [_session_event(event) for _, event in ours]
-        became = self._storage.clickstream.push_events(pushed)
+        became = self._storage.clickstream.push_events(pushed, may_wait=may_wait)
         if self._pushed is not None:
             self._pushed(pushed, became)
         late = []
@@ -251,7 +259,8 @@ class Importer:
             if disposition is EventDisposition.UNKNOWN_SESSION:
                 late.append(each)
             else:
-                _count(self.report.events, disposition.value)
+                told = told_of_type(disposition, each[1].event_type, self._weights)
+                _count(self.report.events, told.value)
                 self._look_at([each[1]])
         return late
 
@@ -268,16 +277,18 @@ class Importer:
         for start in range(0, len(late), BATCH):
             batch = self._push(late[start : start + BATCH])
             made: dict[str, tuple[str, RecordedSession]] = {}
-            events = []
+            events, early = [], []
             for place, event in batch:
                 if (search := made_search(event)) is None:
-                    self.report.leave_out(NO_SUCH_SEARCH, place)
+                    early.append((place, event))
                 else:
                     session = self._remembered(self._session(search))
                     made.setdefault(session.session.session_id, (place, session))
                     events.append((place, event))
             self._record(list(made.values()))
             self._push(events)
+            for place, _ in self._push(early, may_wait=True) if self._may_wait else early:
+                self.report.leave_out(NO_SUCH_SEARCH, place)
 
     def _remember_recorded(self, search_ids: Iterable[str]) -> None:
         """Remember those searches that are recorded, which nothing tells where events are not stored."""

@@ -48,7 +48,14 @@ from embedding_studio.search import (
     QUERY_SHIFT,
     SHARED_MIN_USERS,
 )
-from embedding_studio.storage.ports import LOCK_SECONDS, POOL_SIZE, RECALL_TARGET, STATEMENT_SECONDS
+from embedding_studio.storage.ports import (
+    LOCK_SECONDS,
+    POOL_SIZE,
+    RECALL_TARGET,
+    STATEMENT_SECONDS,
+    WAITING_EVENTS,
+    WAITING_EVENTS_OF_SESSION,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +94,7 @@ NEUTRAL = frozenset(
         *("user_token_secret", "user_token_jwks", "user_token_claim"),
         *("user_token_audience", "user_token_issuer"),
         *("key_requests_per_second", "user_requests_per_second"),
-        *("max_request_bytes", "max_events_per_request", "index_threads"),
+        *("max_request_bytes", "max_events_per_request", "waiting_events", "index_threads"),
         *("statement_seconds", "lock_seconds", "request_seconds", "max_connections", "root_path"),
         *("improve_on_click", "improvement_seconds_interval", "users_per_batch"),
         *("lease_seconds", "max_attempts", "backoff_seconds"),
@@ -168,6 +175,11 @@ class Settings(BaseSettings):
     )
     max_session_clicks: int = Field(
         default=MAX_CLICKS, ge=1, description="Sessions with more clicks are refused as ambiguous."
+    )
+    quarantine: bool = Field(
+        default=True,
+        description="Nothing is learnt from users whose sessions are a robot's (embedding-studio quarantine);"
+        " false where a till or a kiosk is one user. Who was quarantined by hand stays so.",
     )
     improve_on_click: bool = Field(
         default=True, description="A click places an order and wakes the worker at once."
@@ -354,6 +366,12 @@ class Settings(BaseSettings):
     )
     max_request_bytes: int = Field(default=2_000_000, ge=1_000, description="Larger requests are refused.")
     max_events_per_request: int = Field(default=1_000, ge=1, description="More events at once are refused.")
+    waiting_events: int = Field(
+        default=WAITING_EVENTS,
+        ge=0,
+        description="So many events are kept, for a day, whose session is not recorded yet; 0: none. For one"
+        f" session {WAITING_EVENTS_OF_SESSION} at the most.",
+    )
 
     def fingerprint(self) -> str:
         """Return what is equal for settings under which the same sessions teach and rank the same."""

@@ -25,6 +25,7 @@ from embedding_studio.api import (
     health,
     improvement,
     keys,
+    quarantine,
     users,
 )
 from embedding_studio.api.border import (
@@ -92,6 +93,7 @@ TAGS = [
     {"name": "collections", "description": "Objects embedded by one model, under one metric."},
     {"name": "users", "description": "Forgetting."},
     {"name": "keys", "description": "Who may do what."},
+    {"name": "quarantine", "description": "Users from whom nothing is learnt."},
     {"name": "health", "description": "Whether the service lives, can serve, and how it fares."},
 ]
 
@@ -150,7 +152,16 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
     app.state.guard = Guard(context)
 
     versioned = APIRouter(prefix=PREFIX)
-    for routes in (embeddings, elsewhere, clickstream, improvement, collections, users, keys):
+    for routes in (
+        embeddings,
+        elsewhere,
+        clickstream,
+        improvement,
+        collections,
+        users,
+        keys,
+        quarantine,
+    ):
         versioned.include_router(routes.router)
     app.include_router(versioned)
     app.include_router(collectors.router)

@@ -27,6 +27,7 @@ from embedding_studio.domain.sessions import (
     SessionEvent,
     SessionForImprovement,
     SessionForImprovementCreateSchema,
+    told_of_type,
 )
 from embedding_studio.errors import ConflictError
 from embedding_studio.telemetry.metrics import ServiceMetrics
@@ -172,8 +173,9 @@ class SessionIdBody(Body):
 class EventReceipt(BaseModel):
     """What became of one event.
 
-    One of an ``unknown_session`` is not kept, nor one in ``conflict``, whose id is that of an event of
-    another type or on another object. Kept but not learnt from are one of an ``unknown_object``, which was
+    One whose session is not recorded yet is ``waiting`` for it, for a day; where too many wait, it is of an
+    ``unknown_session`` and not kept. Nor is one in ``conflict``, whose id is that of an event of another type
+    or on another object. Kept but not learnt from are one of an ``unknown_object``, which was
     not shown, one of an ``unknown_type``, which EVENT_WEIGHTS does not have, and one that is ``too_early``:
     dated more than a minute before its search.
     """
@@ -193,11 +195,15 @@ class EventsReceipt(BaseModel):
 
 
 class SessionReceipt(BaseModel):
-    """What became of a session; one that is ``taken``, by another user, query or collection, is not kept."""
+    """What became of a session, and of its events in the order in which they were sent.
+
+    One that is ``taken``, by another user, query or collection, is not kept, nor are its events.
+    """
 
     session_id: str
     created_at: int = Field(description="UTC seconds; those of arrival where what was sent lies ahead")
     disposition: SessionDisposition
+    events: list[EventReceipt]
 
 
 class SessionsReceipt(BaseModel):
@@ -253,23 +259,13 @@ def push_events(body: EventsBody, context: InContext, metrics: InMetrics, caller
     """Record what a user did with results, and say of each event what became of it."""
     events = [_event(body.session_id, event) for event in body.events]
     dispositions = _push(events, context, metrics, caller)
-    return EventsReceipt(
-        session_id=body.session_id,
-        events=[
-            EventReceipt(
-                event_id=event.event_id,
-                object_id=event.object_id,
-                event_type=event.event_type,
-                created_at=event.created_at,
-                disposition=disposition,
-            )
-            for event, disposition in zip(events, dispositions, strict=True)
-        ],
-    )
+    return EventsReceipt(session_id=body.session_id, events=_receipts(events, dispositions))
 
 
 @router.post("/sessions", operation_id="record_sessions", dependencies=[EVENTS])
-def record_sessions(body: SessionsBody, context: InContext, caller: InCaller) -> SessionsReceipt:
+def record_sessions(
+    body: SessionsBody, context: InContext, metrics: InMetrics, caller: InCaller
+) -> SessionsReceipt:
     """Record many searches with what they showed and what was done; those that are known are continued."""
     _check_number(sum(1 + len(session.events) for session in body.sessions), context, "sessions")
     recorded = [
@@ -282,17 +278,18 @@ def record_sessions(body: SessionsBody, context: InContext, caller: InCaller) ->
     for number, session in enumerate(body.sessions):
         if session.query_vectors is not None:
             check_fit(known[session.collection], session.query_vectors, "sessions", number, "query_vectors")
-    dispositions = context.clickstream_dao.record(recorded)
-    return SessionsReceipt(
-        sessions=[
+    receipts = []
+    for each, (disposition, became) in zip(recorded, context.clickstream_dao.record(recorded), strict=True):
+        events = each.session.events if became else ()
+        receipts.append(
             SessionReceipt(
                 session_id=each.session.session_id,
                 created_at=each.session.created_at,
                 disposition=disposition,
+                events=_receipts(events, _told(events, became, context, metrics)),
             )
-            for each, disposition in zip(recorded, dispositions, strict=True)
-        ]
-    )
+        )
+    return SessionsReceipt(sessions=receipts)
 
 
 @router.post("/events", operation_id="push_events_of_sessions", dependencies=[BEACON])
@@ -378,24 +375,47 @@ def _push(
     events: list[SessionEvent], context: Context, metrics: ServiceMetrics, caller: Caller
 ) -> list[EventDisposition]:
     _check_number(len(events), context, "events")
-    dispositions = _pushed(events, context, caller)
+    return _told(events, _pushed(events, context, caller), context, metrics)
+
+
+def _told(
+    events: Sequence[SessionEvent],
+    dispositions: Sequence[EventDisposition],
+    context: Context,
+    metrics: ServiceMetrics,
+) -> list[EventDisposition]:
+    """Count events, and return what to tell of them."""
     metrics.count_events(events, dispositions)
     weights = context.settings.event_weights
     return [
-        EventDisposition.UNKNOWN_TYPE
-        if disposition is EventDisposition.ACCEPTED and event.event_type not in weights
-        else disposition
+        told_of_type(disposition, event.event_type, weights)
+        for event, disposition in zip(events, dispositions, strict=True)
+    ]
+
+
+def _receipts(events: Sequence[SessionEvent], dispositions: Sequence[EventDisposition]) -> list[EventReceipt]:
+    return [
+        EventReceipt(
+            event_id=event.event_id,
+            object_id=event.object_id,
+            event_type=event.event_type,
+            created_at=event.created_at,
+            disposition=disposition,
+        )
         for event, disposition in zip(events, dispositions, strict=True)
     ]
 
 
 def _pushed(events: list[SessionEvent], context: Context, caller: Caller) -> list[EventDisposition]:
-    """Return what became of events; for a bound caller a session of another is one that is not known."""
+    """Return what became of events; for a bound caller a session of another is one that is not known.
+
+    Nor do its events wait for a session: it might become another's.
+    """
     if not caller.is_bound:
         return context.clickstream_dao.push_events(events)
     is_own = own_sessions(context, caller, [event.session_id for event in events])
     own = [event for event in events if is_own.get(event.session_id)]
-    became = iter(context.clickstream_dao.push_events(own))
+    became = iter(context.clickstream_dao.push_events(own, may_wait=False))
     return [
         next(became) if is_own.get(event.session_id) else EventDisposition.UNKNOWN_SESSION for event in events
     ]

@@ -184,6 +184,7 @@ def _store(
         collection,
         weights=context.settings.event_weights,
         pushed=metrics.count_events,
+        may_wait=True,
     )
     report = importer.run(join_recorded(context.clickstream_dao, collection, entries))
     for told, became in ((received.sessions, report.sessions), (received.events, report.events)):

@@ -7,6 +7,7 @@ serving         serve, demo
 learning        worker, improve
 evaluation      evaluate
 replaying       replay
+quarantine      quarantine, and what is done to a user
 administration  doctor, migrate, settings, collections (and what is done to one), forget
 keys            keys
 console         what they share
@@ -24,6 +25,7 @@ from embedding_studio.cli.evaluation import evaluate
 from embedding_studio.cli.importing import import_log
 from embedding_studio.cli.keys import keys
 from embedding_studio.cli.learning import improve, worker
+from embedding_studio.cli.quarantine import quarantine
 from embedding_studio.cli.replaying import replay
 from embedding_studio.cli.searching import recall, search, tune
 from embedding_studio.cli.serving import demo, serve
@@ -73,4 +75,5 @@ app.command("import")(import_log)
 app.command("settings")(show_settings)
 app.add_typer(collections, name="collections")
 app.add_typer(keys, name="keys")
+app.add_typer(quarantine, name="quarantine")
 app.command()(forget)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,10 +97,10 @@ class SessionEvent(BaseModel):
         return self
 
 
-def _not_ahead(dated: "SessionEvent | Session") -> None:
+def _not_ahead(dated: "SessionEvent | Session", *, before: int = 0) -> None:
     """Let what lies ahead be of now, since it has come: a wrong clock would put it last for years."""
     if dated.created_at > (now := utc_timestamp()):
-        object.__setattr__(dated, "created_at", now)
+        object.__setattr__(dated, "created_at", now - before)
 
 
 class SearchOptions(TypedDict, total=False):
@@ -256,7 +256,8 @@ class Session(BaseModel):
     """One query and the results shown for it, in order.
 
     Attributes:
-        created_at: UTC seconds; now where it lies ahead.
+        created_at: UTC seconds; where it lies ahead, a second ago, so that searches of a right clock that
+            come in the same second are the later ones.
         request: of the search that recorded the session; None where another system searched.
     """
 
@@ -281,7 +282,7 @@ class Session(BaseModel):
                 for slot, result in enumerate(self.search_results, start=1)
             )
             object.__setattr__(self, "search_results", numbered)
-        _not_ahead(self)
+        _not_ahead(self, before=1)
         return self
 
     @property
@@ -330,10 +331,24 @@ class EventDisposition(StrEnum):
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"  # not stored: it is there already
     CONFLICT = "conflict"  # not stored: its id is that of an event of another type, or on another object
-    UNKNOWN_SESSION = "unknown_session"  # not stored: there is nothing to join it to
+    WAITING = "waiting"  # stored for a day, to be joined to its session when that is recorded
+    UNKNOWN_SESSION = "unknown_session"  # not stored: nothing to join it to, and no room to wait
     TOO_EARLY = "too_early"  # stored but not learnt from: dated more than a minute before its search
     UNKNOWN_TYPE = "unknown_type"  # stored but not learnt from: EVENT_WEIGHTS does not have its type
     UNKNOWN_OBJECT = "unknown_object"  # stored but not learnt from: it was not among the results shown
+
+
+class Recording(NamedTuple):
+    """What became of a session that was sent, and of each event that came with it; of none if it is taken."""
+
+    disposition: SessionDisposition
+    events: tuple[EventDisposition, ...] = ()
+
+
+def told_of_type(became: EventDisposition, event_type: str, weights: Mapping[str, float]) -> EventDisposition:
+    """Return what to tell of an event: one that is accepted may be of a type that nobody knows."""
+    is_unknown = became is EventDisposition.ACCEPTED and event_type not in weights
+    return EventDisposition.UNKNOWN_TYPE if is_unknown else became
 
 
 ANONYMOUS = "the session is anonymous: there is no user whose results could change"

@@ -30,6 +30,7 @@ from embedding_studio.errors import (
 from embedding_studio.feedback.fold import DONE, FAILED, REFUSED, attempt, detail_of, fold, outcome_of
 from embedding_studio.feedback.inputs import embed_queries, objects_of
 from embedding_studio.feedback.leases import Leases
+from embedding_studio.feedback.robots import MOST_AN_HOUR, reason_to_quarantine
 from embedding_studio.feedback.selection import (
     IRRELEVANT,
     NO_EVENTS,
@@ -111,6 +112,7 @@ class Improver:
         backoff_seconds: wait before the second attempt; doubles each time.
         adjuster_seconds: so long the adjuster may take; a session for which it takes longer, alone, fails.
         is_shared: whether what users clicked is counted for others too, see ``SearchService``.
+        quarantines: whether nothing is learnt from users whose sessions are a robot's (``robots``).
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Improver:
         backoff_seconds: float = BACKOFF_SECONDS,
         adjuster_seconds: float = 10.0,
         is_shared: bool = False,
+        quarantines: bool = True,
     ) -> None:
         self._storage = storage
         self._adjuster = adjuster
@@ -141,6 +144,7 @@ class Improver:
         self._backoff_seconds = backoff_seconds
         self._adjuster_seconds = adjuster_seconds
         self._is_shared = is_shared
+        self._quarantines = quarantines
         self._leases = Leases(storage, lease_seconds)
         self._passed_over = PassedOver(
             irrelevant=IRRELEVANT,
@@ -234,6 +238,10 @@ class Improver:
         everything = (each.session for sessions in recent.values() for each in sessions)
         originals = self._storage.objects.originals(collection, objects_of(everything, self._event_weights))
         counted, outcomes = self._select(recent)
+        robots = self._robots(collection, recent)
+        if robots:
+            counted = [each for each in counted if each.session.user_id not in robots]
+            outcomes |= _refused(recent, robots)
         missing = self._texts_to_embed(collection, counted)
         embedded, reasons = embed_queries(self._embedder, missing) if self._embedder and missing else ({}, {})
         ready, unready = _with_vectors(counted, embedded, reasons)
@@ -262,7 +270,8 @@ class Improver:
             told = [outcome for key, outcome in outcomes.items() if of_user[key] in held]
             kept = self._kept(folds, told, of_user)
             transaction.replace_states(
-                {user: folded.states.get(user, PersonalState()) for user in held - kept}
+                {user: folded.states.get(user, PersonalState()) for user in held - kept},
+                {user: why for user, (why, is_found) in robots.items() if is_found and user in held - kept},
             )
             ended = transaction.complete(in_hand.token, told, self._passed_over)
         failed = {each.session_id: each.detail or "" for each in ended if each.status is FAILED}
@@ -303,6 +312,32 @@ class Improver:
                 outcomes[recorded.session.session_id] = outcome_of(recorded.session.session_id, error)
         return counted, outcomes
 
+    def _robots(
+        self, collection: Collection, recent: Mapping[str, Sequence[RecordedSession]]
+    ) -> dict[str, tuple[str, bool]]:
+        """Return user_id -> why nothing is learnt from them, and whether this was found, not decided."""
+        decided = self._storage.quarantine.decisions(list(recent))
+        full = [user for user, theirs in recent.items() if len(theirs) >= self._max_sessions_per_user]
+        further = (
+            self._storage.clickstream.latest_times(
+                collection, full, self._max_sessions_per_user + MOST_AN_HOUR
+            )
+            if full and self._quarantines
+            else {}
+        )
+        robots = {}
+        for user, theirs in recent.items():
+            decision = decided.get(user)
+            if decision is not None and decision.is_quarantined:
+                robots[user] = (decision.reason, False)
+            elif self._quarantines:
+                times = further.get(user) or [each.session.created_at for each in theirs]
+                after = -1 if decision is None else decision.decided_at
+                why = reason_to_quarantine(theirs, self._event_weights, times, after=after)
+                if why is not None:
+                    robots[user] = (why, True)
+        return robots
+
     def _texts_to_embed(self, collection: Collection, counted: Iterable[RecordedSession]) -> set[str]:
         if self._embedder is None:
             return set()
@@ -313,6 +348,21 @@ class Improver:
         }
         # Asked last: to tell its name, an embedder may have to load its model.
         return missing if missing and collection.is_embedded_by(self._embedder.name) else set()
+
+
+def _refused(
+    recent: Mapping[str, Sequence[RecordedSession]], robots: Mapping[str, tuple[str, bool]]
+) -> dict[str, OrderOutcome]:
+    """Return what becomes of the sessions of users who are quarantined."""
+    return {
+        each.session.session_id: OrderOutcome(
+            each.session.session_id,
+            REFUSED,
+            f"the user is quarantined ({why}); release them to learn from it",
+        )
+        for user, (why, _) in robots.items()
+        for each in recent[user]
+    }
 
 
 def _with_vectors(

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.errors import EmbeddingStudioError
@@ -14,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 1800
 USERS_PER_BATCH = 100
+TIDY_EVERY_SECONDS = 3_600
 
 _POLL_SECONDS = 1.0
 """Bound on one wait: so late are a stop, an order given back for later, and one whose notice was lost."""
@@ -51,6 +53,7 @@ class Worker:
         self._wake_on_click = wake_on_click
         self._metrics = metrics or WorkerMetrics()
         self._own_past = own_past
+        self._tidied_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; the batch in hand is finished first, unless its adjuster hangs."""
@@ -58,6 +61,7 @@ class Worker:
         while not stop.is_set():
             try:
                 self._drain(stop)
+                self._tidy(time.time())
                 if self._own_past is not None and self._own_past.is_due(now := utc_timestamp()):
                     self._own_past.fit(now)
                 retry_seconds = _FIRST_RETRY_SECONDS
@@ -85,6 +89,12 @@ class Worker:
                 "learnt from %d sessions of %d users in %.3f s; refused %d, failed %d",
                 report.learnt, report.users, report.seconds, len(report.refused), len(report.failed),
             )  # fmt: skip
+
+    def _tidy(self, now: float) -> None:
+        """Drop, once an hour, events whose sessions never came."""
+        if now >= self._tidied_at + TIDY_EVERY_SECONDS:
+            self._tidied_at = now
+            self._storage.clickstream.drop_waiting(now)
 
     def _wait(self, stop: threading.Event) -> None:
         if self._wake_on_click:

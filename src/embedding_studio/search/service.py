@@ -306,7 +306,7 @@ class SearchService:
 
     def _record(self, session: Session, queries: Vectors) -> None:
         [became] = self._storage.clickstream.record([RecordedSession(session, queries)])
-        if became is SessionDisposition.TAKEN:
+        if became.disposition is SessionDisposition.TAKEN:
             raise ConflictError(
                 f"the session {session.session_id!r} is of another user, query or collection; "
                 "give each search a session_id of its own"

@@ -33,9 +33,9 @@ from embedding_studio.domain.objects import (
 from embedding_studio.domain.sessions import (
     EventDisposition,
     RecordedSession,
+    Recording,
     SearchResultItem,
     Session,
-    SessionDisposition,
     SessionEvent,
     SessionForImprovement,
     SessionForImprovementCreateSchema,
@@ -44,6 +44,9 @@ from embedding_studio.domain.sessions import (
 from embedding_studio.errors import ConflictError, InvalidInputError
 
 Vectors = NDArray[np.float32]
+
+EventContent = tuple[str, str]
+"""The object and the type: what two events of one id have to have in common."""
 
 RECALL_TARGET = 0.99
 """The share of the true nearest that a search is to find."""
@@ -54,6 +57,13 @@ POOL_SIZE = 8
 STATEMENT_SECONDS = 30.0
 LOCK_SECONDS = 10.0
 """So long a statement may take, and wait for a lock, before the database gives up on it."""
+
+WAITING_EVENTS = 100_000
+"""So many events wait for sessions that are not recorded yet; more are not taken."""
+WAITING_EVENTS_OF_SESSION = 100
+"""So many of them for one session."""
+WAITING_SECONDS = 86_400
+"""So long they wait."""
 
 WIDEST_MARGIN = 100
 """In standard errors."""
@@ -108,6 +118,33 @@ def require_active(key: ApiKey, now: int) -> None:
     """
     if (status := key.status(now)) != "active":
         raise ConflictError(f"the key {key.key_id!r} is {status}; create a new one instead")
+
+
+def admit(
+    events: Sequence[SessionEvent], waiting: Mapping[str, Mapping[str, EventContent]], room: int
+) -> tuple[list[EventDisposition], list[SessionEvent]]:
+    """Return what becomes of events of sessions that are not recorded, and those that are to wait.
+
+    Args:
+        waiting: session_id -> event_id -> content, of those that wait for these sessions already.
+        room: so many may begin to wait.
+    """
+    of_session = {session_id: dict(there) for session_id, there in waiting.items()}
+    became: list[EventDisposition] = []
+    admitted: list[SessionEvent] = []
+    for event in events:
+        there = of_session.setdefault(event.session_id, {})
+        content = event.object_id, event.event_type
+        if event.event_id in there:
+            is_equal = there[event.event_id] == content
+            became.append(EventDisposition.DUPLICATE if is_equal else EventDisposition.CONFLICT)
+        elif len(admitted) < room and len(there) < WAITING_EVENTS_OF_SESSION:
+            there[event.event_id] = content
+            admitted.append(event)
+            became.append(EventDisposition.WAITING)
+        else:
+            became.append(EventDisposition.UNKNOWN_SESSION)
+    return became, admitted
 
 
 class Collections(Protocol):
@@ -339,10 +376,14 @@ class SessionOwner:
 
 
 class Clickstream(Protocol):
-    """The log: what was searched, shown and done. It is appended to, and forgets users alone."""
+    """The log: what was searched, shown and done. It is appended to, and forgets users alone.
 
-    def record(self, sessions: Sequence[RecordedSession]) -> list[SessionDisposition]:
-        """Record sessions with the events they bring, one disposition each in order.
+    Events may come before their session: they wait for it, and are joined to it in the transaction that
+    records it, as if they had come just after.
+    """
+
+    def record(self, sessions: Sequence[RecordedSession]) -> list[Recording]:
+        """Record sessions with the events they bring; return what became of each, in order.
 
         A session that is there already, of the same user, query and collection, by whichever of its names, is
         continued: what it shows for the first time is added, at the positions that it gives (a session
@@ -375,17 +416,28 @@ class Clickstream(Protocol):
         """
         ...
 
-    def push_events(self, events: Sequence[SessionEvent]) -> list[EventDisposition]:
+    def push_events(self, events: Sequence[SessionEvent], *, may_wait: bool = True) -> list[EventDisposition]:
         """Record events, one disposition each in order.
 
         In the same transaction an order is placed for each session that got a new event of a type
         for which the storage was opened with ``order_on``.
         An event is ``UNKNOWN_OBJECT`` when its session shows results and the object is not among them.
+
+        Args:
+            may_wait: whether those are kept whose session is not recorded yet: for ``WAITING_SECONDS``, up to
+                ``WAITING_EVENTS_OF_SESSION`` for each, and as many as the storage was opened for in all.
         """
         ...
 
     def owners(self, session_ids: Iterable[str]) -> dict[str, SessionOwner]:
         """Return session_id -> whose it is, for those that were registered."""
+
+    def waiting_events(self) -> int:
+        """Return how many events wait for sessions that are not recorded yet."""
+        ...
+
+    def drop_waiting(self, now: float) -> int:
+        """Drop events that have waited for ``WAITING_SECONDS`` by ``now``; return how many."""
         ...
 
     def get_session(self, session_id: str) -> Session:
@@ -418,8 +470,9 @@ class Clickstream(Protocol):
     def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
         """Return the vectors [Q, D] of the latest different queries, latest first.
 
-        They are those of sessions that were recorded for this collection or an alias of it, by anyone,
-        are not irrelevant and have vectors of the collection's size. Queries of one text are the same,
+        They are those of sessions that were recorded for this collection or an alias of it, by anyone who is
+        not quarantined, are not irrelevant and have vectors of the collection's size. Queries of one text
+        are the same,
         and of those without a text such that have the same vectors.
         """
         ...
@@ -432,6 +485,15 @@ class Clickstream(Protocol):
         Those that count have an order that has not failed, are not irrelevant, have at least one event, and
         were recorded for this collection or an alias of it. Query vectors of another size than the
         collection's come back as None. Whatever changes one of them later marks its user.
+        """
+        ...
+
+    def latest_times(
+        self, collection: Collection, user_ids: Sequence[str], limit_per_user: int
+    ) -> dict[str, list[int]]:
+        """Return when the latest sessions of each user were, in UTC seconds, of those that may count.
+
+        They are those of ``recent_sessions``, and further back.
         """
         ...
 
@@ -617,6 +679,60 @@ class Orders(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class QuarantineDecision:
+    """What a person decided of a user.
+
+    Attributes:
+        is_quarantined: True: nothing is learnt from them. False: they are released: what they did up to
+            ``decided_at`` is not held against them.
+        decided_at: UTC seconds.
+    """
+
+    is_quarantined: bool
+    reason: str
+    decided_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedUser:
+    """A user from whom nothing is learnt.
+
+    Attributes:
+        collection: in which their sessions were found to be a robot's; None: a person decided so.
+        since: UTC seconds.
+    """
+
+    user_id: str
+    collection: str | None
+    reason: str
+    since: int
+
+
+class Quarantine(Protocol):
+    """Users from whom nothing is learnt, with the reason.
+
+    What a person decided is part of the log: the user is marked, and folded by it. What a fold found is
+    part of the state, and written with it (``LearningTransaction.replace_states``).
+    """
+
+    def decide(self, user_id: str, decision: QuarantineDecision) -> None:
+        """Quarantine a user, or release them, in place of what was decided before; they are folded anew."""
+        ...
+
+    def decisions(self, user_ids: Sequence[str]) -> dict[str, QuarantineDecision]:
+        """Return what was decided last of those of whom anything was."""
+        ...
+
+    def count(self) -> int:
+        """Return how many users are quarantined, in whichever collection."""
+        ...
+
+    def list(self, *, limit: int = 100, offset: int = 0) -> list[QuarantinedUser]:
+        """Return who is quarantined, the latest first."""
+        ...
+
+
 class LearningTransaction(Protocol):
     """One transaction in which the states of some users of one collection are written.
 
@@ -634,8 +750,13 @@ class LearningTransaction(Protocol):
         """Keep query vectors ([Q, D] by session id) that had to be embedded."""
         ...
 
-    def replace_states(self, states: Mapping[str, PersonalState]) -> None:
+    def replace_states(
+        self, states: Mapping[str, PersonalState], quarantined: Mapping[str, str] | None = None
+    ) -> None:
         """Replace the whole state of each user named, their votes with it.
+
+        Args:
+            quarantined: user_id -> why, of those among them whose sessions are a robot's.
 
         All votes of one ``query_key`` have the same query: that of the first, as long as any is left.
         """
@@ -815,6 +936,7 @@ class Storage:
     objects: BaseIndex
     clickstream: Clickstream
     orders: Orders
+    quarantine: Quarantine
     folds: Folds
     personal: Personal
     keys: Keys

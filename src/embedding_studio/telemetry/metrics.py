@@ -243,6 +243,17 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._quarantined = Gauge(
+            "embedding_studio_quarantined_users",
+            "Users from whom nothing is learnt; not a number while storage does not answer.",
+            registry=self._registry,
+        )
+        self._waiting_events = Gauge(
+            "embedding_studio_waiting_events",
+            "Events whose sessions are not recorded yet; not a number while storage does not answer.",
+            registry=self._registry,
+        )
+
     @cached_property
     def service(self) -> ServiceMetrics:
         return ServiceMetrics(self._event_types, registry=self._registry)
@@ -265,12 +276,16 @@ class Metrics:
         try:
             self._set_orders(storage.orders.counts())
             self._set_queue(storage.folds.info())
+            self._quarantined.set(storage.quarantine.count())
+            self._waiting_events.set(storage.clickstream.waiting_events())
             if service is not None:
                 service.ask(storage, now)
         except (StorageError, CollectionNotFoundError):  # a collection may be dropped meanwhile
             logger.exception("storage cannot be asked for its numbers")
             self._set_orders({})
             self._set_queue(None)
+            self._quarantined.set(float("nan"))
+            self._waiting_events.set(float("nan"))
             if service is not None:
                 service.set_objects({}, now)
                 service.set_codes({})

@@ -13,8 +13,9 @@ from embedding_studio.storage.memory.keys import MemoryKeys
 from embedding_studio.storage.memory.objects import MemoryObjects
 from embedding_studio.storage.memory.orders import MemoryOrders
 from embedding_studio.storage.memory.personal import MemoryPersonal
+from embedding_studio.storage.memory.quarantine import MemoryQuarantine
 from embedding_studio.storage.memory.state import State
-from embedding_studio.storage.ports import Storage
+from embedding_studio.storage.ports import WAITING_EVENTS, Storage
 
 
 class MemoryBackend:
@@ -40,13 +41,19 @@ class MemoryStorage(Storage):
     [Neighbour(object_id='up', distance=0.0, payload={})]
     """
 
-    def __init__(self, *, order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"})) -> None:
-        state = State(order_on)
+    def __init__(
+        self,
+        *,
+        order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"}),
+        waiting_events: int = WAITING_EVENTS,
+    ) -> None:
+        state = State(order_on, waiting_events)
         super().__init__(
             collections=MemoryCollections(state),
             objects=MemoryObjects(state),
             clickstream=MemoryClickstream(state),
             orders=MemoryOrders(state),
+            quarantine=MemoryQuarantine(state),
             folds=MemoryFolds(state),
             personal=MemoryPersonal(state),
             keys=MemoryKeys(state),

@@ -1,5 +1,7 @@
 """Sessions and events in memory."""
 
+import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,6 +13,7 @@ from embedding_studio.domain.objects import (
 from embedding_studio.domain.sessions import (
     EventDisposition,
     RecordedSession,
+    Recording,
     SearchResultItem,
     Session,
     SessionDisposition,
@@ -18,8 +21,9 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import ConflictError
 from embedding_studio.storage.memory.state import State, StoredSession
-from embedding_studio.storage.ports import SessionOwner, Vectors, require_shown
+from embedding_studio.storage.ports import WAITING_SECONDS, SessionOwner, Vectors, admit, require_shown
 
+UNKNOWN = EventDisposition.UNKNOWN_SESSION
 STORED = {EventDisposition.ACCEPTED, EventDisposition.TOO_EARLY, EventDisposition.UNKNOWN_OBJECT}
 
 
@@ -27,19 +31,19 @@ class MemoryClickstream:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def record(self, sessions: Sequence[RecordedSession]) -> list[SessionDisposition]:
+    def record(self, sessions: Sequence[RecordedSession]) -> list[Recording]:
         with self._state.lock:
             for each in sessions:
                 if each.session.session_id not in self._state.sessions:
                     self._state.named(each.session.collection)
-            return [self._record(each.session, each.query_vectors) for each in sessions]
+            return self._record(sessions)
 
     def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
         with self._state.lock:
             stored = self._state.sessions.get(session.session_id)
             if stored is None:
                 self._state.named(session.collection)
-                self._record(session, query_vectors)
+                self._record([RecordedSession(session, query_vectors)])
                 return True
             difference = stored.difference(session)
             if difference is not None:
@@ -56,7 +60,7 @@ class MemoryClickstream:
         with self._state.lock:
             self._show(self._state.stored_session(session_id), results)
 
-    def push_events(self, events: Sequence[SessionEvent]) -> list[EventDisposition]:
+    def push_events(self, events: Sequence[SessionEvent], *, may_wait: bool = True) -> list[EventDisposition]:
         with self._state.lock:
             dispositions = []
             touched: dict[str, None] = {}
@@ -69,7 +73,22 @@ class MemoryClickstream:
                     touched[event.session_id] = None
             for session_id in sorted(touched, key=lambda each: self._state.sessions[each].unit()):
                 self._state.place(session_id)
-            return dispositions
+            return self._let_wait(events, dispositions) if may_wait else dispositions
+
+    def waiting_events(self) -> int:
+        with self._state.lock:
+            return sum(map(len, self._state.waiting.values()))
+
+    def drop_waiting(self, now: float) -> int:
+        with self._state.lock:
+            before = self.waiting_events()
+            for session_id, events in list(self._state.waiting.items()):
+                for event_id, (_, arrived_at) in list(events.items()):
+                    if arrived_at <= now - WAITING_SECONDS:
+                        del events[event_id]
+                if not events:
+                    del self._state.waiting[session_id]
+            return before - self.waiting_events()
 
     def owners(self, session_ids: Iterable[str]) -> dict[str, SessionOwner]:
         with self._state.lock:
@@ -106,8 +125,9 @@ class MemoryClickstream:
 
     def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
         with self._state.lock:
-            self._state.tables(collection)
             names = self._state.names(collection)
+            ignored = {user_id for user_id, each in self._state.decisions.items() if each.is_quarantined}
+            ignored |= self._state.tables(collection).quarantined.keys()
             latest: dict[tuple[str, bytes], Vectors] = {}
             for stored in sorted(self._state.sessions.values(), key=StoredSession.age, reverse=True):
                 session = stored.session
@@ -115,6 +135,7 @@ class MemoryClickstream:
                 if (
                     session.collection in names
                     and not session.is_irrelevant
+                    and session.user_id not in ignored
                     and vectors is not None
                     and vectors.shape[1] == collection.index.dimensions
                 ):
@@ -147,6 +168,12 @@ class MemoryClickstream:
                     recent[session.user_id].append(recorded if fits else RecordedSession(recorded.session))
             return {user_id: latest[::-1] for user_id, latest in recent.items()}
 
+    def latest_times(
+        self, collection: Collection, user_ids: Sequence[str], limit_per_user: int
+    ) -> dict[str, list[int]]:
+        recent = self.recent_sessions(collection, user_ids, limit_per_user)
+        return {user_id: [each.session.created_at for each in theirs] for user_id, theirs in recent.items()}
+
     def mark_irrelevant(self, session_id: str) -> None:
         with self._state.lock:
             stored = self._state.stored_session(session_id)
@@ -154,7 +181,27 @@ class MemoryClickstream:
             if session_id in self._state.orders:
                 self._state.place(session_id)
 
-    def _record(self, session: Session, query_vectors: Vectors | None) -> SessionDisposition:
+    def _record(self, sessions: Sequence[RecordedSession]) -> list[Recording]:
+        waited: list[SessionEvent] = []
+        became = []
+        for each in sessions:
+            became.append(self._add(each.session, each.query_vectors))
+            if became[-1] is SessionDisposition.RECORDED:
+                early = self._state.waiting.pop(each.session.session_id, {}).values()
+                waited += [event for event, _ in early]
+        events = [
+            () if disposition is SessionDisposition.TAKEN else each.session.events
+            for each, disposition in zip(sessions, became, strict=True)
+        ]
+        pushed = [*itertools.chain.from_iterable(events), *waited]
+        told = iter(self.push_events(pushed, may_wait=False))
+        return [
+            Recording(disposition, tuple(itertools.islice(told, len(theirs))))
+            for disposition, theirs in zip(became, events, strict=True)
+        ]
+
+    def _add(self, session: Session, query_vectors: Vectors | None) -> SessionDisposition:
+        """Add a session, or what it shows for the first time, without its events."""
         stored = self._state.sessions.get(session.session_id)
         if stored is not None:
             named = session.model_copy(update={"collection": stored.session.collection})
@@ -170,8 +217,26 @@ class MemoryClickstream:
             new = self._state.sessions[session.session_id] = StoredSession(bare, vectors)
             self._state.of_user.setdefault(session.user_id, {})[session.session_id] = new
         self._show(self._state.sessions[session.session_id], session.search_results)
-        self.push_events(session.events)
         return SessionDisposition.RECORDED if stored is None else SessionDisposition.CONTINUED
+
+    def _let_wait(
+        self, events: Sequence[SessionEvent], dispositions: Sequence[EventDisposition]
+    ) -> list[EventDisposition]:
+        """Let events wait whose sessions are not recorded; return what became of all."""
+        early = [event for event, each in zip(events, dispositions, strict=True) if each is UNKNOWN]
+        if not early or not self._state.most_waiting:
+            return list(dispositions)
+        now = time.time()
+        self.drop_waiting(now)
+        waiting = {
+            session_id: {key: (event.object_id, event.event_type) for key, (event, _) in theirs.items()}
+            for session_id, theirs in self._state.waiting.items()
+        }
+        told, admitted = admit(early, waiting, self._state.most_waiting - self.waiting_events())
+        for event in admitted:
+            self._state.waiting.setdefault(event.session_id, {})[event.event_id] = event, now
+        of_early = iter(told)
+        return [next(of_early) if each is UNKNOWN else each for each in dispositions]
 
     def _show(self, stored: StoredSession, results: Sequence[SearchResultItem]) -> None:
         before = len(stored.results)
@@ -189,7 +254,9 @@ class MemoryClickstream:
                 self._state.orders.pop(session_id, None)
             for key in [key for key in self._state.folds if key[1] == user_id]:
                 del self._state.folds[key]
+            self._state.decisions.pop(user_id, None)
             for tables in self._state.schemas.values():
+                tables.quarantined.pop(user_id, None)
                 tables.replace_states({user_id: PersonalState()})
                 del tables.states[user_id]
             return len(theirs)

@@ -119,6 +119,7 @@ class MemoryLearning:
         self._user_ids = user_ids
         self._query_vectors: dict[str, Vectors] = {}
         self._states: dict[str, PersonalState] = {}
+        self._quarantined: dict[str, str] = {}
         self._completed: list[tuple[str, Sequence[OrderOutcome], PassedOver]] = []
 
     def held(self, token: str) -> set[str]:
@@ -133,7 +134,10 @@ class MemoryLearning:
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
         self._query_vectors.update({i: np.atleast_2d(np.array(v, np.float32)) for i, v in vectors.items()})
 
-    def replace_states(self, states: Mapping[str, PersonalState]) -> None:
+    def replace_states(
+        self, states: Mapping[str, PersonalState], quarantined: Mapping[str, str] | None = None
+    ) -> None:
+        self._quarantined |= quarantined or {}
         self._states.update({user_id: copied_state(state) for user_id, state in states.items()})
 
     def complete(
@@ -163,7 +167,9 @@ class MemoryLearning:
             for session_id, vectors in self._query_vectors.items():
                 if session_id in self._state.sessions:
                     self._state.sessions[session_id].query_vectors = vectors
-            self._state.tables(self._collection).replace_states(self._states)
+            tables = self._state.tables(self._collection)
+            tables.replace_states(self._states)
+            tables.quarantine(self._states, self._quarantined)
             for given in self._completed:
                 self._complete(*given)
 

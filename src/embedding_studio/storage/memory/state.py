@@ -42,6 +42,7 @@ from embedding_studio.storage.ports import (
     Fold,
     OrderOutcome,
     PassedOver,
+    QuarantineDecision,
     Vectors,
 )
 
@@ -56,18 +57,23 @@ class State:
         lock: notified when a user is marked and when a fold ends.
         schemas: by the collection's name.
         of_user: user_id -> session_id -> session, so that a user's are found without a look at all.
+        most_waiting: so many events wait.
+        waiting: session_id -> event_id -> event and UTC seconds of its arrival, of sessions not recorded yet.
         folds: (name of a collection, user_id) -> whose state is stale.
         folding: (collection_id, user_id) of those that somebody is folding anew just now.
         ticks: numbers every change of an order, so that two within one second have an order.
     """
 
     order_on: Container[str]
+    most_waiting: int
     lock: threading.Condition = field(default_factory=threading.Condition)
     schemas: dict[str, "Tables"] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     sessions: dict[str, "StoredSession"] = field(default_factory=dict)
     of_user: dict[str | None, dict[str, "StoredSession"]] = field(default_factory=dict)
     orders: dict[str, "StoredOrder"] = field(default_factory=dict)
+    waiting: dict[str, dict[str, tuple[SessionEvent, float]]] = field(default_factory=dict)
+    decisions: dict[str, QuarantineDecision] = field(default_factory=dict)
     folds: dict[tuple[str, str], "StoredFold"] = field(default_factory=dict)
     folding: set[tuple[int, str]] = field(default_factory=set)
     keys: dict[str, ApiKey] = field(default_factory=dict)
@@ -268,14 +274,27 @@ class State:
 
 @dataclass(slots=True)
 class Tables:
-    """A collection's content; ``stack`` is absent from a write to the next search."""
+    """A collection's content.
+
+    Attributes:
+        quarantined: user_id -> why, and since when in UTC seconds.
+        stack: absent from a write to the next search.
+    """
 
     collection: Collection
     objects: dict[str, CatalogueObject] = field(default_factory=dict)
     states: dict[str, PersonalState] = field(default_factory=dict)
     votes: Votes = field(default_factory=Votes)
+    quarantined: dict[str, tuple[str, int]] = field(default_factory=dict)
     stack: "Stack | None" = None
     margin: float | None = None
+
+    def quarantine(self, user_ids: Iterable[str], found: Mapping[str, str]) -> None:
+        """Keep which of some users are quarantined, and why."""
+        for user_id in user_ids:
+            _, since = self.quarantined.pop(user_id, ("", utc_timestamp()))
+            if user_id in found:
+                self.quarantined[user_id] = found[user_id], since
 
     def replace_states(self, states: Mapping[str, PersonalState]) -> None:
         before = {user_id: self.states.get(user_id, PersonalState()).votes for user_id in states}

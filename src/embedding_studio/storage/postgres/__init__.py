@@ -6,6 +6,7 @@
     codes        which may be nearest
     clickstream  sessions and events
     folds        the queue of users                     orders  what became of sessions
+    quarantine   from whom nothing is learnt
     personal     what is learnt                         votes   what users tell each other
     vectors      on the wire
     keys         who may call the service
@@ -21,6 +22,7 @@ from embedding_studio.storage.ports import (
     POOL_SIZE,
     RECALL_TARGET,
     STATEMENT_SECONDS,
+    WAITING_EVENTS,
     Storage,
 )
 from embedding_studio.storage.postgres.clickstream import PostgresClickstream
@@ -32,6 +34,7 @@ from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects
 from embedding_studio.storage.postgres.orders import PostgresOrders
 from embedding_studio.storage.postgres.personal import PostgresPersonal, outdate
+from embedding_studio.storage.postgres.quarantine import PostgresQuarantine
 from embedding_studio.storage.postgres.schema import describe
 
 CODES = 4
@@ -65,6 +68,7 @@ class PostgresStorage(Storage):
             this was not measured; 1 compares all, always.
         statement_seconds: a statement may take so long, but those of maintenance; 0: as long as it likes.
         lock_seconds: a statement may wait for a lock so long; 0: as long as it has to.
+        waiting_events: so many wait for sessions that are not recorded yet; 0: none.
         pool_size: connections at the most; one more listens for orders while ``folds.wait`` is used.
 
     Raises:
@@ -81,6 +85,7 @@ class PostgresStorage(Storage):
         pool_size: int = POOL_SIZE,
         statement_seconds: float = STATEMENT_SECONDS,
         lock_seconds: float = LOCK_SECONDS,
+        waiting_events: int = WAITING_EVENTS,
     ) -> None:
         database = Database(
             database_url, pool_size=pool_size, statement_seconds=statement_seconds, lock_seconds=lock_seconds
@@ -91,8 +96,9 @@ class PostgresStorage(Storage):
         super().__init__(
             collections=collections,
             objects=objects,
-            clickstream=PostgresClickstream(database, order_on),
+            clickstream=PostgresClickstream(database, order_on, waiting_events),
             orders=PostgresOrders(database),
+            quarantine=PostgresQuarantine(database),
             folds=folds,
             personal=PostgresPersonal(database, search),
             keys=PostgresKeys(database),

@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from psycopg import Cursor
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.objects import Collection
@@ -16,6 +16,7 @@ from embedding_studio.domain.sessions import (
     CLOCK_SECONDS,
     EventDisposition,
     RecordedSession,
+    Recording,
     SearchRequest,
     SearchResultItem,
     Session,
@@ -24,7 +25,14 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.domain.storable import as_json
 from embedding_studio.errors import ConflictError, SessionNotFoundError
-from embedding_studio.storage.ports import SessionOwner, Vectors, require_shown
+from embedding_studio.storage.ports import (
+    WAITING_SECONDS,
+    EventContent,
+    SessionOwner,
+    Vectors,
+    admit,
+    require_shown,
+)
 from embedding_studio.storage.postgres.collections import (
     find_collection,
     list_collections,
@@ -32,10 +40,11 @@ from embedding_studio.storage.postgres.collections import (
     names_by_alias,
     names_of,
 )
-from embedding_studio.storage.postgres.database import Connection, Database
+from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.folds import mark_learnt
 from embedding_studio.storage.postgres.orders import place
-from embedding_studio.storage.postgres.schema import USER_LOCK
+from embedding_studio.storage.postgres.quarantine import forget
+from embedding_studio.storage.postgres.schema import SESSION_LOCK, USER_LOCK
 from embedding_studio.storage.postgres.sql import in_schema, statements
 from embedding_studio.storage.postgres.votes import ask_voted, replace_votes
 
@@ -56,51 +65,53 @@ _EVENT_FIELDS = frozenset(SessionEvent.model_fields)
 
 
 class PostgresClickstream:
-    def __init__(self, database: Database, order_on: Container[str]) -> None:
+    def __init__(self, database: Database, order_on: Container[str], waiting_events: int) -> None:
         self._database = database
         self._order_on = order_on
+        self._waiting_events = waiting_events
 
-    def record(self, sessions: Sequence[RecordedSession]) -> list[SessionDisposition]:
+    def record(self, sessions: Sequence[RecordedSession]) -> list[Recording]:
         first: dict[str, RecordedSession] = {}
         for each in sessions:
             first.setdefault(each.session.session_id, each)
 
-        def insert(connection: Connection) -> set[str]:
-            return _insert(connection, list(first.values()))
-
-        def go_on(connection: Connection, new: AbstractSet[str]) -> list[SessionDisposition]:
+        def work(connection: Connection) -> list[Recording]:
+            new, waited = _insert_awaited(connection, list(first.values()))
             is_new = [key in new and first[key] is each for key, each in zip(keys, sessions, strict=True)]
             known = [each.session for each, fresh in zip(sessions, is_new, strict=True) if not fresh]
             added, longer = _continue(connection, known)
             continued = iter(added)
             dispositions = [SessionDisposition.RECORDED if fresh else next(continued) for fresh in is_new]
-            events = (
-                each.session.events
+            events = [
+                () if became is SessionDisposition.TAKEN else each.session.events
                 for each, became in zip(sessions, dispositions, strict=True)
-                if became is not SessionDisposition.TAKEN
-            )
-            _push(connection, list(chain.from_iterable(events)), self._order_on, longer)
-            return dispositions
+            ]
+            pushed = [*chain.from_iterable(events), *waited]
+            told = iter(_push(connection, pushed, self._order_on, longer))
+            return [
+                Recording(became, tuple(islice(told, len(theirs))))
+                for became, theirs in zip(dispositions, events, strict=True)
+            ]
 
         keys = [each.session.session_id for each in sessions]
-        if len(sessions) > 1 or any(each.session.events for each in sessions):
-            return self._database.write(lambda connection: go_on(connection, insert(connection)))
-        new = self._database.write(insert, alone=True)  # a transaction, without the round trips of one
-        if len(new) == len(sessions):
-            return [SessionDisposition.RECORDED] * len(sessions)
-        return self._database.write(lambda connection: go_on(connection, new))
+        if len(sessions) == 1 and self._insert_alone(sessions[0]):
+            return [Recording(SessionDisposition.RECORDED)]
+        return self._database.write(work)
 
     def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
+        recorded = RecordedSession(session, query_vectors)
+
         def work(connection: Connection) -> bool:
-            if not _insert(connection, [RecordedSession(session, query_vectors)]):
+            new, waited = _insert_awaited(connection, [recorded])
+            if not new:
                 rows, positions = _known(connection, [session])
                 _require_same(rows[session.session_id], session)
                 require_shown(session, positions.get(session.session_id, {}))
                 return False
-            _push(connection, session.events, self._order_on)
+            _push(connection, [*session.events, *waited], self._order_on)
             return True
 
-        return self._database.write(work, alone=not session.events)
+        return self._insert_alone(recorded) or self._database.write(work)
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
         def work(connection: Connection) -> None:
@@ -111,8 +122,24 @@ class PostgresClickstream:
 
         self._database.write(work)
 
-    def push_events(self, events: Sequence[SessionEvent]) -> list[EventDisposition]:
-        return self._database.write(lambda connection: _push(connection, events, self._order_on))
+    def push_events(self, events: Sequence[SessionEvent], *, may_wait: bool = True) -> list[EventDisposition]:
+        became = self._database.write(lambda connection: _push(connection, events, self._order_on))
+        early = _unknown(events, became)
+        if not (early and may_wait and self._waiting_events):
+            return became
+        return _with(became, self._database.write(lambda connection: self._push_early(connection, early)))
+
+    def waiting_events(self) -> int:
+        (number,) = self._database.read(
+            lambda connection: only_row(connection.execute(_SQL["count_waiting"]))
+        )
+        return int(number)
+
+    def drop_waiting(self, now: float) -> int:
+        given = {"now": now, "seconds": WAITING_SECONDS}
+        return self._database.write(
+            lambda connection: connection.execute(_SQL["drop_waiting"], given).rowcount, alone=True
+        )
 
     def owners(self, session_ids: Iterable[str]) -> dict[str, SessionOwner]:
         given = {"session_ids": list(session_ids)}
@@ -160,6 +187,7 @@ class PostgresClickstream:
         def work(connection: Connection) -> list[Vectors]:
             given = {
                 "collections": names_of(connection, collection),
+                "collection_id": collection.collection_id,
                 "dimensions": collection.index.dimensions,
                 "limit": limit,
             }
@@ -188,6 +216,22 @@ class PostgresClickstream:
 
         return self._database.read(work)
 
+    def latest_times(
+        self, collection: Collection, user_ids: Sequence[str], limit_per_user: int
+    ) -> dict[str, list[int]]:
+        def work(connection: Connection) -> dict[str, list[int]]:
+            given = {
+                "user_ids": list(set(user_ids)),
+                "collections": names_of(connection, collection),
+                "limit_per_user": limit_per_user,
+            }
+            times: dict[str, list[int]] = {user_id: [] for user_id in user_ids}
+            for user_id, at in connection.execute(_SQL["latest_times"], given):
+                times[user_id].append(at)
+            return times
+
+        return self._database.read(work)
+
     def mark_irrelevant(self, session_id: str) -> None:
         given = {"session_id": session_id}
 
@@ -212,10 +256,40 @@ class PostgresClickstream:
                 )
                 voted = ask_voted(connection, collection, [user_id])
                 replace_votes(connection, collection, {user_id: ()}, voted)
+            forget(connection, user_id)
             connection.execute(_SQL["forget_folds"], given)
             return connection.execute(_SQL["forget_sessions"], given).rowcount
 
         return self._database.write(work)
+
+    def _insert_alone(self, recorded: RecordedSession) -> bool:
+        """Record a new session that brings no events, and for which none wait; return whether it is one."""
+
+        def work(connection: Connection) -> bool:
+            with connection.pipeline():  # a transaction, without the round trips of one
+                _share_ids(connection, [recorded])
+                inserted = _ask_insert(connection, [recorded], is_all=True)
+            return inserted.fetchone() is not None
+
+        return not recorded.session.events and self._database.write(work, alone=True)
+
+    def _push_early(self, connection: Connection, events: Sequence[SessionEvent]) -> list[EventDisposition]:
+        """Record events of sessions that were not recorded just now; let those wait that still are not."""
+        session_ids = list({event.session_id for event in events})
+        connection.execute(_SQL["lock_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
+        became = _push(connection, events, self._order_on)
+        with connection.pipeline():
+            connection.execute(_SQL["drop_waiting"], {"now": None, "seconds": WAITING_SECONDS})
+            there = connection.execute(_SQL["waiting"], {"session_ids": session_ids})
+            counted = connection.execute(_SQL["count_waiting"])
+        waiting: dict[str, dict[str, EventContent]] = defaultdict(dict)
+        for session_id, event_id, *content in there:
+            waiting[session_id][event_id] = content[0], content[1]
+        (number,) = only_row(counted)
+        told, admitted = admit(_unknown(events, became), waiting, self._waiting_events - number)
+        if admitted:
+            connection.execute(_SQL["let_wait"], {"events": _rows(map(vars, admitted))})
+        return _with(became, told)
 
 
 def lock_users(connection: Connection, user_ids: Sequence[str]) -> None:
@@ -330,8 +404,33 @@ def _event(row: Row) -> SessionEvent:
     )
 
 
-def _insert(connection: Connection, recorded: Sequence[RecordedSession]) -> set[str]:
-    """Record sessions of different ids with what they show; return the ids of those that are new."""
+def _share_ids(connection: Connection, recorded: Sequence[RecordedSession]) -> None:
+    """Let no events begin to wait for these sessions until the commit."""
+    session_ids = [each.session.session_id for each in recorded]
+    connection.execute(_SQL["share_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
+
+
+def _insert_awaited(
+    connection: Connection, recorded: Sequence[RecordedSession]
+) -> tuple[set[str], list[SessionEvent]]:
+    """Record sessions of different ids; return the ids of those that are new, and what waited for them."""
+    with connection.pipeline():
+        _share_ids(connection, recorded)
+        inserted = _ask_insert(connection, recorded)
+    new = {session_id for (session_id,) in inserted}
+    if not new:
+        return new, []
+    return new, [_event(row) for row in connection.execute(_SQL["join_waiting"], {"session_ids": list(new)})]
+
+
+def _ask_insert(
+    connection: Connection, recorded: Sequence[RecordedSession], *, is_all: bool = False
+) -> Cursor[Row]:
+    """Record sessions of different ids with what they show; the answer are the ids of those that are new.
+
+    Args:
+        is_all: whether nothing else is done in this transaction: not those for which events wait.
+    """
     sessions = [each.session for each in recorded]
     vectors = [_packed(each.query_vectors) for each in recorded]
     given = {
@@ -348,8 +447,9 @@ def _insert(connection: Connection, recorded: Sequence[RecordedSession]) -> set[
         "query_vectors": [column["query_vectors"] for column in vectors],
         "query_dimensions": [column["query_dimensions"] for column in vectors],
         "results": _new_results({}, {session.session_id: session.search_results for session in sessions}),
+        "is_all": is_all,
     }
-    return {session_id for (session_id,) in connection.execute(_SQL["insert_sessions"], given)}
+    return connection.execute(_SQL["insert_sessions"], given)
 
 
 def _continue(
@@ -523,6 +623,20 @@ def _dispositions(events: Sequence[SessionEvent], rows: Sequence[Row]) -> list[E
         else:
             became.append(EventDisposition.ACCEPTED if is_shown else EventDisposition.UNKNOWN_OBJECT)
     return became
+
+
+def _unknown(events: Sequence[SessionEvent], became: Sequence[EventDisposition]) -> list[SessionEvent]:
+    """Return those events whose sessions are not recorded."""
+    unknown = EventDisposition.UNKNOWN_SESSION
+    return [event for event, each in zip(events, became, strict=True) if each is unknown]
+
+
+def _with(
+    became: Sequence[EventDisposition], of_unknown: Sequence[EventDisposition]
+) -> list[EventDisposition]:
+    """Return what became of events, with what became of those whose sessions are not recorded."""
+    told = iter(of_unknown)
+    return [next(told) if each is EventDisposition.UNKNOWN_SESSION else each for each in became]
 
 
 def _not_found(session_id: str) -> SessionNotFoundError:

@@ -174,6 +174,12 @@ def mark_users(connection: Connection, user_ids: Sequence[str], collections: Seq
     connection.execute(_SQL["notify"], {"channel": CHANNEL})
 
 
+def mark_user(connection: Connection, user_id: str) -> None:
+    """Let a user be folded anew under each name that they have orders under."""
+    connection.execute(_marking("mark_user"), {"user_id": user_id})
+    connection.execute(_SQL["notify"], {"channel": CHANNEL})
+
+
 def mark_everyone(connection: Connection, collections: Sequence[str]) -> int:
     """Let all be folded anew who have orders under one of these names; return how many they are."""
     given = {"collections": list(collections)}

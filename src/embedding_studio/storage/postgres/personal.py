@@ -30,6 +30,7 @@ from embedding_studio.storage.postgres.database import Connection, Database
 from embedding_studio.storage.postgres.folds import Held, complete, find_held, mark_users
 from embedding_studio.storage.postgres.nearest import Moved, NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
+from embedding_studio.storage.postgres.quarantine import keep_found
 from embedding_studio.storage.postgres.sql import in_schema
 from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
 from embedding_studio.storage.postgres.votes import (
@@ -168,13 +169,16 @@ class PostgresLearning:
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
         keep_query_vectors(self._connection, vectors)
 
-    def replace_states(self, states: Mapping[str, PersonalState]) -> None:
+    def replace_states(
+        self, states: Mapping[str, PersonalState], quarantined: Mapping[str, str] | None = None
+    ) -> None:
         if not states:
             return
         given = {"user_ids": list(states)}
         with self._connection.pipeline():
             self._connection.execute(_of(self._collection, "delete_vectors"), given)
             self._connection.execute(_of(self._collection, "delete_memories"), given)
+            keep_found(self._connection, self._collection, list(states), quarantined or {})
             voted = ask_voted(self._connection, self._collection, list(states))
             numbered = self._connection.execute(
                 _of(self._collection, "object_nos"),

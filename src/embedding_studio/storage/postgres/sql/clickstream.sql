@@ -1,6 +1,6 @@
 -- name: insert_sessions
 -- Those that are new and whose collection exists, with what they show; in one order, so that two who bring the same
--- do not wait in a circle.
+-- do not wait in a circle. Where it is all that is done (is_all), not those for which events wait.
 WITH added AS (
     INSERT INTO embedding_studio.sessions
         (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, request,
@@ -11,8 +11,14 @@ WITH added AS (
         %(created_ats)s::bigint[], %(irrelevant)s::boolean[], %(search_metas)s::jsonb[], %(requests)s::jsonb[],
         %(query_vectors)s::bytea[], %(query_dimensions)s::int[]
     ) AS given(session_id, user_id, search_query, collection)
-    WHERE EXISTS (SELECT FROM embedding_studio.collections WHERE name = given.collection)
-        OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = given.collection)
+    WHERE (
+            EXISTS (SELECT FROM embedding_studio.collections WHERE name = given.collection)
+            OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = given.collection)
+        )
+        AND NOT (
+            %(is_all)s
+            AND EXISTS (SELECT FROM embedding_studio.waiting_events AS waiting WHERE waiting.session_id = given.session_id)
+        )
     ORDER BY session_id
     ON CONFLICT (session_id) DO NOTHING
     RETURNING session_id
@@ -117,6 +123,59 @@ FROM given
         ON stored.session_id = given.session_id AND stored.event_id = given.event_id
 ORDER BY turn
 
+-- name: lock_ids
+-- Of sessions that may not be there. In one order, and few, however many the sessions: locks take room.
+SELECT pg_advisory_xact_lock(%(lock_class)s, key)
+FROM (
+    SELECT DISTINCT hashtext(session_id) & 63 AS key
+    FROM unnest(%(session_ids)s::text[]) AS given(session_id)
+    ORDER BY key
+) AS ordered
+
+-- name: share_ids
+-- As lock_ids, with others.
+SELECT pg_advisory_xact_lock_shared(%(lock_class)s, key)
+FROM (
+    SELECT DISTINCT hashtext(session_id) & 63 AS key
+    FROM unnest(%(session_ids)s::text[]) AS given(session_id)
+    ORDER BY key
+) AS ordered
+
+-- name: waiting
+-- What waits for some sessions already.
+SELECT session_id, event_id, object_id, event_type
+FROM embedding_studio.waiting_events
+WHERE session_id = ANY(%(session_ids)s::text[])
+
+-- name: count_waiting
+SELECT count(*) FROM embedding_studio.waiting_events
+
+-- name: let_wait
+INSERT INTO embedding_studio.waiting_events (session_id, event_id, object_id, event_type, created_at, meta)
+SELECT *
+FROM json_to_recordset(%(events)s::json) AS event(
+    session_id text, event_id text, object_id text, event_type text, created_at bigint, meta jsonb
+)
+
+-- name: join_waiting
+-- Who waits for a session is recorded with it.
+WITH joined AS (
+    DELETE FROM embedding_studio.waiting_events
+    WHERE session_id = ANY(%(session_ids)s::text[])
+    RETURNING session_id, object_id, event_type, created_at, event_id, meta
+)
+SELECT * FROM joined ORDER BY session_id, created_at, event_id
+
+-- name: drop_waiting
+-- Two who do so at once do not wait for each other.
+DELETE FROM embedding_studio.waiting_events
+WHERE (session_id, event_id) IN (
+    SELECT session_id, event_id
+    FROM embedding_studio.waiting_events
+    WHERE arrived_at <= coalesce(%(now)s, embedding_studio.seconds()) - %(seconds)s
+    FOR UPDATE SKIP LOCKED
+)
+
 -- name: recent_sessions
 SELECT
     session.session_id, search_query, session.user_id, created_at, collection, search_meta, request,
@@ -142,6 +201,29 @@ FROM unnest(%(user_ids)s::text[]) AS given(user_id)
         LIMIT %(limit_per_user)s
     ) AS session
 ORDER BY session.user_id, created_at, session_id
+
+-- name: latest_times
+SELECT session.user_id, created_at
+FROM unnest(%(user_ids)s::text[]) AS given(user_id)
+    CROSS JOIN LATERAL (
+        SELECT session.user_id, created_at
+        FROM embedding_studio.sessions AS session
+        WHERE session.user_id = given.user_id
+            AND collection = ANY(%(collections)s::text[])
+            AND NOT is_irrelevant
+            AND EXISTS (
+                SELECT
+                FROM embedding_studio.sessions_for_improvement AS placed
+                WHERE placed.session_id = session.session_id AND placed.status <> 'failed'
+            )
+            AND EXISTS (
+                SELECT
+                FROM embedding_studio.session_events AS event
+                WHERE event.session_id = session.session_id
+            )
+        ORDER BY created_at DESC, session_id DESC
+        LIMIT %(limit_per_user)s
+    ) AS session
 
 -- name: store_query_vectors
 WITH locked AS MATERIALIZED (
@@ -184,6 +266,18 @@ FROM (
         WHERE collection = ANY(%(collections)s::text[])
             AND query_dimensions = %(dimensions)s
             AND NOT is_irrelevant
+            AND (
+                user_id IS NULL
+                OR user_id NOT IN (
+                    SELECT quarantined.user_id
+                    FROM embedding_studio.quarantined
+                    WHERE collection_id = %(collection_id)s
+                    UNION ALL
+                    SELECT decided.user_id
+                    FROM embedding_studio.quarantine_decisions AS decided
+                    WHERE decided.is_quarantined
+                )
+            )
     ) AS asked
     ORDER BY search_query, wordless, created_at DESC, session_id DESC
 ) AS latest

@@ -41,6 +41,16 @@ GROUP BY collection, user_id
 ORDER BY collection, user_id
 {on_conflict}
 
+-- name: mark_user
+-- A user, under each name that they have orders under.
+INSERT INTO embedding_studio.folds (collection, user_id, since)
+SELECT collection, user_id, embedding_studio.seconds()
+FROM embedding_studio.sessions_for_improvement
+WHERE user_id = %(user_id)s
+GROUP BY collection, user_id
+ORDER BY collection, user_id
+{on_conflict}
+
 -- name: mark_everyone
 WITH marked AS (
     INSERT INTO embedding_studio.folds (collection, user_id, since)
