@@ -197,7 +197,7 @@ def test_what_cannot_be_learnt_from_is_told(memory):
 
     assert done(report) == (
         {"recorded": 1, "taken": 1},
-        {"accepted": 1, "too_early": 1, "unknown_object": 1},
+        {"unknown_type": 1, "too_early": 1, "unknown_object": 1},
         {
             importing.TAKEN: (1, "log:1"),
             importing.NO_SUCH_OBJECT: (1, "log:2, 'gone'"),

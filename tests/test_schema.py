@@ -157,6 +157,7 @@ def without_names_of_models(connection):
         """
         DROP TABLE embedding_studio.waiting_events, embedding_studio.quarantined,
             embedding_studio.quarantine_decisions;
+        DROP FUNCTION embedding_studio.is_awaited;
         ALTER TABLE embedding_studio.collections DROP COLUMN hashed_as;
         DELETE FROM embedding_studio.schema_migrations WHERE number >= 11;
         """

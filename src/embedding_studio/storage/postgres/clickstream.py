@@ -266,11 +266,9 @@ class PostgresClickstream:
         """Record a new session that brings no events, and for which none wait; return whether it is one."""
 
         def work(connection: Connection) -> bool:
-            with connection.pipeline():  # a transaction, without the round trips of one
-                _share_ids(connection, [recorded])
-                inserted = _ask_insert(connection, [recorded], is_all=True)
-            return inserted.fetchone() is not None
+            return _ask_insert(connection, [recorded], is_all=True).fetchone() is not None
 
+        # Alone it is a transaction, without the round trips of one.
         return not recorded.session.events and self._database.write(work, alone=True)
 
     def _push_early(self, connection: Connection, events: Sequence[SessionEvent]) -> list[EventDisposition]:
@@ -404,18 +402,13 @@ def _event(row: Row) -> SessionEvent:
     )
 
 
-def _share_ids(connection: Connection, recorded: Sequence[RecordedSession]) -> None:
-    """Let no events begin to wait for these sessions until the commit."""
-    session_ids = [each.session.session_id for each in recorded]
-    connection.execute(_SQL["share_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
-
-
 def _insert_awaited(
     connection: Connection, recorded: Sequence[RecordedSession]
 ) -> tuple[set[str], list[SessionEvent]]:
     """Record sessions of different ids; return the ids of those that are new, and what waited for them."""
-    with connection.pipeline():
-        _share_ids(connection, recorded)
+    session_ids = [each.session.session_id for each in recorded]
+    with connection.pipeline():  # no events begin to wait for these sessions until the commit
+        connection.execute(_SQL["share_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
         inserted = _ask_insert(connection, recorded)
     new = {session_id for (session_id,) in inserted}
     if not new:
@@ -448,6 +441,7 @@ def _ask_insert(
         "query_dimensions": [column["query_dimensions"] for column in vectors],
         "results": _new_results({}, {session.session_id: session.search_results for session in sessions}),
         "is_all": is_all,
+        "lock_class": SESSION_LOCK,
     }
     return connection.execute(_SQL["insert_sessions"], given)
 

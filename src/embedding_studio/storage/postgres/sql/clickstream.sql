@@ -15,10 +15,10 @@ WITH added AS (
             EXISTS (SELECT FROM embedding_studio.collections WHERE name = given.collection)
             OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = given.collection)
         )
-        AND NOT (
-            %(is_all)s
-            AND EXISTS (SELECT FROM embedding_studio.waiting_events AS waiting WHERE waiting.session_id = given.session_id)
-        )
+        AND NOT CASE
+            WHEN %(is_all)s THEN embedding_studio.is_awaited(%(lock_class)s, given.session_id)
+            ELSE false
+        END
     ORDER BY session_id
     ON CONFLICT (session_id) DO NOTHING
     RETURNING session_id
@@ -133,7 +133,7 @@ FROM (
 ) AS ordered
 
 -- name: share_ids
--- As lock_ids, with others.
+-- As lock_ids, with others; is_awaited does so for one.
 SELECT pg_advisory_xact_lock_shared(%(lock_class)s, key)
 FROM (
     SELECT DISTINCT hashtext(session_id) & 63 AS key

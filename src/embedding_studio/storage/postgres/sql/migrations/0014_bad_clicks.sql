@@ -11,6 +11,17 @@ CREATE TABLE embedding_studio.waiting_events (
 );
 CREATE INDEX waiting_events_by_age ON embedding_studio.waiting_events (arrived_at);
 
+-- Whether events wait for a session; none begin to until the commit. It is asked within the statement that records the
+-- session, and sees what was committed after that began, for each query of a volatile function has a snapshot of its own.
+CREATE FUNCTION embedding_studio.is_awaited(lock_class integer, given text) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE
+    AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(lock_class, hashtext(given) & 63);
+    RETURN EXISTS (SELECT FROM embedding_studio.waiting_events WHERE session_id = given);
+END
+$$;
+
 -- Of whose sessions the last fold found that they are a robot's. It is part of their state in a collection, as what was
 -- learnt of others is.
 CREATE TABLE embedding_studio.quarantined (
