@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from embedding_studio.errors import StorageUnavailableError, UnsupportedDatabaseError
+from embedding_studio.errors import StorageError, StorageUnavailableError, UnsupportedDatabaseError
 from embedding_studio.storage.embedded import server as embedded
 from embedding_studio.storage.embedded.processor import require_supported_processor
 from embedding_studio.storage.embedded.server import EmbeddedServer
@@ -355,6 +356,76 @@ def test_client_and_server_killed_together_lose_no_committed_row(data_dir, clien
 
     with EmbeddedServer(data_dir) as url:
         assert rows(url) == [(7,)]
+
+
+@needs_linux
+@pytest.mark.parametrize("what", ["all", "postmaster.pid and socket"])
+def test_who_removes_the_files_under_a_running_server_can_start_anew_at_once(folder, template, what):
+    data_dir = copy_of(template, folder / "data")
+    killed = EmbeddedServer(data_dir)
+    killed.start()
+    (stray,) = postmasters(data_dir)
+    if what == "all":
+        shutil.rmtree(data_dir, ignore_errors=True)  # in which the server makes files
+        shutil.rmtree(data_dir, ignore_errors=True)
+    else:
+        for name in ("postmaster.pid", ".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
+            (data_dir / "postgres" / name).unlink()
+
+    with EmbeddedServer(data_dir) as url:
+        write_row(url)
+        (running,) = postmasters(data_dir)
+        killed.stop()
+        kept = rows(url)
+
+    assert kept == [(7,)]
+    assert running != stray
+    assert embedded._command_line(stray) == ""
+
+
+@needs_linux
+def test_a_server_whose_files_were_removed_is_stopped_all_the_same(folder, template):
+    data_dir = copy_of(template, folder / "data")
+    server = EmbeddedServer(data_dir)
+    server.start()
+    (process_id,) = postmasters(data_dir)
+    shutil.rmtree(data_dir, ignore_errors=True)
+
+    server.stop()
+
+    assert embedded._command_line(process_id) == ""
+
+
+def test_a_stop_does_not_wait_for_a_start_that_waits(data_dir, monkeypatch):
+    monkeypatch.setattr(embedded, "STOP_SECONDS", 1)
+    server = EmbeddedServer(data_dir)
+    server.start()
+    (postmaster,) = postmasters(data_dir)
+    os.kill(postmaster, signal.SIGSTOP)  # it lives, and answers nobody
+    told = []
+
+    def start():
+        try:
+            server.start()
+        except StorageUnavailableError as error:
+            told.append(str(error))
+
+    waiting = threading.Thread(target=start)
+    waiting.start()
+    time.sleep(0.2)
+    began = time.monotonic()
+
+    with pytest.raises(StorageError, match="was told to stop and has not"):
+        server.stop()
+    seconds = time.monotonic() - began
+    waiting.join(1)
+
+    assert seconds < 15
+    assert not waiting.is_alive()
+    assert "did not answer before the end" in told[0]
+    os.kill(postmaster, signal.SIGCONT)
+    while embedded._command_line(postmaster):
+        time.sleep(0.02)
 
 
 def test_a_stop_after_the_server_was_killed_harms_no_process_that_took_its_number(data_dir):

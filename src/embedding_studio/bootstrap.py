@@ -300,6 +300,11 @@ class Context:
         self.made.callback(server.stop)
         return server
 
+    def give_up(self) -> None:
+        """Let nothing of this context wait for the embedded server any longer, as it is to be closed."""
+        if (server := vars(self).get("_server")) is not None:
+            server.give_up()
+
     def _start(self, server: EmbeddedServer) -> str:
         """Return the URL of the server, which runs now even if somebody killed it."""
         with self._starting:
@@ -307,6 +312,7 @@ class Context:
 
     def close(self) -> None:
         """Close what this context made, the last first; what was given stays open."""
+        self.give_up()
         self.made.close()
 
     def close_part(self, name: str, made: object) -> None:

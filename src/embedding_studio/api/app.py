@@ -133,6 +133,7 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
             yield
         finally:
             stop.set()
+            context.give_up()
             await run_in_threadpool(app.state.background.join)
 
     app = Service(

@@ -19,6 +19,9 @@ except ImportError:  # not on Windows, which has no such limit
 MOST_ACCEPTED_AT_ONCE = 128
 """Connections in one go, before there is room made for them."""
 
+SECONDS_TO_END = 10
+"""At SIGTERM, for requests under way; a database that is away would keep them for longer."""
+
 LATE = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain\r\nconnection: close\r\n"
     b"content-length: 41\r\n\r\n"
@@ -40,6 +43,7 @@ def server(app: FastAPI, settings: Settings) -> uvicorn.Server:
             log_config=None,
             log_level="warning",
             server_header=False,
+            timeout_graceful_shutdown=SECONDS_TO_END,
         )
     )
 

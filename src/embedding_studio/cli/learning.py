@@ -18,7 +18,12 @@ def worker() -> None:
     """Learn from orders until SIGTERM or Ctrl-C; any number of workers may run."""
     stop = threading.Event()
     with opened_context() as context, context.telling_metrics() as url:
-        on_stop(stop.set)
+
+        def end() -> None:
+            stop.set()
+            context.give_up()
+
+        on_stop(end)
         learning = context.worker()
         gc.freeze()  # what is loaded by now stays; searched through each time, it is a quarter of learning
         err.print(

@@ -19,13 +19,16 @@ import fcntl
 import importlib.metadata
 import importlib.util
 import logging
+import math
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -45,7 +48,11 @@ POSTGRES_VERSION = "18"
 NAME = "embedding_studio"
 """Of the database and of its superuser."""
 PATIENCE_SECONDS = 600
-"""For recovery after a crash, or for a shutdown; a wait that long has not been seen."""
+"""For recovery after a crash; a wait that long has not been seen."""
+STOP_SECONDS = 20
+"""So long the end of a process waits for its server's shutdown, which goes on without it."""
+LET_GO_SECONDS = 10.0
+"""So long the end of a process waits for others that start or stop the server."""
 STATE_FOLDER = Path("/var/lib/embedding-studio")
 ACCOUNTS = ("postgres", "nobody")
 
@@ -83,7 +90,8 @@ _log = logging.getLogger(__name__)
 class EmbeddedServer:
     """A PostgreSQL server in a folder. Several of these, in one or many processes, share one server.
 
-    One object is for one thread at a time.
+    One object is for one thread at a time, but for ``give_up`` and ``stop``, for which no ``start`` keeps
+    another thread waiting.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -91,6 +99,7 @@ class EmbeddedServer:
         self._cluster: _Cluster | None = None
         self._users_lock: IO[bytes] | None = None
         self._process_id = -1
+        self._gives_up = threading.Event()
 
     def start(self) -> str:
         """Return the URL of the database once it answers, starting the server if nobody has.
@@ -109,11 +118,12 @@ class EmbeddedServer:
             account = _account(self.data_dir)
             with _lock(self._start_lock, fcntl.LOCK_EX, account) as lock, ExitStack() as on_failure:
                 users_lock = self._users_lock
-                if users_lock is None or self._process_id != os.getpid():  # a fork's is one with its parent's
-                    users_lock = _lock(self.data_dir / "users.lock", fcntl.LOCK_SH, account)
+                # A fork's is one with its parent's; and all files may have been removed since.
+                if users_lock is None or self._process_id != os.getpid() or not self._is_current(users_lock):
+                    users_lock = _lock(self._users_lock_path, fcntl.LOCK_SH, account)
                     on_failure.enter_context(users_lock)
                 cluster = _open_cluster(self.data_dir, package, account, lock.fileno())
-                cluster.ensure_running()
+                cluster.ensure_running(self._gives_up)
                 on_failure.pop_all()
         except OSError as error:
             raise StorageUnavailableError(
@@ -125,25 +135,51 @@ class EmbeddedServer:
         self._cluster, self._users_lock, self._process_id = cluster, users_lock, os.getpid()
         return cluster.url(NAME)
 
+    def give_up(self) -> None:
+        """Let no ``start`` wait any longer for a server that does not answer, until ``stop`` has returned."""
+        self._gives_up.set()
+
     def stop(self) -> None:
         """Let go of the server, and stop it if nobody else uses it. A second call does nothing."""
+        self.give_up()
+        try:
+            self._stop()
+        finally:
+            self._gives_up.clear()
+
+    def _stop(self) -> None:
         if self._cluster is None or self._users_lock is None or self._process_id != os.getpid():
             return
         cluster, users_lock = self._cluster, self._users_lock
         self._cluster = self._users_lock = None
         atexit.unregister(self.stop)
-        with users_lock, _lock(self._start_lock, fcntl.LOCK_EX, cluster.account):
+        with users_lock:
             try:
-                fcntl.flock(users_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                cluster.stop()
+                # Whoever keeps the start lock for long uses the server too, and stops it in the end.
+                with _lock(self._start_lock, fcntl.LOCK_EX, cluster.account, seconds=LET_GO_SECONDS):
+                    fcntl.flock(users_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if self._is_current(users_lock):
+                        cluster.stop()
             except BlockingIOError:
                 pass  # others use it
+            except FileNotFoundError:
+                cluster.end_strays()
             finally:
                 fcntl.flock(users_lock, fcntl.LOCK_UN)  # closing is not enough where a fork has it open
 
     @property
     def _start_lock(self) -> Path:
         return self.data_dir / "start.lock"
+
+    @property
+    def _users_lock_path(self) -> Path:
+        return self.data_dir / "users.lock"
+
+    def _is_current(self, users_lock: IO[bytes]) -> bool:
+        """Return whether this is the file that others lock, too: not where it was removed meanwhile."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(users_lock.fileno()), self._users_lock_path.stat())
+        return False
 
     def __enter__(self) -> str:
         return self.start()
@@ -204,8 +240,12 @@ class _Cluster:
             )
         return short
 
-    def ensure_running(self) -> None:
-        """Start the server, or wait for one that starts, recovers or stops; create the database."""
+    def ensure_running(self, gives_up: threading.Event) -> None:
+        """Start the server, or wait for one that starts, recovers or stops; create the database.
+
+        Raises:
+            StorageUnavailableError: it does not start or answer, or did not when ``gives_up`` was set.
+        """
         conninfo = f"{self.url(NAME)}&connect_timeout=5".encode()
         deadline = time.monotonic() + PATIENCE_SECONDS
         while (answer := PGconn.ping(conninfo)) != Ping.OK:
@@ -214,10 +254,14 @@ class _Cluster:
                     f"The server in {self.folder} has not answered for {PATIENCE_SECONDS} s; see "
                     f"{self.folder / 'server.log'}."
                 )
+            if gives_up.is_set():
+                raise StorageUnavailableError(
+                    f"The server in {self.folder} did not answer before the end of this process."
+                )
             if answer == Ping.NO_RESPONSE and not self.is_alive():
-                self._launch()
+                self._launch(gives_up)
             else:
-                time.sleep(0.05)
+                gives_up.wait(0.05)
         try:
             with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
                 found = connection.execute("SELECT FROM pg_database WHERE datname = %s", [NAME])
@@ -243,23 +287,44 @@ class _Cluster:
         # pg_ctl signals the process that postmaster.pid names, whoever that is.
         if not self.is_alive():
             return
-        stopped = self.run("pg_ctl", "stop", "-m", "fast", "-w", "-t", str(PATIENCE_SECONDS))
+        stopped = self.run("pg_ctl", "stop", "-m", "fast", "-w", "-t", str(STOP_SECONDS))
         if stopped.returncode and self.is_alive():
-            raise StorageError(f"The server in {self.folder} did not stop: {stopped.stdout.strip()}")
+            raise StorageError(
+                f"The server in {self.folder} was told to stop and has not after {STOP_SECONDS} s: "
+                f"{stopped.stdout.strip()}"
+            )
         if (socket_folder := self.socket_folder()) != self.folder:
             with suppress(OSError):
                 socket_folder.rmdir()
 
     def run(
-        self, program: str, *arguments: str, keep_open: Sequence[int] = ()
+        self,
+        program: str,
+        *arguments: str,
+        keep_open: Sequence[int] = (),
+        gives_up: threading.Event | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run one of PostgreSQL's programs on the cluster, as its account."""
-        return _run(
-            self.account, [str(self.programs / program), *arguments], folder=self.folder, keep_open=keep_open
-        )
+        command = [str(self.programs / program), *arguments]
+        return _run(self.account, command, folder=self.folder, keep_open=keep_open, gives_up=gives_up)
 
-    def _launch(self) -> None:
-        """Start the server, or return if another try is worth it."""
+    def end_strays(self) -> None:
+        """End servers that ran here when their files were removed, which nobody can reach any more.
+
+        Such a one looks for ``postmaster.pid`` once a minute and then ends by itself, but it takes the files
+        of its successor with it, by their names.
+        """
+        for stray in _servers_in(self.folder):
+            _log.warning("A server still ran in %s, whose files were removed: it is ended.", self.folder)
+            with suppress(ProcessLookupError):
+                os.kill(stray, signal.SIGQUIT)
+            ends = time.monotonic() + STOP_SECONDS
+            while _command_line(stray) and time.monotonic() < ends:
+                time.sleep(0.05)
+
+    def _launch(self, gives_up: threading.Event) -> None:
+        """Start the server, or return if another try is worth it, or none any more."""
+        self.end_strays()
         settings = self.folder / "postgresql.conf"
         settings.unlink(missing_ok=True)
         with settings.open("x") as file:  # never through a link: we may be root, and the folder is not ours
@@ -281,8 +346,9 @@ class _Cluster:
             "pg_ctl",
             "start",
             *("-w", "-t", str(PATIENCE_SECONDS), "-l", log.name, "-o", f"-c cluster_name={self.name}"),
+            gives_up=gives_up,
         )
-        if started.returncode == 0 or self.is_alive():
+        if started.returncode == 0 or self.is_alive() or gives_up.is_set():
             return
         said = log.read_text(errors="replace") if log.exists() else started.stdout
         if "is still in use" in said:  # the last processes of a killed server are on their way out
@@ -414,13 +480,25 @@ def _programs(package: Path, home: Path, account: _Account | None) -> Path:
     return copy / package.name / inside
 
 
-def _lock(path: Path, operation: int, account: _Account | None) -> IO[bytes]:
-    """Return a file that holds the lock until it is closed; wait for it."""
+def _lock(path: Path, operation: int, account: _Account | None, *, seconds: float = math.inf) -> IO[bytes]:
+    """Return a file that holds the lock until it is closed; wait for it.
+
+    Raises:
+        BlockingIOError: somebody else has had it for so many seconds.
+    """
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "rb")
     with ExitStack() as on_failure:
         on_failure.enter_context(file)
         _give(path, account)
-        fcntl.flock(file, operation)
+        ends = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(file, operation | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    raise
+            time.sleep(0.02)
         on_failure.pop_all()
     return file
 
@@ -436,10 +514,12 @@ def _run(
     *,
     folder: Path = Path("/"),
     keep_open: Sequence[int] = (),
+    gives_up: threading.Event | None = None,
 ) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, or until ``gives_up`` is set."""
     # Not our own environment: it may hold keys, and the server may run as somebody else.
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "PGDATA": str(folder)}
-    return subprocess.run(  # noqa: S603, a program of PostgreSQL's or of the system's
+    with subprocess.Popen(  # noqa: S603, a program of PostgreSQL's or of the system's
         command,
         cwd=folder,
         env=environment,
@@ -450,9 +530,30 @@ def _run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
         pass_fds=keep_open,
-    )
+    ) as process:
+        while True:
+            try:
+                said, _ = process.communicate(timeout=0.1 if gives_up else None)
+                return subprocess.CompletedProcess(command, process.returncode, said)
+            except subprocess.TimeoutExpired:
+                if gives_up and gives_up.is_set():
+                    process.kill()
+                    gives_up = None
+
+
+def _servers_in(folder: Path) -> list[int]:
+    """Return the processes that are servers of ours and run in a folder, removed or not; on Linux alone."""
+    places = {str(folder), f"{folder} (deleted)"}
+    found = []
+    for process in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
+        with suppress(OSError):
+            if (
+                f"cluster_name={NAME}_" in _command_line(int(process.name))
+                and str((process / "cwd").readlink()) in places
+            ):
+                found.append(int(process.name))
+    return found
 
 
 def _command_line(process_id: int) -> str:
