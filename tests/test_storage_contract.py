@@ -2022,6 +2022,37 @@ def test_who_was_alone_in_hand_when_a_worker_ended_has_one_attempt_more(storage,
     assert attempts == [("ann", 1), ("ann", 2), ("ann", 3)]
 
 
+def test_whom_the_storage_failed_is_due_at_once_alone_and_then_later_and_is_never_blamed(storage, films):
+    clicked(storage, "s1", "ann")
+    clicked(storage, "s2", "bob")
+    found = []
+
+    def interrupted(now=None):
+        given = claim(storage, users=2, lease_seconds=10_000, now=now)
+        found.append(given and [(fold.user_id, fold.attempts) for fold in given.folds])
+        if given:
+            storage.folds.put_off(given.token, backoff_seconds=50)
+
+    for _ in range(4):
+        interrupted(now=None)
+    for _ in range(7):
+        interrupted(now=time.time() + 61)  # not later than a minute, however often
+
+    assert found[:4] == [[("ann", 1), ("bob", 1)], [("ann", 1)], [("bob", 1)], None]
+    assert found[4:] == [[("ann", 1)]] * 7
+
+
+def test_an_attempt_that_an_outage_spoilt_does_not_count_and_the_order_says_why(storage, films):
+    clicked(storage, "s1")
+    for _ in range(5):
+        given = claim(storage, lease_seconds=60, now=time.time() + 61)
+        fail(storage, given, "the model is away", max_attempts=2, is_outage=True)
+
+    order = storage.orders.get("s1")
+    assert (order.status, order.attempts, order.detail) == (PENDING, 0, "the model is away")
+    assert claim(storage, lease_seconds=60, now=time.time() + 61).folds[0].attempts == 1
+
+
 def test_a_token_that_holds_nobody_any_more_changes_nothing(storage, films):
     clicked(storage, "s1")
     lost = claim(storage, lease_seconds=60)
@@ -2032,6 +2063,7 @@ def test_a_token_that_holds_nobody_any_more_changes_nothing(storage, films):
     assert fail(storage, lost, "late") == []
     assert storage.folds.refuse(lost.token, lost.folds[0], "late") == []
     storage.folds.renew(lost.token, 10_000)
+    storage.folds.put_off(lost.token, backoff_seconds=1)
 
     assert storage.orders.get("s1") == before
     assert complete(storage, held, OrderOutcome("s1", DONE)) == [OrderOutcome("s1", DONE)]

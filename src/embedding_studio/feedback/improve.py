@@ -8,6 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -24,8 +25,10 @@ from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdju
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
 from embedding_studio.errors import (
     CollectionNotFoundError,
+    EmbedderUnavailableError,
     EmbeddingError,
     SessionRefusedError,
+    StorageUnavailableError,
 )
 from embedding_studio.feedback.fold import DONE, FAILED, REFUSED, attempt, detail_of, fold, outcome_of
 from embedding_studio.feedback.inputs import embed_queries, objects_of
@@ -146,6 +149,8 @@ class Improver:
         self._is_shared = is_shared
         self._quarantines = quarantines
         self._leases = Leases(storage, lease_seconds)
+        self._interrupted: list[str] = []
+        """Tokens of passes that ended because the storage was away."""
         self._passed_over = PassedOver(
             irrelevant=IRRELEVANT,
             no_events=NO_EVENTS,
@@ -162,9 +167,11 @@ class Improver:
             stop: once it is set, an adjuster has two seconds more; then who is in hand is given back.
 
         Raises:
-            StorageUnavailableError: the users in hand are due again when their lease ends.
+            StorageUnavailableError: the users in hand are given back by the next pass, and no attempt is
+                counted; without one, their lease ends.
         """
         started = time.monotonic()
+        self._give_back_interrupted()
         claim = self._storage.folds.claim(users=users, lease_seconds=self._lease_seconds, now=now)
         if claim is None:
             return ImprovementReport()
@@ -176,6 +183,9 @@ class Improver:
                     outcomes += self._learn_or_explain(name, folds, in_hand)
             except StoppedError:
                 self._storage.folds.release(claim.token)
+            except StorageUnavailableError:
+                self._interrupted.append(claim.token)
+                raise
         of_status = _grouped(outcomes, lambda outcome: outcome.status)
         return ImprovementReport(
             orders=len(outcomes),
@@ -187,6 +197,16 @@ class Improver:
             delays=in_hand.delays,
             seconds=time.monotonic() - started,
         )
+
+    def _give_back_interrupted(self) -> None:
+        """Give back whom the storage failed, now that it may answer again."""
+        while self._interrupted:
+            token = self._interrupted.pop()
+            try:
+                self._storage.folds.put_off(token, backoff_seconds=self._backoff_seconds)
+            except StorageUnavailableError:
+                self._interrupted.append(token)
+                raise
 
     def _learn_or_explain(self, name: str, folds: Sequence[Fold], in_hand: _InHand) -> list[OrderOutcome]:
         """Return what became of the sessions of some users under one name."""
@@ -206,7 +226,9 @@ class Improver:
         logger.error("%d users could not be learnt for together", len(folds), exc_info=learnt)
         if len(folds) > 1:
             return [outcome for fold in folds for outcome in self._learn_or_explain(name, [fold], in_hand)]
-        return self._fail(in_hand, folds[0], detail_of(learnt))
+        return self._fail(
+            in_hand, folds[0], detail_of(learnt), is_outage=isinstance(learnt, EmbedderUnavailableError)
+        )
 
     def _fail(
         self,
@@ -215,6 +237,7 @@ class Improver:
         detail: str,
         *,
         sessions: Mapping[str, str] | None = None,
+        is_outage: bool = False,
     ) -> list[OrderOutcome]:
         failed = self._storage.folds.fail(
             in_hand.token,
@@ -223,8 +246,9 @@ class Improver:
             sessions=sessions,
             max_attempts=self._max_attempts,
             backoff_seconds=self._backoff_seconds,
+            is_outage=is_outage,
         )
-        in_hand.given_up += fold.attempts >= self._max_attempts
+        in_hand.given_up += fold.attempts >= self._max_attempts and not is_outage
         return [
             OrderOutcome(session_id, FAILED, (sessions or {}).get(session_id, detail))
             for session_id in failed
@@ -257,6 +281,7 @@ class Improver:
             is_shared=self._is_shared,
         )
         outcomes |= unready | folded.outcomes
+        waiting = _waiting_for_embedder(counted, reasons)
         of_user = {each.session.session_id: user for user, sessions in recent.items() for each in sessions}
         with self._storage.personal.learning(collection, users) as transaction:
             transaction.store_query_vectors(
@@ -268,7 +293,7 @@ class Improver:
             )
             held = transaction.held(in_hand.token)
             told = [outcome for key, outcome in outcomes.items() if of_user[key] in held]
-            kept = self._kept(folds, told, of_user)
+            kept = self._kept(folds, told, of_user, {of_user[key] for key in waiting})
             transaction.replace_states(
                 {user: folded.states.get(user, PersonalState()) for user in held - kept},
                 {user: why for user, (why, is_found) in robots.items() if is_found and user in held - kept},
@@ -278,20 +303,25 @@ class Improver:
         for each in folds:
             of_one = {key: why for key, why in failed.items() if of_user[key] == each.user_id}
             if of_one:
-                self._fail(in_hand, each, "", sessions=of_one)
+                self._fail(in_hand, each, "", sessions=of_one, is_outage=not waiting.isdisjoint(of_one))
             elif each.user_id in held:
                 in_hand.delays.append(each.waited_seconds + time.monotonic() - in_hand.claimed_at)
         return ended
 
     def _kept(
-        self, folds: Sequence[Fold], outcomes: Iterable[OrderOutcome], of_user: Mapping[str, str]
+        self,
+        folds: Sequence[Fold],
+        outcomes: Iterable[OrderOutcome],
+        of_user: Mapping[str, str],
+        waiting: AbstractSet[str],
     ) -> set[str]:
         """Return the users for whom nothing went well, and who keep what they have until another try."""
         statuses: dict[str, set[SessionForImprovementStatus]] = defaultdict(set)
         for outcome in outcomes:
             statuses[of_user[outcome.session_id]].add(outcome.status)
         luckless = {user for user, found in statuses.items() if FAILED in found and DONE not in found}
-        return luckless & {fold.user_id for fold in folds if fold.attempts < self._max_attempts}
+        tried_again = {fold.user_id for fold in folds if fold.attempts < self._max_attempts} | waiting
+        return luckless & tried_again
 
     def _select(
         self, recent: Mapping[str, Sequence[RecordedSession]]
@@ -365,8 +395,22 @@ def _refused(
     }
 
 
+def _waiting_for_embedder(
+    counted: Iterable[RecordedSession], reasons: Mapping[str, EmbeddingError]
+) -> set[str]:
+    """Return the sessions that an embedder which is not there keeps from being learnt from."""
+    return {
+        each.session.session_id
+        for each in counted
+        if each.query_vectors is None
+        and isinstance(reasons.get(each.session.search_query), EmbedderUnavailableError)
+    }
+
+
 def _with_vectors(
-    counted: Sequence[RecordedSession], embedded: Mapping[str, Vectors], reasons: Mapping[str, str]
+    counted: Sequence[RecordedSession],
+    embedded: Mapping[str, Vectors],
+    reasons: Mapping[str, EmbeddingError],
 ) -> tuple[list[RecordedSession], dict[str, OrderOutcome]]:
     """Return sessions with the vectors that had to be embedded, and what becomes of those that have none."""
     ready = []

@@ -10,7 +10,12 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.sessions import RecordedSession, Session
 from embedding_studio.embedders import Embedder, embed_texts, query_embedding
 from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.errors import EmbeddingError, InvalidVectorsError, SessionRefusedError
+from embedding_studio.errors import (
+    EmbedderUnavailableError,
+    EmbeddingError,
+    InvalidVectorsError,
+    SessionRefusedError,
+)
 from embedding_studio.storage.ports import Vectors
 
 EMBEDDING_SECONDS = 30.0
@@ -70,7 +75,9 @@ def objects_of(sessions: Iterable[Session], event_weights: Mapping[str, float]) 
     return needed
 
 
-def embed_queries(embedder: Embedder, texts: Iterable[str]) -> tuple[dict[str, Vectors], dict[str, str]]:
+def embed_queries(
+    embedder: Embedder, texts: Iterable[str]
+) -> tuple[dict[str, Vectors], dict[str, EmbeddingError]]:
     """Return text -> [Q, D], embedded in one batch, and text -> reason for those that have no vectors.
 
     If the batch fails, each text is tried alone; when two in succession fail, it is the embedder that
@@ -80,9 +87,9 @@ def embed_queries(embedder: Embedder, texts: Iterable[str]) -> tuple[dict[str, V
     try:
         return _embed(embedder, in_order), {}
     except EmbeddingError as error:
-        embedder_is_down = str(error)
+        embedder_is_down = error
     embedded: dict[str, Vectors] = {}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, EmbeddingError] = {}
     failed_in_succession = 0
     for text in in_order:
         if failed_in_succession == 2:
@@ -92,7 +99,7 @@ def embed_queries(embedder: Embedder, texts: Iterable[str]) -> tuple[dict[str, V
             embedded |= _embed(embedder, [text])
             failed_in_succession = 0
         except EmbeddingError as error:
-            reasons[text] = str(error)
+            reasons[text] = error
             failed_in_succession += 1
     return embedded, reasons
 
@@ -103,6 +110,8 @@ def _embed(embedder: Embedder, texts: Sequence[str]) -> dict[str, Vectors]:
         return dict(zip(texts, embed_texts(embedder, texts, embed=embed), strict=True))
     except EmbeddingError:
         raise
+    except OSError as error:  # of a plugin's: it is not reached
+        raise EmbedderUnavailableError(f"the embedder raised {type(error).__name__}") from error
     except Exception as error:
         raise EmbeddingError(f"the embedder raised {type(error).__name__}") from error
 

@@ -68,6 +68,9 @@ WAITING_SECONDS = 86_400
 WIDEST_MARGIN = 100
 """In standard errors."""
 
+LONGEST_OUTAGE_WAIT_SECONDS = 60.0
+"""So long a user waits at the most before learning is tried again that an outage interrupted."""
+
 MAX_DETAIL_LENGTH = 2000
 """Characters to which storage cuts the detail of an order."""
 
@@ -597,6 +600,14 @@ class Folds(Protocol):
         """Give back all that ``token`` holds as if it had not been claimed."""
         ...
 
+    def put_off(self, token: str, *, backoff_seconds: float) -> None:
+        """Give back all that ``token`` holds, whom the storage failed: no attempt is counted for that.
+
+        Who was held together with others is due at once, alone; who was held alone, after as long as they
+        have waited, within ``backoff_seconds`` and ``LONGEST_OUTAGE_WAIT_SECONDS``.
+        """
+        ...
+
     def fail(
         self,
         token: str,
@@ -606,12 +617,15 @@ class Folds(Protocol):
         sessions: Mapping[str, str] | None = None,
         max_attempts: int,
         backoff_seconds: float,
+        is_outage: bool = False,
     ) -> list[str]:
         """Give back a user for another attempt, or give up, if ``fold`` was the last of ``max_attempts``.
 
         It is due again after ``backoff_seconds * 2 ** (attempts - 1)``.
 
         Args:
+            is_outage: something failed that has nothing to do with this user: the attempt does not count,
+                and they are due again as in ``put_off``.
             detail: why; kept with the orders, cut to 2,000 characters.
             sessions: session_id -> why, for orders that failed; None: all pending ones of this user did.
 

@@ -57,6 +57,15 @@ class MemoryFolds:
                     self._state.folds[key] = entry.released()
             self._state.lock.notify_all()
 
+    def put_off(self, token: str, *, backoff_seconds: float) -> None:
+        with self._state.lock:
+            for key, entry in self._state.folds.items():
+                if entry.token == token:
+                    self._state.folds[key] = (
+                        entry.put_off(backoff_seconds) if entry.is_alone else replace(entry, not_before=0.0)
+                    )
+            self._state.lock.notify_all()
+
     def fail(
         self,
         token: str,
@@ -66,11 +75,20 @@ class MemoryFolds:
         sessions: Mapping[str, str] | None = None,
         max_attempts: int,
         backoff_seconds: float,
+        is_outage: bool = False,
     ) -> list[str]:
-        is_last = fold.attempts >= max_attempts
-        due_at = None if is_last else time.time() + backoff_seconds * 2 ** (fold.attempts - 1)
-        status = Status.FAILED if is_last else Status.PENDING
-        return self._given_back(token, fold, status, detail, sessions=sessions, due_at=due_at)
+        is_last = fold.attempts >= max_attempts and not is_outage
+        if is_last:
+            return self._given_back(token, fold, Status.FAILED, detail, sessions=sessions)
+        with self._state.lock:
+            entry = self._state.folds.get((fold.collection, fold.user_id))
+            if entry is None or entry.token != token:
+                return []
+            due_at = time.time() + backoff_seconds * 2 ** (fold.attempts - 1)
+            later = entry.put_off(backoff_seconds) if is_outage else replace(entry, not_before=due_at)
+            ended = self._given_back(token, later.fold, Status.PENDING, detail, sessions=sessions)
+            self._state.folds[fold.collection, fold.user_id] = replace(later, token=None)
+            return ended
 
     def refuse(self, token: str, fold: Fold, detail: str) -> list[str]:
         return self._given_back(token, fold, Status.REFUSED, detail)
@@ -99,7 +117,6 @@ class MemoryFolds:
         detail: str,
         *,
         sessions: Mapping[str, str] | None = None,
-        due_at: float | None = None,
     ) -> list[str]:
         key = fold.collection, fold.user_id
         with self._state.lock:
@@ -107,8 +124,6 @@ class MemoryFolds:
             if entry is None or entry.token != token:
                 return []
             del self._state.folds[key]
-            if due_at is not None:
-                self._state.folds[key] = replace(entry, token=None, not_before=due_at)
             if sessions is None:
                 orders = [placed.order for placed in self._state.orders.values()]
                 sessions = {

@@ -38,6 +38,7 @@ from embedding_studio.errors import (
 from embedding_studio.storage.memory.nearest import Stack
 from embedding_studio.storage.memory.votes import Votes
 from embedding_studio.storage.ports import (
+    LONGEST_OUTAGE_WAIT_SECONDS,
     MAX_DETAIL_LENGTH,
     Fold,
     OrderOutcome,
@@ -420,6 +421,13 @@ class StoredFold:
         """Return it as it was before the claim."""
         fold = replace(self.fold, attempts=self.fold.attempts - 1)
         return replace(self, fold=fold, token=None, not_before=0.0)
+
+    def put_off(self, backoff_seconds: float) -> "StoredFold":
+        """Return it with the attempt taken back, due after as long as it has waited, within bounds."""
+        now = time.time()
+        seconds = min(LONGEST_OUTAGE_WAIT_SECONDS, max(backoff_seconds, now - self.marked_at))
+        fold = replace(self.fold, attempts=self.fold.attempts - 1)
+        return replace(self, fold=fold, not_before=now + seconds)
 
     def turn(self) -> tuple[int, int]:
         return -self.priority, self.since

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS, SessionForImprovementStatus
 from embedding_studio.storage.ports import (
+    LONGEST_OUTAGE_WAIT_SECONDS,
     MAX_DETAIL_LENGTH,
     Claim,
     Fold,
@@ -62,6 +63,14 @@ class PostgresFolds:
         given = {"token": token}
         self._database.write(lambda connection: connection.execute(_SQL["release"], given), alone=True)
 
+    def put_off(self, token: str, *, backoff_seconds: float) -> None:
+        given = {
+            "token": token,
+            "backoff_seconds": backoff_seconds,
+            "longest_seconds": LONGEST_OUTAGE_WAIT_SECONDS,
+        }
+        self._database.write(lambda connection: connection.execute(_SQL["put_off"], given), alone=True)
+
     def fail(
         self,
         token: str,
@@ -71,13 +80,16 @@ class PostgresFolds:
         sessions: Mapping[str, str] | None = None,
         max_attempts: int,
         backoff_seconds: float,
+        is_outage: bool = False,
     ) -> list[str]:
-        is_last = fold.attempts >= max_attempts
+        is_last = fold.attempts >= max_attempts and not is_outage
         return self._given_back(
             "end_fold" if is_last else "give_back",
             {
                 "token": token,
                 "backoff_seconds": backoff_seconds,
+                "longest_seconds": LONGEST_OUTAGE_WAIT_SECONDS,
+                "is_outage": is_outage,
                 "status": Status.FAILED if is_last else Status.PENDING,
                 "detail": storable(detail),
                 "session_ids": None if sessions is None else list(sessions),

@@ -125,6 +125,18 @@ UPDATE embedding_studio.folds
 SET token = NULL, not_before = 0, attempts = attempts - 1
 WHERE token = %(token)s
 
+-- name: put_off
+-- Still as of a worker that ended, so that each is claimed alone.
+UPDATE embedding_studio.folds
+SET attempts = attempts - is_alone::int,
+    not_before = CASE
+        WHEN is_alone
+        THEN embedding_studio.seconds()
+            + least(%(longest_seconds)s, greatest(%(backoff_seconds)s, embedding_studio.seconds() - since))
+        ELSE 0
+    END
+WHERE token = %(token)s
+
 -- name: held
 -- Under each name of the collection, also what is not ours: ``release_others`` changes that.
 SELECT collection, user_id, attempts, token IS NOT DISTINCT FROM %(token)s
@@ -220,7 +232,13 @@ WHERE collection = %(collection)s AND user_id = %(user_id)s AND token = %(token)
 
 -- name: give_back
 UPDATE embedding_studio.folds
-SET token = NULL, not_before = embedding_studio.seconds() + %(backoff_seconds)s * 2.0 ^ (attempts - 1)
+SET token = NULL,
+    attempts = attempts - %(is_outage)s::int,
+    not_before = embedding_studio.seconds() + CASE
+        WHEN %(is_outage)s
+        THEN least(%(longest_seconds)s, greatest(%(backoff_seconds)s, embedding_studio.seconds() - since))
+        ELSE %(backoff_seconds)s * 2.0 ^ (attempts - 1)
+    END
 WHERE collection = %(collection)s AND user_id = %(user_id)s AND token = %(token)s
 
 -- name: queue_info
