@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test check lint types imports docs format clean
+.PHONY: demo test check lint types imports docs chaos format clean
 
 demo: .venv/installed
 	$(BIN)/embedding-studio demo
@@ -29,6 +29,9 @@ imports: .venv/installed-dev
 
 docs: .venv/installed-dev
 	$(BIN)/cog -r README.md docs/*.md
+
+chaos: .venv/installed-dev
+	$(BIN)/python benchmarks/chaos.py --json chaos.json --markdown docs/chaos.md
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix
