@@ -56,6 +56,8 @@ def test_the_verbs_are_those_that_people_know():
                 "collections",
                 "quarantine",
                 "forget",
+                "backup",
+                "restore",
             ]
         )
         == COMMANDS

@@ -5,6 +5,7 @@ No server outlives its test: the fixture ``folder`` looks after it.
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -539,8 +540,14 @@ def test_data_of_another_postgresql_version_is_refused_in_a_sentence(folder):
     (folder / "postgres").mkdir()
     (folder / "postgres" / "PG_VERSION").write_text("16\n")
 
-    with pytest.raises(UnsupportedDatabaseError, match=r"made by PostgreSQL 16, and this is PostgreSQL 18"):
+    with pytest.raises(UnsupportedDatabaseError) as told:
         EmbeddedServer(folder).start()
+
+    assert "made by PostgreSQL 16, and this is PostgreSQL 18" in str(told.value)
+    assert re.findall("embedding-studio (?:backup|restore) FILE", str(told.value)) == [
+        "embedding-studio backup FILE",
+        "embedding-studio restore FILE",
+    ]
 
 
 def test_the_reason_why_postgresql_does_not_start_is_told_and_the_lock_is_let_go(data_dir):

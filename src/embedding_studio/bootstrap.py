@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from embedding_studio.catalogue import CatalogueText
@@ -25,6 +26,7 @@ from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.ports import Clickstream, Orders, Storage
 from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.storage.postgres.backup import back_up, restore
 from embedding_studio.telemetry.listener import listening
 from embedding_studio.telemetry.metrics import Metrics
 from embedding_studio.tuning import OwnPastKeeper
@@ -282,9 +284,8 @@ class Context:
 
     def open_storage(self) -> Storage:
         """Open the database of the settings once more; for the caller to close."""
-        given = self.settings.database_url
         return PostgresStorage(
-            partial(self._start, self._server) if given is None else given.get_secret_value(),
+            self._address(),
             order_on=self._ordering_event_types(),
             recall_target=self.settings.recall_target,
             pool_size=self.settings.pool_size,
@@ -292,6 +293,36 @@ class Context:
             lock_seconds=self.settings.lock_seconds,
             waiting_events=self.settings.waiting_events,
         )
+
+    def back_up(self, path: str | Path) -> str:
+        """Write a backup of the database of the settings; return which it is. All goes on meanwhile.
+
+        Args:
+            path: ``-`` is standard output.
+        """
+        return back_up(self._located(), path)
+
+    def restore(self, path: str | Path, *, replace: bool = False) -> str:
+        """Make the database of the settings what it was at a backup, and bring its tables up to date.
+
+        Args:
+            path: ``-`` is standard input.
+            replace: drop what is there.
+
+        Returns:
+            Which database it is.
+        """
+        restored = restore(self._located(), path, replace=replace)
+        self.storage.ping()
+        return restored
+
+    def _address(self) -> str | Callable[[], str]:
+        given = self.settings.database_url
+        return partial(self._start, self._server) if given is None else given.get_secret_value()
+
+    def _located(self) -> str:
+        address = self._address()
+        return address() if callable(address) else address
 
     @part
     def _server(self) -> EmbeddedServer:

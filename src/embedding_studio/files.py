@@ -113,16 +113,20 @@ def read_again(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced(path: str | Path) -> Iterator[IO[bytes]]:
-    """Lend a file beside ``path``, which takes its place once all is written."""
+def replaced(path: str | Path, *, is_lines: bool = True) -> Iterator[IO[bytes]]:
+    """Lend a file beside ``path``, which takes its place once all is written.
+
+    Args:
+        is_lines: of JSON, packed where the name says so; False: anything, as it is.
+    """
     if str(path) == STDIN:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     path = Path(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = suffixes[-1:] == [".gz"]
-    if (suffixes[-2:-1] if packed else suffixes[-1:]) not in ([".jsonl"], [".ndjson"]):
+    packed = is_lines and suffixes[-1:] == [".gz"]
+    if is_lines and (suffixes[-2:-1] if packed else suffixes[-1:]) not in ([".jsonl"], [".ndjson"]):
         raise InvalidDataError(f"{path}: lines are written as .jsonl or .ndjson, each also with .gz")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -10,6 +10,7 @@ replaying       replay
 quarantine      quarantine, and what is done to a user
 administration  doctor, migrate, settings, collections (and what is done to one), forget
 keys            keys
+backup          backup, restore
 console         what they share
 """
 
@@ -19,6 +20,7 @@ import typer
 
 from embedding_studio import __version__
 from embedding_studio.cli.administration import collections, doctor, forget, migrate, show_settings
+from embedding_studio.cli.backup import backup, restore
 from embedding_studio.cli.catalogue import delete, export, get, index, payloads
 from embedding_studio.cli.console import write_any_character
 from embedding_studio.cli.evaluation import evaluate
@@ -56,7 +58,7 @@ app = _App(
 COMMANDS = (
     *(index, payloads, get, delete, export, search),
     *(serve, worker, improve, demo),
-    *(evaluate, replay, tune, recall, doctor, migrate),
+    *(evaluate, replay, tune, recall, doctor, migrate, backup, restore),
 )
 
 

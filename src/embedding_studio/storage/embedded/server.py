@@ -84,6 +84,9 @@ log_timezone = 'UTC'
 lc_messages = 'C'
 """
 
+_PROGRAMS = Path(f"pginstall{POSTGRES_VERSION}", "bin")
+"""In the wheel's package."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -377,6 +380,15 @@ def _account(data_dir: Path) -> _Account | None:
     )
 
 
+def installed_programs() -> Path:
+    """Return the folder of PostgreSQL's programs in the wheel.
+
+    Raises:
+        UnsupportedDatabaseError: it is not installed.
+    """
+    return _installed_package() / _PROGRAMS
+
+
 def _installed_package() -> Path:
     """Return the folder of the wheel's binaries, without importing its Python."""
     package = importlib.util.find_spec(WHEEL.replace("-", "_"))
@@ -403,7 +415,9 @@ def _open_cluster(data_dir: Path, package: Path, account: _Account | None, start
     elif (version := (cluster.folder / "PG_VERSION").read_text().strip()) != POSTGRES_VERSION:
         raise UnsupportedDatabaseError(
             f"The data in {data_dir} was made by PostgreSQL {version}, and this is PostgreSQL "
-            f"{POSTGRES_VERSION}. Set DATA_DIR to another folder, or convert it with pg_upgrade."
+            f"{POSTGRES_VERSION}. Run `embedding-studio backup FILE` with the version of embedding-studio "
+            "that made it, then set DATA_DIR to a new folder and run `embedding-studio restore FILE` with "
+            "this one."
         )
     return cluster
 
@@ -458,12 +472,11 @@ def _create(cluster: _Cluster, start_lock: int) -> None:
 
 def _programs(package: Path, home: Path, account: _Account | None) -> Path:
     """Return the folder of PostgreSQL's programs; a copy where the account cannot run the installed."""
-    inside = Path(f"pginstall{POSTGRES_VERSION}", "bin")
     if account is None:
-        return package / inside
+        return package / _PROGRAMS
     with suppress(PermissionError):
-        if _run(account, [str(package / inside / "initdb"), "--version"]).returncode == 0:
-            return package / inside
+        if _run(account, [str(package / _PROGRAMS / "initdb"), "--version"]).returncode == 0:
+            return package / _PROGRAMS
     copy = home / f"bundle-{importlib.metadata.version(WHEEL)}"
     if not copy.exists():
         unfinished = copy.with_suffix(".new")
@@ -477,7 +490,7 @@ def _programs(package: Path, home: Path, account: _Account | None) -> Path:
             mode = path.stat().st_mode
             path.chmod(mode | (0o555 if mode & 0o100 else 0o444))
         unfinished.rename(copy)
-    return copy / package.name / inside
+    return copy / package.name / _PROGRAMS
 
 
 def _lock(path: Path, operation: int, account: _Account | None, *, seconds: float = math.inf) -> IO[bytes]:

@@ -26,6 +26,8 @@ from embedding_studio.storage.waiting import WAITER
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 
+APPLICATION_NAME = "embedding-studio"
+"""By which the server's list of connections names ours."""
 CONNECT_SECONDS = 10
 WAIT_FOR_CONNECTION_SECONDS = 30.0
 CANCEL_SECONDS = 2.0
@@ -72,7 +74,11 @@ class Database:
             min_size=1,
             max_size=pool_size,
             open=False,
-            kwargs={"autocommit": True, "connect_timeout": CONNECT_SECONDS},
+            kwargs={
+                "autocommit": True,
+                "connect_timeout": CONNECT_SECONDS,
+                "fallback_application_name": APPLICATION_NAME,
+            },
             configure=self._configure,
             check=_require_open,
             timeout=WAIT_FOR_CONNECTION_SECONDS,
@@ -83,7 +89,12 @@ class Database:
 
     def connect(self) -> Connection:
         """Return a connection of its own, outside the pool; for the caller to close."""
-        return psycopg.connect(self._locate(), autocommit=True, connect_timeout=CONNECT_SECONDS)
+        return psycopg.connect(
+            self._locate(),
+            autocommit=True,
+            connect_timeout=CONNECT_SECONDS,
+            fallback_application_name=APPLICATION_NAME,
+        )
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Return what ``work`` reads, tried once more where the connection is lost meanwhile.
