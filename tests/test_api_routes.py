@@ -1,5 +1,6 @@
 """What each route promises. What they share is in ``test_api_service.py``."""
 
+import json
 import time
 from functools import partial
 from typing import Any
@@ -753,8 +754,9 @@ def test_a_forgotten_user_is_searched_for_like_anybody(make_context):
         adas = client.post(SEARCH, json={"search_query": "a", "user_id": "ada"}).json()
         session = client.get(SESSION, params={"session_id": "s1"})
 
-    assert forgotten.json() == {"sessions": 1}
-    assert again.json() == {"sessions": 0}
+    assert forgotten.json()["sessions"] == forgotten.json()["removed"]["query_memory"] == 1
+    assert again.json()["sessions"] == sum(again.json()["removed"].values()) == 0
+    assert any("backups" in each for each in again.json()["not_reached"])
     assert not adas["personalised"]
     assert session.status_code == 404
 
@@ -1130,5 +1132,21 @@ def test_whatever_an_id_holds_it_comes_back_as_it_was_and_does_no_harm(client, n
     assert ids_of(client.post(SEARCH, json={"search_query": "a", "filter": by_field})) == []
     assert len(ids_of(client.post(SEARCH, json={"search_query": "a", "sort_by": {"field": nasty}}))) == 4
     assert client.get(f"{ORDERS}/{quote(nasty, safe='')}").json()["session_id"] == nasty
-    assert client.delete(f"/api/v1/users/{quote(nasty, safe='')}").json() == {"sessions": 1}
+    assert client.delete(f"/api/v1/users/{quote(nasty, safe='')}").json()["sessions"] == 1
     assert client.get(SESSION, params={"session_id": "of ada"}).json()["user_id"] == "ada"
+
+
+def test_what_is_kept_about_a_user_is_handed_out_as_lines(make_context):
+    context = make_context()
+    with serving(create_app(context)) as client:
+        fill(client)
+        search_and_click(client, "ada", "s1", "all-b")
+        context.improver().improve_once(users=10)
+
+        export = client.get("/api/v1/users/ada/export")
+        nobody = client.get("/api/v1/users/export/export")
+
+    kinds = [json.loads(line)["kind"] for line in export.text.splitlines()]
+    assert export.headers["content-type"].startswith("application/x-ndjson")
+    assert set(kinds) >= {"session", "order", "memory", "vectors"}
+    assert (nobody.status_code, nobody.text) == (200, "")

@@ -633,6 +633,7 @@ ROUTES_OF_THE_DESIGN = {
     "GET /api/v1/quarantine",
     "PUT /api/v1/quarantine/{user_id}",
     "DELETE /api/v1/quarantine/{user_id}",
+    "GET /api/v1/users/{user_id}/export",
     "POST /1/events",
     "DELETE /1/usertokens/{token}",
     "POST /ubi_events",

@@ -23,6 +23,7 @@ from embedding_studio.cli.evaluation import Baseline, Clicks, Method
 from embedding_studio.cli.searching import _vector_or_text
 from embedding_studio.cli.serving import _bound
 from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.sessions import Session
 from embedding_studio.evaluation import CLICK_MODELS, METHODS, PLAIN
 from embedding_studio.settings import Settings, load_settings
 
@@ -56,6 +57,7 @@ def test_the_verbs_are_those_that_people_know():
                 "collections",
                 "quarantine",
                 "forget",
+                "users",
                 "backup",
                 "restore",
             ]
@@ -686,3 +688,19 @@ def test_where_nothing_can_be_written_is_told_before_the_work(command, arguments
 
 def test_the_version_is_told(command):
     assert command("--version").stdout == f"{embedding_studio.__version__}\n"
+
+
+def test_a_user_is_exported_and_forgotten_with_a_receipt(command, stored, tmp_path):
+    stored.collections.create("default", SearchIndexInfo(dimensions=2))
+    session = Session(session_id="s1", user_id="ann", search_query="wing")
+    stored.clickstream.register_session(session)
+
+    wrote = command("users", "export", "ann", "-o", tmp_path / "ann.jsonl")
+    receipt = told(command("users", "forget", "ann", "--json"))
+
+    assert wrote.exit_code == 0
+    assert json.loads((tmp_path / "ann.jsonl").read_text())["query"] == "wing"
+    assert receipt["removed"]["sessions"] == 1
+    assert receipt["not_reached"]
+    assert "sessions_for_improvement" in command("forget", "ann").stdout
+    assert command("users", "export", "ann").stdout == ""

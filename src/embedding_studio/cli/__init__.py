@@ -8,7 +8,8 @@ learning        worker, improve
 evaluation      evaluate
 replaying       replay
 quarantine      quarantine, and what is done to a user
-administration  doctor, migrate, settings, collections (and what is done to one), forget
+administration  doctor, migrate, settings, collections (and what is done to one)
+users           users export, users forget, forget
 keys            keys
 backup          backup, restore
 console         what they share
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from embedding_studio import __version__
-from embedding_studio.cli.administration import collections, doctor, forget, migrate, show_settings
+from embedding_studio.cli.administration import collections, doctor, migrate, show_settings
 from embedding_studio.cli.backup import backup, restore
 from embedding_studio.cli.catalogue import delete, export, get, index, payloads
 from embedding_studio.cli.console import write_any_character
@@ -31,6 +32,7 @@ from embedding_studio.cli.quarantine import quarantine
 from embedding_studio.cli.replaying import replay
 from embedding_studio.cli.searching import recall, search, tune
 from embedding_studio.cli.serving import demo, serve
+from embedding_studio.cli.users import forget, users
 
 __all__ = ["app"]
 
@@ -78,4 +80,5 @@ app.command("settings")(show_settings)
 app.add_typer(collections, name="collections")
 app.add_typer(keys, name="keys")
 app.add_typer(quarantine, name="quarantine")
+app.add_typer(users, name="users")
 app.command()(forget)

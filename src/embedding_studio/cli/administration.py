@@ -1,4 +1,4 @@
-"""An installation and what it holds: doctor, migrate, settings, collections, forget."""
+"""An installation and what it holds: doctor, migrate, settings, collections."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -174,10 +174,3 @@ def _list_collections(*, as_json: bool) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     out.print(table)
-
-
-def forget(user: Annotated[str, typer.Argument(help="The user's id.")]) -> None:
-    """Remove all that is known of a user, in every collection."""
-    with opened_context() as context:
-        sessions = context.storage.clickstream.forget_user(user)
-    err.print(f"Forgot {user!r}: {sessions} sessions and all that was learnt from them.")

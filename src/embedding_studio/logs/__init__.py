@@ -25,7 +25,7 @@ from embedding_studio.logs.entries import (
     Unusable,
 )
 from embedding_studio.logs.joining import WINDOW_SECONDS, join, made_search
-from embedding_studio.logs.own import write_sessions
+from embedding_studio.logs.own import session_row, write_sessions
 from embedding_studio.logs.rows import NumberedRow, read_rows
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "made_search",
     "open_log",
     "placed_entries",
+    "session_row",
     "write_sessions",
 ]
 

@@ -77,12 +77,13 @@ def write_sessions(path: str | Path, sessions: Iterable[RecordedSession], *, vec
     number = 0
     with replaced(path) as file:
         for each in sessions:
-            file.write(_line(each, vectors=vectors))
+            file.write(as_json(session_row(each, vectors=vectors)) + b"\n")
             number += 1
     return number
 
 
-def _line(recorded: RecordedSession, *, vectors: bool) -> bytes:
+def session_row(recorded: RecordedSession, *, vectors: bool) -> Row:
+    """Return a session as a line of the file tells it."""
     session = recorded.session
     row: dict[str, Any] = {
         "session_id": session.session_id,
@@ -103,7 +104,7 @@ def _line(recorded: RecordedSession, *, vectors: bool) -> bytes:
         row["is_irrelevant"] = True
     if recorded.query_vectors is not None and (vectors or not session.search_query):
         row["query_vectors"] = recorded.query_vectors
-    return as_json(row) + b"\n"
+    return row
 
 
 def _results(given: object) -> tuple[SearchResultItem, ...]:

@@ -508,8 +508,12 @@ class Clickstream(Protocol):
         """
         ...
 
-    def forget_user(self, user_id: str) -> int:
-        """Remove all that is known of a user, in every collection; return the number of sessions."""
+    def forget_user(self, user_id: str) -> dict[str, int]:
+        """Remove all that is known of a user, in every collection.
+
+        Returns:
+            How many rows of each table there were, under PostgreSQL's names, of all that have users' rows.
+        """
         ...
 
 

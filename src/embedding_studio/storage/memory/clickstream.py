@@ -245,9 +245,10 @@ class MemoryClickstream:
         if placed is not None and placed.order.user_id is not None and len(stored.results) > before:
             self._state.mark(placed.order.collection, placed.order.user_id)
 
-    def forget_user(self, user_id: str) -> int:
+    def forget_user(self, user_id: str) -> dict[str, int]:
         with self._state.lock:
             self._state.wait_for_folds_of_user(user_id)
+            removed = self._rows_of_user(user_id)
             theirs = self._state.of_user.pop(user_id, {})
             for session_id in theirs:
                 del self._state.sessions[session_id]
@@ -259,4 +260,19 @@ class MemoryClickstream:
                 tables.quarantined.pop(user_id, None)
                 tables.replace_states({user_id: PersonalState()})
                 del tables.states[user_id]
-            return len(theirs)
+            return removed
+
+    def _rows_of_user(self, user_id: str) -> dict[str, int]:
+        """Return how many rows of each table PostgreSQL would have that are a user's."""
+        sessions = self._state.of_user.get(user_id, {})
+        states = [each.states.get(user_id, PersonalState()) for each in self._state.schemas.values()]
+        return {
+            "folds": sum(key[1] == user_id for key in self._state.folds),
+            "personal_parts": sum(len(parts) for state in states for parts in state.vectors.values()),
+            "query_memory": sum(len(state.memories) for state in states),
+            "session_events": sum(len(each.events) for each in sessions.values()),
+            "session_results": sum(len(each.results) for each in sessions.values()),
+            "sessions": len(sessions),
+            "sessions_for_improvement": len(self._state.orders_by_id([user_id])),
+            "shared_votes": sum(len(state.votes) for state in states),
+        }

@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from psycopg import Cursor
+from psycopg import Cursor, sql
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.objects import Collection
@@ -244,13 +244,16 @@ class PostgresClickstream:
 
         self._database.write(work)
 
-    def forget_user(self, user_id: str) -> int:
+    def forget_user(self, user_id: str) -> dict[str, int]:
         given = {"user_id": user_id}
 
-        def work(connection: Connection) -> int:
+        def work(connection: Connection) -> dict[str, int]:
             lock_names(connection)
             lock_users(connection, [user_id])
-            for collection in list_collections(connection):
+            connection.execute(_SQL["lock_sessions_of_user"], given)
+            collections = list_collections(connection)
+            removed = _rows_of_user(connection, collections, user_id)
+            for collection in collections:
                 connection.execute(
                     in_schema("clickstream.sql", "forget_state", collection.collection_id), given
                 )
@@ -258,7 +261,8 @@ class PostgresClickstream:
                 replace_votes(connection, collection, {user_id: ()}, voted)
             forget(connection, user_id)
             connection.execute(_SQL["forget_folds"], given)
-            return connection.execute(_SQL["forget_sessions"], given).rowcount
+            connection.execute(_SQL["forget_sessions"], given)
+            return removed
 
         return self._database.write(work)
 
@@ -288,6 +292,20 @@ class PostgresClickstream:
         if admitted:
             connection.execute(_SQL["let_wait"], {"events": _rows(map(vars, admitted))})
         return _with(became, told)
+
+
+def _rows_of_user(connection: Connection, collections: Sequence[Collection], user_id: str) -> dict[str, int]:
+    """Return how many rows each table has that are a user's, or of their sessions."""
+    schemas = ["embedding_studio", *(f"collection_{each.collection_id}" for each in collections)]
+    removed: dict[str, int] = {}
+    for schema, table, names_user in connection.execute(
+        _SQL["tables_of_users"], {"schemas": schemas}
+    ).fetchall():
+        count = _SQL["count_of_user" if names_user else "count_of_sessions"]
+        statement = count.format(table=sql.Identifier(schema, table))
+        (number,) = only_row(connection.execute(statement, {"user_id": user_id}))
+        removed[table] = removed.get(table, 0) + number
+    return removed
 
 
 def lock_users(connection: Connection, user_ids: Sequence[str]) -> None:

@@ -298,6 +298,31 @@ SELECT pg_advisory_xact_lock(%(lock_class)s, key)
 FROM (SELECT DISTINCT hashtext(user_id) AS key FROM unnest(%(user_ids)s::text[]) AS given(user_id) ORDER BY key)
     AS ordered
 
+-- name: lock_sessions_of_user
+-- So that nothing is added to what is counted.
+SELECT FROM embedding_studio.sessions WHERE user_id = %(user_id)s ORDER BY session_id FOR UPDATE
+
+-- name: tables_of_users
+-- With a row for each user, or else for each session.
+SELECT nspname, relname, bool_or(attname = 'user_id')
+FROM pg_attribute
+    JOIN pg_class ON pg_class.oid = attrelid
+    JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE nspname = ANY(%(schemas)s::text[])
+    AND relkind = 'r'
+    AND attname IN ('user_id', 'session_id')
+    AND NOT attisdropped
+GROUP BY nspname, relname
+ORDER BY relname, nspname
+
+-- name: count_of_user
+SELECT count(*) FROM {table} WHERE user_id = %(user_id)s
+
+-- name: count_of_sessions
+SELECT count(*)
+FROM {table} JOIN embedding_studio.sessions USING (session_id)
+WHERE sessions.user_id = %(user_id)s
+
 -- name: forget_folds
 DELETE FROM embedding_studio.folds WHERE user_id = %(user_id)s
 
