@@ -17,6 +17,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import embedding_studio
+from embedding_studio import datetime_utils
 from embedding_studio.bootstrap import Context
 from embedding_studio.cli import app, serving
 from embedding_studio.cli.evaluation import Baseline, Clicks, Method
@@ -58,6 +59,7 @@ def test_the_verbs_are_those_that_people_know():
                 "quarantine",
                 "forget",
                 "users",
+                "prune",
                 "backup",
                 "restore",
             ]
@@ -704,3 +706,17 @@ def test_a_user_is_exported_and_forgotten_with_a_receipt(command, stored, tmp_pa
     assert receipt["not_reached"]
     assert "sessions_for_improvement" in command("forget", "ann").stdout
     assert command("users", "export", "ann").stdout == ""
+
+
+def test_what_is_older_than_an_age_is_pruned(command, stored):
+    stored.collections.create("default", SearchIndexInfo(dimensions=2))
+    for session_id, at in (("old", 1), ("new", datetime_utils.utc_timestamp())):
+        stored.clickstream.register_session(Session(session_id=session_id, created_at=at))
+
+    wrong = command("prune", "--older-than", "180")
+    went = told(command("prune", "--older-than", "180d", "--json"))
+
+    assert wrong.exit_code == 1
+    assert "such as 180d" in wrong.stderr
+    assert went == {"sessions": 1, "events": 0}
+    assert [each.session.session_id for each in stored.clickstream.scan()] == ["new"]

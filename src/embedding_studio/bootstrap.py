@@ -21,6 +21,7 @@ from embedding_studio.feedback.selection import SessionSelection
 from embedding_studio.feedback.worker import Worker
 from embedding_studio.indexing import Indexer, IndexingReport
 from embedding_studio.plugins import Plugin, PluginDefaults, load_plugin
+from embedding_studio.retention import Retention
 from embedding_studio.search import SearchService
 from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.embedded.server import EmbeddedServer
@@ -212,6 +213,7 @@ class Context:
             wake_on_click=settings.improve_on_click,
             metrics=self.metrics.worker,
             own_past=self.own_past_keeper(),
+            retention=None if (days := settings.retention_days) is None else Retention(self.storage, days),
         )
 
     @contextmanager

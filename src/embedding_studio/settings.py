@@ -97,7 +97,7 @@ NEUTRAL = frozenset(
         *("max_request_bytes", "max_events_per_request", "waiting_events", "index_threads"),
         *("statement_seconds", "lock_seconds", "request_seconds", "max_connections", "root_path"),
         *("improve_on_click", "improvement_seconds_interval", "users_per_batch"),
-        *("lease_seconds", "max_attempts", "backoff_seconds"),
+        *("lease_seconds", "max_attempts", "backoff_seconds", "retention_days"),
     }
 )
 """The settings on which it does not depend what a session teaches and how results are ranked."""
@@ -216,6 +216,12 @@ class Settings(BaseSettings):
     )
     backoff_seconds: float = Field(
         default=BACKOFF_SECONDS, ge=0, description="Wait before the second attempt; doubles each time."
+    )
+    retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        description="Once a day a worker removes sessions that are older, with their events, and what was"
+        " learnt from them; absent: never (embedding-studio prune does so at once).",
     )
     database_url: SecretStr | None = Field(
         default=None,
@@ -393,6 +399,7 @@ class Settings(BaseSettings):
         "embedder_dimensions",
         "embedder_batch_size",
         "plugins_path",
+        "retention_days",
         "worker_metrics_port",
         "admin_api_key",
         "write_api_key",

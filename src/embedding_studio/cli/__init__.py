@@ -8,7 +8,7 @@ learning        worker, improve
 evaluation      evaluate
 replaying       replay
 quarantine      quarantine, and what is done to a user
-administration  doctor, migrate, settings, collections (and what is done to one)
+administration  doctor, migrate, prune, settings, collections (and what is done to one)
 users           users export, users forget, forget
 keys            keys
 backup          backup, restore
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from embedding_studio import __version__
-from embedding_studio.cli.administration import collections, doctor, migrate, show_settings
+from embedding_studio.cli.administration import collections, doctor, migrate, prune, show_settings
 from embedding_studio.cli.backup import backup, restore
 from embedding_studio.cli.catalogue import delete, export, get, index, payloads
 from embedding_studio.cli.console import write_any_character
@@ -60,7 +60,7 @@ app = _App(
 COMMANDS = (
     *(index, payloads, get, delete, export, search),
     *(serve, worker, improve, demo),
-    *(evaluate, replay, tune, recall, doctor, migrate, backup, restore),
+    *(evaluate, replay, tune, recall, doctor, migrate, backup, restore, prune),
 )
 
 

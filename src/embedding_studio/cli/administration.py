@@ -1,4 +1,4 @@
-"""An installation and what it holds: doctor, migrate, settings, collections."""
+"""An installation and what it holds: doctor, migrate, prune, settings, collections."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -16,9 +16,12 @@ from embedding_studio.cli.console import (
     print_value,
     tell,
 )
+from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.errors import InvalidInputError, InvalidSettingError
 from embedding_studio.indexing import rename_embedder as rename_embedder_of
+from embedding_studio.retention import prune as remove_old
+from embedding_studio.retention import seconds_of_age
 from embedding_studio.settings import Settings, load_settings, settings_markdown
 
 
@@ -51,6 +54,22 @@ def migrate() -> None:
     with opened_context() as context:
         context.storage.ping()
     err.print("The database is up to date.")
+
+
+def prune(
+    *,
+    older_than: Annotated[
+        str, typer.Option(help="An age in hours, days or weeks, such as 180d.", metavar="AGE")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Remove sessions that are older, with their events and orders; what was learnt from them goes with them.
+
+    A worker then learns who had some from what is left. It goes by small batches, while all goes on.
+    """
+    with opened_context() as context:
+        went = remove_old(context.storage, utc_timestamp() - seconds_of_age(older_than))
+    print_value(went, as_json=as_json)
 
 
 def show_settings(

@@ -7,6 +7,7 @@ import time
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.feedback.improve import Improver
+from embedding_studio.retention import Retention
 from embedding_studio.storage.ports import Storage
 from embedding_studio.telemetry.metrics import WorkerMetrics
 from embedding_studio.tuning import OwnPastKeeper
@@ -33,6 +34,7 @@ class Worker:
         wake_on_click: also looks as soon as a user is marked; False: every ``interval_seconds`` only.
         metrics: count what is done.
         own_past: is fitted where nobody is due; None: stays as it is.
+        retention: removes what is too old, once a day; None: nothing is.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Worker:
         wake_on_click: bool = True,
         metrics: WorkerMetrics | None = None,
         own_past: OwnPastKeeper | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self._improver = improver
         self._storage = storage
@@ -54,6 +57,7 @@ class Worker:
         self._metrics = metrics or WorkerMetrics()
         self._own_past = own_past
         self._tidied_at = 0.0
+        self._retention = retention
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; the batch in hand is finished first, unless its adjuster hangs."""
@@ -64,6 +68,8 @@ class Worker:
                 self._tidy(time.time())
                 if self._own_past is not None and self._own_past.is_due(now := utc_timestamp()):
                     self._own_past.fit(now)
+                if self._retention is not None and self._retention.is_due(now := utc_timestamp()):
+                    self._retention.prune(now, stop)
                 retry_seconds = _FIRST_RETRY_SECONDS
                 self._wait(stop)
             except EmbeddingStudioError as error:

@@ -508,6 +508,16 @@ class Clickstream(Protocol):
         """
         ...
 
+    def remove_before(self, before: int, *, limit: int) -> "Removed":
+        """Remove the ``limit`` oldest sessions from before a time, with results, events and orders.
+
+        Those that somebody writes to just now stay. Users who have orders for one are marked.
+
+        Args:
+            before: UTC seconds, exclusive.
+        """
+        ...
+
     def forget_user(self, user_id: str) -> dict[str, int]:
         """Remove all that is known of a user, in every collection.
 
@@ -515,6 +525,14 @@ class Clickstream(Protocol):
             How many rows of each table there were, under PostgreSQL's names, of all that have users' rows.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """How much of the log went for its age."""
+
+    sessions: int
+    events: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,14 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import ConflictError
 from embedding_studio.storage.memory.state import State, StoredSession
-from embedding_studio.storage.ports import WAITING_SECONDS, SessionOwner, Vectors, admit, require_shown
+from embedding_studio.storage.ports import (
+    WAITING_SECONDS,
+    Removed,
+    SessionOwner,
+    Vectors,
+    admit,
+    require_shown,
+)
 
 UNKNOWN = EventDisposition.UNKNOWN_SESSION
 STORED = {EventDisposition.ACCEPTED, EventDisposition.TOO_EARLY, EventDisposition.UNKNOWN_OBJECT}
@@ -244,6 +251,24 @@ class MemoryClickstream:
         placed = self._state.orders.get(stored.session.session_id)
         if placed is not None and placed.order.user_id is not None and len(stored.results) > before:
             self._state.mark(placed.order.collection, placed.order.user_id)
+
+    def remove_before(self, before: int, *, limit: int) -> Removed:
+        with self._state.lock:
+            oldest = sorted(self._state.sessions.values(), key=StoredSession.age)[:limit]
+            events = sessions = 0
+            for each in oldest:
+                if each.session.created_at >= before:
+                    break
+                self._remove(each)
+                events, sessions = events + len(each.events), sessions + 1
+            return Removed(sessions, events)
+
+    def _remove(self, stored: StoredSession) -> None:
+        session = stored.session
+        if self._state.orders.pop(session.session_id, None) and session.user_id is not None:
+            self._state.mark(session.collection, session.user_id)
+        del self._state.sessions[session.session_id]
+        del self._state.of_user[session.user_id][session.session_id]
 
     def forget_user(self, user_id: str) -> dict[str, int]:
         with self._state.lock:

@@ -28,6 +28,7 @@ from embedding_studio.errors import ConflictError, SessionNotFoundError
 from embedding_studio.storage.ports import (
     WAITING_SECONDS,
     EventContent,
+    Removed,
     SessionOwner,
     Vectors,
     admit,
@@ -243,6 +244,16 @@ class PostgresClickstream:
                 place(connection, [session_id])
 
         self._database.write(work)
+
+    def remove_before(self, before: int, *, limit: int) -> Removed:
+        def work(connection: Connection) -> Removed:
+            rows = connection.execute(_SQL["lock_oldest"], {"before": before, "limit": limit}).fetchall()
+            given = {"session_ids": [session_id for (session_id,) in rows]}
+            mark_learnt(connection, given["session_ids"])
+            (events,) = only_row(connection.execute(_SQL["count_events"], given))
+            return Removed(connection.execute(_SQL["remove_sessions"], given).rowcount, events)
+
+        return self._database.write(work, is_upkeep=True)
 
     def forget_user(self, user_id: str) -> dict[str, int]:
         given = {"user_id": user_id}

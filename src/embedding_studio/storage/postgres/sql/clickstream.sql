@@ -298,6 +298,21 @@ SELECT pg_advisory_xact_lock(%(lock_class)s, key)
 FROM (SELECT DISTINCT hashtext(user_id) AS key FROM unnest(%(user_ids)s::text[]) AS given(user_id) ORDER BY key)
     AS ordered
 
+-- name: lock_oldest
+-- Nobody is waited for: what is written to just now goes another time.
+SELECT session_id
+FROM embedding_studio.sessions
+WHERE created_at < %(before)s
+ORDER BY created_at, session_id
+LIMIT %(limit)s
+FOR UPDATE SKIP LOCKED
+
+-- name: count_events
+SELECT count(*) FROM embedding_studio.session_events WHERE session_id = ANY(%(session_ids)s::text[])
+
+-- name: remove_sessions
+DELETE FROM embedding_studio.sessions WHERE session_id = ANY(%(session_ids)s::text[])
+
 -- name: lock_sessions_of_user
 -- So that nothing is added to what is counted.
 SELECT FROM embedding_studio.sessions WHERE user_id = %(user_id)s ORDER BY session_id FOR UPDATE
