@@ -29,7 +29,7 @@ from embedding_studio.bootstrap import Context
 from embedding_studio.domain.keys import Scope, new_key
 from embedding_studio.settings import Settings
 from embedding_studio.storage.memory import MemoryStorage
-from embedding_studio.storage.ports import CodesInfo, Storage
+from embedding_studio.storage.ports import CodesInfo, QueueInfo, Storage
 from embedding_studio.telemetry.metrics import ServiceMetrics
 
 SEARCH = "/api/v1/embeddings/similarity-search"
@@ -112,7 +112,7 @@ def problem_of(answer: httpx.Response) -> dict:
     problem = answer.json()
     assert problem["status"] == answer.status_code
     assert problem["instance"] == answer.url.raw_path.decode().partition("?")[0]
-    assert set(problem) <= {"type", "title", "status", "detail", "instance", "errors"}
+    assert set(problem) <= {"type", "title", "status", "detail", "instance", "errors", "parts"}
     return problem
 
 
@@ -554,7 +554,10 @@ class StorageThatIsDown(MemoryStorage):
 
 def test_a_service_that_can_serve_is_alive_and_ready(client):
     assert client.get("/healthz").json() == {"status": "alive"}
-    assert client.get("/readyz").json() == {"status": "ready"}
+    assert client.get("/readyz").json() == {
+        "status": "ready",
+        "parts": {"database": "ok", "events": "ok", "texts": "ok", "learning": "ok"},
+    }
 
 
 def test_without_storage_the_service_is_alive_and_says_what_it_is_not_ready_for(make_context):
@@ -565,6 +568,7 @@ def test_without_storage_the_service_is_alive_and_says_what_it_is_not_ready_for(
     assert alive.status_code == metrics.status_code == 200
     assert ready.status_code == order.status_code == 503
     assert problem_of(ready)["detail"] == "storage does not answer"
+    assert problem_of(ready)["parts"] == {"database": "storage does not answer"}
     assert "embedding_studio_orders{" not in metrics.text
     assert "embedding_studio_queue_users{" not in metrics.text
     assert "10.0.0.7" not in ready.text + metrics.text + order.text
@@ -594,6 +598,19 @@ def test_a_worker_that_ended_early_is_named(make_context):
 
     assert answer.status_code == 503
     assert "worker" in problem_of(answer)["detail"]
+    assert problem_of(answer)["parts"]["worker"] == problem_of(answer)["detail"]
+
+
+def test_learning_that_is_late_is_told_and_the_service_stays_ready(make_context, monkeypatch):
+    context = make_context()
+    info = QueueInfo(waiting=3, held=0, oldest_seconds=61.0)
+    monkeypatch.setattr(context.storage.folds, "info", lambda: info)
+    with serving(create_app(context)) as client:
+        answer = client.get("/readyz")
+
+    assert answer.status_code == 200
+    assert answer.json()["failing"] == ["learning is late: the first user waits for 61 s"]
+    assert answer.json()["parts"]["learning"] == answer.json()["failing"][0]
 
 
 # OpenAPI

@@ -519,7 +519,7 @@ def test_the_doctor_exits_with_1_and_says_what_fails(command, monkeypatch):
     settings = command("doctor", "--json")
 
     assert storage.exit_code == settings.exit_code == 1
-    assert [each["grade"] for each in json.loads(storage.stdout)] == ["OK", "OK", "FAIL"]
+    assert [each["grade"] for each in json.loads(storage.stdout)] == ["OK", "OK", "OK", "FAIL"]
     [failed] = json.loads(settings.stdout)
     assert failed["told"].startswith("RECALL_TARGET: Input should be less than or equal to 1")
     assert "secret" not in storage.stdout

@@ -1,12 +1,15 @@
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from embedding_studio import MetricAggregationType
+from embedding_studio.cli import app
 from embedding_studio.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -101,3 +104,27 @@ def test_make_check_runs_every_check_there_is():
         "lint-imports",
         "pytest",
     ]
+
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+
+
+def test_every_command_and_option_of_the_operators_page_is_there():
+    commands = get_command(app)
+    for line in re.findall(r"^(?:[A-Z_]+=\S* )*embedding-studio (.*)$", OPERATIONS, re.MULTILINE):
+        words = shlex.split(line)
+        command = commands
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        options = [name for each in command.params for name in (*each.opts, *each.secondary_opts)]
+        assert {word for word in words if re.match("-.", word)} <= set(options), line
+
+
+def test_every_number_and_setting_of_the_operators_page_is_there():
+    numbers = (ROOT / "docs" / "metrics.md").read_text()
+
+    named = set(re.findall(r"embedding_studio_\w+", OPERATIONS))
+    settings = set(re.findall(r"`([A-Z]+_[A-Z_]+)`|\b([A-Z]+_[A-Z]+)=", OPERATIONS))
+
+    assert {each for each in named if f"`{each}`" not in numbers} == set()
+    assert {"".join(each) for each in settings} <= {name.upper() for name in Settings.model_fields}

@@ -1,5 +1,7 @@
 """What an operator wants to know in one look: does everything answer, and how is each collection searched?"""
 
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +13,17 @@ from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import SessionForImprovementStatus
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.storage.postgres.nearest import margin_for
+from embedding_studio.telemetry.listener import is_loopback
 
 Grade = Literal["OK", "WARN", "FAIL"]
 
-LATE_SECONDS = 60
-"""A click is learnt from within a second where a worker runs and clicks wake it."""
+KEY_CHARACTERS = 32
+"""A shorter key can be guessed."""
+CLOCK_SECONDS = 5
+"""The database's clock may differ from ours by so much; events are dated by ours, and leases by its."""
+LITTLE_DISK = 2**30
+TOO_LITTLE_DISK = 2**27
+"""Bytes that are free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +47,15 @@ def examine(context: Context, *, load_embedder: bool = False) -> list[Finding]:
     findings = [*_told("settings", partial(_settings, context))]
     if findings[0].grade == "FAIL":
         return findings
+    findings += _told("keys", partial(_keys, context))
     findings += _told("embedder", partial(_embedder, context, load=load_embedder))
     findings += _told("storage", partial(_storage, context))
     if findings[-1].grade == "FAIL":
         return findings
+    findings += _told("clock", partial(_clock, context))
+    findings += _told("disk", partial(_disk, context))
     findings += _told("collections", partial(_collections, context))
+    findings += _told("queue", partial(_queue, context))
     findings += _told("orders", partial(_orders, context))
     findings += _told("quarantine", partial(_quarantine, context))
     return findings
@@ -62,6 +74,39 @@ def _settings(context: Context) -> Iterator[Finding]:
     yield Finding("OK", "settings", f"set: {', '.join(changed)}" if changed else "all by default")
 
 
+def _keys(context: Context) -> Iterator[Finding]:
+    settings = context.settings
+    keys = {
+        name: key.get_secret_value()
+        for name, key in (
+            ("ADMIN_API_KEY", settings.admin_api_key),
+            ("WRITE_API_KEY", settings.write_api_key),
+        )
+        if key is not None
+    }
+    if "ADMIN_API_KEY" not in keys:
+        is_open = not is_loopback(settings.host)
+        told = "ADMIN_API_KEY is not set: the service is for this machine only"
+        yield Finding(
+            "WARN" if is_open else "OK",
+            "keys",
+            f"{told}; set it to listen on {settings.host}" if is_open else told,
+        )
+    elif len(set(keys.values())) < len(keys):
+        yield Finding(
+            "FAIL", "keys", "WRITE_API_KEY may do everything, for it equals ADMIN_API_KEY; change it"
+        )
+    elif short := [name for name, key in keys.items() if len(key) < KEY_CHARACTERS]:
+        yield Finding(
+            "WARN",
+            "keys",
+            f"{' and '.join(short)} can be guessed; take {KEY_CHARACTERS} characters or more, as of "
+            "`openssl rand -hex 32`",
+        )
+    else:
+        yield Finding("OK", "keys", f"set: {', '.join(keys)}")
+
+
 def _embedder(context: Context, *, load: bool) -> Iterator[Finding]:
     embedder = context.embedder
     if embedder is None:
@@ -75,6 +120,48 @@ def _embedder(context: Context, *, load: bool) -> Iterator[Finding]:
 
 def _storage(context: Context) -> Iterator[Finding]:
     yield Finding("OK", "storage", context.storage.about())
+
+
+def _clock(context: Context) -> Iterator[Finding]:
+    before = time.time()
+    theirs = context.storage.vitals().clock
+    ahead = theirs - (before + time.time()) / 2
+    told = f"the database's is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} ours"
+    if abs(ahead) > CLOCK_SECONDS:
+        yield Finding("WARN", "clock", f"{told}; let NTP set both")
+    else:
+        yield Finding("OK", "clock", told)
+
+
+def _disk(context: Context) -> Iterator[Finding]:
+    size = f"the database takes {context.storage.vitals().bytes / 1e9:,.2f} GB"
+    folder = context.settings.data_dir / "postgres"
+    if context.settings.database_url is not None or not folder.exists():
+        yield Finding(
+            "OK", "disk", f"{size}, wherever it is; what is free there is for its own server to say"
+        )
+        return
+    free = shutil.disk_usage(folder).free
+    told = f"{size}, and {free / 1e9:,.1f} GB are free beside it"
+    if free < LITTLE_DISK:
+        grade: Grade = "FAIL" if free < TOO_LITTLE_DISK else "WARN"
+        told += "; free some, or move DATA_DIR: on a full disk events are refused"
+        yield Finding(grade, "disk", told)
+    else:
+        yield Finding("OK", "disk", told)
+
+
+def _queue(context: Context) -> Iterator[Finding]:
+    queue = context.storage.folds.info()
+    told = f"{queue.waiting:,} users wait to be learnt, {queue.held:,} are in hand"
+    if queue.oldest_seconds > context.settings.late_seconds:
+        told += (
+            f", the first for {queue.oldest_seconds:,.0f} s; does a worker run, and is one enough? More may "
+            "run beside it"
+        )
+        yield Finding("WARN", "queue", told)
+    else:
+        yield Finding("OK", "queue", told)
 
 
 def _collections(context: Context) -> Iterator[Finding]:
@@ -135,7 +222,7 @@ def _orders(context: Context) -> Iterator[Finding]:
         return
     waited = max(0, utc_timestamp() - oldest[0].updated_at)
     settings = context.settings
-    is_late = waited > (LATE_SECONDS if settings.improve_on_click else settings.improvement_seconds_interval)
+    is_late = waited > settings.late_seconds
     told = f"the oldest pending order waits for {waited:,} s"
     if is_late:
         told += "; does `embedding-studio worker`, or `serve` with a worker inside, run?"

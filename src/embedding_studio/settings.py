@@ -86,6 +86,9 @@ ADVISED_KEY_CHARACTERS = 32
 FEWEST_SECRET_CHARACTERS = 32
 """As RFC 7518 has it: as many bytes as the hash."""
 
+LATE_SECONDS = 60
+"""A click is learnt from within a second where a worker runs and clicks wake it."""
+
 NEUTRAL = frozenset(
     {
         *("database_url", "data_dir", "pool_size", "host", "port", "worker_metrics_port"),
@@ -512,6 +515,11 @@ class Settings(BaseSettings):
             batch_size=self.embedder_batch_size,
             part_characters=self.embedder_part_characters,
         )
+
+    @property
+    def late_seconds(self) -> int:
+        """So long a click waits at the most where a worker runs and keeps up."""
+        return LATE_SECONDS if self.improve_on_click else self.improvement_seconds_interval
 
     @property
     def learning_event_types(self) -> frozenset[str]:

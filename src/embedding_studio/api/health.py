@@ -22,12 +22,23 @@ class Alive(BaseModel):
     status: Literal["alive"] = "alive"
 
 
+OK = "ok"
+
+DATABASE, EVENTS, WORKER, TEXTS, LEARNING = "database", "events", "worker", "texts", "learning"
+NEEDED = (DATABASE, EVENTS, WORKER)
+"""Parts without which nothing can be served."""
+
+
 class Ready(BaseModel):
     status: Literal["ready"] = "ready"
     failing: list[str] | None = Field(
         default=None,
         description="what does not work while the rest is served; absent: all works",
         examples=[["texts cannot be searched: the embedding endpoint does not answer"]],
+    )
+    parts: dict[str, str] = Field(
+        description="how each part fares",
+        examples=[{"database": "ok", "events": "ok", "worker": "ok", "texts": "ok", "learning": "ok"}],
     )
 
 
@@ -41,24 +52,44 @@ async def healthz() -> Alive:  # in the loop: threads may all be waiting for the
 def readyz(request: Request, context: InContext) -> Ready | Response:
     """Return 200 if searches and events can be served, else 503 naming what fails. Needs no key.
 
-    Searches by text may fail alone: then 200 says so, for the rest is served. The embedder is not asked here.
+    Searches by text may fail alone, and learning may be late: then 200 says so, for the rest is served. The
+    embedder is not asked here.
     """
-    failing = []
+    parts = _parts_of_storage(context)
+    background: threading.Thread | None = request.app.state.background
+    if background is not None:
+        parts[WORKER] = OK if background.is_alive() else "the worker inside this process has ended"
+    needed = [parts[part] for part in NEEDED if parts.get(part, OK) != OK]
+    if needed:
+        return problem_response(request.scope, 503, "; ".join(needed), kind="not ready", parts=parts)
+    trouble = _trouble_with_texts(context)
+    parts[TEXTS] = OK if trouble is None else f"texts cannot be searched: {trouble}"
+    parts[LEARNING] = _learning(context)
+    return Ready(failing=[told for told in parts.values() if told != OK] or None, parts=parts)
+
+
+def _parts_of_storage(context: Context) -> dict[str, str]:
     try:
         context.storage.ping()
     except StorageNotWritableError:
         logger.exception("storage cannot be written")
-        failing.append("events cannot be stored: the database's disk is full, or it is read-only")
+        return {
+            DATABASE: OK,
+            EVENTS: "events cannot be stored: the database's disk is full, or it is read-only",
+        }
     except StorageError:
         logger.exception("storage does not answer")
-        failing.append("storage does not answer")
-    background: threading.Thread | None = request.app.state.background
-    if background is not None and not background.is_alive():
-        failing.append("the worker inside this process has ended")
-    if failing:
-        return problem_response(request.scope, 503, "; ".join(failing), kind="not ready")
-    trouble = _trouble_with_texts(context)
-    return Ready(failing=[f"texts cannot be searched: {trouble}"] if trouble else None)
+        return {DATABASE: "storage does not answer"}
+    return {DATABASE: OK, EVENTS: OK}
+
+
+def _learning(context: Context) -> str:
+    try:
+        seconds = context.storage.folds.info().oldest_seconds
+    except StorageError:
+        return "the queue could not be read"
+    is_late = seconds > context.settings.late_seconds
+    return f"learning is late: the first user waits for {seconds:,.0f} s" if is_late else OK
 
 
 def _trouble_with_texts(context: Context) -> str | None:

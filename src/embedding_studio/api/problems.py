@@ -39,6 +39,7 @@ class Problem(BaseModel):
         description="path of the request", examples=["/api/v1/embeddings/similarity-search"]
     )
     errors: list[FieldProblem] | None = Field(default=None, description="what is wrong, place by place")
+    parts: dict[str, str] | None = Field(default=None, description="of /readyz: how each part fares")
 
 
 def problem_response(
@@ -49,6 +50,7 @@ def problem_response(
     kind: str | None = None,
     errors: Sequence[FieldProblem] = (),
     headers: Mapping[str, str] | None = None,
+    parts: dict[str, str] | None = None,
 ) -> JSONResponse:
     """Return the answer to the request in ``scope``.
 
@@ -63,6 +65,7 @@ def problem_response(
         detail=_cut(detail),
         instance=quote(scope["path"], errors="replace"),
         errors=list(errors) or None,
+        parts=parts,
     )
     content = problem.model_dump(exclude_none=True)
     return JSONResponse(

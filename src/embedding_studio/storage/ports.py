@@ -945,6 +945,19 @@ class Keys(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """How a database fares.
+
+    Attributes:
+        clock: UTC seconds by its own clock.
+        bytes: its size on disk.
+    """
+
+    clock: float
+    bytes: int
+
+
 class Backend(Protocol):
     """What the parts of a storage have in common."""
 
@@ -960,6 +973,8 @@ class Backend(Protocol):
     def about(self) -> str:
         """Return which storage this is, with its versions and without a password."""
         ...
+
+    def vitals(self) -> Vitals: ...
 
     def close(self) -> None: ...
 
@@ -993,6 +1008,9 @@ class Storage:
     def about(self) -> str:
         """Return which storage this is, with its versions and without a password."""
         return self.backend.about()
+
+    def vitals(self) -> Vitals:
+        return self.backend.vitals()
 
     def close(self) -> None:
         self.backend.close()

@@ -4,6 +4,7 @@ Threads may share it: one lock guards everything, and nobody holds it while wait
 else. What it stores and what it answers are copies, so a caller's later changes reach neither.
 """
 
+import time
 from collections.abc import Collection as Container
 
 from embedding_studio.storage.memory.clickstream import MemoryClickstream
@@ -15,7 +16,7 @@ from embedding_studio.storage.memory.orders import MemoryOrders
 from embedding_studio.storage.memory.personal import MemoryPersonal
 from embedding_studio.storage.memory.quarantine import MemoryQuarantine
 from embedding_studio.storage.memory.state import State
-from embedding_studio.storage.ports import WAITING_EVENTS, Storage
+from embedding_studio.storage.ports import WAITING_EVENTS, Storage, Vitals
 
 
 class MemoryBackend:
@@ -24,6 +25,9 @@ class MemoryBackend:
 
     def about(self) -> str:
         return "in the memory of this process"
+
+    def vitals(self) -> Vitals:
+        return Vitals(time.time(), 0)
 
     def close(self) -> None:
         """Do nothing: there is nothing to give back."""

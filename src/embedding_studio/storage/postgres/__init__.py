@@ -24,6 +24,7 @@ from embedding_studio.storage.ports import (
     STATEMENT_SECONDS,
     WAITING_EVENTS,
     Storage,
+    Vitals,
 )
 from embedding_studio.storage.postgres.clickstream import PostgresClickstream
 from embedding_studio.storage.postgres.collections import PostgresCollections
@@ -35,7 +36,7 @@ from embedding_studio.storage.postgres.objects import PostgresObjects
 from embedding_studio.storage.postgres.orders import PostgresOrders
 from embedding_studio.storage.postgres.personal import PostgresPersonal, outdate
 from embedding_studio.storage.postgres.quarantine import PostgresQuarantine
-from embedding_studio.storage.postgres.schema import describe
+from embedding_studio.storage.postgres.schema import describe, measure
 
 CODES = 4
 """The migration after which the program writes the codes of what is there already."""
@@ -51,6 +52,9 @@ class PostgresBackend:
 
     def about(self) -> str:
         return self._database.read(describe)
+
+    def vitals(self) -> Vitals:
+        return Vitals(*self._database.read(measure))
 
     def close(self) -> None:
         self._folds.close()

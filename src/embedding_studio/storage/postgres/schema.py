@@ -102,6 +102,12 @@ def describe(connection: psycopg.Connection) -> str:
     )
 
 
+def measure(connection: psycopg.Connection) -> tuple[float, int]:
+    """Return the database's clock, in UTC seconds, and its size in bytes."""
+    [(clock, size)] = connection.execute(_SQL["vitals"])
+    return clock, size
+
+
 def where(connection: psycopg.Connection) -> str:
     """Return which database this is, without its password."""
     return f"database {connection.info.dbname!r} at {connection.info.host}:{connection.info.port}"

@@ -27,3 +27,6 @@ CREATE TABLE IF NOT EXISTS embedding_studio.schema_migrations (
 
 -- name: record_migration
 INSERT INTO embedding_studio.schema_migrations (number) VALUES (%(number)s)
+
+-- name: vitals
+SELECT extract(epoch FROM clock_timestamp())::float8, pg_database_size(current_database())

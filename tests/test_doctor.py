@@ -1,0 +1,83 @@
+"""What the doctor says of keys, clock, disk and queue; test_recall has what it says of collections."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from embedding_studio import Context
+from embedding_studio.doctor import examine
+from embedding_studio.settings import load_settings
+from embedding_studio.storage.ports import QueueInfo, Vitals
+from embedding_studio.storage.postgres import PostgresStorage
+
+LONG = "k" * 32
+
+
+def found(storage, **settings):
+    with Context(load_settings(embedder="none", **settings), storage=storage) as context:
+        return {each.what: (each.grade, each.told) for each in examine(context)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "grade", "said"),
+    [
+        ({}, "OK", "this machine only"),
+        ({"host": "10.0.0.7"}, "WARN", "set it to listen on 10.0.0.7"),
+        ({"admin_api_key": LONG}, "OK", "set: ADMIN_API_KEY"),
+        ({"admin_api_key": LONG, "write_api_key": "w" * 31}, "WARN", "WRITE_API_KEY can be guessed"),
+        ({"admin_api_key": LONG, "write_api_key": LONG}, "FAIL", "change it"),
+    ],
+)
+def test_keys_are_looked_at_and_never_told(memory, settings, grade, said):
+    findings = found(memory, **settings)
+
+    assert findings["keys"][0] == grade
+    assert said in findings["keys"][1]
+    assert LONG not in str(findings)
+
+
+@pytest.mark.parametrize(("ahead", "grade"), [(1, "OK"), (60, "WARN"), (-60, "WARN")])
+def test_a_database_whose_clock_is_another_is_told(memory, monkeypatch, ahead, grade):
+    clock = memory.vitals().clock + ahead
+    monkeypatch.setattr(memory.backend, "vitals", lambda: Vitals(clock, 0))
+
+    found_grade, told = found(memory)["clock"]
+
+    assert found_grade == grade
+    assert ("ahead of" in told) == (ahead > 0)
+
+
+@pytest.mark.parametrize(("free", "grade"), [(2**40, "OK"), (2**29, "WARN"), (2**20, "FAIL")])
+def test_a_disk_that_is_nearly_full_is_told_before_it_is_full(memory, monkeypatch, tmp_path, free, grade):
+    (tmp_path / "postgres").mkdir()
+    monkeypatch.setattr("embedding_studio.doctor.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+
+    beside, elsewhere = (
+        found(memory, data_dir=tmp_path)["disk"],
+        found(memory, data_dir=tmp_path / "x")["disk"],
+    )
+
+    assert beside[0] == grade
+    assert elsewhere[0] == "OK"
+
+
+def test_a_queue_that_nobody_drains_is_told(memory, monkeypatch):
+    empty = found(memory)["queue"]
+    info = QueueInfo(waiting=3, held=1, oldest_seconds=61.0)
+    monkeypatch.setattr(memory.folds, "info", lambda: info)
+    late = found(memory)["queue"]
+
+    assert empty == ("OK", "0 users wait to be learnt, 0 are in hand")
+    assert late[0] == "WARN"
+    assert "3 users wait to be learnt, 1 are in hand, the first for 61 s; does a worker run" in late[1]
+
+
+def test_a_real_database_tells_its_clock_and_its_size(postgres_url):
+    storage = PostgresStorage(postgres_url)
+    try:
+        findings = found(storage)
+    finally:
+        storage.close()
+
+    assert findings["clock"][0] == "OK"
+    assert findings["disk"][1].startswith("the database takes 0.0")
