@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import embedding_studio
 from embedding_studio import datetime_utils
 from embedding_studio.bootstrap import Context
-from embedding_studio.cli import app, serving
+from embedding_studio.cli import app
 from embedding_studio.cli.evaluation import Baseline, Clicks, Method
 from embedding_studio.cli.searching import _vector_or_text
 from embedding_studio.cli.serving import _bound
@@ -674,12 +674,6 @@ def test_a_wrong_setting_is_told_and_all_are_listed_all_the_same(command, monkey
 
 def test_a_port_that_is_none_exits_with_2(command):
     assert command("serve", "--port", "99999").exit_code == 2
-
-
-def test_a_service_without_its_packages_says_which(command, stored, monkeypatch):
-    monkeypatch.setattr(serving, "find_spec", lambda _: None)
-
-    assert "pip install 'embedding-studio[api]'" in refusal(command("serve", "--port", "0"))
 
 
 @pytest.mark.parametrize("option", ["--html", "--json", "--markdown"])

@@ -16,8 +16,6 @@ from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.indexing import index_objects
 from embedding_studio.storage.memory import MemoryStorage
 
-pytest.importorskip("sentence_transformers")
-
 # What stands above the wished objects in the whole documentation, so that a small part shows the same.
 SHOWN = {
     *("subprocess.getoutput", "os.system", "subprocess.getstatusoutput", "sys.displayhook", "click.echo"),

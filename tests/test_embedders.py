@@ -1,5 +1,4 @@
 import base64
-import gzip
 import json
 import logging
 import socket
@@ -7,10 +6,8 @@ import struct
 import threading
 import time
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,101 +20,7 @@ from embedding_studio.embedders.openai_compatible import OpenAICompatibleEmbedde
 from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
 from embedding_studio.errors import EmbedderUnavailableError, EmbeddingError, InvalidSettingError
 
-CRANFIELD = Path("/work/shared/data/cranfield")
 KEY = "sk-a-very-secret-key"
-
-
-@pytest.fixture(scope="module")
-def minilm():
-    pytest.importorskip("sentence_transformers")
-    return SentenceTransformersEmbedder("all-MiniLM-L6-v2")
-
-
-def test_the_packaged_model_is_loaded_without_a_network_and_without_a_word(monkeypatch, capfd):
-    pytest.importorskip("sentence_transformers")
-
-    def refuse(*address):
-        raise AssertionError(f"a connection to {address} was tried")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    embedder = SentenceTransformersEmbedder("sentence-transformers/all-MiniLM-L6-v2")
-
-    assert embedder.dimensions == 384
-    assert embedder.embed(["How do I read a file?"]).shape == (1, 384)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_the_packaged_model_gives_the_cosines_that_it_gave(minilm):
-    file, same, weather = minilm.embed(
-        ["How do I read a file?", "open a file for reading", "the weather is nice"]
-    )
-
-    assert file.dtype == np.float32
-    assert_allclose(np.linalg.norm([file, same, weather], axis=1), 1, atol=1e-5)
-    # sentence-transformers 6.2.0, torch 2.13.0, float32 on an AMD EPYC
-    assert_allclose([file @ same, file @ weather, same @ weather], [0.82950, 0.01096, 0.04541], atol=1e-4)
-
-
-@pytest.mark.skipif(not CRANFIELD.is_dir(), reason="the measured collections are not on this machine")
-def test_the_packaged_model_agrees_with_the_vectors_of_a_measured_collection(minilm):
-    rows = np.load(CRANFIELD / "items.f16.npy")[:7].astype(np.float32)
-    with gzip.open(CRANFIELD / "items.jsonl.gz", "rt", encoding="utf-8") as file:
-        texts = [json.loads(next(file))["text"] for _ in rows]
-
-    vectors = minilm.embed(texts)
-
-    assert_allclose((vectors * rows).sum(axis=1), 1, atol=1e-3)  # they are kept in float16
-
-
-def test_vectors_stand_in_the_order_of_the_texts_whatever_their_length(minilm):
-    texts = ["word " * (1 + 7 * n % 31) + str(n) for n in range(37)]
-
-    together = minilm.embed(texts)
-    alone = np.concatenate([minilm.embed([text]) for text in texts])
-
-    assert_allclose(together, alone, atol=1e-5)
-
-
-def test_progress_counts_every_text_once(minilm):
-    done = []
-
-    minilm.embed(["a text"] * 37, progress=done.append)
-
-    assert sum(done) == 37
-    assert len(done) > 1
-
-
-def test_no_texts_give_no_vectors(minilm):
-    assert minilm.embed([]).shape == (0, 384)
-
-
-def test_threads_may_share_an_embedder(minilm):
-    texts = [f"{'long ' * (n % 5)} text number {n}" for n in range(11)]
-    expected = minilm.embed(texts)
-
-    with ThreadPoolExecutor(5) as pool:
-        found = list(pool.map(minilm.embed, [texts] * 7))
-
-    for vectors in found:
-        assert_allclose(vectors, expected, atol=1e-5)
-
-
-def test_a_long_text_is_split_so_that_the_model_reads_all_of_it(minilm):
-    text = " ".join(f"Sentence number {n} speaks of something else." for n in range(101))
-
-    parts = minilm.split(text)
-
-    assert len(parts) == 4
-    assert " ".join(parts) == text
-    tokenizer = minilm._load().model.tokenizer
-    assert max(len(tokenizer(part)["input_ids"]) for part in parts) <= 256  # with the two that frame a text
-
-
-def test_a_short_text_is_one_part_as_it_stands(minilm):
-    assert minilm.split(" a short text\n") == [" a short text\n"]
-    assert minilm.split("") == [""]
-    assert minilm.split(" " * 1001) == [" " * 1001]
 
 
 def test_a_folder_without_a_model_is_one_clear_error(tmp_path):
@@ -663,11 +566,6 @@ def test_what_a_model_says_of_prompts_can_be_said_otherwise(prompted_model):
     assert_allclose(embedder.embed_queries(["shoe"]), model.encode(["red shoe"])[:, :5], atol=1e-6)
     assert embedder.name == f"sentence-transformers:{folder}"
     assert embedder.dimensions == 5
-
-
-def test_the_packaged_model_embeds_queries_as_it_embeds_documents(minilm):
-    assert (minilm.embed_queries(["a red shoe"]) == minilm.embed(["a red shoe"])).all()
-    assert (minilm.embed(["a red shoe"]) == minilm._load().model.encode(["a red shoe"])).all()
 
 
 def test_a_model_whose_tokenizer_is_python_alone_splits_long_texts_too(tmp_path):

@@ -518,11 +518,11 @@ def test_what_is_given_for_cosine_alone_is_left_out_of_a_comparison_under_anothe
 @real_data
 @pytest.mark.parametrize("name", ["cranfield", "nfcorpus"])
 def test_on_real_judgements_the_default_helps_and_the_reference_formula_harms(name: str) -> None:
-    from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
+    from embedding_studio.embedders.minilm import MiniLMEmbedder
 
     found = evaluate(
         REAL / name,
-        embedder=SentenceTransformersEmbedder("all-MiniLM-L6-v2"),
+        embedder=MiniLMEmbedder(),
         methods=["default", "reference"],
         users=60,
         seed=1,
@@ -548,11 +548,11 @@ def test_on_real_judgements_the_default_helps_and_the_reference_formula_harms(na
 def test_with_noisy_clicks_on_real_judgements_the_mean_stays_above_plain_search(
     name: str, metric: MetricType
 ) -> None:
-    from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
+    from embedding_studio.embedders.minilm import MiniLMEmbedder
 
     found = evaluate(
         REAL / name,
-        embedder=SentenceTransformersEmbedder("all-MiniLM-L6-v2"),
+        embedder=MiniLMEmbedder(),
         clicks="noisy",
         users=60,
         seed=1,

@@ -756,6 +756,12 @@ def how_many_texts_an_endpoint_is_sent_at_once(world):
     return max(len(body["input"]) for body in sent)
 
 
+@acts("embedder_threads", "37", sees=(False, True), embedder="all-MiniLM-L6-v2")
+def the_cores_that_a_local_model_uses_are_as_many(world):
+    with world.context() as context:
+        return context.embedder._threads._max_workers == 37
+
+
 @acts("embedder_part_characters", "10", sees=(False, True), embedder=an_endpoint)
 def a_text_for_an_endpoint_is_split(world):
     with world.context() as context:

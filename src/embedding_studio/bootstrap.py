@@ -188,6 +188,8 @@ class Context:
         if self._given_improver is not None:
             return self._given_improver
         settings = self.settings
+        if settings.adjuster == "torch":  # where there is none it is told at the start, not of each session
+            self._adjuster_by_settings(SearchIndexInfo())
         return Improver(
             self.storage,
             self.adjuster_for,

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import httpx
@@ -80,10 +79,6 @@ def demo(
 def _bound(settings: Settings, host: str | None, port: int | None) -> Iterator[socket.socket]:
     """Listen before anything slow is done, so that a taken port is told at once."""
     host = host or settings.host
-    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-        raise InvalidSettingError(
-            "the HTTP service needs packages that are missing; pip install 'embedding-studio[api]'"
-        )
     if settings.admin_api_key is None and not is_loopback(host):
         raise InvalidSettingError(
             f"without keys the service listens on this machine only, not on {host}: "

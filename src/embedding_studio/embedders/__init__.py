@@ -1,5 +1,6 @@
 """Texts to vectors. Axes: N texts · P parts · D dimensions.
 
+minilm                 the packaged model          onnx_bert          how it is run
 sentence_transformers  models on this machine      openai_compatible  models behind an endpoint
 endpoint               how it is asked             circuit_breaker    and when not
 names                  how a model is named
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.embedders.names import ENDPOINT, without_secrets
+from embedding_studio.embedders.names import ENDPOINT, MINILM, without_secrets
 from embedding_studio.errors import InvalidSettingError, PartTooLongError
 
 __all__ = ["Embedder", "EmbedderOptions", "embed_parts", "embed_texts", "embedder_by_name", "query_embedding"]
@@ -96,6 +97,7 @@ class EmbedderOptions:
         document_prompt: stands before each part of a document, likewise.
         dimensions: that are asked for, of a model that can give fewer; None: all.
         batch_size: texts at once; None: as measured best.
+        threads: cores that a model on this machine may use at once; None: all.
         part_characters: of a part of a text, for an endpoint, which does not tell its limit.
     """
 
@@ -103,6 +105,7 @@ class EmbedderOptions:
     document_prompt: str | None = None
     dimensions: int | None = None
     batch_size: int | None = None
+    threads: int | None = None
     part_characters: int = PART_CHARACTERS
 
 
@@ -156,8 +159,9 @@ def embedder_by_name(
     """Return the embedder that a setting names; None for ``none``, where callers bring vectors.
 
     Args:
-        setting: ``all-MiniLM-L6-v2`` or another name or folder for sentence-transformers, with or
-            without ``sentence-transformers:`` before it; ``openai:MODEL@BASE_URL``; ``none``.
+        setting: ``all-MiniLM-L6-v2``, which needs neither torch nor a network, or another name or folder
+            for sentence-transformers, with or without ``sentence-transformers:`` before it;
+            ``openai:MODEL@BASE_URL``; ``none``.
         api_key: for an ``openai:`` endpoint that asks for one.
 
     Raises:
@@ -181,6 +185,10 @@ def embedder_by_name(
             "the embedder has no name; write all-MiniLM-L6-v2, sentence-transformers:NAME_OR_FOLDER, "
             "openai:MODEL@BASE_URL, or none"
         )
+    if name.removeprefix("sentence-transformers/") == MINILM:
+        from embedding_studio.embedders.minilm import MiniLMEmbedder
+
+        return MiniLMEmbedder(options=options)
     from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
 
     return SentenceTransformersEmbedder(name, options=options)

@@ -5,6 +5,9 @@ import re
 
 from embedding_studio.domain.objects import Collection
 
+MINILM = "all-MiniLM-L6-v2"
+"""The model that is used where nothing else is set: 384 dimensions, parts of 254 tokens."""
+
 ENDPOINT = re.compile(r"openai:(?P<model>.+?)@(?P<base_url>https?://.+)")
 """The setting for a model behind an endpoint."""
 

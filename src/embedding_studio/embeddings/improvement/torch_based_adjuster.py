@@ -24,10 +24,7 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.optim.adamw import adamw
 
 from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
@@ -42,6 +39,17 @@ from embedding_studio.embeddings.improvement.waves import (
 )
 from embedding_studio.embeddings.preparation import squared_lengths
 from embedding_studio.embeddings.trust_region import FLOAT32_ERROR, into_trust_region, nearest_in_caps
+from embedding_studio.errors import EmbeddingStudioError
+
+try:
+    import torch
+    from torch import Tensor
+    from torch.optim.adamw import adamw
+except ImportError as error:
+    raise EmbeddingStudioError(
+        "the gradient adjuster needs torch; pip install 'embedding-studio[torch]', or set "
+        "ADJUSTER=passive_aggressive"
+    ) from error
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
