@@ -1,5 +1,6 @@
 import asyncio
 import gzip
+import io
 import json
 import logging
 import os
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
 
 import embedding_studio
 from embedding_studio import datetime_utils
 from embedding_studio.bootstrap import Context
-from embedding_studio.cli import app
+from embedding_studio.cli import app, console
 from embedding_studio.cli.evaluation import Baseline, Clicks, Method
 from embedding_studio.cli.searching import _vector_or_text
 from embedding_studio.cli.serving import _bound
@@ -714,3 +716,18 @@ def test_what_is_older_than_an_age_is_pruned(command, stored):
     assert "such as 180d" in wrong.stderr
     assert went == {"sessions": 1, "events": 0}
     assert [each.session.session_id for each in stored.clickstream.scan()] == ["new"]
+
+
+def test_long_work_says_in_lines_how_far_it_is_where_there_is_no_terminal(monkeypatch):
+    printed = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=printed))
+    monkeypatch.setattr(console, "LINE_SECONDS", 0)
+
+    with console.bar("Indexing films", 3000) as move:
+        move(1000)
+        move(1500)
+
+    assert printed.getvalue().splitlines()[:2] == [
+        "Indexing films: 1,000 of 3,000",
+        "Indexing films: 2,500 of 3,000",
+    ]

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -34,6 +35,8 @@ from embedding_studio.bootstrap import Context
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, InvalidInputError, shown
 from embedding_studio.telemetry.troubles import OnceASecond
+
+LINE_SECONDS = 10.0
 
 out = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
 err = Console(stderr=True, markup=False, emoji=False)
@@ -80,10 +83,22 @@ def on_stop(work: Callable[[], object]) -> None:
 
 @contextmanager
 def bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yield what moves a bar on; where the total is not known, it counts."""
+    """Yield what moves a bar on; where the total is not known, it counts.
+
+    Where there is no terminal the bar is printed once, at its end; a line now and then says that it moves.
+    """
     with _progress(MofNCompleteColumn()) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda done: progress.advance(task, done)
+        told_at, told = time.monotonic(), "" if total is None else f" of {total:,}"
+
+        def move(done: int) -> None:
+            nonlocal told_at
+            progress.advance(task, done)
+            if not err.is_terminal and time.monotonic() - told_at >= LINE_SECONDS:
+                told_at = time.monotonic()
+                err.print(f"{description}: {progress.tasks[0].completed:,.0f}{told}")
+
+        yield move
 
 
 @contextmanager
