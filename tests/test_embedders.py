@@ -535,11 +535,12 @@ def test_a_half_open_circuit_breaker_lets_one_call_through():
 def prompted_model(tmp_path_factory):
     """A model that tells queries from documents, as E5 and others do: a word each is its prompt."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
+    models = pytest.importorskip("sentence_transformers.models")
     tokenizers = pytest.importorskip("tokenizers")
     words = {word: place for place, word in enumerate(["[UNK]", "query:", "passage:", "red", "shoe"])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    static = sentence_transformers.models.StaticEmbedding(tokenizer, embedding_dim=8)
+    static = models.StaticEmbedding(tokenizer, embedding_dim=8)
     model = sentence_transformers.SentenceTransformer(
         modules=[static], prompts={"query": "query: ", "document": "passage: "}
     )
@@ -570,6 +571,7 @@ def test_what_a_model_says_of_prompts_can_be_said_otherwise(prompted_model):
 
 def test_a_model_whose_tokenizer_is_python_alone_splits_long_texts_too(tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
+    models = pytest.importorskip("sentence_transformers.models")
     transformers = pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_text(
         "".join(f"{word} 10\n" for word in ["red", "shoe", "r@@", "e@@", "d"])
@@ -582,8 +584,8 @@ def test_a_model_whose_tokenizer_is_python_alone_splits_long_texts_too(tmp_path)
     config = transformers.RobertaConfig(**size, num_hidden_layers=1, num_attention_heads=2)
     transformers.RobertaModel(config).save_pretrained(str(tmp_path))
     layers = [
-        sentence_transformers.models.Transformer(str(tmp_path)),
-        sentence_transformers.models.Pooling(16),
+        models.Transformer(str(tmp_path)),
+        models.Pooling(16),
     ]
     sentence_transformers.SentenceTransformer(modules=layers).save(str(tmp_path / "model"))
     embedder = SentenceTransformersEmbedder(str(tmp_path / "model"))

@@ -50,7 +50,7 @@ def demo(
         bool | None, typer.Option(help="Default: only in a terminal, and not where CI is set.")
     ] = None,
 ) -> None:
-    """Index the documentation of Python and of the installed packages, and show the loop on it."""
+    """Index the documentation of Python and of some installed packages, and show the loop on it."""
     from embedding_studio.demo import COLLECTION, Demo
 
     if keep_serving is None:
