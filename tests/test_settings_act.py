@@ -3,6 +3,7 @@
 Cases are functions that look at something; ``acts`` says what they see by default and with the setting.
 """
 
+import io
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from embedding_studio import (
 )
 from embedding_studio.api.app import create_app
 from embedding_studio.cli import app
+from embedding_studio.cli.console import opened_context
 from embedding_studio.demo import Demo
 from embedding_studio.doctor import examine
 from embedding_studio.domain.objects import PersonalState, QueryMemory
@@ -989,6 +991,18 @@ def outcome(work: Callable[[], object]) -> str:
     except StorageTimeoutError:
         return "given up"
     return "done"
+
+
+@acts("log_format", "json", sees=("WARNING shop: closed", {"level": "WARNING", "message": "closed"}))
+def a_line_of_the_log(world):
+    logging.getLogger().handlers.clear()
+    stderr = io.StringIO()
+    with redirect_stderr(stderr), opened_context():
+        logging.getLogger("shop").warning("closed")
+    told = stderr.getvalue().strip()
+    if told.startswith("{"):
+        return {name: each for name, each in json.loads(told).items() if name in {"level", "message"}}
+    return told
 
 
 @acts("root_path", "/shop", sees=(None, [{"url": "/shop"}]))

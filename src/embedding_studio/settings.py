@@ -56,6 +56,7 @@ from embedding_studio.storage.ports import (
     WAITING_EVENTS,
     WAITING_EVENTS_OF_SESSION,
 )
+from embedding_studio.telemetry.logs import LogFormat
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ NEUTRAL = frozenset(
         *("user_token_audience", "user_token_issuer"),
         *("key_requests_per_second", "user_requests_per_second"),
         *("max_request_bytes", "max_events_per_request", "waiting_events", "index_threads"),
+        "log_format",
         *("statement_seconds", "lock_seconds", "request_seconds", "max_connections", "root_path"),
         *("improve_on_click", "improvement_seconds_interval", "users_per_batch"),
         *("lease_seconds", "max_attempts", "backoff_seconds", "retention_days"),
@@ -310,6 +312,11 @@ class Settings(BaseSettings):
     )
     plugins_path: Path | None = Field(
         default=None, description="A Python file, or a folder of them, with one plugin class."
+    )
+    log_format: LogFormat = Field(
+        default="text",
+        description="Of the lines on stderr; `json`: an object a line, for programs. In neither are texts,"
+        " keys, or ids of users.",
     )
     host: str = Field(default="127.0.0.1", description="Where the service listens.")
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one.")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -28,6 +28,7 @@ from embedding_studio.api import (
     quarantine,
     users,
 )
+from embedding_studio.api.access_log import AccessLog, templates
 from embedding_studio.api.border import (
     TOO_LARGE,
     Answers,
@@ -151,23 +152,15 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
     app.state.background = None
     app.state.threads = TextThreads()
     app.state.guard = Guard(context)
+    app.state.templates = {}
 
-    versioned = APIRouter(prefix=PREFIX)
-    for routes in (
-        embeddings,
-        elsewhere,
-        clickstream,
-        improvement,
-        collections,
-        users,
-        keys,
-        quarantine,
-    ):
-        versioned.include_router(routes.router)
-    app.include_router(versioned)
-    app.include_router(collectors.router)
-    app.include_router(health.router)
-    app.include_router(documentation.router)
+    routes = (embeddings, elsewhere, clickstream, improvement, collections, users, keys, quarantine)
+    versioned = [each.router for each in routes]
+    others = [each.router for each in (collectors, health, documentation)]
+    for prefix, routers in {PREFIX: versioned, "": others}.items():
+        for router in routers:
+            app.include_router(router, prefix=prefix)
+            app.state.templates |= templates(prefix, router)
 
     app.exception_handler(errors.EmbeddingStudioError)(_answer_our_error)
     app.exception_handler(RequestValidationError)(_answer_invalid_request)
@@ -190,6 +183,7 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
             allow_credentials=False,
         )
     app.add_middleware(SafeHeaders)
+    app.add_middleware(AccessLog)
     app.add_middleware(RequestIds)
     return app
 

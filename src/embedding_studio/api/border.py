@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from embedding_studio.api.access_log import route_of
 from embedding_studio.api.problems import problem_response
 from embedding_studio.storage.waiting import WAITER, Waiter
 from embedding_studio.telemetry.metrics import ServiceMetrics
@@ -74,7 +75,9 @@ class HeadRequests:
         async def send_without_body(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
-        await self.app({**scope, "method": "GET"}, receive, send_without_body)
+        asked = {**scope, "method": "GET"}
+        await self.app(asked, receive, send_without_body)
+        scope["endpoint"] = asked.get("endpoint")
 
 
 class SafeHeaders:
@@ -210,7 +213,7 @@ class Answers:
             if status:
                 raise
             request_id = scope["state"]["request_id"]
-            logger.exception("request %s failed: %s %r", request_id, scope["method"], scope["path"])
+            logger.exception("request %s failed: %s %s", request_id, scope["method"], route_of(scope))
             sorry = problem_response(
                 scope, 500, f"the service failed; its log says why under request id {request_id}"
             )

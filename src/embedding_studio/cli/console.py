@@ -34,7 +34,10 @@ from rich.text import Text
 from embedding_studio.bootstrap import Context
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, InvalidInputError, shown
-from embedding_studio.telemetry.troubles import OnceASecond
+from embedding_studio.telemetry.logs import EarlyLines, are_json
+from embedding_studio.telemetry.traces import tracing
+
+logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
 
@@ -47,17 +50,24 @@ InCollection = Annotated[str, typer.Option("--collection", "-c", help="Name or a
 CollectionArgument = Annotated[str, typer.Argument(help="Name or alias of the collection.")]
 
 
+LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
+
+
 @contextmanager
 def opened_context() -> Iterator[Context]:
     """Yield the context that a command works in; an error becomes a sentence."""
-    told = logging.StreamHandler(sys.stderr)
-    told.addFilter(OnceASecond())
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", handlers=[told])
+    lines = EarlyLines()
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     for chatty in ("httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all is closed
     with sentences(), Context() as context:
-        yield context
+        try:
+            lines.log_format = context.settings.log_format
+        finally:
+            lines.write()
+        with tracing():
+            yield context
 
 
 @contextmanager
@@ -72,7 +82,18 @@ def sentences() -> Iterator[None]:
 
 def tell(kind: str, said: str, *, style: str = "bold yellow") -> None:
     """Say something on stderr, with what kind of thing it is before it."""
-    err.print(Text.assemble((f"{kind}:", style), " ", said), soft_wrap=True)
+    if are_json():
+        logger.log(LEVELS.get(kind, logging.INFO), "%s", said, stacklevel=2)
+    else:
+        err.print(Text.assemble((f"{kind}:", style), " ", said), soft_wrap=True)
+
+
+def announce(said: str) -> None:
+    """Say on stderr what whoever started the process waits for; as a log line where these are JSON."""
+    if are_json():
+        logger.info("%s", said)
+    else:
+        err.print(said)
 
 
 def on_stop(work: Callable[[], object]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from embedding_studio.cli.console import AsJson, err, on_stop, opened_context, print_value, tell
+from embedding_studio.cli.console import AsJson, announce, err, on_stop, opened_context, print_value, tell
 
 SECONDS_TO_END = 8.0
 """After a worker was told to."""
@@ -26,7 +26,7 @@ def worker() -> None:
         on_stop(end)
         learning = context.worker()
         gc.freeze()  # what is loaded by now stays; searched through each time, it is a quarter of learning
-        err.print(
+        announce(
             "The worker is ready." if url is None else f"The worker is ready, and tells its numbers at {url}"
         )
         threading.Thread(target=_end_soon_after, args=(stop,), daemon=True).start()

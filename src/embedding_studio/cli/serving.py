@@ -16,7 +16,7 @@ import typer
 from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import read_python_documentation
 from embedding_studio.cli.catalogue import store
-from embedding_studio.cli.console import err, on_stop, opened_context, out
+from embedding_studio.cli.console import announce, on_stop, opened_context, out
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import Settings
 from embedding_studio.telemetry.listener import is_loopback
@@ -39,7 +39,7 @@ def serve(
         # uvicorn ends by raising the signal again, for the handler that stood before its own.
         on_stop(lambda: setattr(server, "should_exit", True))
         listening.listen()  # whoever reads the next line may call at once, and waits until uvicorn answers
-        err.print(f"Embedding Studio serves on {_url(listening)} (documentation: {_url(listening)}/docs)")
+        announce(f"Embedding Studio serves on {_url(listening)} (documentation: {_url(listening)}/docs)")
         server.run(sockets=[listening])
 
 

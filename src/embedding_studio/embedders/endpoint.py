@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 from urllib.parse import unquote_plus
 
@@ -107,10 +108,18 @@ class Endpoint:
         logging.getLogger("httpx").removeFilter(self._log_filter)
         self._requests.close()
 
-    def post(self, body: dict[str, object], *, most_bytes: int, until: float = math.inf) -> bytes:
+    def post(
+        self,
+        body: dict[str, object],
+        *,
+        most_bytes: int,
+        until: float = math.inf,
+        texts: Sequence[str] = (),
+    ) -> bytes:
         """Return the first answer that is one.
 
         Args:
+            texts: of the body, which no error repeats if the answer does.
             most_bytes: of an answer; what is longer is not read.
             until: on the monotonic clock, when the caller leaves.
 
@@ -122,7 +131,7 @@ class Endpoint:
         content = json.dumps(body).encode()
         for attempt in range(1, self._attempts + 1):
             try:
-                return self._attempt(content, most_bytes, until, attempt)
+                return self._attempt(content, most_bytes, until, attempt, texts)
             except EmbedderUnavailableError as error:
                 told_seconds = error.retry_after_seconds
                 backoff_seconds = self._backoff_seconds * 2 ** (attempt - 1)
@@ -133,7 +142,9 @@ class Endpoint:
             time.sleep(wait_seconds)
         raise AssertionError("the last attempt returns or raises")
 
-    def _attempt(self, content: bytes, most_bytes: int, until: float, attempt: int) -> bytes:
+    def _attempt(
+        self, content: bytes, most_bytes: int, until: float, attempt: int, texts: Sequence[str]
+    ) -> bytes:
         seconds = min(self._timeout_seconds, until - time.monotonic())
         try:
             response, answer = self._requests.post(self._url, content, self._headers, most_bytes, seconds)
@@ -146,7 +157,7 @@ class Endpoint:
             ) from error
         except httpx.DecodingError as error:
             raise EmbeddingError(f"{self.told} answered what cannot be unpacked: {error}") from error
-        said = self.excerpt(answer)
+        said = self.excerpt(answer, texts)
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
             raise EmbedderUnavailableError(
                 f"{self.told} refused with status {response.status_code}: {said}",
@@ -164,9 +175,14 @@ class Endpoint:
             )
         return answer
 
-    def excerpt(self, answer: bytes) -> str:
-        """Return the beginning of what the server says, without secrets, should it repeat them."""
-        return self._masked(" ".join(answer[:LARGEST_REFUSAL_BYTES].decode(errors="replace").split()))[:200]
+    def excerpt(self, answer: bytes, texts: Sequence[str]) -> str:
+        """Return the beginning of what the server says, without secrets and texts, should it repeat them."""
+        said = self._masked(_on_one_line(answer[:LARGEST_REFUSAL_BYTES].decode(errors="replace")))
+        for text in sorted(map(_on_one_line, texts), key=len, reverse=True):
+            if len(text) >= SHORTEST_SECRET:
+                for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]):
+                    said = said.replace(form, "***")
+        return said[:200]
 
     def _masked(self, text: str) -> str:
         for secret in self._secrets:
@@ -237,6 +253,10 @@ class _HiddenQuery(logging.Filter):
             shown = without_secrets(str(self._url))
             record.args = tuple(shown if each == self._url else each for each in args)
         return True
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _secrets_of(url: httpx.URL, query: str, api_key: str | None) -> list[str]:

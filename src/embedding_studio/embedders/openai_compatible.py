@@ -197,8 +197,9 @@ class OpenAICompatibleEmbedder:
             {**self._asked, "input": list(texts)},
             most_bytes=ANSWER_BYTES + len(texts) * (of_each + ANSWER_BYTES),
             until=until,
+            texts=texts,
         )
-        rows = self._rows(content, len(texts))
+        rows = self._rows(content, texts)
         sizes = {len(row) for row in rows}
         with self._learning:
             expected = self._dimensions or len(rows[0])
@@ -213,21 +214,23 @@ class OpenAICompatibleEmbedder:
             raise self._failed("answered numbers that are not finite")
         return vectors
 
-    def _rows(self, content: bytes, N: int) -> list[NDArray[Any]]:
+    def _rows(self, content: bytes, texts: Sequence[str]) -> list[NDArray[Any]]:
         """Return the vectors of an answer in the order of the texts."""
         try:
             data = orjson.loads(content)["data"]
             rows = [(_index(each.get("index")), _numbers(each["embedding"])) for each in data]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._failed(
-                f"answered what is no list of embeddings: {self._endpoint.excerpt(content)}"
+                f"answered what is no list of embeddings: {self._endpoint.excerpt(content, texts)}"
             ) from error
         # Some leave the index out where it is 0, or everywhere, or it is always 0: then the order counts.
         indices = [index for index, _ in rows]
         if not any(indices):
             indices = list(range(len(rows)))
-        if sorted(indices) != list(range(N)):
-            raise self._failed(f"answered {len(rows)} embeddings, with other indices than the {N} texts have")
+        if sorted(indices) != list(range(len(texts))):
+            raise self._failed(
+                f"answered {len(rows)} embeddings, with other indices than the {len(texts)} texts have"
+            )
         return [
             row for _, row in sorted(zip(indices, (row for _, row in rows), strict=True), key=itemgetter(0))
         ]

@@ -79,7 +79,8 @@ class SentenceTransformersEmbedder:
         if not finite.all():
             bad = texts[int(np.argmin(finite))]
             raise EmbeddingError(
-                f"the model {self._source!r} gave numbers that are not finite for {bad[:80]!r}"
+                f"the model {self._source!r} gave numbers that are not finite for a text "
+                f"of {len(bad)} characters"
             )
         return vectors
 

@@ -134,7 +134,7 @@ def outcome_of(session_id: str, error: Exception) -> OrderOutcome:
     """Return what becomes of a session on an error: refused if it lies in the session, else failed."""
     if isinstance(error, SessionRefusedError | InvalidInputError):
         return OrderOutcome(session_id, REFUSED, str(error))
-    logger.error("session %s could not be learnt from: %s", session_id, detail_of(error))
+    logger.error("a session could not be learnt from; its order says why", exc_info=error)
     return OrderOutcome(session_id, FAILED, detail_of(error))
 
 

@@ -49,6 +49,7 @@ from embedding_studio.storage.ports import (
     Storage,
     Vectors,
 )
+from embedding_studio.telemetry.traces import span
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ class Improver:
             return ImprovementReport()
         in_hand = _InHand(claim.token, stop, time.monotonic())
         outcomes: list[OrderOutcome] = []
-        with self._leases.renewed(claim.token):
+        with span("learn", users=len(claim.folds)), self._leases.renewed(claim.token):
             try:
                 for name, folds in _grouped(claim.folds, lambda fold: fold.collection).items():
                     outcomes += self._learn_or_explain(name, folds, in_hand)
@@ -271,15 +272,16 @@ class Improver:
         ready, unready = _with_vectors(counted, embedded, reasons)
         # Up to here and in the fold nobody is locked out. Whatever changes meanwhile of what was read marks
         # the user, who is then no longer held.
-        folded = fold(
-            ready,
-            originals,
-            TimeLimited(self._adjuster(collection.index), self._adjuster_seconds, in_hand.stop),
-            collection.index,
-            event_weights=self._event_weights,
-            max_angle_degrees=self._max_angle_degrees,
-            is_shared=self._is_shared,
-        )
+        with span("fold", collection=collection.name, users=len(users)):
+            folded = fold(
+                ready,
+                originals,
+                TimeLimited(self._adjuster(collection.index), self._adjuster_seconds, in_hand.stop),
+                collection.index,
+                event_weights=self._event_weights,
+                max_angle_degrees=self._max_angle_degrees,
+                is_shared=self._is_shared,
+            )
         outcomes |= unready | folded.outcomes
         waiting = _waiting_for_embedder(counted, reasons)
         of_user = {each.session.session_id: user for user, sessions in recent.items() for each in sessions}

@@ -37,6 +37,7 @@ from embedding_studio.search.mixing import Slot, slots_of
 from embedding_studio.search.ranking import Lists, as_for_anybody
 from embedding_studio.search.results import BentQuery, MovedObject, RankedPage, SearchPage, SearchResult
 from embedding_studio.storage.ports import Storage, Vectors
+from embedding_studio.telemetry.traces import span
 
 GATE_THRESHOLD = 0.75
 """Measured best with all-MiniLM-L6-v2; for other models see ``tuning``."""
@@ -124,7 +125,8 @@ class SearchService:
         request = self._resolved((request or SearchRequest()).having(**options))
         wanted = request.payload_filter
         _check_ids(user_id, session_id)
-        known = self._storage.collections.get(collection)
+        with span("look up collection"):
+            known = self._storage.collections.get(collection)
         text, queries = self._parts_of(known, query)
         offset, limit = request.offset, request.limit
         continued = session_id if offset > 0 else None
@@ -133,9 +135,11 @@ class SearchService:
             session_id = session_id or str(uuid.uuid4())
 
         now = utc_timestamp() if now is None else now
-        bend = self._bend(known, user_id, queries, now)
+        with span("read what was learnt", collection=known.name):
+            bend = self._bend(known, user_id, queries, now)
         lists = Lists(self._storage, known, queries, request, wanted, user_id, bend)
-        slots, is_sorted = _slots(lists, shown, rng, session_id)
+        with span("find the nearest", collection=known.name):
+            slots, is_sorted = _slots(lists, shown, rng, session_id)
         results = _results(lists, slots[:limit], offset, explain=explain)
 
         if continued:
@@ -150,7 +154,8 @@ class SearchService:
                 search_results=_served(results),
                 request=request,
             )
-            self._record(session, queries)
+            with span("record session"):
+                self._record(session, queries)
         more = len(slots) > limit and offset + 2 * limit <= MAX_REACH
         return SearchPage(
             results,
@@ -274,12 +279,13 @@ class SearchService:
         if not collection.is_embedded_by(self._embedder.name):
             raise InvalidInputError(told_apart(collection, self._embedder.name))
         embed = query_embedding(self._embedder, seconds=self._query_seconds)
-        [vectors] = embed_texts(self._embedder, [query], embed=embed)
+        with span("embed query"):
+            [vectors] = embed_texts(self._embedder, [query], embed=embed)
         try:
             checked = check_vectors(collection.index, vectors, "the query")
         except InvalidVectorsError as error:  # not the caller's fault, who gave a text
             raise EmbeddingError(
-                f"the embedder {self._embedder.name!r} gave what is no vector for {query[:80]!r}: {error}"
+                f"the embedder {self._embedder.name!r} gave what is no vector for the query: {error}"
             ) from error
         return query, _few(checked)
 

@@ -213,9 +213,9 @@ class Database:
             ) from error
         except psycopg.OperationalError as error:
             kind = StorageUnavailableError if _is_lost(error) else StorageError
-            raise kind(f"{without_password(self.url)} failed: {error}") from error
+            raise kind(f"{without_password(self.url)} failed: {_said(error)}") from error
         except psycopg.Error as error:
-            raise StorageError(f"{without_password(self.url)} refused a statement: {error}") from error
+            raise StorageError(f"{without_password(self.url)} refused a statement: {_said(error)}") from error
 
     def _configure(self, connection: Connection) -> None:
         register(connection)
@@ -248,6 +248,11 @@ def _require_open(connection: Connection) -> None:
     connection.pgconn.consume_input()  # and then the end
     if connection.closed:
         raise psycopg.OperationalError("the server has closed the connection")
+
+
+def _said(error: psycopg.Error) -> str:
+    """Return what the server says, without its details, which hold values of the row."""
+    return error.diag.message_primary or str(error)
 
 
 def _is_lost(error: psycopg.Error) -> bool:
