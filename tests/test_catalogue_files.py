@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -517,7 +517,6 @@ def as_parquet():
     is_vectors=st.booleans(),
     which=st.sampled_from(OnDuplicate),
 )
-@settings(max_examples=100, deadline=None)
 def test_garbled_bytes_are_rows_or_a_sentence(tmp_path_factory, name, cuts, is_vectors, which):
     """Bytes are put in the place of others, up to cutting the file off."""
     path = Path(tmp_path_factory.getbasetemp()) / name

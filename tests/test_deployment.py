@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from embedding_studio.settings import Settings
 from test_api_service import EVENTS, SEARCH, letters_context, serving
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
+ROOT = DEPLOY.parent
 DASHBOARD = DEPLOY / "grafana" / "embedding-studio.json"
 RULES = DEPLOY / "prometheus" / "embedding-studio.rules.yml"
 
@@ -92,3 +94,29 @@ def test_the_script_that_makes_the_database_can_be_read_and_run():
     assert (checked.returncode, checked.stderr) == (0, "")
     assert script.stat().st_mode & 0o111
     assert shlex.split(script.read_text().splitlines()[-1])[:2] == ["exec", "postgres"]
+
+
+def pins(file: str) -> dict[str, str]:
+    named = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / file).read_text(), re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in named}
+
+
+def test_what_is_pinned_has_hashes_but_for_torch_and_what_builds_the_package():
+    constraints, hashed = pins("constraints.txt"), pins("requirements-dev.txt")
+
+    assert set(constraints) - set(hashed) == {
+        *("torch", "jinja2", "mpmath", "networkx", "sympy"),
+        *("hatchling", "tomlkit", "trove-classifiers"),
+    }
+    assert {name: hashed[name] for name in constraints if name in hashed} == {
+        name: version for name, version in constraints.items() if name in hashed
+    }
+    assert pins("requirements.txt").items() <= hashed.items()
+
+
+def test_a_licence_that_is_not_allowed_is_refused():
+    licences = runpy.run_path(str(ROOT / ".ci" / "licences.py"))
+    found = {"a": "MIT", "b": "MIT AND GPL-3.0-only", "c": "not told", "d": "(MIT OR Apache-2.0) AND BSD"}
+
+    assert licences["refused"](found) == {"b": "MIT AND GPL-3.0-only", "c": "not told"}
+    assert licences["licences"]()["numpy"].startswith("BSD-3-Clause")

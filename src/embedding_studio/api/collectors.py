@@ -83,7 +83,21 @@ ADMIN = needs(Scope.ADMIN, _caller)
 Json = Annotated[Any, Depends(_json)]
 
 
-@router.post("/1/events", operation_id="push_algolia_events", dependencies=[EVENTS])
+ALGOLIA_BODY = {"type": "object", "required": ["events"], "properties": {"events": {"type": "array"}}}
+UBI_BODY = {"description": "One object, or a list of them; whatever is none is counted as left out."}
+
+
+def _taking(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return what the OpenAPI document says of a body that no model describes."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+@router.post(
+    "/1/events",
+    operation_id="push_algolia_events",
+    dependencies=[EVENTS],
+    openapi_extra=_taking(ALGOLIA_BODY),
+)
 def push_algolia_events(body: Json, context: InContext, metrics: InMetrics, caller: InCaller) -> Received:
     """Record events of Algolia's Insights API: queryID is a session's id, and index its collection.
 
@@ -117,13 +131,23 @@ def forget_algolia_user(token: Annotated[Id, Path()], context: InContext) -> Rec
     return Received()
 
 
-@router.post("/ubi_queries", operation_id="push_ubi_queries", dependencies=[EVENTS])
+@router.post(
+    "/ubi_queries",
+    operation_id="push_ubi_queries",
+    dependencies=[EVENTS],
+    openapi_extra=_taking(UBI_BODY),
+)
 def push_ubi_queries(body: Json, context: InContext, metrics: InMetrics, caller: InCaller) -> Received:
     """Record queries of OpenSearch UBI, one or a list; application names the collection, if there is such."""
     return _ubi(body, context, metrics, caller)
 
 
-@router.post("/ubi_events", operation_id="push_ubi_events", dependencies=[EVENTS])
+@router.post(
+    "/ubi_events",
+    operation_id="push_ubi_events",
+    dependencies=[EVENTS],
+    openapi_extra=_taking(UBI_BODY),
+)
 def push_ubi_events(body: Json, context: InContext, metrics: InMetrics, caller: InCaller) -> Received:
     """Record events of OpenSearch UBI, one or a list; application names the collection, if there is such."""
     return _ubi(body, context, metrics, caller)
