@@ -10,6 +10,8 @@ from embedding_studio.errors import CollectionNotFoundError, OrderNotFoundError
 from embedding_studio.logs import session_row
 from embedding_studio.storage.ports import Storage
 
+MOST_COLLECTIONS = 1_000_000
+
 BEYOND = (
     "backups written before: forget the user again after restoring one",
     "what PostgreSQL keeps of removed rows: in files until it vacuums, in statistics until it analyses",
@@ -22,7 +24,7 @@ def exported(storage: Storage, user_id: str) -> Iterator[bytes]:
     """Yield lines of JSON: all that is kept about a user, each with its ``kind``.
 
     A ``session`` is what was searched, shown and done, as ``export --sessions`` writes it; an ``order`` what
-    became of it; a ``memory``, a ``vectors`` and a ``vote`` are what was learnt from them in a collection.
+    became of it; a ``quarantine`` why nothing is learnt from them, or that they were released; a ``memory``, a ``vectors`` and a ``vote`` are what was learnt from them in a collection.
     """
     for recorded in storage.clickstream.scan(user_id=user_id):
         yield _line("session", session_row(recorded, vectors=True))
@@ -31,6 +33,11 @@ def exported(storage: Storage, user_id: str) -> Iterator[bytes]:
         except OrderNotFoundError:
             continue
         yield _line("order", order.model_dump(mode="json"))
+    for decision in storage.quarantine.decisions([user_id]).values():
+        yield _line("quarantine", asdict(decision))
+    for found in storage.quarantine.list(user_id=user_id, limit=MOST_COLLECTIONS):
+        if found.collection is not None:
+            yield _line("quarantine", asdict(found))
     for collection in storage.collections.list():
         try:
             state = storage.personal.state(collection, user_id)

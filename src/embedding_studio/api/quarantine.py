@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN
 from embedding_studio.api.bodies import Body, BodyRoute
@@ -37,6 +37,8 @@ class QuarantinePage(BaseModel):
 
 class ReasonBody(Body):
     reason: Annotated[Text, Field(min_length=1, max_length=500)] = "by hand"
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "our own crawler"}]})
 
 
 @router.get("", operation_id="list_quarantined_users")

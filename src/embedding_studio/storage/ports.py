@@ -764,8 +764,8 @@ class Quarantine(Protocol):
         """Return how many users are quarantined, in whichever collection."""
         ...
 
-    def list(self, *, limit: int = 100, offset: int = 0) -> list[QuarantinedUser]:
-        """Return who is quarantined, the latest first."""
+    def list(self, *, user_id: str | None = None, limit: int = 100, offset: int = 0) -> list[QuarantinedUser]:
+        """Return who is quarantined, the latest first; of one user alone if that is named."""
         ...
 
 

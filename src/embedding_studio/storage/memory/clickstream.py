@@ -294,10 +294,13 @@ class MemoryClickstream:
         return {
             "folds": sum(key[1] == user_id for key in self._state.folds),
             "personal_parts": sum(len(parts) for state in states for parts in state.vectors.values()),
+            "quarantine_decisions": int(user_id in self._state.decisions),
+            "quarantined": sum(user_id in each.quarantined for each in self._state.schemas.values()),
             "query_memory": sum(len(state.memories) for state in states),
             "session_events": sum(len(each.events) for each in sessions.values()),
             "session_results": sum(len(each.results) for each in sessions.values()),
             "sessions": len(sessions),
             "sessions_for_improvement": len(self._state.orders_by_id([user_id])),
             "shared_votes": sum(len(state.votes) for state in states),
+            "waiting_events": 0,  # of sessions that are not recorded, and so are nobody's
         }

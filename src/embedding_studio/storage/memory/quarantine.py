@@ -41,5 +41,6 @@ class MemoryQuarantine:
         return sorted(found + decided, key=lambda each: (-each.since, each.user_id, each.collection or ""))
 
     # Last, for it hides the builtin from the annotations after it.
-    def list(self, *, limit: int = 100, offset: int = 0) -> list[QuarantinedUser]:
-        return self._all()[offset : offset + limit]
+    def list(self, *, user_id: str | None = None, limit: int = 100, offset: int = 0) -> list[QuarantinedUser]:
+        found = [each for each in self._all() if user_id in (None, each.user_id)]
+        return found[offset : offset + limit]

@@ -41,8 +41,8 @@ class PostgresQuarantine:
         return int(number)
 
     # Last, for it hides the builtin from the annotations after it.
-    def list(self, *, limit: int = 100, offset: int = 0) -> list[QuarantinedUser]:
-        given = {"limit": limit, "offset": offset}
+    def list(self, *, user_id: str | None = None, limit: int = 100, offset: int = 0) -> list[QuarantinedUser]:
+        given = {"user_id": user_id, "limit": limit, "offset": offset}
         return self._database.read(
             lambda connection: [QuarantinedUser(*row) for row in connection.execute(_SQL["list"], given)]
         )

@@ -24,6 +24,7 @@ FROM (
     FROM embedding_studio.quarantine_decisions
     WHERE is_quarantined
 ) AS told
+WHERE %(user_id)s::text IS NULL OR user_id = %(user_id)s
 ORDER BY since DESC, user_id, collection COLLATE "C" NULLS FIRST
 LIMIT %(limit)s OFFSET %(offset)s
 
