@@ -701,6 +701,9 @@ def context_of_what_the_examples_name(context: Context, path: str) -> Context:
     return context
 
 
+COLLECTORS = {"/1/events", "/ubi_queries", "/ubi_events"}
+
+
 def test_every_body_has_examples_and_each_is_done_where_there_is_what_it_names(service, make_context):
     app, client = service
     document = client.get("/openapi.json").json()
@@ -710,8 +713,11 @@ def test_every_body_has_examples_and_each_is_done_where_there_is_what_it_names(s
         for method, operation in methods.items():
             if "requestBody" not in operation:
                 continue
-            reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-            for example in document["components"]["schemas"][reference.rsplit("/")[-1]]["examples"]:
+            body = operation["requestBody"]["content"]["application/json"]["schema"]
+            if "$ref" not in body:  # of another system's client
+                assert path in COLLECTORS
+                continue
+            for example in document["components"]["schemas"][body["$ref"].rsplit("/")[-1]]["examples"]:
                 context = context_of_what_the_examples_name(make_context(), path)
                 app.state.context = context
                 kept, key = new_key("me", [Scope.ADMIN], now=1)

@@ -20,7 +20,8 @@ from conftest import new_database
 from embedding_studio import Context
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject
+from embedding_studio.domain.keys import Scope, new_key
+from embedding_studio.domain.objects import CatalogueObject, PersonalState
 from embedding_studio.domain.sessions import SearchResultItem, Session, SessionEvent
 from embedding_studio.errors import (
     ConflictError,
@@ -31,6 +32,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.settings import Settings
 from embedding_studio.storage.embedded.server import installed_programs
+from embedding_studio.storage.ports import QuarantineDecision
 from embedding_studio.storage.postgres import PostgresStorage, backup
 from embedding_studio.storage.postgres import codes as pg_codes
 from embedding_studio.storage.postgres.backup import back_up, find_programs, restore
@@ -64,6 +66,11 @@ def fill(storage):
     for k in range(5):
         search_and_click(storage, f"s{k}", f"user {k} 'é\\", f"o{k + 7}", vectors(1, 5, seed=k % 2))
     search_and_click(storage, "anonymous", None, "o1", vectors(1, 5))
+    storage.clickstream.push_events([SessionEvent(session_id="not yet", object_id="o1")])
+    storage.keys.add(new_key("shop", [Scope.SEARCH], now=1)[0])
+    storage.quarantine.decide("known", QuarantineDecision(is_quarantined=False, reason="ours", decided_at=1))
+    with storage.personal.learning(films, ["robot"]) as transaction:
+        transaction.replace_states({"robot": PersonalState()}, {"robot": "clicks everything"})
 
 
 def search_and_click(storage, session_id, user_id, object_id, query):

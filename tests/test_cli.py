@@ -58,6 +58,7 @@ def test_the_verbs_are_those_that_people_know():
                 "recall",
                 "doctor",
                 "collections",
+                "keys",
                 "quarantine",
                 "forget",
                 "users",

@@ -105,9 +105,10 @@ def test_a_line_tells_of_each_request_and_none_of_what_was_sent(context, log_for
 
 
 def test_a_json_line_has_what_programs_look_for(context):
-    with logged("json") as told, serving(create_app(context)) as client:
-        client.get("/api/v1/collections", headers=ADMIN)
-        logging.getLogger("elsewhere").warning("é\n%s", "two lines")
+    with logged("json") as told:
+        with serving(create_app(context)) as client:
+            client.get("/api/v1/collections", headers=ADMIN)
+        logging.getLogger("elsewhere").warning("é\n%s", "two lines")  # once the line of the answer is written
 
     of_request, other = map(json.loads, told.getvalue().splitlines())
     assert 0 <= of_request.pop("ms") < 30_000

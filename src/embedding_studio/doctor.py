@@ -12,13 +12,12 @@ from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import SessionForImprovementStatus
 from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.settings import ADVISED_KEY_CHARACTERS
 from embedding_studio.storage.postgres.nearest import margin_for
 from embedding_studio.telemetry.listener import is_loopback
 
 Grade = Literal["OK", "WARN", "FAIL"]
 
-KEY_CHARACTERS = 32
-"""A shorter key can be guessed."""
 CLOCK_SECONDS = 5
 """The database's clock may differ from ours by so much; events are dated by ours, and leases by its."""
 LITTLE_DISK = 2**30
@@ -92,15 +91,11 @@ def _keys(context: Context) -> Iterator[Finding]:
             "keys",
             f"{told}; set it to listen on {settings.host}" if is_open else told,
         )
-    elif len(set(keys.values())) < len(keys):
-        yield Finding(
-            "FAIL", "keys", "WRITE_API_KEY may do everything, for it equals ADMIN_API_KEY; change it"
-        )
-    elif short := [name for name, key in keys.items() if len(key) < KEY_CHARACTERS]:
+    elif short := [name for name, key in keys.items() if len(key) < ADVISED_KEY_CHARACTERS]:
         yield Finding(
             "WARN",
             "keys",
-            f"{' and '.join(short)} can be guessed; take {KEY_CHARACTERS} characters or more, as of "
+            f"{' and '.join(short)} can be guessed; take {ADVISED_KEY_CHARACTERS} characters or more, as of "
             "`openssl rand -hex 32`",
         )
     else:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +33,13 @@ from rich.text import Text
 
 from embedding_studio.bootstrap import Context
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.errors import EmbeddingStudioError, InvalidFilterError, InvalidInputError, shown
+from embedding_studio.errors import (
+    EmbeddingStudioError,
+    InvalidFilterError,
+    InvalidInputError,
+    InvalidSettingError,
+    shown,
+)
 from embedding_studio.telemetry.logs import EarlyLines, are_json
 from embedding_studio.telemetry.traces import tracing
 
@@ -62,10 +68,9 @@ def opened_context() -> Iterator[Context]:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all is closed
     with sentences(), Context() as context:
-        try:
+        with suppress(InvalidSettingError):  # what needs a setting says what is wrong with it; doctor goes on
             lines.log_format = context.settings.log_format
-        finally:
-            lines.write()
+        lines.write()
         with tracing():
             yield context
 
