@@ -187,6 +187,20 @@ def test_the_collector_of_ubi_sends_queries_and_events_in_lists(client):
     assert set(events_of(client, "u1")) == {("ab", "click"), ("ab", "add_to_cart")}
 
 
+def test_an_event_of_ubi_that_names_its_text_belongs_to_no_search_for_another(client):
+    fill(client)
+    for text, object_id in (("alpha", "b"), ("beta", "ab")):
+        click = {
+            "action_name": "click",
+            "client_id": "kim",
+            "user_query": text,
+            "timestamp": now(),
+            "event_attributes": {"object": {"object_id": object_id}},
+        }
+        answer = client.post("/ubi_events", json=click)
+        assert became(answer)["sessions"] == {"recorded": 1}, text
+
+
 def test_application_names_the_collection_of_ubi_where_there_is_such(client):
     client.put("/api/v1/collections/aliases/shop", json={"name": "default"})
     query = {"query_id": "u1", "client_id": "bob", "user_query": "ab", "timestamp": now()}

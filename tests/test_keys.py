@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
 from embedding_studio import CatalogueObject, Context, SearchIndexInfo
-from embedding_studio.api import keyring
+from embedding_studio.api import keyring, user_tokens
 from embedding_studio.api.app import create_app
 from embedding_studio.api.keyring import KeyRing
 from embedding_studio.api.rate_limits import Buckets
@@ -35,6 +35,7 @@ from embedding_studio.cli import app as cli
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.keys import Scope, new_key, parsed_key, renewed
 from embedding_studio.errors import InvalidInputError, InvalidSettingError, StorageUnavailableError
+from embedding_studio.logs.joining import WINDOW_SECONDS, name_of
 from embedding_studio.settings import load_settings
 from embedding_studio.storage.memory import MemoryStorage
 from test_api_service import EVENTS, SEARCH, SESSION, letters_context, operations, problem_of, serving
@@ -357,6 +358,47 @@ def test_requests_at_once_with_a_key_that_is_not_held_ask_for_it_once():
     assert storage.asked == ["get"]
 
 
+def test_however_many_wrong_keys_are_asked_for_one_request_at_a_time_is_made_of_the_database():
+    storage = Storage()
+    record, _ = new_key("one", [Scope.SEARCH], now=1)
+    storage.real.add(record)
+    ring = KeyRing(lambda: storage.keys)
+    wrong = [f"wrong{number:07}" for number in range(500)]
+
+    async def ask():
+        return await asyncio.gather(*(ring.find(each) for each in [*wrong, record.key_id]))
+
+    assert asyncio.run(ask()) == [None] * 500 + [record]
+    assert len(storage.asked) == 1
+
+
+def test_a_key_that_is_revoked_here_while_it_is_read_is_not_held():
+    storage = MemoryStorage()
+    record, _ = new_key("one", [Scope.SEARCH], now=1)
+    storage.keys.add(record)
+    ring, reads, goes_on = KeyRing(lambda: slow), threading.Event(), threading.Event()
+
+    class Slow:
+        def get(self, key_id):
+            found = storage.keys.get(key_id)
+            reads.set()
+            goes_on.wait(10)
+            return found
+
+    slow: Any = Slow()
+
+    async def ask():
+        first = asyncio.create_task(ring.find(record.key_id))
+        await asyncio.to_thread(reads.wait, 10)
+        storage.keys.revoke(record.key_id, now=2)
+        ring.forget(record.key_id)
+        goes_on.set()
+        await first
+        return await ring.find(record.key_id)
+
+    assert asyncio.run(ask()).status(3) == "revoked"
+
+
 def test_a_service_without_keys_is_open_until_there_ever_was_one(make_context, monkeypatch):
     monkeypatch.setattr(keyring, "LIFE_SECONDS", 0.0)
     storage = Storage()
@@ -498,6 +540,18 @@ def test_a_key_for_one_collection_reaches_no_other_by_any_name(context, client):
         assert marked.status_code == 404
 
 
+def test_collectors_do_not_tell_a_bound_key_which_other_collections_there_are(context, client):
+    headers = bearer(kept(context, Scope.EVENTS, collections=["default"]))
+    query = {"user_query": "q", "timestamp": utc_timestamp()}
+    told = [
+        client.post("/ubi_queries", json=query | {"query_id": name, "application": name}, headers=headers)
+        for name in ("shoes", "nothing")
+    ]
+
+    assert [each.status_code for each in told] == [200, 200]
+    assert context.clickstream_dao.get_session("shoes").collection == "default"
+
+
 # One user
 
 
@@ -635,6 +689,35 @@ def test_registering_over_a_session_of_another_is_a_conflict_that_tells_nothing_
         assert "shelf" not in answer.text
     after = client.get(SESSION, params={"session_id": "guessed"}, headers=bearer(ADMIN)).json()
     assert after == before
+
+
+def test_nobody_learns_by_guessing_what_another_searched(context, client):
+    at = utc_timestamp()
+    click = {
+        "action_name": "click",
+        "client_id": "ann",
+        "user_query": "a ring",
+        "timestamp": at,
+        "event_attributes": {"object": {"object_id": "a"}},
+    }
+    client.post("/ubi_events", json=click, headers=bearer(ADMIN))
+    seen = {}
+    for text in ("a ring", "a boat"):
+        guess = name_of("ann", text, at // WINDOW_SECONDS)
+        named = {"session_id": guess, "search_query": "x"}
+        create = QUERY | {"session_id": guess, "create_session": True}
+        asked = [
+            (SESSION, named),
+            (SESSIONS, {"sessions": [named]}),
+            (SEARCH, create),
+            (RANK, create | {"candidates": [{"object_id": "a"}]}),
+            ("/ubi_queries", {"query_id": guess, "user_query": "x", "timestamp": at}),
+            ("/ubi_events", click | {"client_id": "eve", "query_id": guess}),
+        ]
+        headers = bearer(WRITE, token_of("eve"))
+        seen[text] = [client.post(path, json=body, headers=headers).status_code for path, body in asked]
+
+    assert seen == {"a ring": [403] * 6, "a boat": [403] * 6}
 
 
 def test_another_users_id_is_refused_wherever_it_stands(context, client):
@@ -933,6 +1016,24 @@ def test_keys_at_a_url_are_read_when_they_are_needed_and_kept_while_it_is_away(m
     assert (second, unknown, still) == (200, 401, 200)
 
 
+def test_nobody_waits_for_old_keys_to_be_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "jwks.json"
+    path.write_text(jwks(one=PAIR))
+    keys = user_tokens.PublicKeys(str(path))
+    goes_on = threading.Event()
+    monkeypatch.setattr(user_tokens, "FRESH_SECONDS", -1.0)
+    monkeypatch.setattr(user_tokens, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(keys, "_read", lambda: goes_on.wait(10) and keys._keys)
+
+    async def ask():
+        try:
+            return await asyncio.wait_for(keys.key_for(signed("ann", kid="one")), 5)
+        finally:
+            goes_on.set()
+
+    assert asyncio.run(ask()) is not None
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -1008,6 +1109,15 @@ def test_who_asks_too_often_is_told_when_to_ask_again_and_others_are_not(make_co
     assert answers[2].headers["retry-after"] in {"4", "5"}
     assert others.status_code == 200
     assert 'embedding_studio_refused_requests_total{reason="rate"} 1.0' in metrics
+
+
+def test_requests_with_wrong_tokens_are_counted_for_their_key(make_context):
+    context = make_context(write_api_key=WRITE, user_token_secret=SECRET, key_requests_per_second=0.2)
+    headers = bearer(WRITE, token_of("ann", secret=f"{SECRET}x"))
+    with serving(create_app(context)) as client:
+        statuses = [client.post(SEARCH, json=QUERY, headers=headers).status_code for _ in range(3)]
+
+    assert statuses == [401, 401, 429]
 
 
 # What is seen of keys

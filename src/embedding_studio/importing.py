@@ -325,12 +325,13 @@ def join_recorded(
 ) -> Iterator[Placed]:
     """Yield entries, events without a search with the one that is recorded for their user and fits.
 
-    It is the latest of the half hour before that showed the object, or of which is not known what it showed.
+    It is the latest of the half hour before that showed the object, or of which is not known what it showed;
+    one for the text that the event names, if it does.
     """
 
     @lru_cache(WINDOWS_KEPT)
-    def searches(user_id: str, window: int) -> list[tuple[int, str, frozenset[str]]]:
-        """Return time, id and objects of a user's searches in a window and the one before, latest first."""
+    def searches(user_id: str, window: int) -> list[tuple[int, str, list[str], frozenset[str]]]:
+        """Return time, id, words and objects of a user's searches in a window and before, latest first."""
         start = window * WINDOW_SECONDS
         found = clickstream.scan(
             collection=collection,
@@ -339,7 +340,12 @@ def join_recorded(
             until=start + WINDOW_SECONDS,
         )
         return [
-            (each.created_at, each.session_id, frozenset(shown.object_id for shown in each.search_results))
+            (
+                each.created_at,
+                each.session_id,
+                each.search_query.split(),
+                frozenset(shown.object_id for shown in each.search_results),
+            )
             for each in (recorded.session for recorded in found)
         ][::-1]
 
@@ -347,8 +353,9 @@ def join_recorded(
         if isinstance(entry, Event) and entry.search_id is None and entry.user_id is not None:
             recent = [
                 (search_id, shown)
-                for at, search_id, shown in searches(entry.user_id, entry.at // WINDOW_SECONDS)
+                for at, search_id, words, shown in searches(entry.user_id, entry.at // WINDOW_SECONDS)
                 if entry.at - WINDOW_SECONDS <= at <= entry.at
+                and (entry.query is None or words == entry.query.split())
             ][:SEARCHES_OF_USER]
             showing = [search_id for search_id, shown in recent if entry.object_id in shown]
             found = next(iter(showing or [search_id for search_id, shown in recent if not shown]), None)

@@ -15,6 +15,7 @@ MOST_COLLECTIONS = 1_000_000
 BEYOND = (
     "backups written before: forget the user again after restoring one",
     "what PostgreSQL keeps of removed rows: in files until it vacuums, in statistics until it analyses",
+    "events whose search is not recorded yet: they name no user, and are dropped after a day",
     "what others keep: your own logs and those of your proxy",
 )
 """What forgetting a user does not reach."""

@@ -11,7 +11,13 @@ from embedding_studio.api.bodies import Body, BodyRoute, Many
 from embedding_studio.api.dependencies import InContext, InMetrics
 from embedding_studio.api.fields import Id, Json, Text, UtcSeconds, Vectors, check_fit
 from embedding_studio.api.guard import Caller
-from embedding_studio.api.permissions import own_sessions, require_collection, require_session, user_of
+from embedding_studio.api.permissions import (
+    check_new,
+    own_sessions,
+    require_collection,
+    require_session,
+    user_of,
+)
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
@@ -334,6 +340,7 @@ def use_session_for_improvement(body: SessionIdBody, context: InContext) -> Sess
 
 
 def _session(body: SessionBody, caller: Caller, events: Iterable[EventBody] = ()) -> Session:
+    check_new(caller, body.session_id)
     return Session(
         session_id=body.session_id,
         search_query=body.search_query,

@@ -26,7 +26,7 @@ from embedding_studio.api.bodies import read
 from embedding_studio.api.dependencies import InContext, InMetrics
 from embedding_studio.api.fields import Id
 from embedding_studio.api.guard import Caller
-from embedding_studio.api.permissions import own_entries, require_collection
+from embedding_studio.api.permissions import may_use, own_entries, require_collection
 from embedding_studio.api.problems import wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
@@ -164,7 +164,9 @@ def _ubi(body: Any, context: Context, metrics: ServiceMetrics, caller: Caller) -
         by_application.setdefault(str(application or ""), []).append((number, usable))
     received = Received()
     for application, theirs in by_application.items():
-        collection = (_collection(context, application) if application else None) or (
+        # A bound key is not even told whether there is another collection.
+        is_known = bool(application) and may_use(context.storage.collections, caller, application)
+        collection = (_collection(context, application) if is_known else None) or (
             context.storage.collections.get(DEFAULT_COLLECTION)
         )
         require_collection(context, caller, collection.name)

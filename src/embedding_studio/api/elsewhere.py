@@ -11,7 +11,7 @@ from embedding_studio.api.bodies import Body, BodyRoute, Many
 from embedding_studio.api.dependencies import InContext, InThreads, TextThreads, check_embedder
 from embedding_studio.api.fields import Id, Query, Vectors, check_fit
 from embedding_studio.api.guard import Caller
-from embedding_studio.api.permissions import require_collection, user_of
+from embedding_studio.api.permissions import check_new, require_collection, user_of
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.domain.limits import MAX_CANDIDATES
@@ -147,6 +147,8 @@ def _known(body: RankBody | BendBody, context: Context) -> Collection:
 def _ranked(body: RankBody, context: Context, caller: Caller) -> RankedAnswer:
     user_id = user_of(caller, body.user_id)
     require_collection(context, caller, body.collection)
+    if body.create_session:
+        check_new(caller, body.session_id)
     places: dict[str, int] = {}
     for place, each in enumerate(body.candidates):
         if (first := places.setdefault(each.object_id, place)) != place:

@@ -12,7 +12,7 @@ from embedding_studio.api.bodies import Body, BodyRoute, Many
 from embedding_studio.api.dependencies import InContext, InMetrics, InThreads, check_embedder
 from embedding_studio.api.fields import Filter, Id, Json, Query, Text, Vectors, check_fit
 from embedding_studio.api.guard import Caller
-from embedding_studio.api.permissions import require_collection, require_session, user_of
+from embedding_studio.api.permissions import check_new, require_collection, require_session, user_of
 from embedding_studio.api.problems import session_taken, wrong_body
 from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import CatalogueText
@@ -267,6 +267,8 @@ def _searched(body: SearchBody, context: Context, caller: Caller) -> tuple[Searc
     require_collection(context, caller, body.collection)
     if body.session_id is not None and body.offset > 0:
         require_session(context, caller, body.session_id)
+    elif body.create_session:
+        check_new(caller, body.session_id)
     try:
         page = context.search.search(
             body.search_query,

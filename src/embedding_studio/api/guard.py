@@ -124,8 +124,9 @@ class Guard:
             StorageError: the key is one of the database, which does not answer.
         """
         known = await self._known(key, address)
+        _check_rate(self._of_keys, known.name, "this key")  # before the token: a wrong one costs as much
         user_id = None if token is None else await self._user_of(token)
-        self._check_rates(known, user_id)
+        _check_rate(self._of_users, user_id, "this user")
         return Caller(
             known.scopes, known.collections, known.requires_user_token or user_id is not None, user_id
         )
@@ -183,14 +184,6 @@ class Guard:
                 headers={"Retry-After": "10"},
             ) from None
 
-    def _check_rates(self, known: _Known, user_id: str | None) -> None:
-        for buckets, name, whose in (
-            (self._of_keys, known.name, "this key"),
-            (self._of_users, user_id, "this user"),
-        ):
-            if buckets is not None and name and (wait := buckets.take(name)):
-                raise _too_often(f"{whose} asks more often than this service allows", wait)
-
 
 def network_of(address: str) -> str:
     """Return what is told apart: an address, or in IPv6 the network of which anybody has many.
@@ -209,6 +202,11 @@ def network_of(address: str) -> str:
 
 def _buckets(per_second: float) -> Buckets | None:
     return Buckets(per_second, max(1.0, per_second * BURST_SECONDS)) if per_second > 0 else None
+
+
+def _check_rate(buckets: Buckets | None, name: str | None, whose: str) -> None:
+    if buckets is not None and name and (wait := buckets.take(name)):
+        raise _too_often(f"{whose} asks more often than this service allows", wait)
 
 
 def _too_often(what: str, wait: float) -> Refused:

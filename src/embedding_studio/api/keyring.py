@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,9 @@ class KeyRing:
     def __init__(self, keys: Callable[[], Keys]) -> None:
         self._keys = keys
         self._held: dict[str, tuple[ApiKey, float]] = {}
-        self._asking: dict[str, asyncio.Task[ApiKey | None]] = {}
+        self._asking: dict[str, asyncio.Future[ApiKey | None]] = {}
+        self._wanted: dict[str, asyncio.Future[ApiKey | None]] = {}
+        self._reading: asyncio.Task[None] | None = None
         self._has_any = False
         self._knows_none_until = 0.0
         self._noting: set[asyncio.Task[None]] = set()
@@ -50,11 +52,16 @@ class KeyRing:
         held, until = self._held.get(key_id, (None, 0.0))
         if time.monotonic() < until:
             return held
-        task = self._asking.get(key_id)
-        if task is None:
-            task = self._asking[key_id] = asyncio.create_task(self._ask(key_id))
-            task.add_done_callback(partial(self._asked, key_id))
-        return await asyncio.shield(task)
+        answer = self._asking.get(key_id)
+        if answer is None:
+            answer = self._wanted.get(key_id)  # forgotten before it was read
+            if answer is None:
+                answer = asyncio.get_running_loop().create_future()
+                answer.add_done_callback(_looked_at)
+            self._wanted[key_id] = self._asking[key_id] = answer
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read_wanted())
+        return await asyncio.shield(answer)
 
     async def has_any(self) -> bool:
         """Return whether there ever was a key. While storage does not answer, what was so before is so."""
@@ -80,26 +87,49 @@ class KeyRing:
         task.add_done_callback(self._noting.discard)
 
     def forget(self, key_id: str) -> None:
-        """Let a key be read anew when it is next asked for."""
+        """Let a key be read anew when it is next asked for; what is being read just now is not held."""
+        self._asking.pop(key_id, None)
         self._held.pop(key_id, None)
 
-    async def _ask(self, key_id: str) -> ApiKey | None:
-        found = await self._in_thread(lambda: self._find(key_id))
-        if found is None:  # of what is not there nothing is held: it may be there in a moment
+    async def _read_wanted(self) -> None:
+        """Read what is wanted, all of it at once, until nothing is: wrong keys wait for one request alone."""
+        try:
+            while self._wanted:
+                wanted, self._wanted = self._wanted, {}
+                found: dict[str, ApiKey] | Exception
+                try:
+                    found = await self._in_thread(partial(self._find, list(wanted)))
+                except Exception as error:  # noqa: BLE001, is told to whoever waits
+                    found = error
+                for key_id, answer in wanted.items():
+                    self._answer(key_id, answer, found)
+        finally:
+            self._reading = None
+
+    def _answer(
+        self, key_id: str, answer: asyncio.Future[ApiKey | None], found: dict[str, ApiKey] | Exception
+    ) -> None:
+        key = None if isinstance(found, Exception) else found.get(key_id)
+        if key is not None:
+            self._held[key_id] = key, time.monotonic() + LIFE_SECONDS
+        elif not isinstance(found, Exception):  # it may be there in a moment, so nothing is held
             self._held.pop(key_id, None)
+        if self._asking.get(key_id) is answer:
+            self._asking.pop(key_id, None)
+        else:  # forgotten while it was read, which may have been before it was revoked
+            self._held.pop(key_id, None)
+        if isinstance(found, Exception):
+            answer.set_exception(found)
         else:
-            self._held[key_id] = found, time.monotonic() + LIFE_SECONDS
-        return found
+            answer.set_result(key)
 
-    def _find(self, key_id: str) -> ApiKey | None:
+    def _find(self, key_ids: Sequence[str]) -> dict[str, ApiKey]:
+        if len(key_ids) > 1:
+            wanted = set(key_ids)
+            return {each.key_id: each for each in self._keys().list() if each.key_id in wanted}
         with suppress(KeyNotFoundError):
-            return self._keys().get(key_id)
-        return None
-
-    def _asked(self, key_id: str, task: asyncio.Task[ApiKey | None]) -> None:
-        self._asking.pop(key_id, None)
-        if not task.cancelled():
-            task.exception()  # is told to whoever waits; there may be nobody
+            return {key_id: self._keys().get(key_id) for key_id in key_ids}
+        return {}
 
     async def _note(self, key_id: str, now: int) -> None:
         with suppress(StorageError):  # it is noted when there is another use
@@ -111,3 +141,8 @@ class KeyRing:
             return work()
 
         return await to_thread.run_sync(alone, limiter=self._threads)
+
+
+def _looked_at(answer: asyncio.Future[ApiKey | None]) -> None:
+    if not answer.cancelled():
+        answer.exception()  # is told to whoever waits; there may be nobody

@@ -8,7 +8,7 @@ from embedding_studio.bootstrap import Context
 from embedding_studio.errors import CollectionNotFoundError, SessionNotFoundError
 from embedding_studio.importing import NO_SUCH_SEARCH
 from embedding_studio.logs import Entry, Event, Left, Placed, Search
-from embedding_studio.logs.joining import made_search
+from embedding_studio.logs.joining import MADE, made_search
 from embedding_studio.storage.ports import Collections
 
 
@@ -59,6 +59,20 @@ def may_use(collections: Collections, caller: Caller, name: str) -> bool:
     return wanted is not None and wanted in {_resolved(collections, each) for each in caller.collections}
 
 
+def check_new(caller: Caller, session_id: str | None) -> None:
+    """Return if a session may be registered under an id.
+
+    One that is derived of another's user, text and time would tell by a conflict that it was searched.
+
+    Raises:
+        Refused: 403.
+    """
+    if caller.is_bound and session_id is not None and session_id.startswith(MADE):
+        raise Refused(
+            403, f"session ids that begin with {MADE} are the service's own; give another", reason="session"
+        )
+
+
 def own_sessions(context: Context, caller: Caller, session_ids: Iterable[str]) -> dict[str, bool]:
     """Return of sessions that are there whether they are the caller's own."""
     collections = context.storage.collections
@@ -92,6 +106,9 @@ def own_entries(context: Context, caller: Caller, entries: Iterable[Placed]) -> 
     if not caller.is_bound:
         return told
     of_user = [(place, _of_user(caller, entry)) for place, entry in told]
+    for _, entry in of_user:
+        if isinstance(entry, Search) or (isinstance(entry, Event) and entry.query is not None):
+            check_new(caller, entry.search_id)
     brought = {entry.search_id for _, entry in of_user if isinstance(entry, Search)}
     named = {entry.search_id for _, entry in of_user if isinstance(entry, Event)}
     is_own = own_sessions(context, caller, [each for each in named if each is not None])

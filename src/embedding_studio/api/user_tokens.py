@@ -163,6 +163,7 @@ class PublicKeys:
         self._keys: Sequence[jwt.PyJWK] = ()
         self._read_at = self._tried_at = float("-inf")
         self._reading = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
         if not is_url(source):
             try:
                 self._keys = usable_keys(_of_file(source))
@@ -176,9 +177,12 @@ class PublicKeys:
         except jwt.PyJWTError:
             raise UserTokenError("it is no JSON Web Token") from None
         found = self._named(named)
-        if found is None or time.monotonic() > self._read_at + FRESH_SECONDS:
+        if found is None:
             await self._read_again()
             found = self._named(named)
+        elif time.monotonic() > self._read_at + FRESH_SECONDS and self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._read_again())  # nobody waits for it
+            self._refreshing.add_done_callback(self._refreshed)
         if found is None and not self._keys:
             raise KeysUnavailableError
         if found is None:
@@ -189,6 +193,9 @@ class PublicKeys:
         if name is None:
             return self._keys[0] if len(self._keys) == 1 else None
         return next((each for each in self._keys if each.key_id == name), None)
+
+    def _refreshed(self, _: asyncio.Task[None]) -> None:
+        self._refreshing = None
 
     async def _read_again(self) -> None:
         async with self._reading:

@@ -18,6 +18,8 @@ LIST_SECONDS = 60
 ROWS_IN_ORDER = 100_000
 SEARCHES_OF_USER = 100
 """Kept of one user, so that a robot costs no more than others."""
+MADE = "~"
+"""How an id begins that is derived of what a row says, and so can be guessed by whoever guesses that."""
 IN_A_SECOND = (Search, Shown, Event)
 """The order of what has the same time."""
 
@@ -46,7 +48,7 @@ def join(entries: Iterable[Placed]) -> Iterator[Placed]:
 
 def name_of(*told: object) -> str:
     """Return an id for what has none, the same for the same."""
-    return hashlib.sha256("\x1f".join(map(str, told)).encode()).hexdigest()[:32]
+    return MADE + hashlib.sha256("\x1f".join(map(str, told)).encode()).hexdigest()[:32]
 
 
 def made_search(event: Event) -> Search | None:
