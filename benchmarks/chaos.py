@@ -56,7 +56,7 @@ USERS_OF_EACH = 12
 DISK_MB = 512
 RESTART_SECONDS = 0.1
 """As systemd waits before it starts a service anew, where nothing else is said."""
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 240.0
 """At the end, for the last requests to be answered, and then for all orders to end."""
 
 KILLED = ("service", "worker 1", "worker 2", "database", "database's backend")
