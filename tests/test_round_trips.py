@@ -27,6 +27,7 @@ from embedding_studio import (
     SessionEvent,
     load_settings,
 )
+from embedding_studio.api import keyring
 from embedding_studio.api.app import create_app
 from embedding_studio.domain.objects import PersonalState, QueryMemory
 from test_api_service import EVENTS, SEARCH, SESSION, serving
@@ -199,7 +200,14 @@ def opened(postgres_server):
         wire = Wire(folder, f"{server}/.s.PGSQL.5432")
         through = urlsplit(url)._replace(query=urlencode({"host": folder, "port": 5432})).geturl()
         settings = load_settings(database_url=through, embedder="none", pool_size=1)
-        with Context(settings) as context, serving(create_app(context)) as client:
+        with (
+            pytest.MonkeyPatch.context() as patched,
+            Context(settings) as context,
+            serving(create_app(context)) as client,
+        ):
+            patched.setattr(
+                keyring, "LIFE_SECONDS", 3600
+            )  # whether there are keys is asked every two seconds
             for name, size in SIZES.items():
                 fill(context, name, size)
             yield Service(wire, context, client)
