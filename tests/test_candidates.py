@@ -3,8 +3,6 @@
 The world is that of ``test_search``: ``at30`` stands 30 degrees from the query.
 """
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -263,8 +261,3 @@ def test_candidates_that_cannot_be_ranked_are_refused(storage, arc, asked, told)
 def test_vectors_of_another_size_are_refused(storage, arc):
     with pytest.raises(InvalidVectorsError, match="candidate 'a'"):
         SearchService(storage).rank(QUERY, ["a"], vectors={"a": [1, 0]})
-
-
-def test_places_are_compared_in_the_order_of_distance():
-    """What the tests above lean on."""
-    assert all(distance_at(a) < distance_at(b) for a, b in pairwise(ANGLES))
