@@ -1,6 +1,7 @@
 """The service as a whole: what every route shares. ``test_api_routes.py`` holds each route's own contract."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import re
@@ -22,7 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from starlette.requests import Request
 
 from embedding_studio import SearchIndexInfo, Session, errors
-from embedding_studio.api import connections
+from embedding_studio.api import connections, static
 from embedding_studio.api.app import STATUSES, create_app
 from embedding_studio.api.border import Answers, BodyLimit
 from embedding_studio.bootstrap import Context
@@ -733,19 +734,46 @@ def test_every_body_has_examples_and_each_is_done_where_there_is_what_it_names(s
     assert tried >= 10
 
 
-def test_the_page_of_routes_loads_nothing_from_elsewhere_and_nothing_inline(client):
-    page = client.get("/docs")
-    policy = page.headers["content-security-policy"]
-    loaded = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+@pytest.mark.parametrize("name", ["docs", "console", "demo"])
+def test_a_page_loads_nothing_from_elsewhere_and_nothing_inline(make_context, name):
+    with serving(create_app(make_context(), shown=["demo"])) as client:
+        page = client.get(f"/{name}")
+        policy = page.headers["content-security-policy"]
+        loaded = re.findall(r'(?:href|src)="([^"]+)"', page.text)
 
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert loaded == ["docs/docs.css", "docs/docs.js", "openapi.json"]  # relative: a proxy may strip a prefix
-    for each in loaded:
-        assert client.get(f"/{each}").status_code == 200
-    assert not re.search(r"https?://", client.get("/docs/docs.js").text)
-    assert client.get("/docs/other.js").status_code == 404
-    assert client.get("/").headers["location"] == "docs"
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert loaded
+        for each in loaded:  # relative: a proxy may strip a prefix
+            assert client.get(f"/{each}").status_code == 200
+        assert not re.search(r"<(script|style)>| (style|on[a-z]+)=", page.text)
+        assert client.get(f"/{name}/other.js").status_code == 404
+        assert client.get(f"/{name}/%2e%2e/docs/docs.js").status_code == 404
+
+
+def test_the_files_of_the_pages_name_no_other_host():
+    for name, path in static.FILES.items():
+        if not name.startswith("vendor/"):
+            assert not re.search(r"https?://(?!www\.w3\.org/)", path.read_text()), name
+
+
+def test_the_javascript_of_others_is_as_it_was_brought():
+    versions = json.loads(static.FILES["vendor/versions.json"].read_text())
+    code = [name for name in static.FILES if name.startswith("vendor/") and name.endswith((".js", ".css"))]
+
+    assert sorted(code) == sorted(f"vendor/{name}" for name in versions)
+    for name, told in versions.items():
+        assert hashlib.sha256(static.FILES[f"vendor/{name}"].read_bytes()).hexdigest() == told["sha256"]
+
+
+def test_the_root_leads_to_the_page_that_was_asked_for(make_context):
+    for settings, shown, page in (
+        ({}, [], "console"),
+        ({"console": False}, [], "docs"),
+        ({}, ["demo"], "demo"),
+    ):
+        with serving(create_app(make_context(**settings), shown=shown)) as client:
+            assert client.get("/").headers["location"] == page
 
 
 def test_a_prefix_that_a_proxy_strips_is_said_to_clients(make_context):

@@ -939,6 +939,12 @@ def the_origin_whose_pages_may_call(world):
         return answer.headers.get("Access-Control-Allow-Origin")
 
 
+@acts("console", "false", sees=(200, 404))
+def the_status_of_the_console(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        return client.get("/console").status_code
+
+
 @acts("max_request_bytes", "1000", sees=(200, 413))
 def the_status_of_a_request_of_1001_bytes(world):
     with world.context() as context, serving(create_app(context)) as client:

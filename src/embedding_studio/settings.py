@@ -97,6 +97,7 @@ NEUTRAL = frozenset(
         "embedder_threads",
         *("admin_api_key", "write_api_key", "write_api_key_requires_user_token", "cors_origins"),
         *("user_token_secret", "user_token_jwks", "user_token_claim"),
+        "console",
         *("user_token_audience", "user_token_issuer"),
         *("key_requests_per_second", "user_requests_per_second"),
         *("max_request_bytes", "max_events_per_request", "waiting_events", "index_threads"),
@@ -370,6 +371,10 @@ class Settings(BaseSettings):
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may call the service, separated by commas."
+    )
+    console: bool = Field(
+        default=True,
+        description="Serve `/console`: pages over the routes that hold no data and no key of their own.",
     )
     root_path: str = Field(
         default="",

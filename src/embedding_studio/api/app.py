@@ -3,7 +3,7 @@
 import logging
 import math
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -19,13 +19,13 @@ from embedding_studio.api import (
     clickstream,
     collections,
     collectors,
-    documentation,
     elsewhere,
     embeddings,
     health,
     improvement,
     keys,
     quarantine,
+    static,
     users,
 )
 from embedding_studio.api.access_log import AccessLog, templates
@@ -111,12 +111,18 @@ class Service(FastAPI):
         return document
 
 
-def create_app(context: Context, *, background: Callable[[threading.Event], None] | None = None) -> FastAPI:
+def create_app(
+    context: Context,
+    *,
+    background: Callable[[threading.Event], None] | None = None,
+    shown: Sequence[str] = (),
+) -> FastAPI:
     """Return the service; whoever made ``context`` closes it.
 
     Args:
         background: runs in a thread of its own from start-up until its event is set, at shutdown,
             which waits for it; for the worker of a one-process set-up.
+        shown: pages (``api.static``) beside those that every service has; the root leads to the last.
     """
     settings = context.settings
 
@@ -156,7 +162,8 @@ def create_app(context: Context, *, background: Callable[[threading.Event], None
 
     routes = (embeddings, elsewhere, clickstream, improvement, collections, users, keys, quarantine)
     versioned = [each.router for each in routes]
-    others = [each.router for each in (collectors, health, documentation)]
+    console = [static.CONSOLE] if settings.console else []
+    others = [collectors.router, health.router, static.pages(static.DOCS, *console, *shown)]
     for prefix, routers in {PREFIX: versioned, "": others}.items():
         for router in routers:
             app.include_router(router, prefix=prefix)
