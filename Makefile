@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/embedding-studio demo
 
 test: .venv/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 check: lint types imports test
 
