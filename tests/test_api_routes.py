@@ -542,6 +542,76 @@ def test_an_irrelevant_session_says_so(client):
     assert client.post(IRRELEVANT, json={"session_id": "gone"}).status_code == 404
 
 
+def test_what_a_user_did_can_be_looked_at_and_taken_back(service, client):
+    fill(client)
+    shown = client.post(SEARCH, json={"search_query": "b", "user_id": "ada", "create_session": True}).json()
+    session_id = shown["session_id"]
+    client.post(EVENTS, json={"session_id": session_id, "events": [{"object_id": "all-a"}]})
+    service[0].state.context.improver().improve_once()
+
+    [listed] = client.get(SESSIONS, params={"user_id": "ada"}).json()["sessions"]
+    state = client.get("/api/v1/users/ada/state").json()
+    drawn = client.get("/api/v1/users/ada/map").json()
+
+    assert (listed["session_id"], listed["search_query"], listed["results"]) == (session_id, "b", 3)
+    assert [each["event_type"] for each in listed["events"]] == ["click"]
+    assert listed["order"]["status"] == "done"
+    assert [each["clicked_ids"] for each in state["queries"]] == [["all-a"]]
+    assert "all-a" in {each["object_id"] for each in state["moved"]}
+    assert all(0 < each["degrees"] <= 20.001 for each in state["moved"])
+    assert {each["identity"] for each in drawn["points"]} == {session_id, "all-a", "a-and-b", "all-b"}
+
+    taken = client.delete(f"{SESSION}/{session_id}/events/all-a")
+    service[0].state.context.improver().improve_once()
+
+    assert taken.json() == {"taken_back": 1}
+    state = client.get("/api/v1/users/ada/state").json()
+    assert (state["queries"], state["moved"]) == ([], [])
+    [listed] = client.get(SESSIONS).json()["sessions"]
+    assert [each["event_type"] for each in listed["events"]] == ["taken_back"]
+    assert listed["order"]["status"] == "refused"
+    assert client.delete(f"{SESSION}/gone/events/all-a").status_code == 404
+
+
+def test_sessions_come_latest_first_and_page_by_page(client):
+    fill(client)
+    for number in range(5):
+        client.post(SESSION, json={"session_id": f"s:{number}", "created_at": 100 + number})
+
+    pages, before = [], None
+    while not pages or before:
+        page = client.get(SESSIONS, params={"limit": 2} | ({"before": before} if before else {})).json()
+        pages.append([each["session_id"] for each in page["sessions"]])
+        before = page["next_before"]
+
+    assert pages == [["s:4", "s:3"], ["s:2", "s:1"], ["s:0"]]
+    for wrong in ("x", "1:", ":s", "1" * 19 + ":s", "-1:s"):
+        assert client.get(SESSIONS, params={"before": wrong}).status_code == 422
+
+
+def test_a_collections_gate_is_set_and_set_back(client):
+    fill(client)
+
+    changed = client.patch("/api/v1/collections/default", json={"gate_threshold": 0.5}).json()
+    kept = client.patch("/api/v1/collections/default", json={}).json()
+    back = client.patch("/api/v1/collections/default", json={"gate_threshold": None}).json()
+
+    assert [each["gate_threshold"] for each in (changed, kept, back)] == [0.5, 0.5, None]
+    assert client.patch("/api/v1/collections/gone", json={"gate_threshold": 0.5}).status_code == 404
+    assert client.patch("/api/v1/collections/default", json={"gate_threshold": 1}).status_code == 422
+
+
+def test_the_doctor_says_over_http_what_it_says_at_the_machine(client):
+    fill(client)
+
+    found = client.get("/api/v1/doctor").json()["findings"]
+
+    assert {"settings", "keys", "embedder", "storage", "collection default", "queue"} <= {
+        each["what"] for each in found
+    }
+    assert {each["grade"] for each in found} <= {"OK", "WARN", "FAIL"}
+
+
 # Search
 
 

@@ -403,7 +403,7 @@ def test_a_caller_who_hangs_up_before_the_end_of_a_body_is_not_served():
 
 OPEN = {"get_health", "get_readiness"}
 FOR_THE_WRITE_KEY = {
-    *("similarity_search", "rank_candidates", "mark_session_irrelevant"),
+    *("similarity_search", "rank_candidates", "mark_session_irrelevant", "take_back_events"),
     *("register_session", "record_sessions", "push_events", "push_events_of_sessions"),
     *("push_algolia_events", "push_ubi_events", "push_ubi_queries"),
 }
@@ -619,6 +619,8 @@ def test_learning_that_is_late_is_told_and_the_service_stays_ready(make_context,
 ROUTES_OF_THE_DESIGN = {
     "POST /api/v1/clickstream/session",
     "GET /api/v1/clickstream/session",
+    "GET /api/v1/clickstream/sessions",
+    "DELETE /api/v1/clickstream/session/{session_id}/events/{object_id}",
     "POST /api/v1/clickstream/session/events",
     "POST /api/v1/clickstream/events",
     "POST /api/v1/clickstream/sessions",
@@ -635,6 +637,7 @@ ROUTES_OF_THE_DESIGN = {
     "GET /api/v1/collections",
     "POST /api/v1/collections",
     "GET /api/v1/collections/{name}",
+    "PATCH /api/v1/collections/{name}",
     "DELETE /api/v1/collections/{name}",
     "PUT /api/v1/collections/aliases/{alias}",
     "DELETE /api/v1/collections/aliases/{alias}",
@@ -652,6 +655,9 @@ ROUTES_OF_THE_DESIGN = {
     "PUT /api/v1/quarantine/{user_id}",
     "DELETE /api/v1/quarantine/{user_id}",
     "GET /api/v1/users/{user_id}/export",
+    "GET /api/v1/users/{user_id}/state",
+    "GET /api/v1/users/{user_id}/map",
+    "GET /api/v1/doctor",
     "POST /1/events",
     "DELETE /1/usertokens/{token}",
     "POST /ubi_events",
@@ -727,7 +733,7 @@ def test_every_body_has_examples_and_each_is_done_where_there_is_what_it_names(s
                     context.storage.keys.add(kept)
                     headers = {"Authorization": f"Bearer {key}"}
                 filled = path.replace("{alias}", "shoes").replace("{key_id}", kept.key_id)
-                filled = filled.replace("{user_id}", "ada")
+                filled = filled.replace("{user_id}", "ada").replace("{name}", "default")
                 answer = client.request(method, filled, json=example, headers=headers)
                 assert answer.is_success, f"{path}: {answer.text}"
                 tried += 1

@@ -104,7 +104,7 @@ def test_make_check_runs_every_check_there_is():
         "mypy",
         "mypy --config-file tests/mypy.ini",
         "lint-imports",
-        "pytest",
+        "pytest --numprocesses auto --dist loadfile",
     ]
 
 

@@ -354,6 +354,19 @@ class TwoStorages(RuleBasedStateMachine):
     def mark_irrelevant(self, session_id):
         self.both(lambda s: s.clickstream.mark_irrelevant(session_id))
 
+    @rule(session_id=session_ids, object_id=object_ids)
+    def take_back(self, session_id, object_id):
+        self.both(lambda s: s.clickstream.take_back(session_id, object_id))
+
+    @rule(name=names, user_id=st.none() | users, before=st.none() | st.tuples(instants, session_ids))
+    def latest(self, name, user_id, before):
+        def look(storage):
+            collection = storage.collections.get(name)
+            found = storage.clickstream.latest(collection=collection, user_id=user_id, before=before, limit=2)
+            return found, storage.orders.of([each.session_id for each in found])
+
+        self.both(look)
+
     @rule(user_id=st.sampled_from(["5", "bob", "ann"]))
     def forget(self, user_id):
         self.both(lambda s: s.clickstream.forget_user(user_id))

@@ -1690,6 +1690,53 @@ def test_an_irrelevant_session_counts_no_longer_and_its_user_is_folded_anew(stor
     ]
 
 
+def test_a_click_that_is_taken_back_counts_no_longer_and_stays_known(storage, films):
+    clicked(storage, "s1")
+    click(storage, "s1", "b", event_id="of b")
+    settle(storage)
+
+    taken = storage.clickstream.take_back("s1", "b")
+
+    assert taken == 1
+    assert set(storage.clickstream.get_session("s1").clicked()) == {"a"}
+    assert claimed(storage) == ["ann"]
+    assert click(storage, "s1", "b", event_id="of b") is EventDisposition.CONFLICT  # sent late once more
+    assert storage.clickstream.take_back("s1", "b") == 0
+    assert click(storage, "s1", "b") is EventDisposition.ACCEPTED  # a new one
+    assert set(storage.clickstream.get_session("s1").clicked()) == {"a", "b"}
+
+
+def test_nothing_to_take_back_marks_nobody(storage, films):
+    clicked(storage, "s1")
+    settle(storage)
+
+    assert storage.clickstream.take_back("s1", "c") == 0
+    assert claimed(storage) == []
+    with pytest.raises(SessionNotFoundError):
+        storage.clickstream.take_back("s2", "c")
+
+
+def test_the_latest_sessions_come_page_by_page_with_their_orders(storage, films):
+    storage.collections.create("books", index())
+    storage.collections.set_alias("best", "films")
+    clicked(storage, "s1", at=100)
+    search(storage, "s2", "bob", at=101, collection="best")
+    search(storage, "s3", None, at=101)
+    search(storage, "s4", at=102, collection="books")
+
+    def ids(**wanted):
+        return [each.session_id for each in storage.clickstream.latest(**{"limit": 10} | wanted)]
+
+    assert ids() == ["s4", "s3", "s2", "s1"]
+    assert ids(limit=2) == ["s4", "s3"]
+    assert ids(before=(101, "s3")) == ["s2", "s1"]
+    assert ids(collection=films) == ["s3", "s2", "s1"]
+    assert ids(user_id="ann") == ["s4", "s1"]
+    [*_, first] = storage.clickstream.latest(limit=10)
+    assert first == storage.clickstream.get_session("s1")
+    assert storage.orders.of(["s1", "s2", "gone"]) == {"s1": storage.orders.get("s1")}
+
+
 def test_marking_a_session_irrelevant_that_never_counted_places_no_order(storage, films):
     search(storage, "s1")
 

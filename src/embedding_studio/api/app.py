@@ -19,6 +19,7 @@ from embedding_studio.api import (
     clickstream,
     collections,
     collectors,
+    doctor,
     elsewhere,
     embeddings,
     health,
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PREFIX = "/api/v1"
-METHODS = ("GET", "POST", "PUT", "DELETE")
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 STATUSES: Mapping[type[errors.EmbeddingStudioError], int] = {
     errors.InvalidInputError: 422,
@@ -160,7 +161,7 @@ def create_app(
     app.state.guard = Guard(context)
     app.state.templates = {}
 
-    routes = (embeddings, elsewhere, clickstream, improvement, collections, users, keys, quarantine)
+    routes = (embeddings, elsewhere, clickstream, improvement, collections, users, keys, quarantine, doctor)
     versioned = [each.router for each in routes]
     console = [static.CONSOLE] if settings.console else []
     others = [collectors.router, health.router, static.pages(static.DOCS, *console, *shown)]

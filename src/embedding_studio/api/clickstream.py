@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, BEACON, EVENTS, InCaller
@@ -176,6 +176,33 @@ class SessionIdBody(Body):
     )
 
 
+class SessionSummary(BaseModel):
+    """A search, what was done with it, and what became of it."""
+
+    session_id: str
+    collection: str
+    user_id: str | None
+    search_query: str
+    created_at: int = Field(description="UTC seconds")
+    is_irrelevant: bool
+    results: int = Field(description="how many were shown")
+    events: list[SessionEvent] = Field(description="by time; taken back ones have the type taken_back")
+    order: SessionForImprovement | None = Field(
+        description="what is to be learnt from it, or became of that; null: nothing was asked for"
+    )
+
+
+class SessionsPage(BaseModel):
+    """Sessions, latest first."""
+
+    sessions: list[SessionSummary]
+    next_before: str | None = Field(description="where the next page begins; null on the last page")
+
+
+class TakenBack(BaseModel):
+    taken_back: int = Field(description="how many events no longer count")
+
+
 class EventReceipt(BaseModel):
     """What became of one event.
 
@@ -260,6 +287,59 @@ def get_session(session_id: Annotated[Id, Query()], context: InContext) -> Sessi
     return context.clickstream_dao.get_session(session_id)
 
 
+@router.get("/sessions", operation_id="list_sessions", dependencies=[ADMIN])
+def list_sessions(
+    context: InContext,
+    collection: Annotated[Id | None, Query(description="or an alias of it; absent: any")] = None,
+    user_id: Annotated[Id | None, Query(description="absent: of anybody")] = None,
+    before: Annotated[
+        str | None,
+        Query(
+            description="`next_before` of the page before; absent: the latest",
+            pattern=r"^[0-9]{1,18}:[^\x00]{1,512}$",
+        ),
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> SessionsPage:
+    """Return sessions with what became of them, latest first."""
+    found = context.clickstream_dao.latest(
+        collection=None if collection is None else context.storage.collections.get(collection),
+        user_id=user_id,
+        before=None if before is None else _cursor(before),
+        limit=limit + 1,
+    )
+    orders = context.sessions_for_improvement.of([each.session_id for each in found[:limit]])
+    sessions = [
+        SessionSummary(
+            session_id=each.session_id,
+            collection=each.collection,
+            user_id=each.user_id,
+            search_query=each.search_query,
+            created_at=each.created_at,
+            is_irrelevant=each.is_irrelevant,
+            results=len(each.search_results),
+            events=list(each.events),
+            order=orders.get(each.session_id),
+        )
+        for each in found[:limit]
+    ]
+    last = sessions[-1] if len(found) > limit else None
+    return SessionsPage(sessions=sessions, next_before=last and f"{last.created_at}:{last.session_id}")
+
+
+@router.delete(
+    "/session/{session_id:id}/events/{object_id:id}",
+    operation_id="take_back_events",
+    dependencies=[EVENTS],
+)
+def take_back_events(
+    session_id: Annotated[Id, Path()], object_id: Annotated[Id, Path()], context: InContext, caller: InCaller
+) -> TakenBack:
+    """Let what a user did with one result no longer count; what was learnt from it is unlearnt."""
+    require_session(context, caller, session_id)
+    return TakenBack(taken_back=context.clickstream_dao.take_back(session_id, object_id))
+
+
 @router.post("/session/events", operation_id="push_events", dependencies=[BEACON])
 def push_events(body: EventsBody, context: InContext, metrics: InMetrics, caller: InCaller) -> EventsReceipt:
     """Record what a user did with results, and say of each event what became of it."""
@@ -337,6 +417,11 @@ def use_session_for_improvement(body: SessionIdBody, context: InContext) -> Sess
     return context.sessions_for_improvement.create(
         schema=SessionForImprovementCreateSchema(session_id=body.session_id)
     )
+
+
+def _cursor(given: str) -> tuple[int, str]:
+    at, _, session_id = given.partition(":")
+    return int(at), session_id
 
 
 def _session(body: SessionBody, caller: Caller, events: Iterable[EventBody] = ()) -> Session:

@@ -48,6 +48,17 @@ class CollectionBody(Body):
     )
 
 
+class CollectionChangesBody(Body):
+    gate_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="cosine below which a past query is not near; null: that of the settings",
+    )
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"gate_threshold": 0.7}]})
+
+
 class AliasBody(Body):
     collection: Id
 
@@ -128,6 +139,15 @@ def get_collection(name: Name, context: InContext, caller: InCaller) -> Collecti
     """Return the collection that a name or alias stands for."""
     require_collection(context, caller, name)
     return _info(context.storage.collections.get(name), context.storage)
+
+
+@router.patch("/{name:id}", operation_id="update_collection", dependencies=[ADMIN])
+def update_collection(name: Name, body: CollectionChangesBody, context: InContext) -> CollectionInfo:
+    """Change what a collection has of its own; the fields that are left out stay."""
+    collections = context.storage.collections
+    if "gate_threshold" in body.model_fields_set:
+        collections.set_gate_threshold(collections.get(name).name, body.gate_threshold)
+    return _info(collections.get(name), context.storage)
 
 
 @router.delete("/{name:id}", status_code=204, operation_id="drop_collection", dependencies=[ADMIN])

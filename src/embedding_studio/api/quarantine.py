@@ -10,7 +10,7 @@ from embedding_studio.api.bodies import Body, BodyRoute
 from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.fields import Id, Text
 from embedding_studio.datetime_utils import utc_timestamp
-from embedding_studio.storage.ports import QuarantineDecision
+from embedding_studio.storage.ports import QuarantineDecision, QuarantinedUser
 
 router = APIRouter(prefix="/quarantine", tags=["quarantine"], dependencies=[ADMIN], route_class=BodyRoute)
 
@@ -50,12 +50,7 @@ def list_quarantined_users(
     """Return users from whom nothing is learnt, with the reason, the latest first."""
     found = context.storage.quarantine.list(limit=limit + 1, offset=offset)
     return QuarantinePage(
-        users=[
-            Quarantined(
-                user_id=each.user_id, collection=each.collection, reason=each.reason, since=each.since
-            )
-            for each in found[:limit]
-        ],
+        users=[quarantined(each) for each in found[:limit]],
         next_page_offset=offset + limit if len(found) > limit else None,
     )
 
@@ -70,3 +65,7 @@ def quarantine_user(user_id: UserId, body: ReasonBody, context: InContext) -> No
 def release_user(user_id: UserId, context: InContext) -> None:
     """Learn from a user again; what they did up to now is not held against them any more."""
     context.storage.quarantine.decide(user_id, QuarantineDecision(False, "released", utc_timestamp()))
+
+
+def quarantined(user: QuarantinedUser) -> Quarantined:
+    return Quarantined(user_id=user.user_id, collection=user.collection, reason=user.reason, since=user.since)

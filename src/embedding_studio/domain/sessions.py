@@ -38,6 +38,9 @@ DEFAULT_EVENT_WEIGHTS: Mapping[str, float] = {
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_id)]
 
+TAKEN_BACK = "taken_back"
+"""Type of the events that a user took back; nothing is learnt from it."""
+
 CLOCK_SECONDS = 60
 """A visitor's clock may be behind by so much: an event dated up to so long before its search counts."""
 

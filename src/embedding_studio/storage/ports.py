@@ -470,6 +470,22 @@ class Clickstream(Protocol):
         """
         ...
 
+    def latest(
+        self,
+        *,
+        collection: Collection | None = None,
+        user_id: str | None = None,
+        before: tuple[int, str] | None = None,
+        limit: int,
+    ) -> list[Session]:
+        """Return sessions with results and events, latest first by (created_at, session_id).
+
+        Args:
+            collection: only what was recorded for it or an alias of it.
+            before: created_at and session_id of the session after which to go on.
+        """
+        ...
+
     def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
         """Return the vectors [Q, D] of the latest different queries, latest first.
 
@@ -502,6 +518,17 @@ class Clickstream(Protocol):
 
     def mark_irrelevant(self, session_id: str) -> None:
         """Let a session no longer count, and place an order if it ever did.
+
+        Raises:
+            SessionNotFoundError: it was never registered.
+        """
+        ...
+
+    def take_back(self, session_id: str, object_id: str) -> int:
+        """Let what a user did with an object in a session no longer count; return how many events that were.
+
+        They stay in the log as ``TAKEN_BACK``, so that one that is sent once more is known. Where the session
+        has an order, a new one is placed.
 
         Raises:
             SessionNotFoundError: it was never registered.
@@ -697,6 +724,10 @@ class Orders(Protocol):
         self, *, status: SessionForImprovementStatus | None = None, limit: int = 100, offset: int = 0
     ) -> list[SessionForImprovement]:
         """Return orders, latest change first."""
+        ...
+
+    def of(self, session_ids: Sequence[str]) -> dict[str, SessionForImprovement]:
+        """Return the orders of sessions, by session_id; of those that have one."""
         ...
 
     def counts(self) -> dict[SessionForImprovementStatus, int]:

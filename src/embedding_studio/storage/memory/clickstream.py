@@ -130,6 +130,20 @@ class MemoryClickstream:
             recorded = [each.recorded() for each in sorted(stored, key=StoredSession.age)]
         yield from recorded
 
+    def latest(
+        self,
+        *,
+        collection: Collection | None = None,
+        user_id: str | None = None,
+        before: tuple[int, str] | None = None,
+        limit: int,
+    ) -> list[Session]:
+        found = [each.session for each in self.scan(collection=collection, user_id=user_id)]
+        earlier = [
+            each for each in found[::-1] if before is None or (each.created_at, each.session_id) < before
+        ]
+        return earlier[:limit]
+
     def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
         with self._state.lock:
             names = self._state.names(collection)
@@ -187,6 +201,14 @@ class MemoryClickstream:
             stored.session = stored.session.model_copy(update={"is_irrelevant": True})
             if session_id in self._state.orders:
                 self._state.place(session_id)
+
+    def take_back(self, session_id: str, object_id: str) -> int:
+        with self._state.lock:
+            stored = self._state.stored_session(session_id)
+            taken = stored.take_back(object_id)
+            if taken and session_id in self._state.orders:
+                self._state.place(session_id)
+            return taken
 
     def _record(self, sessions: Sequence[RecordedSession]) -> list[Recording]:
         waited: list[SessionEvent] = []

@@ -1,5 +1,7 @@
 """What is to become, or became, of sessions that somebody asked to learn from, in memory."""
 
+from collections.abc import Sequence
+
 from embedding_studio.domain.sessions import (
     SessionForImprovement,
     SessionForImprovementCreateSchema,
@@ -23,6 +25,11 @@ class MemoryOrders:
     def get(self, session_id: str) -> SessionForImprovement:
         with self._state.lock:
             return self._state.told(self._state.stored_order(session_id))
+
+    def of(self, session_ids: Sequence[str]) -> dict[str, SessionForImprovement]:
+        with self._state.lock:
+            placed = self._state.orders
+            return {each: self._state.told(placed[each]) for each in session_ids if each in placed}
 
     def list(
         self, *, status: Status | None = None, limit: int = 100, offset: int = 0

@@ -21,6 +21,7 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.domain.sessions import (
     ANONYMOUS,
+    TAKEN_BACK,
     EventDisposition,
     RecordedSession,
     SearchResultItem,
@@ -374,6 +375,16 @@ class StoredSession:
         if self.results and event.object_id not in self.results:
             return EventDisposition.UNKNOWN_OBJECT
         return EventDisposition.ACCEPTED
+
+    def take_back(self, object_id: str) -> int:
+        """Let the events on an object no longer count; return how many."""
+        taken = {
+            event_id: event.model_copy(update={"event_type": TAKEN_BACK})
+            for event_id, event in self.events.items()
+            if event.object_id == object_id and event.event_type != TAKEN_BACK
+        }
+        self.events |= taken
+        return len(taken)
 
     def whole(self) -> Session:
         results = sorted(self.results.values(), key=lambda result: (result.position or 0, result.object_id))

@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
     CLOCK_SECONDS,
+    TAKEN_BACK,
     EventDisposition,
     RecordedSession,
     Recording,
@@ -184,6 +185,27 @@ class PostgresClickstream:
                 return
             at, session_id = page[-1].session.created_at, page[-1].session.session_id
 
+    def latest(
+        self,
+        *,
+        collection: Collection | None = None,
+        user_id: str | None = None,
+        before: tuple[int, str] | None = None,
+        limit: int,
+    ) -> list[Session]:
+        def work(connection: Connection) -> list[Session]:
+            names = None if collection is None else names_of(connection, collection)
+            # Never prepared: which index is used depends on the values.
+            rows = connection.execute(
+                _SQL["latest"], given | {"collections": names}, prepare=False
+            ).fetchall()
+            results, events = _results_and_events(connection, [row[0] for row in rows])
+            return [_built_session(row, results.get(row[0], ()), events.get(row[0], ())) for row in rows]
+
+        at, session_id = before or (NEVER, LAST_ID)
+        given = {"user_id": user_id, "before_at": at, "before_id": session_id, "limit": limit}
+        return self._database.read(work)
+
     def recent_queries(self, collection: Collection, limit: int) -> list[Vectors]:
         def work(connection: Connection) -> list[Vectors]:
             given = {
@@ -244,6 +266,19 @@ class PostgresClickstream:
                 place(connection, [session_id])
 
         self._database.write(work)
+
+    def take_back(self, session_id: str, object_id: str) -> int:
+        given = {"session_id": session_id, "object_id": object_id, "taken_back": TAKEN_BACK}
+
+        def work(connection: Connection) -> int:
+            if connection.execute(_SQL["lock_sessions"], {"session_ids": [session_id]}).rowcount == 0:
+                raise _not_found(session_id)
+            taken = connection.execute(_SQL["take_back"], given).rowcount
+            if taken and _ordered(connection, [session_id]):
+                place(connection, [session_id])
+            return taken
+
+        return self._database.write(work)
 
     def remove_before(self, before: int, *, limit: int) -> Removed:
         def work(connection: Connection) -> Removed:

@@ -38,6 +38,11 @@ class PostgresOrders:
     def get(self, session_id: str) -> SessionForImprovement:
         return self._database.read(lambda connection: _order(connection, session_id))
 
+    def of(self, session_ids: Sequence[str]) -> dict[str, SessionForImprovement]:
+        given = {"session_ids": list(session_ids)}
+        rows = self._database.read(lambda connection: connection.execute(_statement("of"), given).fetchall())
+        return {order.session_id: order for order in map(_loaded, rows)}
+
     def counts(self) -> dict[Status, int]:
         counted = self._database.read(lambda connection: only_row(connection.execute(_statement("counts"))))
         return dict(zip(COUNTED, counted, strict=True))

@@ -252,6 +252,15 @@ WHERE (created_at, session_id) > (%(after_at)s, %(after_id)s)
 ORDER BY created_at, session_id
 LIMIT %(limit)s
 
+-- name: latest
+SELECT session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant
+FROM embedding_studio.sessions
+WHERE (created_at, session_id) < (%(before_at)s, %(before_id)s)
+    AND (%(collections)s::text[] IS NULL OR collection = ANY(%(collections)s::text[]))
+    AND (%(user_id)s::text IS NULL OR user_id = %(user_id)s::text)
+ORDER BY created_at DESC, session_id DESC
+LIMIT %(limit)s
+
 -- name: recent_queries
 SELECT query_vectors, query_dimensions
 FROM (
@@ -284,6 +293,11 @@ FROM (
     JOIN embedding_studio.sessions USING (session_id)
 ORDER BY created_at DESC, session_id DESC
 LIMIT %(limit)s
+
+-- name: take_back
+UPDATE embedding_studio.session_events
+SET event_type = %(taken_back)s
+WHERE session_id = %(session_id)s AND object_id = %(object_id)s AND event_type <> %(taken_back)s
 
 -- name: mark_irrelevant
 UPDATE embedding_studio.sessions SET is_irrelevant = true WHERE session_id = %(session_id)s

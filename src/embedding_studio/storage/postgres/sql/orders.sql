@@ -53,6 +53,9 @@ FROM embedding_studio.sessions_for_improvement AS placed
 -- name: get
 SELECT * FROM ({told}) AS told WHERE session_id = %(session_id)s
 
+-- name: of
+SELECT * FROM ({told}) AS told WHERE session_id = ANY(%(session_ids)s::text[])
+
 -- name: list
 SELECT *
 FROM ({told}) AS told
