@@ -80,6 +80,10 @@ class OrderNotFoundError(NotFoundError):
     """No improvement order exists for this session."""
 
 
+class ReportNotFoundError(NotFoundError):
+    """No report has this id."""
+
+
 class KeyNotFoundError(NotFoundError):
     """No API key has this id."""
 

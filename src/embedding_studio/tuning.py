@@ -6,11 +6,11 @@ nothing has to be learnt anew, and the next search of every process uses what wa
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from embedding_studio.domain.objects import Collection, OwnPast
+from embedding_studio.domain.objects import JSON, Collection, OwnPast
 from embedding_studio.embeddings.own_past import Returns, returns_of
 from embedding_studio.embeddings.personal import gate_threshold_of, query_mean
 from embedding_studio.errors import CollectionNotFoundError, EmbeddingStudioError, InvalidInputError
@@ -71,6 +71,30 @@ class TunedPast:
     after: OwnPast | None
     returns: Returns
     is_stored: bool
+
+
+def tune(
+    storage: Storage, name: str, *, gate_threshold: float, dry_run: bool = False
+) -> tuple[TunedGate, TunedPast]:
+    """Fit a collection to its log: the gate, and with it how much a user's own past counts.
+
+    Args:
+        gate_threshold: of collections that have none of their own.
+    """
+    gate = tune_gate(storage, name, dry_run=dry_run)
+    threshold = gate.after or gate_threshold
+    return gate, tune_own_past(storage, name, gate_threshold=threshold, dry_run=dry_run)
+
+
+def as_json(gate: TunedGate, past: TunedPast) -> JSON:
+    """Return what was tuned as one object: the gate's fields, and the own past under its name."""
+    own_past = {
+        "before": past.before and asdict(past.before),
+        "after": past.after and asdict(past.after),
+        "searches": past.returns.searches,
+        "again": past.returns.again,
+    }
+    return asdict(gate) | {"own_past": own_past}
 
 
 def tune_own_past(storage: Storage, name: str, *, gate_threshold: float, dry_run: bool = False) -> TunedPast:

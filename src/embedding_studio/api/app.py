@@ -26,6 +26,7 @@ from embedding_studio.api import (
     improvement,
     keys,
     quarantine,
+    reports,
     static,
     users,
 )
@@ -43,6 +44,7 @@ from embedding_studio.api.dependencies import TextThreads
 from embedding_studio.api.guard import USER_TOKEN_HEADER, Guard, Refused
 from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, kind_of, problem_response
 from embedding_studio.bootstrap import Context
+from embedding_studio.reports import Reports
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ TAGS = [
     {"name": "users", "description": "Forgetting."},
     {"name": "keys", "description": "Who may do what."},
     {"name": "quarantine", "description": "Users from whom nothing is learnt."},
+    {"name": "reports", "description": "What takes minutes: recall, tuning, the log replayed."},
     {"name": "health", "description": "Whether the service lives, can serve, and how it fares."},
 ]
 
@@ -129,20 +132,20 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if background is None:
-            yield
-            return
         stop = threading.Event()
-        app.state.background = threading.Thread(
-            target=background, args=(stop,), name="background", daemon=True
-        )
-        app.state.background.start()
+        if background is not None:
+            app.state.background = threading.Thread(
+                target=background, args=(stop,), name="background", daemon=True
+            )
+            app.state.background.start()
         try:
             yield
         finally:
             stop.set()
-            context.give_up()
-            await run_in_threadpool(app.state.background.join)
+            await run_in_threadpool(app.state.reports.close)
+            if background is not None:
+                context.give_up()
+                await run_in_threadpool(app.state.background.join)
 
     app = Service(
         title="Embedding Studio",
@@ -159,10 +162,11 @@ def create_app(
     app.state.background = None
     app.state.threads = TextThreads()
     app.state.guard = Guard(context)
+    app.state.reports = Reports(settings)
     app.state.templates = {}
 
-    routes = (embeddings, elsewhere, clickstream, improvement, collections, users, keys, quarantine, doctor)
-    versioned = [each.router for each in routes]
+    learning = (embeddings, elsewhere, clickstream, improvement)
+    versioned = [each.router for each in (*learning, collections, users, keys, quarantine, reports, doctor)]
     console = [static.CONSOLE] if settings.console else []
     others = [collectors.router, health.router, static.pages(static.DOCS, *console, *shown)]
     for prefix, routers in {PREFIX: versioned, "": others}.items():

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from embedding_studio import tuning
 from embedding_studio.cli.console import (
     AsJson,
     CollectionArgument,
@@ -22,7 +23,7 @@ from embedding_studio.domain.objects import OwnPast
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION, SearchRequest
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.recall import QUERIES, RESULTS, measure_recall
-from embedding_studio.tuning import TunedPast, reset_gate, reset_own_past, tune_gate, tune_own_past
+from embedding_studio.tuning import TunedPast, reset_gate, reset_own_past
 
 ASKED_BY_DEFAULT = SearchRequest()
 
@@ -90,23 +91,12 @@ def tune(
             tuned = reset_gate(context.storage, collection, dry_run=dry_run)
             past = reset_own_past(context.storage, collection, dry_run=dry_run)
         else:
-            tuned = tune_gate(context.storage, collection, dry_run=dry_run)
-            past = tune_own_past(
-                context.storage,
-                collection,
-                gate_threshold=tuned.after or context.settings.gate_threshold,
-                dry_run=dry_run,
-            )
-    told = asdict(tuned)
+            threshold = context.settings.gate_threshold
+            tuned, past = tuning.tune(context.storage, collection, gate_threshold=threshold, dry_run=dry_run)
     if as_json:
-        told["own_past"] = {
-            "before": past.before and asdict(past.before),
-            "after": past.after and asdict(past.after),
-            "searches": past.returns.searches,
-            "again": past.returns.again,
-        }
-        print_value(told, as_json=True)
+        print_value(tuning.as_json(tuned, past), as_json=True)
         return
+    told = asdict(tuned)
     print_value(told | {name: setting for name in ("before", "after") if told[name] is None}, as_json=False)
     out.print(_own_past_table(past))
 

@@ -1,0 +1,240 @@
+"""Reports that take minutes: each is made by a process of its own, beside the one that serves.
+
+The process that serves keeps them, so they end with it. They say again at any time what
+`embedding-studio recall`, `tune` and `replay` would print.
+"""
+
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from embedding_studio import tuning
+from embedding_studio.bootstrap import Context
+from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.objects import JSON
+from embedding_studio.errors import ConflictError, EmbeddingStudioError, ReportNotFoundError
+from embedding_studio.evaluation.replay import replay
+from embedding_studio.recall import measure_recall
+from embedding_studio.replaying import Replayed, World
+from embedding_studio.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MOST_KEPT = 50
+TOLD_EVERY_SECONDS = 0.2
+STOP_SECONDS = 5.0
+PROGRAM = f"from {__name__} import main; main()"
+
+Show = Callable[[str, int, int], None]
+
+
+class ReportKind(StrEnum):
+    RECALL = "recall"
+    TUNE = "tune"
+    REPLAY = "replay"
+
+
+class ReportStatus(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportProgress:
+    """How far the step is that is done now: ``done`` of ``total``."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report, as far as it is.
+
+    Attributes:
+        dry_run: whether what it finds is only told, and nothing set by it.
+        started_at, ended_at: UTC seconds.
+        result: what the command prints as JSON; None until it is done.
+        detail: why it failed.
+    """
+
+    report_id: str
+    kind: ReportKind
+    collection: str
+    dry_run: bool
+    started_at: int
+    status: ReportStatus = ReportStatus.RUNNING
+    ended_at: int | None = None
+    progress: ReportProgress | None = None
+    result: JSON | None = None
+    detail: str | None = None
+
+
+class Reports:
+    """The reports of one process, one made at a time; safe for threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._reports: dict[str, Report] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watch: threading.Thread | None = None
+
+    def start(self, kind: ReportKind, collection: str, *, dry_run: bool = True) -> Report:
+        """Begin a report and return it; it goes on by itself.
+
+        Raises:
+            ConflictError: another is being made.
+        """
+        report = Report(uuid.uuid4().hex, kind, collection, dry_run, utc_timestamp())
+        with self._lock:
+            running = [each for each in self._reports.values() if each.status is ReportStatus.RUNNING]
+            if running:
+                raise ConflictError(
+                    f"the report {running[0].report_id} ({running[0].kind} of {running[0].collection!r}) is "
+                    "being made; wait for it, or stop it"
+                )
+            self._reports[report.report_id] = report
+            for oldest in list(self._reports)[:-MOST_KEPT]:
+                del self._reports[oldest]
+            self._process = subprocess.Popen(  # noqa: S603, the program is ours
+                [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            self._watch = threading.Thread(
+                target=self._follow, args=(report, self._process), name="report", daemon=True
+            )
+            self._watch.start()
+        return report
+
+    def list(self) -> list[Report]:
+        """Return all that are kept, the latest first."""
+        with self._lock:
+            return list(self._reports.values())[::-1]
+
+    def get(self, report_id: str) -> Report:
+        """Return a report.
+
+        Raises:
+            ReportNotFoundError: none is kept under this id.
+        """
+        with self._lock:
+            if report_id not in self._reports:
+                raise ReportNotFoundError(
+                    f"no report {report_id!r} is kept here; a process keeps its own {MOST_KEPT} latest"
+                )
+            return self._reports[report_id]
+
+    def stop(self, report_id: str) -> Report:
+        """Stop a report that is being made; of one that ended it is known how it ended.
+
+        Raises:
+            ReportNotFoundError: none is kept under this id.
+        """
+        if self.get(report_id).status is ReportStatus.RUNNING:
+            self._end(report_id, ReportStatus.STOPPED)
+            self.close()
+        return self.get(report_id)
+
+    def close(self) -> None:
+        """End the process that makes a report, if one does."""
+        process, watch = self._process, self._watch
+        if process is None or watch is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        watch.join()
+
+    def _follow(self, report: Report, process: "subprocess.Popen[bytes]") -> None:
+        """Hand the process what it needs, and keep what it tells until its end."""
+        assert process.stdin is not None  # noqa: S101, both are pipes
+        assert process.stdout is not None  # noqa: S101, as above
+        with suppress(BrokenPipeError), process.stdin as given:
+            pickle.dump((self._settings, report), given)
+        with process.stdout as told:
+            for line in told:
+                self._keep(report.report_id, json.loads(line))
+        status = process.wait()
+        self._end(
+            report.report_id,
+            ReportStatus.FAILED,
+            detail=f"the process that made it ended with {status}; the service's log may say why",
+        )
+
+    def _keep(self, report_id: str, told: dict[str, Any]) -> None:
+        if "result" in told:
+            self._end(report_id, ReportStatus.DONE, result=told["result"])
+        elif "error" in told:
+            self._end(report_id, ReportStatus.FAILED, detail=told["error"])
+        else:
+            self._change(report_id, progress=ReportProgress(**told))
+
+    def _end(self, report_id: str, status: ReportStatus, **changes: Any) -> None:
+        self._change(report_id, status=status, ended_at=utc_timestamp(), **changes)
+
+    def _change(self, report_id: str, **changes: Any) -> None:
+        """Change a report unless it has ended."""
+        with self._lock:
+            report = self._reports[report_id]
+            if report.status is ReportStatus.RUNNING:
+                self._reports[report_id] = replace(report, **changes)
+
+
+def make(context: Context, report: Report, show: Show) -> JSON:
+    """Return what a report finds, as its command prints it as JSON."""
+    storage, settings, name = context.storage, context.settings, report.collection
+    if report.kind is ReportKind.RECALL:
+        return asdict(measure_recall(storage, name, target=settings.recall_target, dry_run=report.dry_run))
+    if report.kind is ReportKind.TUNE:
+        tuned = tuning.tune(storage, name, gate_threshold=settings.gate_threshold, dry_run=report.dry_run)
+        return tuning.as_json(*tuned)
+    collection = storage.collections.get(name)
+    world = World(context, collection)
+    log = world.log(None)
+    return replay(
+        log,
+        world.methods(list(Replayed)),
+        plain=world.plain(),
+        index=collection.index,
+        gate_threshold=world.gate_threshold,
+        query_vectors=world.embedded(log, show),
+        processes=1,  # whoever is served needs the others
+        progress=show,
+    ).to_json()
+
+
+def main() -> None:
+    """Make the report that stdin asks for; tell progress and result on stdout, as JSON, a line each."""
+    settings, report = pickle.load(sys.stdin.buffer)  # noqa: S301, from the process that started this one
+    told_at = 0.0
+
+    def tell(line: JSON) -> None:
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= TOLD_EVERY_SECONDS:
+            told_at = time.monotonic()
+            tell({"what": what, "done": done, "total": total})
+
+    try:
+        with Context(settings) as context:
+            tell({"result": make(context, report, show)})
+    except EmbeddingStudioError as error:
+        tell({"error": str(error)})
