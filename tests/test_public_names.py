@@ -32,7 +32,7 @@ def test_context_is_one_object():
 def test_importing_the_package_loads_nothing_heavy():
     program = (
         "import sys, embedding_studio\n"
-        "print([name for name in ('torch', 'psycopg', 'fastapi', 'pydantic_settings')"
+        "print([name for name in ('torch', 'numpy', 'psycopg', 'fastapi', 'pydantic')"
         " if name in sys.modules])"
     )
 

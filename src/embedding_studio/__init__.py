@@ -1,6 +1,6 @@
 """Embedding Studio: search that learns from clicks.
 
-Importing this package is light: torch, the database driver and the settings wait for the first use
+Importing this package is light: numpy, pydantic, the database driver and all else wait for the first use
 of ``context`` and of the names in ``_ON_FIRST_USE``.
 """
 
@@ -8,24 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from embedding_studio import datetime_utils, errors
-from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.domain.index import (
-    MetricAggregationType,
-    MetricType,
-    SearchIndexInfo,
-)
-from embedding_studio.domain.sessions import (
-    SearchResultItem,
-    Session,
-    SessionEvent,
-    SessionForImprovementCreateSchema,
-    get_result_position,
-)
 
 if TYPE_CHECKING:
     from embedding_studio.bootstrap import Context
     from embedding_studio.catalogue import CatalogueText
+    from embedding_studio.client import AsyncClient, Client
+    from embedding_studio.domain.filters import PayloadFilter
+    from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
     from embedding_studio.domain.objects import CatalogueObject
+    from embedding_studio.domain.sessions import (
+        SearchResultItem,
+        Session,
+        SessionEvent,
+        SessionForImprovementCreateSchema,
+        get_result_position,
+    )
     from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
     from embedding_studio.embeddings.improvement.torch_based_adjuster import TorchBasedAdjuster
     from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
@@ -36,8 +33,10 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncClient",
     "CatalogueObject",
     "CatalogueText",
+    "Client",
     "Context",
     "MetricAggregationType",
     "MetricType",
@@ -59,13 +58,24 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
+    "AsyncClient": "embedding_studio.client",
     "CatalogueObject": "embedding_studio.domain.objects",
     "CatalogueText": "embedding_studio.catalogue",
+    "Client": "embedding_studio.client",
     "Context": "embedding_studio.bootstrap",
+    "MetricAggregationType": "embedding_studio.domain.index",
+    "MetricType": "embedding_studio.domain.index",
     "PassiveAggressiveAdjuster": "embedding_studio.embeddings.improvement.passive_aggressive_adjuster",
+    "PayloadFilter": "embedding_studio.domain.filters",
     "Plugin": "embedding_studio.plugins",
+    "SearchIndexInfo": "embedding_studio.domain.index",
+    "SearchResultItem": "embedding_studio.domain.sessions",
+    "Session": "embedding_studio.domain.sessions",
+    "SessionEvent": "embedding_studio.domain.sessions",
+    "SessionForImprovementCreateSchema": "embedding_studio.domain.sessions",
     "TorchBasedAdjuster": "embedding_studio.embeddings.improvement.torch_based_adjuster",
     "VectorsAdjuster": "embedding_studio.embeddings.improvement.vectors_adjuster",
+    "get_result_position": "embedding_studio.domain.sessions",
     "load_settings": "embedding_studio.settings",
 }
 

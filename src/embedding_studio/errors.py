@@ -22,10 +22,18 @@
     ├── EmbeddingError (RuntimeError)           an embedder is absent or failed
     │   ├── EmbedderUnavailableError            it does not answer, or not in time; it may later
     │   └── PartTooLongError                    it reads shorter parts, which it splits texts into from now on
+    ├── ServiceError (RuntimeError)             what a client asked failed, or its answer cannot be read
+    │   ├── ServiceUnavailableError             it cannot be reached, or cannot serve just now
+    │   ├── TooManyRequestsError                this key or user asks more often than it allows
+    │   └── AccessDeniedError                   the key or the user's token is missing, wrong, or for less
     └── PluginError (ImportError)
 
 The HTTP status of each stands in one table, in ``api/app.py``.
 """
+
+import re
+from collections.abc import Mapping
+from typing import Any
 
 SHOWN_CHARACTERS = 80
 
@@ -41,7 +49,16 @@ def shown(value: object) -> str:
 
 
 class EmbeddingStudioError(Exception):
-    """Every error of this package; its message says what happened and what to do."""
+    """Every error of this package; its message says what happened and what to do.
+
+    Attributes:
+        problem: what a service answered (RFC 9457), where the error is a client's: ``status``, ``detail``,
+            and in ``errors`` what is wrong, place by place. None: it did not come so.
+        request_id: under which that service's log says more.
+    """
+
+    problem: Mapping[str, Any] | None = None
+    request_id: str | None = None
 
 
 class InvalidInputError(EmbeddingStudioError, ValueError):
@@ -140,5 +157,32 @@ class PartTooLongError(EmbeddingError):
     """A part of a text was too long, and the embedder splits into shorter ones from now on."""
 
 
+class ServiceError(EmbeddingStudioError, RuntimeError):
+    """What a client asked of a service failed there, or the answer is not one of Embedding Studio."""
+
+
+class ServiceUnavailableError(ServiceError):
+    """A service cannot be reached, did not answer in time, or says that it cannot serve just now."""
+
+
+class TooManyRequestsError(ServiceError):
+    """A service lets this key or this user ask no more for a moment."""
+
+
+class AccessDeniedError(ServiceError):
+    """A service asks for a key or a user's token, does not know the one that was sent, or it is for less."""
+
+
 class PluginError(EmbeddingStudioError, ImportError):
     """A plugin cannot be found or loaded."""
+
+
+def kind_of(error: type[Exception]) -> str:
+    """Return the name of an error class in words, as a service names it in a problem's ``type``.
+
+    >>> kind_of(LookupError)
+    'lookup'
+    >>> kind_of(CollectionNotFoundError)
+    'collection not found'
+    """
+    return " ".join(re.findall(r"[A-Z][a-z]*", error.__name__.removesuffix("Error"))).lower()

@@ -2,7 +2,7 @@
 
 from typing import assert_type
 
-from embedding_studio import Context, SessionEvent, context
+from embedding_studio import Client, Context, SessionEvent, context
 
 
 def a_wrong_type() -> None:
@@ -16,3 +16,8 @@ def a_wrong_call() -> None:
     context.searching  # type: ignore[attr-defined] # noqa: B018
     SessionEvent(session_id="s")  # type: ignore[call-arg]
     Context(settings="fast")  # type: ignore[arg-type]
+
+
+def a_wrong_call_of_a_client(client: Client) -> None:
+    client.search("q", user="ada")  # type: ignore[call-arg]
+    assert_type(client.search("q").results, list[str])  # type: ignore[assert-type]

@@ -42,8 +42,9 @@ from embedding_studio.api.border import (
 )
 from embedding_studio.api.dependencies import TextThreads
 from embedding_studio.api.guard import USER_TOKEN_HEADER, Guard, Refused
-from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, kind_of, problem_response
+from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, problem_response
 from embedding_studio.bootstrap import Context
+from embedding_studio.errors import kind_of
 from embedding_studio.reports import Reports
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """What the service answers when it cannot do what was asked: RFC 9457 ``application/problem+json``."""
 
-import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -71,18 +70,6 @@ def problem_response(
     return JSONResponse(
         content, status_code=status, headers=dict(headers) if headers else None, media_type=MEDIA_TYPE
     )
-
-
-def kind_of(error: type[Exception]) -> str:
-    """Return the name of an error class in words.
-
-    >>> kind_of(LookupError)
-    'lookup'
-    >>> from embedding_studio.errors import CollectionNotFoundError
-    >>> kind_of(CollectionNotFoundError)
-    'collection not found'
-    """
-    return " ".join(re.findall(r"[A-Z][a-z]*", error.__name__.removesuffix("Error"))).lower()
 
 
 def wrong_body(detail: str, *place: str | int) -> RequestValidationError:

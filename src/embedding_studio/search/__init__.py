@@ -5,18 +5,16 @@ mixing    which list fills a slot     service  one search from its query to its 
 candidates    of another search, in the order for one user
 """
 
+from embedding_studio.domain.explanations import Explanation, Influence, SharedInfluence, why
 from embedding_studio.domain.sessions import MAX_LIMIT, MAX_REACH, SearchRequest, SortBy
 from embedding_studio.search.ranking import SORT_WINDOW
 from embedding_studio.search.results import (
     BentQuery,
-    Explanation,
-    Influence,
     MovedObject,
     RankedPage,
     RankedResult,
     SearchPage,
     SearchResult,
-    SharedInfluence,
 )
 from embedding_studio.search.service import (
     EXPLORATION_RATIO,
@@ -48,4 +46,5 @@ __all__ = [
     "SearchService",
     "SharedInfluence",
     "SortBy",
+    "why",
 ]

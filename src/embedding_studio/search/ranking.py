@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_studio.domain.explanations import Explanation, Influence, SharedInfluence
 from embedding_studio.domain.filters import PayloadFilter, values
 from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import JSON, CatalogueObject, Collection, Neighbour, QueryMemory
@@ -16,7 +17,6 @@ from embedding_studio.domain.sessions import MAX_REACH, SearchRequest, SortBy
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import blend, weighed_distances
 from embedding_studio.embeddings.similarity import distances, similarities_of
-from embedding_studio.search.results import Explanation, Influence, SharedInfluence
 from embedding_studio.storage.ports import Storage, Vectors
 
 SORT_WINDOW = 1_000
