@@ -3,18 +3,20 @@
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 PAGES = Path(__file__).parent / "pages"
 DOCS, CONSOLE, DEMO = "docs", "console", "demo"
-BESIDE = ("shared", "vendor")
-"""Folders without a page of their own: what all pages load, and what others wrote (``make vendor``)."""
+BESIDE = ("shared", "vendor", "clients")
+"""Folders without a page of their own: what all pages load, what others wrote (``make vendor``), and what
+pages of other sites load."""
 
 KINDS = {
     ".html": "text/html",
     ".css": "text/css",
     ".js": "text/javascript",
+    ".ts": "text/plain",
     ".svg": "image/svg+xml",
     ".json": "application/json",
     ".txt": "text/plain",
@@ -49,22 +51,25 @@ def pages(*shown: str) -> APIRouter:
     return router
 
 
-def _page_of(folder: str) -> Callable[[], Awaitable[FileResponse]]:
-    async def page() -> FileResponse:
-        return _answer(f"{folder}/index.html")
+def _page_of(folder: str) -> Callable[[Request], Awaitable[Response]]:
+    async def page(request: Request) -> Response:
+        return _answer(request, f"{folder}/index.html")
 
     return page
 
 
-def _file_of(folder: str) -> Callable[[str], Awaitable[FileResponse]]:
-    async def file(name: str) -> FileResponse:
-        return _answer(f"{folder}/{name}")
+def _file_of(folder: str) -> Callable[[Request, str], Awaitable[Response]]:
+    async def file(request: Request, name: str) -> Response:
+        return _answer(request, f"{folder}/{name}")
 
     return file
 
 
-def _answer(name: str) -> FileResponse:
+def _answer(request: Request, name: str) -> Response:
     if name not in FILES:
         raise HTTPException(404)
     path = FILES[name]
-    return FileResponse(path, media_type=KINDS[path.suffix], headers=HEADERS)
+    answer = FileResponse(path, media_type=KINDS[path.suffix], headers=HEADERS, stat_result=path.stat())
+    if request.headers.get("if-none-match") == (tag := answer.headers["etag"]):
+        return Response(status_code=304, headers=HEADERS | {"ETag": tag})
+    return answer

@@ -1,0 +1,303 @@
+"""``/clients/embedding-studio.js`` on a page of another site: what is clicked arrives, and arrives once."""
+
+import gzip
+import json
+import time
+from functools import partial
+
+import httpx
+import jwt
+import pytest
+
+NAME = "/clients/embedding-studio.js"
+
+SECRET = "a secret that signs the tokens of users"  # noqa: S105, a test's
+KEYS = {
+    "admin_api_key": "the key of the administrator, long enough",
+    "write_api_key": "the key that any visitor may see, long enough",
+    "user_token_secret": SECRET,
+    "write_api_key_requires_user_token": True,
+}
+
+SHOP = """<!doctype html><html lang=en><title>Shop</title><link rel=icon href="data:,">
+<main><h1>Shop</h1><ol id=results></ol></main>
+<script type=module>
+const { service, ...options } = Object.fromEntries(new URLSearchParams(location.search));
+const { EmbeddingStudio } = await import(`${service}/clients/embedding-studio.js`);
+const studio = (window.studio = new EmbeddingStudio(service, { ...options, clicks: true }));
+window.show = async (query, user_id) => {
+  const page = await studio.search(query, { user_id });
+  results.dataset.esSession = page.session_id;
+  results.innerHTML = page.search_results.map(({ object_id: id }) => `<li data-es-object=${id}>
+    <a href=product.html>${id}</a> <button data-es-event=add_to_cart>Add ${id}</button>`).join("");
+  return page;
+};
+</script>"""
+
+PRODUCT = '<!doctype html><html lang=en><title>A product</title><link rel=icon href="data:,">'
+
+
+def eventually(seconds, condition):
+    deadline = time.monotonic() + seconds
+    while not (seen := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+    return seen
+
+
+def meanwhile(page, seconds, condition):
+    """Return what a condition says, once it says something; the page's own time goes on."""
+    deadline = time.monotonic() + seconds
+    while not (seen := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        page.wait_for_timeout(20)
+    return seen
+
+
+@pytest.fixture
+def shop(site):
+    return site({"index.html": SHOP, "product.html": PRODUCT})
+
+
+@pytest.fixture
+def open_shop(shop, serve, open_browser):
+    """Return what opens the shop's page with a service that lets it in."""
+
+    def open_one(*, options=None, **settings):
+        service = serve(cors_origins=(shop,), **settings)
+        page = open_browser().new_page()
+        go_to_shop(page, shop, service, options or {})
+        return page, service
+
+    return open_one
+
+
+def go_to_shop(page, shop, service, options=None):
+    page.goto(str(httpx.URL(shop, params={"service": service.url, **(options or {})})))
+    page.wait_for_function("window.studio")
+
+
+def shown(page, query, user_id=None):
+    """Search in the page as a user; return the session and the ids in their order."""
+    found = page.evaluate("([query, user]) => show(query, user)", [query, user_id])
+    return found["session_id"], [each["object_id"] for each in found["search_results"]]
+
+
+def events_of(service, session_id):
+    return [
+        (each.object_id, each.event_type)
+        for each in service.context.storage.clickstream.get_session(session_id).events
+    ]
+
+
+def kept(page):
+    return page.evaluate("Object.keys(localStorage).length")
+
+
+def click_times(page, session_id, number, object_id="parka", event_type="click"):
+    page.evaluate(
+        "([session, number, object, type]) => { while (number--) studio.click(session, object, type); }",
+        [session_id, number, object_id, event_type],
+    )
+
+
+def test_the_file_is_small_and_sent_once_to_a_browser_that_has_it(service):
+    first = httpx.get(service.url + NAME)
+    again = httpx.get(service.url + NAME, headers={"If-None-Match": first.headers["ETag"]})
+
+    assert first.headers["content-type"].startswith("text/javascript")
+    assert len(gzip.compress(first.content, 9)) <= 3_000
+    assert (again.status_code, again.content) == (304, b"")
+    assert "class EmbeddingStudio" in httpx.get(service.url + NAME.replace(".js", ".d.ts")).text
+
+
+def test_what_is_clicked_is_learnt_and_the_next_search_differs_for_this_user_alone(open_shop):
+    page, _ = open_shop()
+    _, before = shown(page, "something warm", "ann")
+
+    page.get_by_role("button", name=f"Add {before[4]}", exact=True).click()
+    after = meanwhile(page, 10, lambda: (now := shown(page, "something warm", "ann")[1]) != before and now)
+
+    assert after.index(before[4]) < 4
+    assert shown(page, "something warm", "bob")[1] == before
+    assert kept(page) == 0
+
+
+def test_a_link_that_leaves_the_page_is_told_as_a_click(open_shop):
+    page, service = open_shop()
+    session, ids = shown(page, "something warm", "ann")
+
+    page.get_by_role("link", name=ids[2], exact=True).click()
+
+    page.wait_for_url("**/product.html")
+    assert eventually(5, lambda: events_of(service, session)) == [(ids[2], "click")]
+
+
+def test_a_link_opened_in_a_new_tab_and_a_button_within_a_result_are_told_too(open_shop):
+    page, service = open_shop()
+    session, ids = shown(page, "something warm", "ann")
+
+    page.get_by_role("link", name=ids[0], exact=True).click(button="middle")
+    page.get_by_role("link", name=ids[1], exact=True).click(button="right")
+    page.get_by_role("heading").click()
+    page.get_by_role("button", name=f"Add {ids[2]}", exact=True).click()
+
+    told = meanwhile(page, 5, lambda: events_of(service, session))
+    assert sorted(told) == sorted([(ids[0], "click"), (ids[2], "add_to_cart")])
+
+
+def test_events_wait_for_a_pause_and_go_together_without_asking_first(open_shop, caplog):
+    caplog.set_level("INFO", "embedding_studio.api.access_log")
+    page, service = open_shop()
+    session, _ = shown(page, "something warm", "ann")
+    sent = []
+    page.on("request", lambda request: sent.append(request) if "/clickstream/" in request.url else None)
+
+    click_times(page, session, 45)
+
+    meanwhile(page, 5, lambda: kept(page) == 0)
+    assert [len(json.loads(each.post_data)["events"]) for each in sent] == [20, 20, 5]
+    assert {each.headers["content-type"] for each in sent} == {"text/plain;charset=UTF-8"}
+    asked = [each.getMessage() for each in caplog.records if "OPTIONS" in each.getMessage()]
+    assert len(asked) == 1  # the search, which sends JSON
+    assert len(events_of(service, session)) == 45
+
+
+def test_while_the_service_is_away_nothing_is_lost_and_nothing_counts_twice(open_shop, troubles):
+    page, service = open_shop()
+    session, ids = shown(page, "something warm", "ann")
+    service.stop()
+
+    for object_id in ids:
+        click_times(page, session, 4, object_id)
+    page.evaluate("dispatchEvent(new Event('pagehide'))")
+    page.wait_for_timeout(3_000)
+    assert kept(page) == 40
+    service.start()
+
+    meanwhile(page, 30, lambda: kept(page) == 0)
+    assert sorted(events_of(service, session)) == sorted([(each, "click") for each in ids] * 4)
+    assert troubles
+    troubles.clear()  # requests that nobody answered
+
+
+def test_a_page_that_was_left_meanwhile_tells_it_when_it_is_next_opened(shop, open_shop, troubles):
+    page, service = open_shop()
+    session, _ = shown(page, "something warm", "ann")
+    service.stop()
+    click_times(page, session, 400, event_type="view" * 16)  # 80 kB, more than may be under way
+    browser = page.context
+    page.close()
+    troubles.clear()
+    service.start()
+
+    page = browser.new_page()
+    go_to_shop(page, shop, service)
+
+    meanwhile(page, 30, lambda: kept(page) == 0)
+    assert len(events_of(service, session)) == 400
+
+
+def test_a_beacon_and_a_request_with_the_same_events_count_once(open_shop):
+    page, service = open_shop()
+    session, _ = shown(page, "something warm", "ann")
+    click_times(page, session, 3)
+
+    page.evaluate("dispatchEvent(new Event('pagehide'))")
+    eventually(5, lambda: events_of(service, session))
+    assert kept(page) == 3  # for nobody said whether the beacon arrived
+    page.evaluate("studio.flush()")
+
+    assert kept(page) == 0
+    assert len(events_of(service, session)) == 3
+
+
+def test_an_event_that_the_service_refuses_goes_alone(open_shop, troubles):
+    page, service = open_shop()
+    session, _ = shown(page, "something warm", "ann")
+
+    click_times(page, session, 2)
+    click_times(page, session, 1, "\x00")
+    click_times(page, session, 2)
+    page.evaluate("studio.flush()")
+
+    assert kept(page) == 0
+    assert len(events_of(service, session)) == 4
+    assert [each for each in troubles if each.startswith("Embedding Studio takes no such event (422)")]
+    troubles.clear()
+
+
+@pytest.mark.parametrize("wrong", [[None, "parka"], ["s", ""], ["s", 7], ["s", "x" * 513]])
+def test_what_can_be_no_id_is_refused_where_it_is_clicked(open_shop, wrong):
+    page, _ = open_shop()
+
+    said = page.evaluate(
+        "(ids) => { try { studio.click(...ids) } catch (error) { return String(error) } }", wrong
+    )
+
+    assert said.startswith("TypeError: not an id")
+    assert kept(page) == 0
+
+
+def token(user_id, seconds=600):
+    return jwt.encode({"sub": user_id, "exp": int(time.time()) + seconds}, SECRET, "HS256")
+
+
+def test_the_key_and_the_users_token_go_with_searches_beacons_and_requests(open_shop):
+    page, service = open_shop(options={"apiKey": KEYS["write_api_key"], "userToken": token("ann")}, **KEYS)
+    session, ids = shown(page, "something warm")
+    click_times(page, session, 1, ids[0])
+    page.evaluate("dispatchEvent(new Event('pagehide'))")
+    eventually(5, lambda: events_of(service, session))
+    click_times(page, session, 1, ids[1])
+    page.evaluate("studio.flush()")
+
+    assert service.context.storage.clickstream.get_session(session).user_id == "ann"
+    assert sorted(events_of(service, session)) == sorted([(ids[0], "click"), (ids[1], "click")])
+
+
+def test_events_wait_for_a_token_that_has_not_expired_and_are_never_anothers(open_shop, troubles):
+    page, service = open_shop(options={"apiKey": KEYS["write_api_key"], "userToken": token("ann")}, **KEYS)
+    session, ids = shown(page, "something warm")
+    set_token = partial(page.evaluate, "(token) => { studio.userToken = token }")
+
+    set_token(token("ann", -60))
+    click_times(page, session, 1, ids[0])
+    page.evaluate("studio.flush()")
+    assert kept(page) == 1
+    troubles.clear()  # 401
+    set_token(token("ann"))
+    page.evaluate("studio.flush()")
+    set_token(token("bob"))
+    click_times(page, session, 1, ids[1])
+    page.evaluate("studio.flush()")
+
+    assert kept(page) == 0
+    assert events_of(service, session) == [(ids[0], "click")]
+
+
+def test_a_search_that_is_refused_says_why(open_shop, troubles):
+    page, _ = open_shop()
+
+    said = page.evaluate(
+        "studio.search('coat', { limit: 0 }).catch(({ status, message }) => [status, message])"
+    )
+
+    assert said[0] == 422
+    assert said[1].startswith("#/limit: ")
+    troubles.clear()
+
+
+def test_without_storage_events_live_as_long_as_the_page(open_shop, open_browser):
+    page, service = open_shop()
+    page.add_init_script(
+        "Object.defineProperty(window, 'localStorage', { get() { throw new Error('barred') } })"
+    )
+    page.reload()
+    page.wait_for_function("window.studio")
+    session, ids = shown(page, "something warm", "ann")
+
+    click_times(page, session, 1, ids[0])
+    page.evaluate("studio.flush()")
+
+    assert events_of(service, session) == [(ids[0], "click")]
