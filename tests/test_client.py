@@ -225,6 +225,7 @@ def test_searches_of_another_system_are_recorded_with_what_was_done(shop):
     assert {each.disposition for each in recorded} == {"recorded"}
     assert [each.session_id for each in recorded] == [f"s{n}" for n in range(120)] + ["with"]
     assert [each.disposition for each in recorded[-1].events] == ["accepted"]
+    assert [shop.take_back(registered.session_id, "ab") for _ in range(2)] == [1, 0]
     shop.mark_irrelevant(registered.session_id)
     session = shop.session(registered.session_id)
     assert (session.is_irrelevant, len(session.events)) == (True, 3)
@@ -596,6 +597,7 @@ EVERY_CALL: list[calls.Call[Any]] = [
     calls.record_sessions([], collection="default"),
     calls.session("s"),
     calls.mark_irrelevant("s"),
+    calls.take_back("s", "o"),
     calls.upsert([]),
     calls.update_payloads({}),
     calls.delete([]),
@@ -619,6 +621,15 @@ EVERY_CALL: list[calls.Call[Any]] = [
 
 NOT_COVERED = {
     "use_session_for_improvement": "a click places the order; retry_order places it anew",
+    "list_sessions": "of the console, for people to look at",
+    "get_user_state": "as above",
+    "get_user_map": "as above",
+    "get_findings": "as above",
+    "start_report": "as above",
+    "list_reports": "as above",
+    "get_report": "as above",
+    "stop_report": "as above",
+    "update_collection": "an operator's: the command line",
     "list_quarantined_users": "an operator's: the command line",
     "quarantine_user": "as above",
     "release_user": "as above",

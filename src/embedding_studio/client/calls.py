@@ -249,6 +249,15 @@ def mark_irrelevant(session_id: str) -> Call[None]:
     return _posted("/clickstream/session/irrelevant", _nothing, {"session_id": session_id})
 
 
+def take_back(session_id: str, object_id: str) -> Call[int]:
+    """Let what a user did with one result no longer count; return how many events that were.
+
+    A second time there are none.
+    """
+    path = f"{API}/clickstream/session/{_in_path(session_id)}/events/{_in_path(object_id)}"
+    return Call("DELETE", path, itemgetter("taken_back"))
+
+
 def upsert(objects: Iterable[JSON], *, collection: str | None = None) -> Call[answers.Indexed]:
     body = {"items": list(objects)}
     return _posted_in(collection, "/embeddings/upsert", answers.Indexed.read, body)
