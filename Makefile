@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test check lint types imports fuzz hashes vendor docs chaos format clean
+.PHONY: demo test check lint types imports fuzz hashes vendor site docs chaos format clean
 
 demo: .venv/installed
 	$(BIN)/embedding-studio demo
@@ -36,6 +36,10 @@ docs: .venv/installed-dev
 
 chaos: .venv/installed-dev
 	$(BIN)/python benchmarks/chaos.py --json chaos.json --markdown docs/chaos.md
+
+# The documentation as a site, in site/.
+site: .venv/installed-dev
+	$(BIN)/python .ci/site.py site
 
 # The JavaScript of others, after a new version in .ci/vendor.py.
 vendor:

@@ -1,8 +1,10 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,49 @@ def test_the_two_commands_of_the_readme_are_those_that_ci_runs():
 
     assert re.findall(r"^make \w+$", readme, re.MULTILINE) == ["make demo", "make check"]
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make check"
+
+
+needs_zensical = pytest.mark.skipif(
+    sys.version_info < (3, 11, 5), reason="the generator of the site needs Python 3.11.5"
+)
+
+
+@needs_zensical
+def test_the_pages_make_a_site_in_which_every_link_leads_somewhere(tmp_path):
+    build = [sys.executable, ROOT / ".ci" / "site.py", tmp_path / "site"]
+
+    built = subprocess.run(build, capture_output=True, text=True, check=False)
+
+    assert built.returncode == 0, built.stdout + built.stderr
+    pages = {path.stem for path in (tmp_path / "site").glob("*.html")}
+    assert {path.stem for path in ROOT.glob("docs/*.md")} | {"index", "SECURITY"} <= pages
+    of_others = r'<(?:script|link|img)[^>]+(?:src|href)="https?://'
+    assert not re.search(of_others, (tmp_path / "site" / "index.html").read_text())
+
+
+def test_every_page_is_in_the_sites_navigation():
+    nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    listed = [page for section in nav for pages in section.values() for page in pages]
+
+    assert len(listed) == len(set(listed))
+    assert {path.name for path in ROOT.glob("docs/*.md")} < set(listed)
+
+
+@needs_zensical
+def test_a_link_that_leads_nowhere_stops_the_site(tmp_path):
+    copy = tmp_path / "copy"
+    (copy / ".ci").mkdir(parents=True)
+    shutil.copytree(ROOT / "docs", copy / "docs")
+    for each in (".ci/site.py", "zensical.toml", *(path.name for path in ROOT.glob("*.md"))):
+        shutil.copy(ROOT / each, copy / each)
+    page = copy / "docs" / "filters.md"
+    page.write_text(page.read_text() + "\n[nowhere](nowhere.md)\n")
+
+    build = [sys.executable, copy / ".ci" / "site.py", tmp_path / "site"]
+    built = subprocess.run(build, capture_output=True, check=False)
+
+    assert built.returncode != 0
+    assert not (tmp_path / "site").exists()
 
 
 def test_make_check_runs_every_check_there_is():
