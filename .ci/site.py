@@ -1,4 +1,4 @@
-"""Build the documentation as a site: `make site`. It needs no network, and a link that leads nowhere stops it.
+"""Build the documentation as a site: `make site`. It needs no network, and a broken link stops it.
 
 The pages are those that are read on GitHub: README.md, what stands beside it, and docs/.
 """
