@@ -1002,8 +1002,11 @@ def test_objects_are_read_in_the_order_asked_for(client):
     fill(client)
     client.post(PAYLOADS, json={"payloads": [{"object_id": "all-b", "payload": {"new": [1, None]}}]})
 
-    answer = client.post(OBJECTS, json={"object_ids": ["all-b", "unknown", "a-and-b"]})
+    asked = {"object_ids": ["all-b", "unknown", "a-and-b"]}
+    answer = client.post(OBJECTS, json=asked)
+    without = client.post(OBJECTS, json={**asked, "with_vectors": False})
 
+    assert [each["vectors"] for each in without.json()["objects"]] == [None, None]
     assert answer.json() == {
         "objects": [
             {"object_id": "all-b", "payload": {"new": [1, None]}, "vectors": [[0, 2, 0]]},
@@ -1061,7 +1064,7 @@ def test_objects_for_an_unknown_collection_do_not_make_one(client):
     answer = client.post(UPSERT, json={"collection": "typo", "items": [{"object_id": "o1", "text": "a"}]})
 
     assert answer.status_code == 404
-    assert client.get(COLLECTIONS).json() == {"collections": []}
+    assert client.get(COLLECTIONS).json() == {"collections": [], "embedder": "letters"}
     bodies: dict[str, dict[str, Any]] = {
         DELETE: {"object_ids": ["o1"]},
         OBJECTS: {"object_ids": []},
@@ -1120,7 +1123,7 @@ def test_a_collection_is_made_shown_listed_aliased_and_dropped(client):
     }
     assert aliased.json() == {"alias": "best", "collection": "shoes"}
     assert shown.json() == made.json() | {"aliases": ["best"]}
-    assert listed.json() == {"collections": [shown.json()]}
+    assert listed.json() == {"collections": [shown.json()], "embedder": "letters"}
     assert dropped.status_code == 204
     assert after.status_code == 404
 

@@ -11,9 +11,11 @@ from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.fields import Id
 from embedding_studio.api.permissions import may_use, require_collection
 from embedding_studio.api.problems import wrong_body
+from embedding_studio.bootstrap import Context
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.embedders.names import is_called
+from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.storage.ports import Storage
 
 router = APIRouter(prefix="/collections", tags=["collections"], route_class=BodyRoute)
@@ -79,6 +81,9 @@ class CollectionInfo(BaseModel):
 
 class CollectionsInfo(BaseModel):
     collections: list[CollectionInfo]
+    embedder: str | None = Field(
+        description="by which the service embeds texts; null: callers bring vectors, or it cannot be made"
+    )
 
 
 class AliasInfo(BaseModel):
@@ -91,7 +96,9 @@ def list_collections(context: InContext, caller: InCaller) -> CollectionsInfo:
     """Return all collections by name, or those that the key is for."""
     collections = context.storage.collections
     told = [each for each in collections.list() if may_use(collections, caller, each.name)]
-    return CollectionsInfo(collections=[_info(each, context.storage) for each in told])
+    return CollectionsInfo(
+        collections=[_info(each, context.storage) for each in told], embedder=_embedder_of(context)
+    )
 
 
 @router.post("", status_code=201, operation_id="create_collection", dependencies=[ADMIN])
@@ -154,6 +161,13 @@ def update_collection(name: Name, body: CollectionChangesBody, context: InContex
 def drop_collection(name: Name, context: InContext) -> None:
     """Remove a collection with its objects and all that was learnt in it; sessions stay."""
     context.storage.collections.drop(name)
+
+
+def _embedder_of(context: Context) -> str | None:
+    try:
+        return None if context.embedder is None else context.embedder.name
+    except EmbeddingStudioError:  # as readyz says it; collections are there without
+        return None
 
 
 def _info(collection: Collection, storage: Storage) -> CollectionInfo:

@@ -155,6 +155,7 @@ class PayloadsBody(Body):
 
 class ObjectsBody(Body):
     object_ids: Annotated[Many[Id], Field(max_length=MAX_OBJECTS)]
+    with_vectors: bool = True
     collection: Id = DEFAULT_COLLECTION
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"object_ids": ["csv.reader"]}]})
@@ -363,11 +364,11 @@ def update_payloads(body: PayloadsBody, context: InContext, caller: InCaller) ->
 
 @router.post("/objects", operation_id="get_objects", dependencies=[OBJECTS])
 def get_objects(body: ObjectsBody, context: InContext, caller: InCaller) -> StoredObjects:
-    """Return objects with their vectors: those that exist, in the order asked for."""
+    """Return objects, those that exist, in the order asked for."""
     require_collection(context, caller, body.collection)
     collection = context.storage.collections.get(body.collection)
     found = context.storage.objects.get(collection, body.object_ids)
-    return StoredObjects(objects=[_stored(each, with_vectors=True) for each in found])
+    return StoredObjects(objects=[_stored(each, with_vectors=body.with_vectors) for each in found])
 
 
 @router.post("/scroll", operation_id="scroll_objects", dependencies=[OBJECTS])

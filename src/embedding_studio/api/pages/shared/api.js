@@ -45,7 +45,10 @@ export const call = async (path, { method, body, query = {}, signal } = {}) => {
   }
   const isJson = (answer.headers.get("Content-Type") ?? "").includes("json") && !answer.headers.get("Content-Type").includes("ndjson");
   const told = answer.status === 204 ? null : isJson ? await answer.json() : await answer.text();
-  if (!answer.ok) throw new Problem(answer.status, isJson ? told : { detail: told });
+  if (!answer.ok) {
+    const problem = isJson ? told : { detail: told };
+    throw new Problem(answer.status, { ...problem, requestId: answer.headers.get("X-Request-ID") });
+  }
   return told;
 };
 

@@ -1,0 +1,103 @@
+// What is asked of the service while a view is shown, and a key where the service wants one.
+import { at, call } from "../shared/api.js";
+import { useCallback, useEffect, useState } from "../shared/preact.js";
+
+const NEEDS_KEY = "needs-key";
+
+const tellOfKey = (problem) => {
+  if (problem.status === 401) dispatchEvent(new Event(NEEDS_KEY));
+};
+
+/** Whether the service refused to talk without a key, and what sets that. */
+export const useNeedsKey = () => {
+  const [needs, setNeeds] = useState(false);
+  useEffect(() => {
+    const need = () => setNeeds(true);
+    addEventListener(NEEDS_KEY, need);
+    return () => removeEventListener(NEEDS_KEY, need);
+  }, []);
+  return [needs, setNeeds];
+};
+
+/**
+ * Ask when what is depended on changes, and again every so many milliseconds if that is given.
+ * What was told before stays while it is asked anew, so that nothing jumps.
+ * @returns {{told?: any, problem?: Error, isAsking: boolean, again: () => void}}
+ */
+export const useAsked = (ask, depends, { every } = {}) => {
+  const [state, setState] = useState({ isAsking: true });
+  const [round, setRound] = useState(0);
+  useEffect(() => {
+    let isOver = false;
+    let timer;
+    const asking = async () => {
+      let next;
+      try {
+        next = { told: await ask() };
+      } catch (problem) {
+        tellOfKey(problem);
+        next = { problem };
+      }
+      if (isOver) return;
+      setState((was) => ({ told: was.told, ...next, isAsking: false }));
+      if (every) timer = setTimeout(asking, document.hidden ? 10 * every : every);
+    };
+    setState((was) => ({ ...was, isAsking: true }));
+    asking();
+    return () => {
+      isOver = true;
+      clearTimeout(timer);
+    };
+  }, [...depends, round, every]);
+  return { ...state, again: useCallback(() => setRound((was) => was + 1), []) };
+};
+
+/** Something that a person may ask for: whether it is being done, and what went wrong the last time. */
+export const useDoing = (act) => {
+  const [{ isDoing, problem }, setState] = useState({ isDoing: false });
+  const start = async (...given) => {
+    setState({ isDoing: true });
+    try {
+      await act(...given);
+      setState({ isDoing: false });
+    } catch (error) {
+      tellOfKey(error);
+      setState({ isDoing: false, problem: error });
+    }
+  };
+  return { start, isDoing, problem };
+};
+
+/** Wait until a session is learnt from, and return its order; null if that takes longer than it should. */
+export const learnt = async (session, { seconds = 30, every = 100 } = {}) => {
+  const end = performance.now() + 1000 * seconds;
+  while (performance.now() < end) {
+    const order = await call(at`improvement/orders/${session}`);
+    if (!["pending", "processing"].includes(order.status)) return order;
+    await new Promise((then) => setTimeout(then, every));
+  }
+  return null;
+};
+
+const LATEST = 200;
+
+/** Who has searched lately, the latest first, with their sessions among the latest ones. */
+export const latestUsers = async (collection) => {
+  const { sessions } = await call("clickstream/sessions", { query: { collection, limit: LATEST } });
+  const users = new Map();
+  for (const session of sessions) {
+    if (session.user_id === null) continue;
+    const user = users.get(session.user_id) ?? { user_id: session.user_id, latest_at: session.created_at, sessions: [] };
+    user.sessions.push(session);
+    users.set(session.user_id, user);
+  }
+  return [...users.values()];
+};
+
+/** Objects by id, with their payloads; what is gone is absent. */
+export const objectsOf = async (collection, ids) => {
+  const object_ids = [...new Set(ids)].slice(0, 1000);
+  if (!object_ids.length) return {};
+  const { objects } = await call("embeddings/objects", { body: { collection, object_ids, with_vectors: false } });
+  return Object.fromEntries(objects.map((each) => [each.object_id, each]));
+};

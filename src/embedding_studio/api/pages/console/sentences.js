@@ -1,0 +1,46 @@
+// Why, and what became of it, in sentences that need no knowledge of vectors.
+
+const quoted = (text) => `“${text}”`;
+const listed = (texts) => (texts.length < 3 ? texts.join(" and ") : `${texts[0]}, ${texts[1]} and ${texts.length - 2} more`);
+
+/**
+ * Why a result stands where it does for a user; "" where clicks have no part in it.
+ * @param {object} result as the service explains it
+ * @param {number} moved by how many places it stands higher than for everybody; NaN: not on their page
+ * @param {(id: string) => string} nameOf of an object
+ */
+export const why = (result, moved, user, nameOf) => {
+  const { influences = [], shared } = result.explanation ?? {};
+  const own = influences.filter((each) => each.clicked_ids.includes(result.object_id));
+  if (own.length) return `${user} clicked this for ${listed(own.map((each) => quoted(each.search_query)))}.`;
+  if (shared && shared.factor < 1) return `${shared.users} others who asked alike clicked this.`;
+  const [strongest] = [...influences].sort((one, other) => one.distance_change - other.distance_change);
+  if (!strongest) return shared ? `${shared.users} others who asked alike clicked what is like it.` : "";
+  const clicked = listed(strongest.clicked_ids.map((id) => quoted(nameOf(id))));
+  if (moved < 0) return `Overtaken by what is more like ${clicked}.`;
+  if (moved === 0 || strongest.distance_change >= 0) return "";
+  return `It is like ${clicked}, which ${user} clicked for ${quoted(strongest.search_query)}.`;
+};
+
+const STATUSES = {
+  pending: ["waiting", "Waits to be learnt from"],
+  processing: ["learning", "Is being learnt from"],
+  done: ["learnt", "What was clicked is learnt, and bears on this user's next searches"],
+  refused: ["refused", "Nothing was learnt"],
+  failed: ["failed", "Learning failed"],
+};
+
+/** What became of a session: a word, its kind of badge, and a sentence. */
+export const became = (session) => {
+  const { order, is_irrelevant: isIrrelevant, events } = session;
+  if (isIrrelevant) return { word: "irrelevant", kind: "", told: "Marked irrelevant: it does not count, and what was learnt from it is unlearnt." };
+  if (!order && events.length) return { word: "not learnt", kind: "", told: "Its clicks are not learnt from: nobody ordered it, or the order was cancelled." };
+  if (!order) return { word: "no click", kind: "", told: "Nothing was clicked, so there is nothing to learn." };
+  const [word, sentence] = STATUSES[order.status];
+  const isQuarantined = /quarantin|robot/.test(order.detail ?? "");
+  return {
+    word: isQuarantined ? "quarantined" : word,
+    kind: { done: "good", failed: "bad", refused: "warn" }[order.status] ?? "busy",
+    told: order.detail ? `${sentence}: ${order.detail}` : `${sentence}.`,
+  };
+};

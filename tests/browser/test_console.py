@@ -1,0 +1,595 @@
+"""The console, as a person uses it: what each view does, and says where there is nothing or a failure."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from browser.conftest import Service, axe_findings, keep_screenshot
+from conftest import new_database
+from embedding_studio.api.static import PAGES
+from embedding_studio.bootstrap import Context
+from embedding_studio.catalogue import CatalogueText
+from embedding_studio.embedders import Embedder
+from embedding_studio.settings import Settings
+
+SHOP = [
+    ("parka", "Winter parka with fur hood", "A warm parka for the coldest days", "Coats", 189),
+    ("anorak", "Light anorak", "Keeps wind and rain out on the hill; packs into its own pocket", "Coats", 79),
+    ("wool-coat", "Long wool coat", "A long coat of heavy wool for cold days in the city", "Coats", 240),
+    ("raincoat", "Yellow raincoat", "A raincoat that keeps you dry in any downpour", "Coats", 95),
+    ("down-jacket", "Down jacket", "A very light jacket, warm to minus ten", "Coats", 210),
+    ("dog-coat", "Coat for dogs", "A warm waterproof coat for medium dogs", "Pets", 35),
+    ("sweater", "Merino sweater", "A thick knitted sweater of merino wool", "Knitwear", 85),
+    ("scarf", "Scarf and mittens", "A soft scarf with matching mittens of lambswool", "Knitwear", 40),
+    ("boots", "Insulated boots", "Boots for snow and ice with a thick rubber sole", "Shoes", 140),
+    ("sandals", "Leather sandals", "Sandals for the beach and hot days", "Shoes", 55),
+    ("slippers", "Felt slippers", "Warm slippers of grey felt for the house", "Shoes", 30),
+    ("blanket", "Wool blanket", "A heavy blanket that keeps you warm on the sofa", "Home", 110),
+    ("kettle", "Electric kettle", "Boils a litre of water in three minutes", "Home", 39),
+    ("teapot", "Stoneware teapot", "Keeps tea warm for an hour", "Home", 34),
+    ("sleeping-bag", "Sleeping bag", "A warm sleeping bag for nights near freezing", "Outdoor", 130),
+    ("umbrella", "Storm umbrella", "Does not turn inside out in wind", "Outdoor", 32),
+]
+COLD = "something for a cold house"
+PHONE = {"viewport": {"width": 390, "height": 844}}
+WIDE = {"viewport": {"width": 1280, "height": 800}}
+KEY = "a-key-of-this-test-that-is-long-enough"
+BLANK = "<!doctype html><html lang=en><title>t</title><link rel=icon href=data:,>"
+WORDS_OF_LOADING = "Failed to load resource"
+
+
+@pytest.fixture(scope="module")
+def catalogue_url(postgres_server: str, embedder: Embedder) -> Iterator[str]:
+    """Return the URL of a database with ``SHOP`` in its one collection."""
+    with new_database(postgres_server) as url:
+        with Context(Settings(_env_file=None, database_url=url), embedder=embedder) as context:
+            objects = [
+                CatalogueText(
+                    object_id,
+                    f"{title}. {told}",
+                    {"title": title, "description": told, "category": category, "price": price},
+                )
+                for object_id, title, told, category, price in SHOP
+            ]
+            context.index_objects("shop", objects)
+        yield url
+
+
+class Shop:
+    """A service over the shop, and what a site would send to it."""
+
+    def __init__(self, service: Service, api: httpx.Client) -> None:
+        self.service = service
+        self.api = api
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        answer = self.api.request(method, path, json=body)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def searched(self, user: str | None, query: str, *clicked: str) -> str:
+        """Let a user search and click, wait until that is learnt, and return the session's id."""
+        body = {"collection": "shop", "search_query": query, "user_id": user, "create_session": True}
+        session_id: str = self.ask("POST", "/embeddings/similarity-search", body)["session_id"]
+        if clicked:
+            events = [{"object_id": each} for each in clicked]
+            self.ask("POST", "/clickstream/session/events", {"session_id": session_id, "events": events})
+            self.await_learnt(session_id)
+        return session_id
+
+    def await_learnt(self, session_id: str) -> None:
+        deadline = time.monotonic() + 20
+        while self.ask("GET", f"/improvement/orders/{session_id}")["status"] in {"pending", "processing"}:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def at(self, view: str, **query: str) -> str:
+        return str(httpx.URL(f"{self.service.url}/console")) + f"#/{view}?{httpx.QueryParams(query)}"
+
+
+@pytest.fixture
+def shop(service: Service) -> Iterator[Shop]:
+    with httpx.Client(base_url=f"{service.url}/api/v1", timeout=30) as api:
+        yield Shop(service, api)
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Page]) -> Page:
+    return open_page(**WIDE)
+
+
+def expected(troubles: list[str], *words: str) -> None:
+    """Let go of what a test meant to happen; anything else is still in ``troubles``."""
+    troubles[:] = [each for each in troubles if not any(word in each for word in words)]
+
+
+def names(page: Page, region: str) -> list[str]:
+    """Return the names of the results in a list, without the marks of what moved."""
+    found = page.get_by_role("region", name=region, exact=True).locator(".name")
+    return [each.split("▲")[0].split("▼")[0].strip() for each in found.all_inner_texts()]
+
+
+def result(page: Page, region: str, name: str) -> Locator:
+    of_name = page.locator("li", has=page.locator(".name", has_text=name))
+    return page.get_by_role("region", name=region, exact=True).locator(of_name)
+
+
+# Search
+
+
+def test_a_click_moves_results_for_its_user_alone_and_can_be_taken_back(shop, page):
+    page.goto(shop.at("search", collection="shop"))
+    page.get_by_label("What is searched for").fill(COLD)
+    page.get_by_label("As user").fill("ada")
+    page.get_by_role("button", name="Search").click()
+    page.get_by_text("they see what everybody sees").wait_for()
+    before = names(page, "For everybody")
+    assert names(page, "For ada") == before
+    assert before[0] != "Felt slippers"
+
+    page.get_by_role("button", name="Click Felt slippers as ada").click()
+
+    changed = page.get_by_role("region", name="What changed")
+    expect(changed).to_contain_text("Learnt in")
+    expect(changed).to_contain_text("Felt slippers")
+    expect(changed).to_contain_text("Everybody but ada sees what they saw before")
+    slippers = result(page, "For ada", "Felt slippers")
+    expect(slippers).to_contain_text(f"ada clicked this for “{COLD}”.")
+    assert names(page, "For ada")[0] == "Felt slippers"
+    assert names(page, "For everybody") == before
+    expect(slippers).to_contain_text(f"▲ {before.index('Felt slippers')}")
+    keep_screenshot(page, "console-search")
+
+    page.get_by_role("button", name="Take back the click on Felt slippers").click()
+
+    expect(changed).to_contain_text("was taken back")
+    page.get_by_text("they see what everybody sees").wait_for()
+    assert names(page, "For ada") == before
+
+
+def test_a_result_that_nobody_clicked_says_what_it_is_like(shop, page):
+    shop.searched("ada", COLD, "slippers")
+    page.goto(shop.at("search", collection="shop", q=COLD, user="ada"))
+    page.get_by_role("region", name="For ada").wait_for()
+
+    reasons = page.get_by_role("region", name="For ada").locator(".why").all_inner_texts()
+
+    assert f"It is like “Felt slippers”, which ada clicked for “{COLD}”." in reasons
+    assert "Overtaken by what is more like “Felt slippers”." in reasons
+
+
+def test_filters_are_made_without_a_query_language(shop, page):
+    page.goto(shop.at("search", collection="shop", q="warm"))
+    page.get_by_role("button", name="+ Filter").click()
+    for field, condition, value, found in (
+        ("category", "is", "Shoes", {"Felt slippers", "Insulated boots", "Leather sandals"}),
+        ("price", "is at most", "32", {"Felt slippers", "Storm umbrella"}),
+        ("title", "contains the words", "wool coat", {"Long wool coat"}),
+        ("price", "is at least", "1000", set()),
+    ):
+        page.get_by_label("Field").fill(field)
+        page.get_by_label("Condition").select_option(condition)
+        page.get_by_label("Value").fill(value)
+        page.get_by_role("button", name="Search").click()
+
+        if found:
+            expect(page.locator(".name")).to_have_count(len(found))
+        else:
+            page.get_by_text("No object passes the filters").wait_for()
+        assert set(names(page, "For everybody")) == found
+        page.reload()  # the address has it all
+        expect(page.get_by_label("Value")).to_have_value(value)
+
+
+def test_a_service_that_is_away_is_told_and_asked_again(shop, page, troubles):
+    page.goto(shop.at("search", collection="shop"))
+    page.get_by_label("What is searched for").fill("tea")
+    shop.service.stop()
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("alert").first).to_contain_text("The service cannot be reached.")
+
+    shop.service.start()
+    page.get_by_role("button", name="Try again").first.click()
+
+    expect(page.locator(".name").first).to_contain_text("teapot")
+    expected(troubles, WORDS_OF_LOADING, "ERR_")
+
+
+def test_what_the_service_says_of_a_wrong_query_is_shown_with_its_request_id(shop, page, troubles):
+    page.goto(shop.at("search", collection="no-such"))
+    page.get_by_label("What is searched for").fill("tea")
+    page.get_by_role("button", name="Search").click()
+
+    alert = page.get_by_role("alert").first
+
+    expect(alert).to_contain_text("Collection not found")
+    expect(alert).to_contain_text("no-such")
+    expect(alert).to_contain_text("Request id")
+    expected(troubles, WORDS_OF_LOADING)
+
+
+def test_without_a_collection_each_view_says_how_to_begin(postgres_server, serve, page):
+    with new_database(postgres_server) as url:
+        service = serve(database_url=url)
+        for view, told in {
+            "search": "There is nothing to search yet",
+            "sessions": "No session is recorded here yet",
+            "users": "Nobody has searched here yet",
+            "collections": "There is no collection yet",
+        }.items():
+            page.goto(f"{service.url}/console#/{view}")
+
+            page.get_by_text(told).wait_for()
+            assert not axe_findings(page)
+        page.goto("about:blank")  # or it goes on asking
+        service.stop()
+        service.context.close()
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a result stands where it does, and how that is told."""
+
+    told: str
+    moved: int = 1
+    influences: tuple[tuple[str, str, float], ...] = ()
+    shared: dict[str, float] | None = None
+
+    def explanation(self) -> dict[str, Any]:
+        influences = [
+            {"search_query": query, "clicked_ids": [clicked], "distance_change": change}
+            for query, clicked, change in self.influences
+        ]
+        return {"influences": influences, "shared": self.shared}
+
+
+LIKE_B = "It is like “Z”, which ada clicked for “b”."
+REASONS = (
+    Reason("ada clicked this for “a”.", 3, (("a", "x", -0.2),)),
+    Reason("ada clicked this for “a” and “b”.", 0, (("a", "x", -0.2), ("b", "x", -0.1))),
+    Reason(
+        "ada clicked this for “a”, “b” and 2 more.",
+        3,
+        tuple((query, "x", -0.1) for query in ("a", "b", "c", "d")),
+    ),
+    Reason(LIKE_B, 1, (("a", "y", -0.1), ("b", "z", -0.3))),
+    Reason("Overtaken by what is more like “Y”.", -2, (("a", "y", -0.1),)),
+    Reason("", 0, (("a", "y", -0.1),)),
+    Reason("", 1, (("a", "y", 0.1),)),
+    Reason("7 others who asked alike clicked this.", 1, (), {"users": 7, "factor": 0.9}),
+    Reason("7 others who asked alike clicked what is like it.", 1, (), {"users": 7, "factor": 1}),
+    Reason("", 0),
+)
+
+
+def test_why_is_a_sentence(site, page):
+    url = site({"index.html": BLANK, "sentences.js": (PAGES / "console" / "sentences.js").read_text()})
+    page.goto(url)
+    for reason in REASONS:
+        told = page.evaluate(
+            """async ([explanation, moved]) => {
+                const { why } = await import("/sentences.js");
+                return why({ object_id: "x", explanation }, moved, "ada", (id) => id.toUpperCase());
+            }""",
+            [reason.explanation(), reason.moved],
+        )
+
+        assert told == reason.told
+
+
+# The key
+
+
+def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(serve, page, troubles):
+    service = serve(admin_api_key=KEY)
+    page.goto(f"{service.url}/console#/health")
+    page.get_by_role("heading", name="This service asks for a key").wait_for()
+    assert not axe_findings(page)
+    keep_screenshot(page, "console-key")
+
+    page.get_by_label("Key").fill("of-another-door")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="The service does not know this key").wait_for()
+    page.get_by_label("Key").fill(KEY)
+    page.keyboard.press("Enter")
+
+    page.get_by_role("heading", name="What the doctor finds").wait_for()
+    expect(page.get_by_role("region").or_(page.locator(".findings"))).to_contain_text("ADMIN_API_KEY")
+    assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
+        [KEY],
+        0,
+        "",
+    ]
+    page.get_by_role("button", name="Forget key").click()
+    page.get_by_role("heading", name="This service asks for a key").wait_for()
+    assert page.evaluate("sessionStorage.length") == 0
+    expected(troubles, WORDS_OF_LOADING)
+
+
+# Sessions
+
+
+def test_sessions_come_live_with_what_became_of_each(shop, page):
+    shop.searched("eve", "tea")
+    shop.searched(None, "rain", "umbrella")
+    page.goto(shop.at("sessions", collection="shop"))
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.filter(has_text="tea")).to_contain_text("no click")
+    expect(rows.filter(has_text="rain")).to_contain_text("there is no user whose results could change")
+
+    time.sleep(1.1)  # a second is what sessions are ordered by
+    shop.searched("ada", COLD, "slippers")
+
+    expect(rows).to_have_count(3)
+    expect(rows.first).to_contain_text(COLD)
+    expect(rows.first).to_contain_text("learnt")
+    keep_screenshot(page, "console-sessions")
+    page.get_by_label("Only of this user").fill("eve")
+    page.get_by_role("button", name="Show").click()
+    expect(rows).to_have_count(1)
+    page.get_by_label("Only of this user").fill("nobody")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_text("nobody has no sessions here").wait_for()
+
+
+def test_earlier_sessions_are_a_press_away(shop, page):
+    for number in range(32):
+        shop.ask(
+            "POST",
+            "/clickstream/session",
+            {"session_id": f"s{number}", "collection": "shop", "user_id": "ada"},
+        )
+    page.goto(shop.at("sessions", collection="shop"))
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(30)
+
+    page.get_by_role("button", name="Earlier sessions").click()
+
+    expect(rows).to_have_count(32)
+    expect(page.get_by_role("button", name="Earlier sessions")).to_have_count(0)
+
+
+def test_a_session_shows_what_was_clicked_and_what_can_be_done(shop, page, troubles):
+    session = shop.searched("ada", COLD, "slippers")
+    page.goto(shop.at("sessions", collection="shop"))
+    page.get_by_role("link", name=COLD).click()
+    page.get_by_role("heading", name=f"“{COLD}”").wait_for()
+    slippers = page.locator(".results li", has_text="Felt slippers")
+    expect(slippers).to_contain_text("clicked at")
+    keep_screenshot(page, "console-session")
+
+    page.get_by_role("button", name="Take back what was done with Felt slippers").click()
+    expect(slippers).to_contain_text("taken back at")
+    expect(page.locator(".panel .badge")).to_have_text("refused")
+    with page.expect_response(lambda answer: "/retry" in answer.url):
+        page.get_by_role("button", name="Learn from it again").click()
+    shop.await_learnt(session)
+    page.get_by_role("button", name="Cancel learning").click()
+    expect(page.locator(".panel")).to_contain_text("the order was cancelled")
+    page.get_by_role("button", name="Mark irrelevant").click()
+    page.get_by_role("dialog").get_by_role("button", name="Mark irrelevant").click()
+    expect(page.locator(".panel")).to_contain_text("Marked irrelevant")
+    page.get_by_role("button", name="Quarantine ada").click()
+    page.get_by_role("dialog").get_by_role("button", name="Quarantine ada").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+    assert shop.ask("GET", f"/clickstream/session?session_id={session}")["is_irrelevant"]
+    assert [each["user_id"] for each in shop.ask("GET", "/quarantine")["users"]] == ["ada"]
+    expected(troubles, "404")  # it has no order any more
+
+
+def test_a_session_that_is_not_there_is_told(shop, page, troubles):
+    page.goto(shop.at("sessions/no-such", collection="shop"))
+
+    expect(page.get_by_role("alert")).to_contain_text("Session not found")
+    expected(troubles, WORDS_OF_LOADING)
+
+
+# Users
+
+
+def test_a_user_is_shown_with_what_was_learnt_which_can_be_undone(shop, page):
+    shop.searched("ada", COLD, "slippers")
+    shop.searched("ada", "rain", "umbrella")
+    page.goto(shop.at("users", collection="shop"))
+    page.get_by_role("link", name="ada").click()
+    expect(page.locator(".lead").first).to_contain_text("ada is remembered by 2 past queries with a click")
+    moved = page.locator(".bars tbody tr")
+    expect(moved.first).to_contain_text("°")
+    drawn = page.get_by_role("img", name="Map of ada's queries")
+    expect(drawn.locator("g.query")).to_have_count(2)
+    expect(drawn.locator("g.moved")).to_have_count(moved.count())
+    keep_screenshot(page, "console-user")
+
+    page.get_by_role("button", name="Take back the click on Storm umbrella for rain").click()
+
+    expect(page.locator(".lead").first).to_contain_text("1 past query")
+    expect(drawn.locator("g.query")).to_have_count(1)
+
+
+def test_a_user_is_quarantined_released_exported_and_forgotten(shop, page):
+    shop.searched("ada", COLD, "slippers")
+    page.goto(shop.at("users/ada", collection="shop"))
+
+    page.get_by_role("button", name="Quarantine").click()
+    page.get_by_role("dialog").get_by_role("button", name="Quarantine").click()
+    expect(page.locator(".notice")).to_contain_text("Nothing is learnt from them")
+    page.get_by_role("button", name="Release from quarantine").click()
+    expect(page.locator(".notice")).to_have_count(0)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export all that is kept").click()
+    lines = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    assert {line["kind"] for line in lines} >= {"session", "order"}
+    assert download.value.suggested_filename == "ada.ndjson"
+
+    page.get_by_role("button", name="Forget").click()
+    forget = page.get_by_role("dialog").get_by_role("button", name="Forget")
+    expect(forget).to_be_disabled()
+    page.get_by_label("Type ada to confirm").fill("ada")
+    forget.click()
+
+    page.get_by_text("Nobody has searched here yet").wait_for()
+    assert shop.ask("GET", "/clickstream/sessions?user_id=ada")["sessions"] == []
+
+
+def test_a_user_of_whom_nothing_is_known_is_told_so(shop, page):
+    page.goto(shop.at("users", collection="shop"))
+    page.get_by_label("User id").fill("a/b?c")
+    page.get_by_role("button", name="Open").click()
+
+    page.get_by_role("heading", name="a/b?c", exact=True).wait_for()
+    page.get_by_text("Nothing is learnt about a/b?c in shop").wait_for()
+
+
+# Collections
+
+
+def test_a_collection_is_made_named_tuned_and_dropped(service, page):
+    page.goto(f"{service.url}/console#/collections")
+    page.get_by_text("New collection").click()
+    page.get_by_label("Name").fill("shoes")
+    page.get_by_label("Vectors come from").select_option("caller")
+    page.get_by_label("Dimensions").fill("3")
+    page.get_by_label("Compared by").select_option("dot")
+    page.get_by_role("button", name="Create").click()
+    page.get_by_role("heading", name="shoes").wait_for()
+    page.get_by_text("It is empty").wait_for()
+
+    page.get_by_label("New alias").fill("live")
+    page.get_by_role("button", name="Set alias").click()
+    page.get_by_role("button", name="Drop the alias live").wait_for()
+    page.get_by_label("Gate").fill("0.7")
+    page.get_by_role("button", name="Set", exact=True).click()
+    page.get_by_role("button", name="Use the setting").wait_for()
+    [told] = [
+        each
+        for each in httpx.get(f"{service.url}/api/v1/collections").json()["collections"]
+        if each["name"] == "shoes"
+    ]
+    assert (told["aliases"], told["gate_threshold"], told["index"]["metric_type"]) == (["live"], 0.7, "dot")
+
+    page.get_by_role("button", name="Use the setting").click()
+    expect(page.get_by_role("button", name="Use the setting")).to_have_count(0)
+    page.get_by_role("button", name="Drop the alias live").click()
+    expect(page.get_by_role("button", name="Drop the alias live")).to_have_count(0)
+    page.get_by_role("button", name="Drop collection").click()
+    page.get_by_label("Type shoes to confirm").fill("shoes")
+    page.get_by_role("dialog").get_by_role("button", name="Drop collection").click()
+    page.get_by_role("heading", name="Collections").wait_for()
+    expect(page.get_by_role("link", name="shoes")).to_have_count(0)
+
+
+def test_a_collection_that_cannot_be_made_says_why(shop, page, troubles):
+    page.goto(shop.at("collections"))
+    page.get_by_text("New collection").click()
+    page.get_by_label("Name").fill("shop")
+    page.get_by_label("Compared by").select_option("dot")
+    page.get_by_role("button", name="Create").click()
+
+    expect(page.get_by_role("alert")).to_contain_text("shop")
+    expected(troubles, WORDS_OF_LOADING)
+
+
+# Health
+
+
+def test_health_tells_parts_findings_and_numbers_over_time(shop, page):
+    page.goto(shop.at("health"))
+    expect(page.get_by_role("list", name="Parts").locator("li")).to_have_count(5)
+    expect(page.get_by_role("list", name="Parts").get_by_text("works")).to_have_count(5)
+    expect(page.locator(".findings")).to_contain_text("collection shop")
+    searches = page.locator("figure", has_text="Searches")
+    expect(searches.locator("canvas")).to_have_count(1)
+
+    for _ in range(30):
+        shop.searched("ada", "tea")
+
+    for title in ("Searches", "Time of a search"):
+        expect(page.locator("figure", has_text=title).locator("figcaption")).to_contain_text(
+            re.compile("[1-9]")
+        )
+
+
+def test_a_part_that_is_in_trouble_is_named(service, page, troubles):
+    parts = {"database": "ok", "events": "events cannot be stored: the database's disk is full"}
+    problem = {"type": "t", "title": "Not ready", "status": 503, "detail": "d", "parts": parts}
+    page.route(
+        "**/readyz",
+        lambda route: route.fulfill(status=503, json=problem, content_type="application/problem+json"),
+    )
+    page.goto(f"{service.url}/console#/health")
+
+    expect(page.get_by_role("list", name="Parts")).to_contain_text("the database's disk is full")
+    expect(page.get_by_role("list", name="Parts").get_by_text("trouble")).to_have_count(1)
+    page.unroute("**/readyz")
+    expected(troubles, WORDS_OF_LOADING)
+
+
+# Everybody can use it
+
+VIEWS = ("search", "sessions", "users", "users/ada", "collections", "collections/shop", "reports", "health")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(shop, open_page, scheme):
+    session = shop.searched("ada", COLD, "slippers")
+    page = open_page(**WIDE, color_scheme=scheme)
+    for view in (*VIEWS, f"sessions/{session}"):
+        page.goto(
+            shop.at(view, collection="shop", **({"q": COLD, "user": "ada"} if view == "search" else {}))
+        )
+        settled(page)
+
+        assert not axe_findings(page), view
+        if scheme == "dark" and view in {"search", "users/ada"}:
+            keep_screenshot(page, f"console-{view.partition('/')[0]}-dark")
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(shop, open_page):
+    session = shop.searched("ada", COLD, "slippers")
+    shop.searched(None, "rain", "umbrella")
+    page = open_page(**PHONE)
+    for view in (*VIEWS, f"sessions/{session}"):
+        page.goto(
+            shop.at(view, collection="shop", **({"q": COLD, "user": "ada"} if view == "search" else {}))
+        )
+        settled(page)
+
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, view
+        assert not axe_findings(page), view
+        if view in {"search", "sessions", "users/ada"}:
+            keep_screenshot(page, f"console-{view.partition('/')[0]}-phone")
+
+
+def settled(page: Page) -> None:
+    """Return when a view has what it asked for."""
+    page.locator("main h1").first.wait_for(state="attached")
+    expect(page.get_by_text("Loading…")).to_have_count(0)
+
+
+def test_the_keyboard_is_enough(shop, page):
+    page.goto(shop.at("users", collection="shop"))
+    page.get_by_role("heading", name="Users").wait_for()
+
+    page.keyboard.press("/")
+    expect(page.get_by_label("What is searched for")).to_be_focused()
+    page.keyboard.type(COLD)
+    page.keyboard.press("Tab")
+    page.keyboard.type("ada")
+    page.keyboard.press("Enter")
+    page.get_by_text("they see what everybody sees").wait_for()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.getAttribute('aria-label')") == "Click Felt slippers as ada":
+            break
+    page.keyboard.press("Enter")
+
+    expect(result(page, "For ada", "Felt slippers")).to_contain_text("ada clicked this")
