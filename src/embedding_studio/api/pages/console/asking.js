@@ -20,11 +20,11 @@ export const useNeedsKey = () => {
 };
 
 /**
- * Ask when what is depended on changes, and again every so many milliseconds if that is given.
+ * Ask when what is depended on changes, and again every so many milliseconds if that is given, unless it has ended.
  * What was told before stays while it is asked anew, so that nothing jumps.
  * @returns {{told?: any, problem?: Error, isAsking: boolean, again: () => void}}
  */
-export const useAsked = (ask, depends, { every } = {}) => {
+export const useAsked = (ask, depends, { every, unless = () => false } = {}) => {
   const [state, setState] = useState({ isAsking: true });
   const [round, setRound] = useState(0);
   useEffect(() => {
@@ -40,7 +40,7 @@ export const useAsked = (ask, depends, { every } = {}) => {
       }
       if (isOver) return;
       setState((was) => ({ told: was.told, ...next, isAsking: false }));
-      if (every) timer = setTimeout(asking, document.hidden ? 10 * every : every);
+      if (every && !(next.told && unless(next.told))) timer = setTimeout(asking, document.hidden ? 10 * every : every);
     };
     setState((was) => ({ ...was, isAsking: true }));
     asking();

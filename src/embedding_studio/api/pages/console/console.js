@@ -17,7 +17,7 @@ const VIEWS = {
   sessions: { title: "Sessions", view: Sessions, isOfOne: true },
   users: { title: "Users", view: Users, isOfOne: true },
   collections: { title: "Collections", view: Collections },
-  reports: { title: "Reports", view: Reports },
+  reports: { title: "Reports", view: Reports, isOfOne: true },
   health: { title: "Health", view: Health },
 };
 

@@ -114,3 +114,15 @@ export const Plot = ({ title, unit, times, lines }) => {
       <div ref=${box} aria-hidden="true"></div>
     </figure>`;
 };
+
+/** A mean with its interval, on a line that has one mark; the numbers stand beside it. */
+export const Interval = ({ mean, low, high, from, to, zero }) => {
+  const at = (value) => 2 + (96 * (Math.min(Math.max(value, from), to) - from)) / (to - from || 1);
+  const kind = low > zero ? "up" : high < zero ? "down" : "";
+  return html`
+    <svg class=${`interval ${kind}`} role="img" aria-label=${`${mean.toFixed(3)}, from ${low.toFixed(3)} to ${high.toFixed(3)}`}>
+      <line class="mark" x1=${`${at(zero)}%`} x2=${`${at(zero)}%`} y1="0" y2="100%" />
+      <line x1=${`${at(low)}%`} x2=${`${at(high)}%`} y1="50%" y2="50%" />
+      <circle cx=${`${at(mean)}%`} cy="50%" r="4.5" />
+    </svg>`;
+};
