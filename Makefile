@@ -33,6 +33,7 @@ fuzz: .venv/installed-dev
 
 docs: .venv/installed-dev
 	$(BIN)/cog -r README.md docs/*.md
+	$(BIN)/python .ci/replayed.py
 
 chaos: .venv/installed-dev
 	$(BIN)/python benchmarks/chaos.py --json chaos.json --markdown docs/chaos.md

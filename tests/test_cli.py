@@ -24,7 +24,7 @@ from embedding_studio.bootstrap import Context
 from embedding_studio.cli import app, console
 from embedding_studio.cli.evaluation import Baseline, Clicks, Method
 from embedding_studio.cli.searching import _vector_or_text
-from embedding_studio.cli.serving import _bound
+from embedding_studio.cli.serving import bound
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.sessions import Session
 from embedding_studio.evaluation import CLICK_MODELS, METHODS, PLAIN
@@ -98,7 +98,7 @@ def test_the_service_answers_without_waiting_for_acknowledgements():
     """Else the body of each answer waits some 40 ms for the client to acknowledge the head."""
 
     async def accepted_without_delay():
-        with _bound(load_settings(embedder="none"), None, 0) as listening:
+        with bound(load_settings(embedder="none"), None, 0) as listening:
             found = asyncio.get_running_loop().create_future()
 
             async def accept(_, writer):

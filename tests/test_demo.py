@@ -1,20 +1,29 @@
 import io
 import json
+import re
+import runpy
 import socket
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 from rich.console import Console
 
+from embedding_studio import api
 from embedding_studio.api.app import create_app
 from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import read_python_documentation
-from embedding_studio.demo import COLLECTION, OTHER_USER, SCENES, UNRELATED_QUERY, USER, Demo
+from embedding_studio.cli.demonstration import REPLAYED
+from embedding_studio.demo.shop import read_shop
+from embedding_studio.demo.story import OTHER_USER, USER, Demo
+from embedding_studio.demo.subjects import PYTHON, SHOP, SUBJECTS
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.indexing import index_objects
 from embedding_studio.storage.memory import MemoryStorage
+
+ROOT = Path(__file__).parents[1]
 
 # What stands above the wished objects in the whole documentation, so that a small part shows the same.
 SHOWN = {
@@ -29,10 +38,11 @@ SHOWN = {
 
 @pytest.fixture(scope="module")
 def service():
-    """The real service with its worker, over a small part of the documentation, at an address of its own."""
-    texts = [entry for entry in read_python_documentation() if entry.object_id in SHOWN]
+    """The real service with its worker, over the shop and a small part of the documentation."""
+    documentation = [entry for entry in read_python_documentation() if entry.object_id in SHOWN]
     with Context(storage=MemoryStorage()) as context, socket.socket() as listening:
-        index_objects(context.storage, context.collection(COLLECTION), texts, context.embedder)
+        for subject, texts in ((SHOP, read_shop()), (PYTHON, documentation)):
+            index_objects(context.storage, context.collection(subject.collection), texts, context.embedder)
         listening.bind(("127.0.0.1", 0))
         application = create_app(context, background=context.worker().run)
         server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
@@ -57,28 +67,32 @@ class Confused(httpx.HTTPTransport):
         return super().handle_request(httpx.Request(request.method, request.url, json=body))
 
 
-def play(service, transport=None):
+def play(service, subject=PYTHON, transport=None):
     printed = io.StringIO()
     with httpx.Client(base_url=service, transport=transport) as client:
-        Demo(client, Console(file=printed, width=100)).run()
+        Demo(client, Console(file=printed, width=100), subject).run()
     return printed.getvalue()
 
 
-def test_the_demo_shows_every_scene_in_plain_text(service):
-    printed = play(service)
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.collection)
+def test_the_demo_shows_every_scene_in_plain_text(service, subject):
+    printed = play(service, subject)
 
-    for scene in SCENES:
-        assert f"“{scene.query}”" in printed
-        assert f"{scene.wished_id} ← click" in printed
-    assert f"What {len(SCENES)} clicks did for {USER}" in printed
+    assert f"{subject.title}: “{subject.scenes[0].query}”" in printed
+    assert f"{subject.scenes[0].wished_id} ← click" in printed
+    for scene in subject.scenes:
+        assert re.search(rf"{scene.query} +{re.escape(scene.wished_id)} +[3-9] → [12] ", printed)
+    assert f"What {len(subject.scenes)} clicks did for {USER}" in printed
     assert "\x1b" not in printed
 
 
 def test_the_demo_tells_the_same_story_again(service):
     first, again = (
-        [line for line in play(service).splitlines() if "→" in line and " ms" not in line] for _ in range(2)
+        [re.sub(r" +\d+ ms *", "", line).rstrip() for line in play(service).splitlines() if "→" in line]
+        for _ in range(2)
     )
 
+    assert len(first) == 1 + 2 * len(PYTHON.scenes)
     assert first == again
 
 
@@ -87,25 +101,54 @@ def test_the_demo_fails_where_a_click_moves_anothers_list(service):
         return body | {"user_id": USER} if body["user_id"] == OTHER_USER else body
 
     with pytest.raises(EmbeddingStudioError, match=f"changes nothing for {OTHER_USER}"):
-        play(service, Confused(leak))
+        play(service, transport=Confused(leak))
 
 
 def test_the_demo_fails_where_a_click_moves_an_unrelated_list(service):
     def leak(body):
-        mine = body["search_query"] == UNRELATED_QUERY and body["user_id"] == USER
-        return body | {"search_query": SCENES[0].query} if mine else body
+        mine = body["search_query"] == PYTHON.unrelated and body["user_id"] == USER
+        return body | {"search_query": PYTHON.scenes[0].query} if mine else body
 
-    with pytest.raises(EmbeddingStudioError, match=f"changes nothing for '{UNRELATED_QUERY}'"):
-        play(service, Confused(leak))
+    with pytest.raises(EmbeddingStudioError, match=f"changes nothing for '{PYTHON.unrelated}'"):
+        play(service, transport=Confused(leak))
 
 
 def test_the_demo_fails_where_there_is_nothing_to_show(service):
     with pytest.raises(
-        EmbeddingStudioError, match=f"only 0 of {len(SCENES)} queries leave something to improve"
+        EmbeddingStudioError, match=f"only 0 of {len(PYTHON.scenes)} queries leave something to improve"
     ):
-        play(service, Confused(lambda body: body | {"limit": 1}))
+        play(service, transport=Confused(lambda body: body | {"limit": 1}))
 
 
 def test_the_demo_names_what_the_service_refuses(service):
     with pytest.raises(EmbeddingStudioError, match=r"similarity-search was answered with 404: .*absent"):
-        play(service, Confused(lambda body: body | {"collection": "absent"}))
+        play(service, transport=Confused(lambda body: body | {"collection": "absent"}))
+
+
+def test_the_shop_is_whole_and_each_product_can_be_drawn():
+    products = list(read_shop())
+    pages = Path(api.__file__).parent / "pages" / "demo"
+    shapes = set(re.findall(r"^  (\w+): \[$", (pages / "shapes.js").read_text(), re.MULTILINE))
+    picture = (pages / "picture.js").read_text()
+    colours = set(re.findall(r'(\w+): "#\w{6}"', picture)) - set("kswy")
+    patterns = set(re.findall(r"^  (\w+): \(c\) =>", picture, re.MULTILINE))
+
+    assert len({each.object_id for each in products}) == len(products) == 236
+    assert {each.payload["kind"] for each in products} == shapes
+    assert {name for each in products for name in each.payload["colours"]} == colours
+    assert {each.payload["pattern"] for each in products} - {"plain"} == patterns
+    for each in products:
+        assert len(each.payload["colours"]) == 2
+        assert each.text == f"{each.payload['title']}. {each.payload['description']}"
+    assert {SHOP.mistake_id} | {each.wished_id for each in SHOP.scenes} <= {
+        each.object_id for each in products
+    }
+
+
+def test_the_figures_of_a_real_log_are_those_of_its_page():
+    replayed = runpy.run_path(str(ROOT / ".ci" / "replayed.py"))
+
+    written = replayed["replayed"]((ROOT / "docs" / "on-a-real-log.md").read_text())
+
+    assert json.loads(REPLAYED.read_text()) == json.loads(written)
+    assert json.loads(written)["first_percent"].keys() == {"plain", "default", "shared", "counts"}

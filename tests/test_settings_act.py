@@ -44,7 +44,8 @@ from embedding_studio import (
 from embedding_studio.api.app import create_app
 from embedding_studio.cli import app
 from embedding_studio.cli.console import opened_context
-from embedding_studio.demo import Demo
+from embedding_studio.demo.story import Demo
+from embedding_studio.demo.subjects import Subject
 from embedding_studio.doctor import examine
 from embedding_studio.domain.objects import PersonalState, QueryMemory
 from embedding_studio.errors import EmbeddingStudioError, StorageTimeoutError
@@ -845,8 +846,8 @@ def what_the_demo_sends_and_is_answered(world):
         seen.append((answer.request.headers.get("Authorization"), answer.status_code))
 
     world.monkeypatch.setattr(Demo, "run", run)
-    one = [CatalogueText("a", "words")]
-    world.monkeypatch.setattr("embedding_studio.cli.serving.read_python_documentation", lambda **_: one)
+    one = Subject("few", "Few", lambda _: iter([CatalogueText("a", "words")]), (), "", "")
+    world.monkeypatch.setattr("embedding_studio.cli.demonstration.SUBJECTS", (one,))
     ended = world.command("demo", "--no-keep-serving")
     assert ended.exit_code == 0, ended.output
     return seen[0]

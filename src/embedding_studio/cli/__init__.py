@@ -3,7 +3,8 @@
 catalogue       index, payloads, get, delete, export
 importing       import
 searching       search, tune, recall
-serving         serve, demo
+serving         serve
+demonstration   demo
 learning        worker, improve
 evaluation      evaluate
 replaying       replay
@@ -24,6 +25,7 @@ from embedding_studio.cli.administration import collections, doctor, migrate, pr
 from embedding_studio.cli.backup import backup, restore
 from embedding_studio.cli.catalogue import delete, export, get, index, payloads
 from embedding_studio.cli.console import write_any_character
+from embedding_studio.cli.demonstration import demo
 from embedding_studio.cli.evaluation import evaluate
 from embedding_studio.cli.importing import import_log
 from embedding_studio.cli.keys import keys
@@ -31,7 +33,7 @@ from embedding_studio.cli.learning import improve, worker
 from embedding_studio.cli.quarantine import quarantine
 from embedding_studio.cli.replaying import replay
 from embedding_studio.cli.searching import recall, search, tune
-from embedding_studio.cli.serving import demo, serve
+from embedding_studio.cli.serving import serve
 from embedding_studio.cli.users import forget, users
 
 __all__ = ["app"]

@@ -1,22 +1,15 @@
-"""The HTTP service: serve, and the demo that speaks to one."""
+"""The HTTP service."""
 
 import gc
-import logging
-import os
 import socket
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
-import httpx
 import typer
 
 from embedding_studio.bootstrap import Context
-from embedding_studio.catalogue import read_python_documentation
-from embedding_studio.cli.catalogue import store
-from embedding_studio.cli.console import announce, on_stop, opened_context, out
+from embedding_studio.cli.console import announce, on_stop, opened_context
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import Settings
 from embedding_studio.telemetry.listener import is_loopback
@@ -34,49 +27,17 @@ def serve(
     worker: Annotated[bool, typer.Option(help="Learn inside this process too.")] = True,
 ) -> None:
     """Serve the HTTP API, by default with a worker inside."""
-    with opened_context() as context, _bound(context.settings, host, port) as listening:
+    with opened_context() as context, bound(context.settings, host, port) as listening:
         server = _server(context, worker=worker)
         # uvicorn ends by raising the signal again, for the handler that stood before its own.
         on_stop(lambda: setattr(server, "should_exit", True))
         listening.listen()  # whoever reads the next line may call at once, and waits until uvicorn answers
-        announce(f"Embedding Studio serves on {_url(listening)} (documentation: {_url(listening)}/docs)")
+        announce(f"Embedding Studio serves on {url_of(listening)} (documentation: {url_of(listening)}/docs)")
         server.run(sockets=[listening])
 
 
-def demo(
-    *,
-    objects: Annotated[int, typer.Option(min=100, help="How much of the documentation to index.")] = 10_000,
-    keep_serving: Annotated[
-        bool | None, typer.Option(help="Default: only in a terminal, and not where CI is set.")
-    ] = None,
-) -> None:
-    """Index the documentation of Python and of some installed packages, and show the loop on it."""
-    from embedding_studio.demo import COLLECTION, Demo
-
-    if keep_serving is None:
-        keep_serving = sys.stdout.isatty() and not os.environ.get("CI")
-    with opened_context() as context, _bound(context.settings, None, None) as listening:
-        logging.getLogger("embedding_studio").setLevel(logging.WARNING)  # the worker's lines cut the tables
-        documentation = list(read_python_documentation(limit=objects))
-        store(context, COLLECTION, documentation, len(documentation))
-        server = _server(context, worker=True)
-        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        serving.start()
-        try:
-            with httpx.Client(base_url=_url(listening), headers=_authorization(context.settings)) as client:
-                Demo(client, out).run()
-            if keep_serving:
-                out.print(f"\nThe service is at {_url(listening)} (documentation: {_url(listening)}/docs)")
-                out.print("It serves until you press Ctrl-C.")
-                with suppress(KeyboardInterrupt):
-                    serving.join()
-        finally:
-            server.should_exit = True
-            serving.join()
-
-
 @contextmanager
-def _bound(settings: Settings, host: str | None, port: int | None) -> Iterator[socket.socket]:
+def bound(settings: Settings, host: str | None, port: int | None) -> Iterator[socket.socket]:
     """Listen before anything slow is done, so that a taken port is told at once."""
     host = host or settings.host
     if settings.admin_api_key is None and not is_loopback(host):
@@ -99,7 +60,7 @@ def _bound(settings: Settings, host: str | None, port: int | None) -> Iterator[s
         yield listening
 
 
-def _url(listening: socket.socket) -> str:
+def url_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -111,8 +72,3 @@ def _server(context: Context, *, worker: bool) -> "uvicorn.Server":
     application = create_app(context, background=context.worker().run if worker else None)
     gc.freeze()  # as in ``worker``
     return server(application, context.settings)
-
-
-def _authorization(settings: Settings) -> dict[str, str]:
-    key = settings.admin_api_key
-    return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}

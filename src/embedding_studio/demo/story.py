@@ -1,4 +1,4 @@
-"""The story that ``make demo`` tells: one user clicks, and what that changes for whom, over HTTP."""
+"""The story where there is no browser: one user clicks, and what that changes for whom, over HTTP."""
 
 import time
 from collections.abc import Sequence
@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from embedding_studio.demo.subjects import Scene, Subject
 from embedding_studio.errors import EmbeddingStudioError
-
-COLLECTION = "python-documentation"
 
 USER = "demo-ada"
 OTHER_USER = "demo-bob"
@@ -28,53 +27,37 @@ Results = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """A query, what somebody who asks it may look for, and the same wish in other words."""
-
-    query: str
-    wished_id: str
-    reworded: str
-
-
-SCENES = (
-    Scene("run a command and get its output", "subprocess.run", "execute a command and capture its output"),
-    Scene("remember the results of a function", "functools.cache", "remember what a function returned"),
-    Scene("sort a list of dictionaries by a key", "sorted", "order a list of dictionaries by a key"),
-    Scene("make an http request", "httpx.get", "send an http request"),
-    Scene("generate a unique id", "uuid.uuid4", "create a unique identifier"),
-    Scene("find all files that match a pattern", "pathlib.Path.rglob", "list all files matching a pattern"),
-)
-"""What is wished stands between the third and the ninth place at the start (Python 3.11, MiniLM)."""
-
-UNRELATED_QUERY = "draw a progress bar in the terminal"
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a click did: the clicked object's place before and after, 1 for the top, and how soon."""
+    """What a click did, and how soon; of the reworded query the clicked object's place, 1 for the top."""
 
     scene: Scene
-    before: int
-    after: int
+    before: Results
+    after: Results
     reworded_before: int
     reworded_after: int
     seconds: float
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """Of what was clicked, before and after."""
+        return _place(self.before, self.scene.wished_id), _place(self.after, self.scene.wished_id)
 
 
 class Demo:
     """Tells the story on an indexed service; raises where what it says would not be true."""
 
-    def __init__(self, client: httpx.Client, console: Console) -> None:
-        """Take what to talk to and where to print.
+    def __init__(self, client: httpx.Client, console: Console, subject: Subject) -> None:
+        """Take what to talk to, where to print, and what it is on.
 
         Args:
             client: its base URL is the service's; with the admin key where one is set.
         """
         self._client = client
         self._console = console
+        self._subject = subject
 
     def run(self) -> None:
-        """Play every scene, and say at the end what each click did.
+        """Play every scene, show the first whole, and say at the end what each click did.
 
         Raises:
             EmbeddingStudioError: the service failed, or did not do what the demo claims.
@@ -82,20 +65,25 @@ class Demo:
         self._await_service()
         for user in (USER, OTHER_USER):  # so that the story is the same each time
             self._request("DELETE", f"/users/{user}")
-        unrelated = self._search(UNRELATED_QUERY)
-        outcomes = [outcome for scene in SCENES if (outcome := self._play(scene))]
+        scenes, unrelated = self._subject.scenes, self._subject.unrelated
+        unmoved = self._search(unrelated)
+        outcomes = [outcome for scene in scenes if (outcome := self._play(scene))]
         if len(outcomes) < FEWEST_SCENES:
             raise EmbeddingStudioError(
-                f"only {len(outcomes)} of {len(SCENES)} queries leave something to improve; "
-                f"is the collection {COLLECTION!r} the documentation of Python?"
+                f"only {len(outcomes)} of {len(scenes)} queries leave something to improve; is all of "
+                f"{self._subject.title!r} in the collection {self._subject.collection!r}?"
             )
-        self._show_unrelated(unrelated)
+        _claim(
+            self._search(unrelated, USER) == unmoved,
+            f"what {USER} clicked changes nothing for {unrelated!r}",
+        )
+        self._show_scene(outcomes[0])
         self._sum_up(outcomes)
 
     def _play(self, scene: Scene) -> Outcome | None:
         """Search, click, await the effect; None where the wished object is not shown, or is first already."""
         page = self._request(
-            "POST", "/embeddings/similarity-search", _search_body(scene.query, USER, session=True)
+            "POST", "/embeddings/similarity-search", self._body(scene.query, USER, session=True)
         )
         before: Results = page["search_results"]
         reworded_before = self._search(scene.reworded, USER)
@@ -114,56 +102,58 @@ class Demo:
         seconds = time.perf_counter() - clicked_at
         outcome = Outcome(
             scene,
-            _place(before, scene.wished_id),
-            _place(after, scene.wished_id),
+            before,
+            after,
             _place(reworded_before, scene.wished_id),
             _place(self._search(scene.reworded, USER), scene.wished_id),
             seconds,
         )
-
         others = self._search(scene.query, OTHER_USER)
         _claim(others == before, f"{USER}'s click changes nothing for {OTHER_USER} and {scene.query!r}")
-        _claim(
-            0 < outcome.after < outcome.before, f"the click brings {scene.wished_id} up for {scene.query!r}"
-        )
-        self._show_scene(outcome, before, after)
+        was, now = outcome.places
+        _claim(0 < now < was, f"the click brings {scene.wished_id} up for {scene.query!r}")
         return outcome
 
-    def _show_scene(self, outcome: Outcome, before: Results, after: Results) -> None:
-        scene = outcome.scene
-        table = _table(f"“{scene.query}”", "", "before", f"after, {USER}", OTHER_USER)
-        for place, (was, now) in enumerate(zip(before, after, strict=False), start=1):
+    def _show_scene(self, outcome: Outcome) -> None:
+        scene, (was, now) = outcome.scene, outcome.places
+        title = f"{self._subject.title}: “{scene.query}”"
+        table = _table(title, "", f"before, and what {OTHER_USER} still sees", f"after, for {USER}")
+        for place, (old, new) in enumerate(zip(outcome.before, outcome.after, strict=False), start=1):
             table.add_row(
                 str(place),
-                _named(was, scene.wished_id, " ← click"),
-                _named(now, scene.wished_id, f" ({outcome.before} → {outcome.after})"),
-                "same",
+                _named(old, scene.wished_id, " ← click"),
+                _named(new, scene.wished_id, f" ({was} → {now})"),
             )
-        self._console.print(table)
-        self._console.print(f"  Click to effect: {1000 * outcome.seconds:.0f} ms.")
-
-    def _show_unrelated(self, before: Results) -> None:
-        after = self._search(UNRELATED_QUERY, USER)
-        _claim(after == before, f"what {USER} clicked changes nothing for {UNRELATED_QUERY!r}")
-        table = _table(f"“{UNRELATED_QUERY}”, which is about something else", "", "before", f"after, {USER}")
-        for place, was in enumerate(before, start=1):
-            table.add_row(str(place), _named(was), "same")
         self._console.print(table)
 
     def _sum_up(self, outcomes: Sequence[Outcome]) -> None:
         title = f"What {len(outcomes)} clicks did for {USER}, also where the wish is put in other words"
         table = _table(title, "query", "clicked", "place", "effect after")
         for each in outcomes:
-            moved = f"{each.before} → {each.after}"
-            table.add_row(each.scene.query, each.scene.wished_id, moved, f"{1000 * each.seconds:.0f} ms")
+            was, now = each.places
+            table.add_row(
+                each.scene.query, each.scene.wished_id, f"{was} → {now}", f"{1000 * each.seconds:.0f} ms"
+            )
             moved = f"{each.reworded_before or 'none'} → {each.reworded_after or 'none'}"
             table.add_row(Text(each.scene.reworded, style="dim"), "", moved, "")
         self._console.print(table)
+        self._console.print(
+            f"  For {OTHER_USER} nothing changed, nor did it for {USER} and “{self._subject.unrelated}”."
+        )
 
     def _search(self, query: str, user_id: str | None = None) -> Results:
-        page = self._request("POST", "/embeddings/similarity-search", _search_body(query, user_id))
+        page = self._request("POST", "/embeddings/similarity-search", self._body(query, user_id))
         results: Results = page["search_results"]
         return results
+
+    def _body(self, query: str, user_id: str | None, *, session: bool = False) -> dict[str, Any]:
+        return {
+            "search_query": query,
+            "collection": self._subject.collection,
+            "limit": SHOWN,
+            "user_id": user_id,
+            "create_session": session,
+        }
 
     def _await_change(self, query: str, before: Results) -> Results:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -202,16 +192,6 @@ class Demo:
             )
         answer: dict[str, Any] = response.json()
         return answer
-
-
-def _search_body(query: str, user_id: str | None, *, session: bool = False) -> dict[str, Any]:
-    return {
-        "search_query": query,
-        "collection": COLLECTION,
-        "limit": SHOWN,
-        "user_id": user_id,
-        "create_session": session,
-    }
 
 
 def _place(results: Results, object_id: str) -> int:
