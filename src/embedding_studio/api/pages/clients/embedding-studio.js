@@ -120,6 +120,7 @@ export class EmbeddingStudio {
       const answer = await fetch(this.#address(), this.#request(ids));
       status = answer.status;
       retryAfter = Number(answer.headers.get("Retry-After"));
+      await answer.text(); // until then its bytes are under way
     } catch {
       // Nobody is there, or CORS_ORIGINS bars the way; the browser's console says which.
     }
