@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test check lint types imports fuzz hashes vendor site docs chaos format clean
+.PHONY: demo test check lint types imports fuzz hashes vendor site docs chaos integrations format clean
 
 demo: .venv/installed
 	$(BIN)/embedding-studio demo
@@ -41,6 +41,16 @@ chaos: .venv/installed-dev
 # The documentation as a site, in site/.
 site: .venv/installed-dev
 	$(BIN)/python .ci/site.py site
+
+# The retrievers of other frameworks, each in an environment of its own, against the service of this one.
+INTEGRATIONS := langchain llamaindex haystack
+integrations: $(INTEGRATIONS:%=integrations/%/.venv/installed)
+	for each in $(INTEGRATIONS); do (cd integrations/$$each && .venv/bin/pytest tests) || exit 1; done
+
+integrations/%/.venv/installed: integrations/%/pyproject.toml .venv/installed
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --editable . --editable 'integrations/$*[test]'
+	touch $@
 
 # The JavaScript of others, after a new version in .ci/vendor.py.
 vendor:
