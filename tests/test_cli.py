@@ -43,6 +43,7 @@ def test_the_verbs_are_those_that_people_know():
                 "replay",
                 "index",
                 "payloads",
+                "objects",
                 "get",
                 "delete",
                 "export",
@@ -564,7 +565,8 @@ def test_texts_with_brackets_are_printed_as_they_are(command, stored):
     for ended in (found, shown):
         assert ended.exit_code == 0, ended.output
         assert "[/x]" in ended.stdout
-        assert MARKED in json.loads(re.search(r"{.*}", ended.stdout)[0])["title"]
+    assert MARKED in found.stdout
+    assert MARKED in json.loads(re.search(r"{.*}", shown.stdout)[0])["title"]
     assert "[/c]" in listed.stdout
     assert "[red]" in listed.stdout
     assert "[/c]" in examined.stdout

@@ -1,46 +1,118 @@
 """The command line: tables for people, ``--json`` for machines, progress on stderr.
 
-catalogue       index, payloads, get, delete, export
+catalogue       index, payloads
+objects         objects, and get, delete, export
+searching       search
+fitting         tune, recall
 importing       import
-searching       search, tune, recall
 serving         serve
 demonstration   demo
 learning        worker, improve
 evaluation      evaluate
 replaying       replay
 quarantine      quarantine, and what is done to a user
-administration  doctor, migrate, prune, settings, collections (and what is done to one)
+administration  doctor, migrate, prune, settings
+collections     collections, and what is done to one
 users           users export, users forget, forget
 keys            keys
 backup          backup, restore
+services        whom a command asks: a service (``--url``), or what is here (``in_process``)
 console         what they share
+
+A command's module is imported when the command is asked for: searching through a service loads no model,
+no database and no evaluation.
 """
 
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from embedding_studio import __version__
-from embedding_studio.cli.administration import collections, doctor, migrate, prune, show_settings
-from embedding_studio.cli.backup import backup, restore
-from embedding_studio.cli.catalogue import delete, export, get, index, payloads
 from embedding_studio.cli.console import write_any_character
-from embedding_studio.cli.demonstration import demo
-from embedding_studio.cli.evaluation import evaluate
-from embedding_studio.cli.importing import import_log
-from embedding_studio.cli.keys import keys
-from embedding_studio.cli.learning import improve, worker
-from embedding_studio.cli.quarantine import quarantine
-from embedding_studio.cli.replaying import replay
-from embedding_studio.cli.searching import recall, search, tune
-from embedding_studio.cli.serving import serve
-from embedding_studio.cli.users import forget, users
 
 __all__ = ["app"]
+
+COMMANDS = {
+    "index": "catalogue:index",
+    "payloads": "catalogue:payloads",
+    "objects": "objects:objects",
+    "collections": "collections:collections",
+    "search": "searching:search",
+    "serve": "serving:serve",
+    "worker": "learning:worker",
+    "improve": "learning:improve",
+    "demo": "demonstration:demo",
+    "evaluate": "evaluation:evaluate",
+    "replay": "replaying:replay",
+    "tune": "fitting:tune",
+    "recall": "fitting:recall",
+    "import": "importing:import_log",
+    "users": "users:users",
+    "forget": "users:forget",
+    "quarantine": "quarantine:quarantine",
+    "keys": "keys:keys",
+    "doctor": "administration:doctor",
+    "migrate": "administration:migrate",
+    "backup": "backup:backup",
+    "restore": "backup:restore",
+    "prune": "administration:prune",
+    "settings": "administration:show_settings",
+    "get": "objects:get",
+    "delete": "objects:delete",
+    "export": "objects:export",
+}
+"""In the order in which help lists them."""
+
+HIDDEN = {"get", "delete", "export"}
+"""What ``objects`` has too."""
+
+
+class _OnFirstUse(MutableMapping[str, Any]):
+    """The commands, each made when it is asked for."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            module, _, attribute = COMMANDS[name].partition(":")
+            command = getattr(import_module(f"{__name__}.{module}"), attribute)
+            if not isinstance(command, typer.Typer):
+                function, command = command, typer.Typer(add_completion=False)
+                command.command(name, hidden=name in HIDDEN)(function)
+            self._made[name] = get_command(command)
+            self._made[name].name = name
+        return self._made[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._made[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class _Commands(TyperGroup):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = _OnFirstUse()
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002, typer's name
+        return list(self.commands)
 
 
 def _show_version(*, is_wanted: bool) -> None:
     if is_wanted:
+        from embedding_studio import __version__
+
         typer.echo(__version__)
         raise typer.Exit
 
@@ -54,15 +126,11 @@ class _App(typer.Typer):
 
 app = _App(
     name="embedding-studio",
+    cls=_Commands,
     help="Search that learns from clicks. Settings are environment variables: `embedding-studio settings`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-)
-COMMANDS = (
-    *(index, payloads, get, delete, export, search),
-    *(serve, worker, improve, demo),
-    *(evaluate, replay, tune, recall, doctor, migrate, backup, restore, prune),
 )
 
 
@@ -73,14 +141,3 @@ def options(
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
     ] = False,
 ) -> None: ...
-
-
-for command in COMMANDS:  # in the order in which help lists them
-    app.command()(command)
-app.command("import")(import_log)
-app.command("settings")(show_settings)
-app.add_typer(collections, name="collections")
-app.add_typer(keys, name="keys")
-app.add_typer(quarantine, name="quarantine")
-app.add_typer(users, name="users")
-app.command()(forget)

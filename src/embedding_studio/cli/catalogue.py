@@ -1,4 +1,4 @@
-"""Objects in and out: index, payloads, get, delete, export."""
+"""Objects in: index, payloads."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -17,17 +17,13 @@ from embedding_studio.catalogue import (
     CatalogueText,
     OnDuplicate,
     Reading,
-    write_objects,
 )
 from embedding_studio.cli.console import (
     AsJson,
     InCollection,
-    PayloadFilterOption,
     bar,
-    err,
     opened_context,
     out,
-    parsed_filter,
     print_value,
     sentences,
     tell,
@@ -35,10 +31,9 @@ from embedding_studio.cli.console import (
 from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
-from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
-from embedding_studio.indexing import IndexingReport, every_object, update_payloads
+from embedding_studio.errors import CollectionNotFoundError
+from embedding_studio.indexing import IndexingReport, update_payloads
 from embedding_studio.indexing import prune as prune_objects
-from embedding_studio.logs import write_sessions
 
 SHOWN_OBJECTS = 5
 """So many objects a dry run shows."""
@@ -68,7 +63,6 @@ Delimiter = Annotated[
     typer.Option(help="Character between columns of CSV or TSV, or `tab`. Default: the one that is found."),
 ]
 Encoding = Annotated[str | None, typer.Option(help="Of the text in FILE. Default: UTF-8.")]
-ObjectIds = Annotated[list[str], typer.Argument(help="Ids of objects.")]
 
 
 def index(
@@ -177,74 +171,6 @@ def payloads(
         with bar("Storing payloads", catalogue.number) as advance:
             report = update_payloads(context.storage, stored, catalogue.payloads(), progress=advance)
     print_value(report, as_json=as_json)
-
-
-def get(ids: ObjectIds, *, collection: InCollection = DEFAULT_COLLECTION, as_json: AsJson = False) -> None:
-    """Show objects: payload and, as JSON, vectors."""
-    with opened_context() as context:
-        found = context.storage.objects.get(context.storage.collections.get(collection), ids)
-        if as_json:
-            print_value(
-                [
-                    {"id": each.object_id, "payload": each.payload, "vectors": each.parts.tolist()}
-                    for each in found
-                ],
-                as_json=True,
-            )
-        else:
-            table = Table("object", "vectors", "payload")
-            for each in found:
-                parts, dimensions = each.parts.shape
-                shown = json.dumps(each.payload, ensure_ascii=False)
-                table.add_row(each.object_id, f"{parts} x {dimensions}", shown)
-            out.print(table)
-        absent = sorted(set(ids) - {each.object_id for each in found})
-        if absent:
-            raise InvalidInputError(f"{collection!r} has no object {', '.join(map(repr, absent))}")
-
-
-def delete(ids: ObjectIds, *, collection: InCollection = DEFAULT_COLLECTION, as_json: AsJson = False) -> None:
-    """Remove objects, and all that was learnt about them."""
-    with opened_context() as context:
-        deleted = context.storage.objects.delete(context.storage.collections.get(collection), ids)
-    print_value({"deleted": deleted}, as_json=as_json)
-
-
-def export(
-    *,
-    collection: InCollection = DEFAULT_COLLECTION,
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="A .jsonl file, also .jsonl.gz; `-` is stdout.")
-    ] = "-",
-    where: PayloadFilterOption = None,
-    vectors: Annotated[bool, typer.Option("--vectors", help="Write vectors too, in a column.")] = False,
-    id_column: IdColumn = "id",
-    vector_column: Annotated[str, typer.Option(help="Column for vectors.")] = "vector",
-    sessions: Annotated[
-        bool,
-        typer.Option(
-            "--sessions",
-            help="Write what was searched, shown and done instead; `import` and `replay` read it.",
-        ),
-    ] = False,
-) -> None:
-    """Write objects as JSON Lines that `index` and `payloads` read back; the file is whole or not there."""
-    if sessions and where:
-        raise typer.BadParameter("a filter is on objects, and --sessions writes none; leave one of them out")
-    with opened_context() as context:
-        stored = context.storage.collections.get(collection)
-        if sessions:
-            log = context.storage.clickstream.scan(collection=stored)
-            err.print(f"Wrote {write_sessions(output, log, vectors=vectors)} sessions.")
-            return
-        wanted = parsed_filter(where)
-        written = write_objects(
-            output,
-            every_object(context.storage, stored, filter=wanted),
-            id_column=id_column,
-            vector_column=vector_column if vectors else None,
-        )
-    err.print(f"Wrote {written} objects.")
 
 
 def store(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,8 +31,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from embedding_studio.bootstrap import Context
-from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.errors import (
     EmbeddingStudioError,
     InvalidFilterError,
@@ -40,14 +38,17 @@ from embedding_studio.errors import (
     InvalidSettingError,
     shown,
 )
-from embedding_studio.telemetry.logs import EarlyLines, are_json
-from embedding_studio.telemetry.traces import tracing
+
+if TYPE_CHECKING:  # what is heavy waits for the commands that need it: asking a service needs none of it
+    from embedding_studio.bootstrap import Context
+    from embedding_studio.domain.filters import PayloadFilter
 
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
 
-out = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
+has_width = sys.stdout.isatty() or os.environ.get("COLUMNS")
+out = Console(width=None if has_width else 140, markup=False, emoji=False)
 err = Console(stderr=True, markup=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -56,12 +57,18 @@ InCollection = Annotated[str, typer.Option("--collection", "-c", help="Name or a
 CollectionArgument = Annotated[str, typer.Argument(help="Name or alias of the collection.")]
 
 
+URL_VARIABLE = "EMBEDDING_STUDIO_URL"
+
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
 
 
 @contextmanager
-def opened_context() -> Iterator[Context]:
+def opened_context() -> "Iterator[Context]":
     """Yield the context that a command works in; an error becomes a sentence."""
+    from embedding_studio.bootstrap import Context
+    from embedding_studio.telemetry.logs import EarlyLines
+    from embedding_studio.telemetry.traces import tracing
+
     lines = EarlyLines()
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     for chatty in ("httpx", "sentence_transformers"):
@@ -71,6 +78,8 @@ def opened_context() -> Iterator[Context]:
         with suppress(InvalidSettingError):  # what needs a setting says what is wrong with it; doctor goes on
             lines.log_format = context.settings.log_format
         lines.write()
+        if os.environ.get(URL_VARIABLE):
+            tell("note", f"{URL_VARIABLE} is for commands with --url; this one opens the database itself")
         with tracing():
             yield context
 
@@ -87,15 +96,21 @@ def sentences() -> Iterator[None]:
 
 def tell(kind: str, said: str, *, style: str = "bold yellow") -> None:
     """Say something on stderr, with what kind of thing it is before it."""
-    if are_json():
+    if _lines_are_json():
         logger.log(LEVELS.get(kind, logging.INFO), "%s", said, stacklevel=2)
     else:
         err.print(Text.assemble((f"{kind}:", style), " ", said), soft_wrap=True)
 
 
+def _lines_are_json() -> bool:
+    from embedding_studio.telemetry.logs import are_json
+
+    return are_json()
+
+
 def announce(said: str) -> None:
     """Say on stderr what whoever started the process waits for; as a log line where these are JSON."""
-    if are_json():
+    if _lines_are_json():
         logger.info("%s", said)
     else:
         err.print(said)
@@ -146,19 +161,30 @@ def _progress(how_much: ProgressColumn) -> Progress:
     return Progress(name, BarColumn(), how_much, TimeRemainingColumn(), console=err)
 
 
-def parsed_filter(given: str | None) -> PayloadFilter | None:
+def json_filter(given: str | None) -> Any:
+    """Return what ``--filter`` says, as JSON.
+
+    Raises:
+        InvalidFilterError: it is none.
+    """
+    if given is None:
+        return None
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise InvalidFilterError(f"--filter is not JSON: {error}; given was {shown(given)}") from error
+
+
+def parsed_filter(given: str | None) -> "PayloadFilter | None":
     """Return what ``--filter`` says.
 
     Raises:
         InvalidFilterError: it is no JSON, or no filter.
     """
-    if given is None:
-        return None
-    try:
-        value = json.loads(given)
-    except (ValueError, RecursionError) as error:
-        raise InvalidFilterError(f"--filter is not JSON: {error}; given was {shown(given)}") from error
-    return PayloadFilter.parse(value)
+    from embedding_studio.domain.filters import PayloadFilter
+
+    value = json_filter(given)
+    return None if given is None else PayloadFilter.parse(value)
 
 
 def as_json_line(value: Any) -> str:
@@ -191,3 +217,30 @@ def print_value(value: Any, *, as_json: bool) -> None:
     for key, each in plain.items():
         table.add_row(key, f"{each:.3g}" if isinstance(each, float) else str(each))
     out.print(table)
+
+
+TITLES = ("title", "name", "label", "heading", "question")
+"""Fields of a payload that say best what an object is, so that they are shown first."""
+
+SHOWN_CHARACTERS = 60
+"""Of one value of a payload."""
+
+
+def payload_line(payload: dict[str, Any]) -> str:
+    """Return a payload in a line for people.
+
+    >>> payload_line({"price": 70, "title": "A warm coat", "tags": ["wool", "winter"]})
+    'A warm coat · price: 70 · tags: wool, winter'
+    """
+    first = next((each for each in TITLES if isinstance(payload.get(each), str)), None)
+    told = [] if first is None else [_value(payload[first])]
+    told += [f"{name}: {_value(value)}" for name, value in payload.items() if name != first]
+    return " · ".join(told)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and not any(isinstance(each, list | dict) for each in value):
+        value = ", ".join(map(str, value))
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"

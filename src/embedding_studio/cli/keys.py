@@ -17,7 +17,7 @@ DAY_SECONDS = 86_400
 
 KeyId = Annotated[str, typer.Argument(help="Its id, as `keys list` shows it.")]
 
-keys = typer.Typer(help="API keys of the HTTP service.", no_args_is_help=True)
+keys = typer.Typer(add_completion=False, help="API keys of the HTTP service.", no_args_is_help=True)
 
 
 @keys.command()

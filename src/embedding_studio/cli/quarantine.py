@@ -13,7 +13,7 @@ from embedding_studio.storage.ports import QuarantineDecision
 
 UserArgument = Annotated[str, typer.Argument(help="The user's id.")]
 
-quarantine = typer.Typer()
+quarantine = typer.Typer(add_completion=False)
 
 
 @quarantine.callback(invoke_without_command=True)

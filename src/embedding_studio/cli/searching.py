@@ -1,31 +1,26 @@
-"""Search, and how well it finds: search, tune, recall."""
+"""Search, in a table that says why."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from embedding_studio import tuning
 from embedding_studio.cli.console import (
     AsJson,
-    CollectionArgument,
     InCollection,
     PayloadFilterOption,
-    err,
-    opened_context,
+    json_filter,
     out,
-    parsed_filter,
+    payload_line,
     print_value,
 )
-from embedding_studio.domain.objects import OwnPast
-from embedding_studio.domain.sessions import DEFAULT_COLLECTION, SearchRequest
-from embedding_studio.errors import InvalidInputError
-from embedding_studio.recall import QUERIES, RESULTS, measure_recall
-from embedding_studio.tuning import TunedPast, reset_gate, reset_own_past
-
-ASKED_BY_DEFAULT = SearchRequest()
+from embedding_studio.cli.services import Service, Url, opened_service
+from embedding_studio.client.answers import FoundObject, FoundPage
+from embedding_studio.domain import DEFAULT_COLLECTION
+from embedding_studio.domain.explanations import Explanation, why
+from embedding_studio.errors import AccessDeniedError
 
 
 def search(
@@ -33,142 +28,79 @@ def search(
     *,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Personalise for this user.")] = None,
     collection: InCollection = DEFAULT_COLLECTION,
-    limit: Annotated[int, typer.Option(min=1, help="Results on a page.")] = ASKED_BY_DEFAULT.limit,
-    offset: Annotated[
-        int, typer.Option(min=0, help="Results to leave out at the top.")
-    ] = ASKED_BY_DEFAULT.offset,
+    limit: Annotated[int, typer.Option(min=1, help="Results on a page.")] = 10,
+    offset: Annotated[int, typer.Option(min=0, help="Results to leave out at the top.")] = 0,
     max_distance: Annotated[float | None, typer.Option(help="Nothing further away.")] = None,
     where: PayloadFilterOption = None,
-    explain: Annotated[bool, typer.Option(help="Say what moved each result.")] = False,
+    explain: Annotated[bool, typer.Option(help="Say all that moved each result.")] = False,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search a collection, personalised where a user is given."""
-    with opened_context() as context:
-        request = SearchRequest(
-            limit=limit,
-            offset=offset,
-            max_distance=max_distance,
-            filter=parsed_filter(where),
-        )
-        page = context.search.search(
-            _vector_or_text(query),
-            request,
-            collection=collection,
-            user_id=user,
-            explain=explain,
-        )
+    """Search a collection, personalised where a user is given, and say what clicks moved."""
+    asked = {
+        "user_id": user,
+        "collection": collection,
+        "limit": limit,
+        "offset": offset,
+        "max_distance": max_distance,
+    }
+    with opened_service(url) as service:
+        asked["filter"] = json_filter(where)
+        page = _page(service, _vector_or_text(query), asked, explain=explain, for_people=not as_json)
     if as_json:
         print_value(page, as_json=True)
-        return
-    table = Table("#", "object", "distance", "", "payload")
-    for result in page.results:
-        shown = json.dumps(result.payload, ensure_ascii=False)
-        table.add_row(
-            str(result.position),
-            result.object_id,
-            f"{result.distance:.4f}",
-            "personal" if result.personalised else "",
-            shown if len(shown) <= 120 else f"{shown[:119]}…",
-        )
-        if result.explanation is not None:
-            table.add_row("", "", "", "", json.dumps(asdict(result.explanation), ensure_ascii=False))
-    out.print(table)
+    else:
+        out.print(_table(page, explain=explain))
 
 
-def tune(
-    collection: CollectionArgument = DEFAULT_COLLECTION,
-    *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
-    reset: Annotated[
-        bool, typer.Option("--reset", help="Go back to GATE_THRESHOLD, and let all of a user's past count.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Fit a collection to its log: the gate to queries, a user's own past to what people come back for."""
-    with opened_context() as context:
-        setting = f"{context.settings.gate_threshold} (GATE_THRESHOLD)"
-        if reset:
-            tuned = reset_gate(context.storage, collection, dry_run=dry_run)
-            past = reset_own_past(context.storage, collection, dry_run=dry_run)
-        else:
-            threshold = context.settings.gate_threshold
-            tuned, past = tuning.tune(context.storage, collection, gate_threshold=threshold, dry_run=dry_run)
-    if as_json:
-        print_value(tuning.as_json(tuned, past), as_json=True)
-        return
-    told = asdict(tuned)
-    print_value(told | {name: setting for name in ("before", "after") if told[name] is None}, as_json=False)
-    out.print(_own_past_table(past))
+def _page(
+    service: Service, query: str | list[Any], asked: dict[str, Any], *, explain: bool, for_people: bool
+) -> FoundPage:
+    """Return a page, for people with explanations: as far as the key may read these."""
+    if explain or not for_people:
+        return service.search(query, explain=explain, **asked)
+    try:
+        return service.search(query, explain=True, **asked)
+    except AccessDeniedError:
+        return service.search(query, **asked)
 
 
-def _own_past_table(tuned: TunedPast) -> Table:
-    """Return how much a user's own past counts, and why."""
-    table = Table("own past", "before", "after", "searches", "clicked the same again")
-    for kind, searches in tuned.returns.searches.items():
-        counts = (getattr(past or OwnPast(), kind) for past in (tuned.before, tuned.after))
-        table.add_row(
-            kind.replace("_", " "),
-            *(f"{weight:.2f}" for weight in counts),
-            f"{searches:.0f}",
-            f"{tuned.returns.again[kind] / searches:.0%}" if searches else "",
-        )
+def _table(page: FoundPage, *, explain: bool) -> Table:
+    reasons = [_reason(each) for each in page.results]
+    says_why = any(reasons)
+    table = Table("#", "object", "distance")
+    if says_why:
+        table.add_column("why", ratio=2)
+    table.add_column("payload", ratio=3, no_wrap=not explain, overflow="fold" if explain else "ellipsis")
+    for result, reason in zip(page.results, reasons, strict=True):
+        told = [payload_line(result.payload)]
+        if explain and reason and result.explanation is not None:
+            told.extend(_details(result.explanation))
+        columns = (str(result.position), result.object_id, f"{result.distance:.4f}")
+        table.add_row(*columns, *([reason] if says_why else []), "\n".join(told))
     return table
 
 
-def recall(
-    collection: CollectionArgument = DEFAULT_COLLECTION,
-    *,
-    queries: Annotated[int, typer.Option(min=1, help="Compare so many of its latest queries.")] = QUERIES,
-    k: Annotated[int, typer.Option("--k", min=1, help="Results looked at.")] = RESULTS,
-    target: Annotated[
-        float | None,
-        typer.Option(help="Share of the nearest that is to be found. Default: RECALL_TARGET."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Measure whether the nearest are found, and let searches be as cautious as that needs."""
-    with opened_context() as context:
-        setting = context.settings.recall_target
-        if setting == 1 and target not in (None, 1):
-            raise InvalidInputError(
-                f"RECALL_TARGET is 1, so all are compared, and there is nothing to measure for {target}; "
-                "set it to less"
-            )
-        measured = measure_recall(
-            context.storage,
-            collection,
-            queries=queries,
-            k=k,
-            target=setting if target is None else target,
-            dry_run=dry_run,
+def _reason(result: FoundObject) -> str:
+    """Return why a result is where it is, or only that it was moved, where the key may not read more."""
+    if result.explanation is None:
+        return "moved by clicks" if result.personalised else ""
+    return why(result.object_id, result.explanation)
+
+
+def _details(told: Explanation) -> Iterator[str]:
+    yield (
+        f"distance {told.base_distance:.4f} for anybody, {told.shifted_distance:.4f} by the shifted query, "
+        f"{told.distance:.4f} now; own vectors count {told.gate:.0%}"
+    )
+    for each in told.influences:
+        past = f"{each.search_query!r} ({', '.join(each.clicked_ids)})"
+        yield f"{each.distance_change:+.4f} by {past}, which counts {each.gate:.0%}"
+    if told.shared is not None:
+        yield (
+            f"{told.shared.distance_change:+.4f} by what {told.shared.users} others clicked, "
+            f"which counts {told.shared.gate:.0%}"
         )
-    if as_json:
-        print_value(measured, as_json=True)
-        return
-    table = Table("margin", f"recall@{k}", "95 % interval", "first is right", "p50 ms", "p95 ms", "")
-    for each in measured.compared:
-        notes = {
-            "before": each.margin is not None and each.margin == measured.before,
-            "chosen" if dry_run else "from now on": each.margin is not None and each.margin == measured.after,
-        }
-        table.add_row(
-            "all" if each.margin is None else f"{each.margin:.3g}",
-            f"{each.recall:.4f}",
-            f"{each.low:.4f} to {each.high:.4f}",
-            f"{each.right_first:.1%}",
-            f"{each.p50_ms:.1f}",
-            f"{each.p95_ms:.1f}",
-            ", ".join(note for note, is_true in notes.items() if is_true),
-        )
-    if measured.compared:
-        out.print(table)
-        made = measured.queries - measured.recorded
-        err.print(
-            f"{measured.recorded} recorded queries"
-            + (f", and {made} objects slightly changed." if made else ".")
-        )
-    out.print(measured.told[:1].upper() + measured.told[1:] + ".", soft_wrap=True)
 
 
 def _vector_or_text(query: str) -> str | list[Any]:

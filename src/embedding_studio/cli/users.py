@@ -2,16 +2,19 @@
 
 from typing import Annotated
 
+import orjson
 import typer
 from rich.table import Table
 
-from embedding_studio.cli.console import AsJson, err, opened_context, out, print_value
+from embedding_studio.cli.console import AsJson, err, out, print_value
+from embedding_studio.cli.services import Url, opened_service
 from embedding_studio.files import replaced
-from embedding_studio.personal_data import BEYOND, exported
 
 UserArgument = Annotated[str, typer.Argument(help="The user's id.")]
 
-users = typer.Typer(no_args_is_help=True, help="Hand out or remove all that is kept about a user.")
+users = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Hand out or remove all that is kept about a user."
+)
 
 
 @users.command()
@@ -21,28 +24,30 @@ def export(
     output: Annotated[
         str, typer.Option("--output", "-o", help="A .jsonl file, also .jsonl.gz; `-` is stdout.")
     ] = "-",
+    url: Url = None,
 ) -> None:
     """Write all that is kept about a user as JSON Lines: sessions, orders and what was learnt from them."""
     lines = 0
-    with opened_context() as context, replaced(output) as file:
-        for line in exported(context.storage, user):
-            file.write(line)
+    with opened_service(url) as service, replaced(output) as file:
+        for row in service.export_user(user):
+            file.write(orjson.dumps(row) + b"\n")
             lines += 1
     err.print(f"Wrote {lines} lines about {user!r}.")
 
 
 @users.command()
-def forget(user: UserArgument, *, as_json: AsJson = False) -> None:
+def forget(user: UserArgument, *, url: Url = None, as_json: AsJson = False) -> None:
     """Remove all that is known of a user, in every collection, and say how many rows of which table."""
-    with opened_context() as context:
-        removed = context.storage.clickstream.forget_user(user)
+    with opened_service(url) as service:
+        forgotten = service.forget_user(user)
     if as_json:
-        print_value({"user": user, "removed": removed, "not_reached": BEYOND}, as_json=True)
+        told = {"user": user, "removed": forgotten.removed, "not_reached": forgotten.not_reached}
+        print_value(told, as_json=True)
         return
     table = Table("table", "rows removed")
-    for name, number in removed.items():
+    for name, number in forgotten.removed.items():
         table.add_row(name, f"{number:,}")
     out.print(table)
-    err.print(f"Forgot {user!r}: {removed['sessions']} sessions and all that was learnt from them.")
-    for each in BEYOND:
+    err.print(f"Forgot {user!r}: {forgotten.sessions} sessions and all that was learnt from them.")
+    for each in forgotten.not_reached:
         err.print(f"Not reached: {each}.")

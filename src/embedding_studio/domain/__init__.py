@@ -1,1 +1,3 @@
 """Values: what the rest of the house hands around. No input or output happens here."""
+
+DEFAULT_COLLECTION = "default"

@@ -20,12 +20,11 @@ from pydantic import (
 )
 
 from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain import DEFAULT_COLLECTION as DEFAULT_COLLECTION  # noqa: PLC0414, from here too
 from embedding_studio.domain.filters import PayloadFilter, check_field
 from embedding_studio.domain.limits import MAX_ID_LENGTH
 from embedding_studio.domain.storable import check_id
 from embedding_studio.errors import InvalidInputError, shown
-
-DEFAULT_COLLECTION = "default"
 
 DEFAULT_EVENT_WEIGHTS: Mapping[str, float] = {
     "click": 1.0,
