@@ -561,7 +561,7 @@ def test_what_a_user_did_can_be_looked_at_and_taken_back(service, client):
     assert all(0 < each["degrees"] <= 20.001 for each in state["moved"])
     assert {each["identity"] for each in drawn["points"]} == {session_id, "all-a", "a-and-b", "all-b"}
 
-    taken = client.delete(f"{SESSION}/{session_id}/events/all-a")
+    taken = client.delete(EVENTS, params={"session_id": session_id, "object_id": "all-a"})
     service[0].state.context.improver().improve_once()
 
     assert taken.json() == {"taken_back": 1}
@@ -570,7 +570,7 @@ def test_what_a_user_did_can_be_looked_at_and_taken_back(service, client):
     [listed] = client.get(SESSIONS).json()["sessions"]
     assert [each["event_type"] for each in listed["events"]] == ["taken_back"]
     assert listed["order"]["status"] == "refused"
-    assert client.delete(f"{SESSION}/gone/events/all-a").status_code == 404
+    assert client.delete(EVENTS, params={"session_id": "gone", "object_id": "all-a"}).status_code == 404
 
 
 def test_sessions_come_latest_first_and_page_by_page(client):

@@ -624,7 +624,7 @@ ROUTES_OF_THE_DESIGN = {
     "POST /api/v1/clickstream/session",
     "GET /api/v1/clickstream/session",
     "GET /api/v1/clickstream/sessions",
-    "DELETE /api/v1/clickstream/session/{session_id}/events/{object_id}",
+    "DELETE /api/v1/clickstream/session/events",
     "POST /api/v1/clickstream/session/events",
     "POST /api/v1/clickstream/events",
     "POST /api/v1/clickstream/sessions",

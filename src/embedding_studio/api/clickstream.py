@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, BEACON, EVENTS, InCaller
@@ -328,12 +328,15 @@ def list_sessions(
 
 
 @router.delete(
-    "/session/{session_id:id}/events/{object_id:id}",
+    "/session/events",
     operation_id="take_back_events",
     dependencies=[EVENTS],
 )
 def take_back_events(
-    session_id: Annotated[Id, Path()], object_id: Annotated[Id, Path()], context: InContext, caller: InCaller
+    session_id: Annotated[Id, Query()],
+    object_id: Annotated[Id, Query()],
+    context: InContext,
+    caller: InCaller,
 ) -> TakenBack:
     """Let what a user did with one result no longer count; what was learnt from it is unlearnt."""
     require_session(context, caller, session_id)

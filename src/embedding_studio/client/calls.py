@@ -254,8 +254,12 @@ def take_back(session_id: str, object_id: str) -> Call[int]:
 
     A second time there are none.
     """
-    path = f"{API}/clickstream/session/{_in_path(session_id)}/events/{_in_path(object_id)}"
-    return Call("DELETE", path, itemgetter("taken_back"))
+    return Call(
+        "DELETE",
+        f"{API}/clickstream/session/events",
+        itemgetter("taken_back"),
+        parameters={"session_id": session_id, "object_id": object_id},
+    )
 
 
 def upsert(objects: Iterable[JSON], *, collection: str | None = None) -> Call[answers.Indexed]:

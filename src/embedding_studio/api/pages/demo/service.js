@@ -94,7 +94,7 @@ export const click = async (collection, query, who, clicked) => {
 };
 
 export const takeBack = async (collection, who, taken) => {
-  await call(at`clickstream/session/${taken.session_id}/events/${taken.object_id}`, { method: "DELETE" });
+  await call("clickstream/session/events", { method: "DELETE", query: { session_id: taken.session_id, object_id: taken.object_id } });
   const isGone = (explanation) => !bears(taken)(explanation);
   await awaited(isGone, collection, taken.query, { user_id: PEOPLE[who].id, explain: true });
 };

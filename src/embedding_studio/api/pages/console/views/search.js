@@ -1,6 +1,6 @@
 // Search: what one user sees beside what everybody sees, why it differs, and clicks that can be taken back.
 import { html, useEffect, useState } from "../../shared/preact.js";
-import { at, call } from "../../shared/api.js";
+import { call } from "../../shared/api.js";
 import { latestUsers, learnt, useAsked, useDoing } from "../asking.js";
 import { Announce, counted, cut, Empty, nameOf, Problem, textOf, Told } from "../parts.js";
 import { go, href } from "../routes.js";
@@ -137,7 +137,7 @@ const Pages = ({ found, collection, changed, setChanged, askAgain, body }) => {
     return page.session_id;
   });
   const undo = ({ object_id: id }, sessions) => teaching(`The click on “${name(id)}” was taken back.`, async () => {
-    for (const each of sessions) await call(at`clickstream/session/${each}/events/${id}`, { method: "DELETE" });
+    for (const each of sessions) await call("clickstream/session/events", { method: "DELETE", query: { session_id: each, object_id: id } });
     return sessions.at(-1);
   });
   if (!plain.search_results.length) return html`

@@ -136,7 +136,7 @@ const Shown = ({ result, object, events, id, again }) => {
       <div class="does">
         ${rank !== null && html`<span class="faint distance">${rank.toFixed(3)}</span>`}
         ${counting.length > 0 && html`<${Act} label=${`Take back what was done with ${called}`} doing="…" act=${async () => {
-          await call(at`clickstream/session/${id}/events/${objectId}`, { method: "DELETE" });
+          await call("clickstream/session/events", { method: "DELETE", query: { session_id: id, object_id: objectId } });
           await learnt(id).catch(() => null); // without an order there is nothing to wait for
           again();
         }}>Undo<//>`}

@@ -122,7 +122,7 @@ const Past = ({ past, name, query, again }) => html`
     ${past.clicked_ids.map((id) => html`
       <div class="row between nowrap"><span>clicked ${name(id)}</span>
         <span><${Act} class="quiet" doing="…" label=${`Take back the click on ${name(id)} for ${past.search_query}`} act=${async () => {
-          await call(at`clickstream/session/${past.session_id}/events/${id}`, { method: "DELETE" });
+          await call("clickstream/session/events", { method: "DELETE", query: { session_id: past.session_id, object_id: id } });
           await learnt(past.session_id);
           again();
         }}>Undo<//></span></div>`)}
