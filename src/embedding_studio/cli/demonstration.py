@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import webbrowser
@@ -139,7 +140,7 @@ def demo(
                 texts = list(each.subject.read(objects))
                 store(context, each.subject.collection, texts, len(texts))
                 each.done, each.total, each.is_whole = len(texts), len(texts), True
-        with _serving(stage, listening):
+        with serving(stage, listening):
             if keep_serving:
                 _show_page(stage, url_of(listening))
             else:
@@ -187,7 +188,7 @@ def _opened_by_desktop(page: str) -> None:
 
 
 @contextmanager
-def _serving(stage: Stage, listening: Any) -> Iterator[None]:
+def serving(stage: Stage, listening: socket.socket) -> Iterator[None]:
     """Serve as long as the block runs, in a thread of its own."""
     from embedding_studio.api.connections import server as server_of
 
