@@ -222,6 +222,7 @@ def test_searches_of_another_system_are_recorded_with_what_was_done(shop):
         (registered.session_id, "accepted"),
         ("later", "waiting"),
     ]
+    assert shop.take_back("with", "a") == 1
     assert {each.disposition for each in recorded} == {"recorded"}
     assert [each.session_id for each in recorded] == [f"s{n}" for n in range(120)] + ["with"]
     assert [each.disposition for each in recorded[-1].events] == ["accepted"]
@@ -268,10 +269,14 @@ def test_orders_are_read_page_by_page(shop, context):
 
 
 def test_readiness_is_a_question_to_which_no_is_an_answer(shop, make):
-    parts = {"database": "storage does not answer"}
-    down = answering(make, httpx.Response(503, json={"status": 503, "parts": parts}))
+    told = {"status": 503, "parts": {"database": "storage does not answer"}}
+    problem = {"content-type": "application/problem+json"}
+    down = answering(make, httpx.Response(503, json=told, headers=problem))
+    gone = answering(make, httpx.Response(503, html="<h1>no server</h1>"))
 
     ready, not_ready = shop.ready(), down.ready()
+    with pytest.raises(errors.ServiceUnavailableError, match="no server"):
+        gone.ready()
 
     assert ready
     assert ready.parts["database"] == "ok"
@@ -597,7 +602,7 @@ EVERY_CALL: list[calls.Call[Any]] = [
     calls.record_sessions([], collection="default"),
     calls.session("s"),
     calls.mark_irrelevant("s"),
-    calls.take_back("s", "o"),
+    calls.take_back("s", "a/b"),
     calls.upsert([]),
     calls.update_payloads({}),
     calls.delete([]),
@@ -621,15 +626,15 @@ EVERY_CALL: list[calls.Call[Any]] = [
 
 NOT_COVERED = {
     "use_session_for_improvement": "a click places the order; retry_order places it anew",
-    "list_sessions": "of the console, for people to look at",
+    "list_sessions": "the console's",
     "get_user_state": "as above",
     "get_user_map": "as above",
     "get_findings": "as above",
+    "update_collection": "as above",
     "start_report": "as above",
     "list_reports": "as above",
     "get_report": "as above",
     "stop_report": "as above",
-    "update_collection": "an operator's: the command line",
     "list_quarantined_users": "an operator's: the command line",
     "quarantine_user": "as above",
     "release_user": "as above",

@@ -5,14 +5,18 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
-from embedding_studio import MetricAggregationType
+from embedding_studio import Context, MetricAggregationType, load_settings
+from embedding_studio.api.app import create_app
 from embedding_studio.cli import app
 from embedding_studio.settings import Settings
+from test_api_service import serving
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -22,6 +26,20 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
 EXAMPLE = re.compile(r"```python\n(.*?)```(?:\n\nprints)?(?:\n\n```text\n(.*?)```)?", re.DOTALL)
+
+
+ADDRESS = "http://localhost:5000"
+"""Of the service that pages speak of."""
+
+
+@contextmanager
+def served(database_url: str) -> Iterator[str]:
+    """Return the address of a service for as long as the block runs."""
+    with (
+        Context(load_settings(database_url=database_url)) as context,
+        serving(create_app(context)) as client,
+    ):
+        yield str(client.base_url)
 
 
 def examples() -> list[tuple[str, str, str | None]]:
@@ -34,16 +52,18 @@ def examples() -> list[tuple[str, str, str | None]]:
     [pytest.param(*each, id=f"{each[0]}-{n}") for n, each in enumerate(examples())],
 )
 def test_the_pages_code_runs_and_prints_what_the_page_says(page, code, output, postgres_url, tmp_path):
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    service = served(postgres_url) if ADDRESS in code else nullcontext(ADDRESS)
 
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment | {"DATABASE_URL": postgres_url},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with service as address:
+        ran = subprocess.run(
+            [sys.executable, "-c", code.replace(ADDRESS, address)],
+            env=environment | {"DATABASE_URL": postgres_url},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     assert ran.returncode == 0, ran.stderr
     if output is not None:

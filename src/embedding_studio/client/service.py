@@ -109,7 +109,7 @@ class Service:
         else:
             may = outcome.status_code in BUSY and not call.is_question
             may &= call.is_repeatable or outcome.status_code == 429  # which is said before anything is done
-            may &= not (outcome.status_code == 502 and outcome.headers.get("content-type") == PROBLEM)
+            may &= not (outcome.status_code == 502 and _is_problem(outcome))  # an embedder's, and no proxy's
             after = _retry_after(outcome)
         if not may or after > self.timeout:
             return None
@@ -121,7 +121,8 @@ class Service:
         Raises:
             EmbeddingStudioError: it is no success, or makes no sense.
         """
-        if not (answer.is_success or (call.is_question and answer.status_code == 503)):
+        is_no = call.is_question and answer.status_code == 503 and _is_problem(answer)
+        if not (answer.is_success or is_no):
             raise failure(answer)
         try:
             return call.read(None if answer.status_code == 204 else json.loads(answer.content))
@@ -147,6 +148,12 @@ def encoded(value: Any) -> bytes:
         return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidInputError(f"what is to be sent is nothing that JSON has: {error}") from error
+
+
+def _is_problem(answer: httpx.Response) -> bool:
+    """Return whether it is the service itself that says what is wrong, and no proxy before it."""
+    said: str = answer.headers.get("content-type", "")
+    return said.startswith(PROBLEM)
 
 
 def _retry_after(answer: httpx.Response) -> float:
