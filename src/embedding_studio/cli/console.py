@@ -47,8 +47,7 @@ logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
 
-has_width = sys.stdout.isatty() or os.environ.get("COLUMNS")
-out = Console(width=None if has_width else 140, markup=False, emoji=False)
+out = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
 err = Console(stderr=True, markup=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
