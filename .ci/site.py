@@ -1,6 +1,7 @@
 """Build the documentation as a site: `make site`. It needs no network, and a broken link stops it.
 
-The pages are those that are read on GitHub: README.md, what stands beside it, and docs/.
+The pages are those that are read on GitHub: README.md, what stands beside it, docs/, and what is said of the
+examples and of each integration.
 """
 
 import re
@@ -26,6 +27,10 @@ def main(site: Path) -> int:
             (pages / ("index.md" if name == ENTRY else name)).write_text(text)
         for page in (ROOT / "docs").glob("*.md"):
             (pages / page.name).write_text(TARGET.sub(_flattened, page.read_text()))
+        for page in (*ROOT.glob("examples/README.md"), *ROOT.glob("integrations/*/README.md")):
+            copy = pages / page.relative_to(ROOT)
+            copy.parent.mkdir(parents=True)
+            copy.write_text(TARGET.sub(_below, page.read_text()))
         shutil.copy(ROOT / "zensical.toml", folder)
         built = subprocess.run(
             [sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=folder, check=False
@@ -40,6 +45,11 @@ def _flattened(found: re.Match[str]) -> str:
     """Return a link as it is where all pages stand in one folder."""
     target = found[1].removeprefix("docs/").removeprefix("../")
     return "index.md" if target == ENTRY else target
+
+
+def _below(found: re.Match[str]) -> str:
+    """Return a link of a page that stands in a folder of its own also there."""
+    return found[1].replace("../docs/", "../").replace(f"../{ENTRY}", "../index.md")
 
 
 if __name__ == "__main__":

@@ -139,9 +139,10 @@ def test_every_page_is_in_the_sites_navigation():
 @needs_zensical
 def test_a_link_that_leads_nowhere_stops_the_site(tmp_path):
     copy = tmp_path / "copy"
-    (copy / ".ci").mkdir(parents=True)
     shutil.copytree(ROOT / "docs", copy / "docs")
-    for each in (".ci/site.py", "zensical.toml", *(path.name for path in ROOT.glob("*.md"))):
+    beside = [*ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("integrations/*/README.md")]
+    for each in (".ci/site.py", "zensical.toml", *(path.relative_to(ROOT) for path in beside)):
+        (copy / each).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / each, copy / each)
     page = copy / "docs" / "filters.md"
     page.write_text(page.read_text() + "\n[nowhere](nowhere.md)\n")

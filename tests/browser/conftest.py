@@ -6,6 +6,7 @@ small catalogue, ``serve`` starts one with other settings, ``site`` serves a pag
 """
 
 import os
+import re
 import shutil
 import socket
 import threading
@@ -40,7 +41,8 @@ from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.embedders import Embedder
 from embedding_studio.settings import Settings
 
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
+DOCS = Path(__file__).parents[2] / "docs"
+IMAGES = DOCS / "images"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
     "--no-sandbox",  # root has none
@@ -249,14 +251,23 @@ def folder_served(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Callable[[dict[str, str]], str]]:
-    """Return what serves files, by name, from a port of their own: a site that is not the service."""
-    with ExitStack() as opened:
+    """Return what writes files, by name, and says where they are served: a site that is not the service."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    with folder_served(folder) as url:
 
         def site_of(files: dict[str, str]) -> str:
-            folder = tmp_path / "site"
-            folder.mkdir()
             for name, content in files.items():
                 (folder / name).write_text(content)
-            return opened.enter_context(folder_served(folder))
+            return url
 
         yield site_of
+
+
+def sample_of(page: str, mark: str, *, service: str, key: str) -> str:
+    """Return the HTML in a page of the documentation in which ``mark`` stands, for a service and a key."""
+    blocks = re.findall(r"```html\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    (sample,) = [block for block in blocks if mark in block]
+    sample = sample.replace("https://search.example", service).replace("KEY", key)
+    icon = '<!doctype html><html lang="en"><title>Shop</title><link rel="icon" href="data:,">'
+    return icon + sample.removeprefix("<!doctype html>")

@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from browser.conftest import sample_of
+
 CACHE = Path.home() / ".cache" / "embedding-studio-tests"
 
 WRITE_KEY = "the key that any visitor may see, long enough"
@@ -66,26 +68,6 @@ UBI_URL = (
 )
 UBI_SHA256 = "c9a7eaec612cf102abe8b27adf0837965953663064a82ae398ca25ea9cf25bfe"
 
-HEAD = '<!doctype html><html lang=en><title>Shop</title><link rel=icon href="data:,"><h1>Shop</h1>'
-
-INSIGHTS_PAGE = (
-    HEAD
-    + """
-<script>
-window.AlgoliaAnalyticsObject = "aa";
-window.aa = function () { (window.aa.queue = window.aa.queue || []).push(arguments); };
-window.aa.version = "2.17.3";
-</script>
-<script src=search-insights.js></script>"""
-)
-
-UBI_PAGE = (
-    HEAD
-    + """
-<script type=importmap>{ "imports": { "axios": "./axios.js" } }</script>
-<script type=module>window.ubi = await import("./ubi.js");</script>"""
-)
-
 
 def ubi_text() -> str:
     kept = CACHE / UBI_SHA256
@@ -102,10 +84,14 @@ def ubi_text() -> str:
 
 @pytest.fixture
 def open_shop(site, serve, page):
-    def open_one(files):
+    """Return what opens the sample of ``docs/clients.md`` in which something stands, with files beside it."""
+
+    def open_one(mark, files):
         shop = site(files)
         service = serve(cors_origins=(shop,), **KEYS)
+        site({"index.html": sample_of("clients.md", mark, service=service.url, key=WRITE_KEY)})
         page.goto(shop)
+        page.wait_for_function("typeof clicked === 'function'")
         return page, service
 
     return open_one
@@ -136,50 +122,34 @@ def events_of(service, session_id):
 
 
 def test_algolias_search_insights_teaches_this_service(open_shop):
-    page, service = open_shop({"index.html": INSIGHTS_PAGE, "search-insights.js": INSIGHTS.text()})
+    page, service = open_shop("search-insights.js", {"search-insights.js": INSIGHTS.text()})
     session, before = search(service, "ann")
 
+    page.evaluate("([session, object]) => clicked(session, object, 5)", [session, before[4]])
     page.evaluate(
-        """([host, apiKey, queryID, object]) => {
-          aa("init", { appId: "APP", apiKey, host });
-          aa("setUserToken", "ann");
-          const event = { index: "default", queryID, objectIDs: [object] };
-          aa("clickedObjectIDsAfterSearch", { ...event, eventName: "Hit Clicked", positions: [5] });
-          aa("addedToCartObjectIDsAfterSearch", { ...event, eventName: "Added" });
-        }""",
-        [service.url, WRITE_KEY, session, before[4]],
+        """([queryID, object]) => aa("addedToCartObjectIDsAfterSearch", {
+          index: "default", eventName: "Added", queryID, objectIDs: [object],
+        })""",
+        [session, before[3]],
     )
 
-    assert meanwhile(page, lambda: len(told := events_of(service, session)) == 2 and told) == [
-        (before[4], "add_to_cart"),
-        (before[4], "click"),
-    ]
-    after = meanwhile(page, lambda: (now := search(service, "ann")[1]) != before and now)
-    assert after.index(before[4]) < 4
+    told = meanwhile(page, lambda: len(told := events_of(service, session)) == 2 and told)
+    assert told == sorted([(before[4], "click"), (before[3], "add_to_cart")])
+    meanwhile(page, lambda: search(service, "ann")[1] != before)
     assert search(service, "bob")[1] == before
 
 
 def test_ubis_collector_teaches_this_service_and_brings_searches_of_another(open_shop):
-    page, service = open_shop({"index.html": UBI_PAGE, "ubi.js": ubi_text(), "axios.js": AXIOS.text()})
-    page.wait_for_function("window.ubi")
+    page, service = open_shop("ubi.js", {"ubi.js": ubi_text(), "axios.js": AXIOS.text()})
     session, before = search(service, "ann")
 
     said = page.evaluate(
-        """async ([url, key, session, object]) => {
-          const client = new ubi.UbiClient(url);
-          client.rest_client.defaults.headers.Authorization = `Bearer ${key}`;
-          const about = (id) => new ubi.UbiEventAttributes("object_id", id, "a garment", {}, { ordinal: 5 });
-          const click = (user, query, id) =>
-            new ubi.UbiEvent("default", "click", user, "tab", query, about(id));
-          const query = new ubi.UbiQueryRequest("default", "bob", "elsewhere", "a warm hat", "object_id");
-          query.query_response_hit_ids = ["scarf", "parka"];
-          return [
-            await client.trackEvent(click("ann", session, object)),
-            await client.trackQuery(query),
-            await client.trackEvent(click("bob", "elsewhere", "parka")),
-          ];
-        }""",
-        [service.url, WRITE_KEY, session, before[4]],
+        """async ([session, object]) => [
+          await clicked(session, object, 5),
+          await searched("elsewhere", "a warm hat", ["scarf", "parka"]),
+          await clicked("elsewhere", "parka", 2),
+        ]""",
+        [session, before[4]],
     )
 
     assert [each["events"] for each in said] == [{"accepted": 1}, {}, {"accepted": 1}]

@@ -9,6 +9,8 @@ import httpx
 import jwt
 import pytest
 
+from browser.conftest import sample_of
+
 NAME = "/clients/embedding-studio.js"
 
 SECRET = "a secret that signs the tokens of users"  # noqa: S105, a test's
@@ -109,6 +111,23 @@ def test_the_file_is_small_and_sent_once_to_a_browser_that_has_it(service):
     assert len(gzip.compress(first.content, 9)) <= 3_000
     assert (again.status_code, again.content) == (304, b"")
     assert "class EmbeddingStudio" in httpx.get(service.url + NAME.replace(".js", ".d.ts")).text
+
+
+def test_the_sample_of_the_documentation_searches_and_tells_what_is_clicked(site, serve, page):
+    shop = site({})
+    service = serve(cors_origins=(shop,))
+    site({"index.html": sample_of("clients.md", "embedding-studio.js", service=service.url, key="none")})
+    page.goto(shop)
+
+    page.get_by_label("Search").fill("something warm")
+    page.get_by_role("button").click()
+    session = page.locator("[data-es-session]").get_attribute("data-es-session")
+    clicked = page.get_by_role("link").nth(3)
+    clicked.click()
+
+    assert page.get_by_role("link").count() == 5
+    told = [(clicked.inner_text(), "click")]  # the catalogue's titles are its ids
+    meanwhile(page, 5, lambda: events_of(service, session) == told)
 
 
 def test_what_is_clicked_is_learnt_and_the_next_search_differs_for_this_user_alone(open_shop):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +10,8 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 
 from conftest import eventually, run_readme
 from embedding_studio.client import AsyncClient
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 class TestAsLangChainWantsIt(RetrieversIntegrationTests):
@@ -77,6 +81,18 @@ def test_an_object_without_the_field_of_the_text_is_named(client):
 
 def test_the_readme_runs(url):
     run_readme(Path(__file__).parents[1], url)
+
+
+def test_the_chat_answers_from_what_was_found_and_learns_what_was_of_use(client, url):
+    chat = [sys.executable, EXAMPLES / "chat.py", "--service", url, "--user", "zoe", "something warm"]
+
+    said = subprocess.check_output([*chat, "--useful", "3"], text=True).splitlines()
+    eventually(lambda: client.search("something warm", user_id="zoe").personalised)
+    again = subprocess.check_output(chat, text=True).splitlines()
+
+    assert said[-1] == f"{said[0].removeprefix('[1] ')} [1]"
+    useful = said[2].removeprefix("[3] ")
+    assert useful in again[0] + again[1]
 
 
 def test_torch_does_not_come_along():
