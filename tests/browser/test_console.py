@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from browser.conftest import Service, axe_findings, keep_screenshot
 from conftest import new_database
@@ -145,7 +145,7 @@ def test_a_click_moves_results_for_its_user_alone_and_can_be_taken_back(shop, pa
     assert names(page, "For ada")[0] == "Felt slippers"
     assert names(page, "For everybody") == before
     expect(slippers).to_contain_text(f"▲ {before.index('Felt slippers')}")
-    keep_screenshot(page, "console-search")
+    keep_screenshot(page, "console-search", full_page=False)
 
     page.get_by_role("button", name="Take back the click on Felt slippers").click()
 
@@ -292,7 +292,6 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(serve, page, troubles)
     page.goto(f"{service.url}/console#/health")
     page.get_by_role("heading", name="This service asks for a key").wait_for()
     assert not axe_findings(page)
-    keep_screenshot(page, "console-key")
 
     page.get_by_label("Key").fill("of-another-door")
     page.keyboard.press("Enter")
@@ -383,6 +382,7 @@ def test_a_session_shows_what_was_clicked_and_what_can_be_done(shop, page, troub
 
     assert shop.ask("GET", f"/clickstream/session?session_id={session}")["is_irrelevant"]
     assert [each["user_id"] for each in shop.ask("GET", "/quarantine")["users"]] == ["ada"]
+    page.wait_for_load_state("networkidle")
     expected(troubles, "404")  # it has no order any more
 
 
@@ -498,6 +498,109 @@ def test_a_collection_that_cannot_be_made_says_why(shop, page, troubles):
     expected(troubles, WORDS_OF_LOADING)
 
 
+# Reports
+
+
+def test_a_report_is_made_from_the_log_and_what_it_cannot_be_made_from_is_told(shop, page):
+    for query, clicked in ((COLD, "slippers"), ("rain", "umbrella"), (COLD, "slippers")):
+        for user in ("ada", "ben", "eve"):
+            shop.searched(user, query, clicked)
+    page.goto(shop.at("reports", collection="shop"))
+    page.get_by_text("No report yet").wait_for()
+
+    page.get_by_role("button", name="Tune").click()
+    expect(page.get_by_role("alert")).to_contain_text("fitting the gate needs 100", timeout=60_000)
+    page.get_by_role("link", name="All reports").click()
+    page.get_by_role("button", name="Replay").click()
+
+    page.get_by_role("heading", name="Where it helps").wait_for(timeout=60_000)
+    expect(page.locator(".verdicts li")).to_have_count(3)
+    expect(page.locator(".notice").first).to_contain_text("too few to tell")
+    assert page.locator(".intervals svg").count() >= 3
+    assert not axe_findings(page)
+    keep_screenshot(page, "console-report", full_page=False)
+    page.get_by_role("link", name="All reports").click()
+    expect(page.locator("tbody tr")).to_have_count(2)
+
+
+MADE = {
+    "report_id": "r",
+    "collection": "shop",
+    "dry_run": True,
+    "started_at": 1_760_000_000,
+    "ended_at": 1_760_000_007,
+    "status": "done",
+    "progress": None,
+    "detail": None,
+}
+AT_MARGIN = {"low": 0.98, "high": 0.995, "right_first": 0.99, "p50_ms": 2.0, "p95_ms": 4.5}
+RECALL = {
+    "told": "searches of 'shop' find 99.1 % of the nearest",
+    "queries": 200,
+    "recorded": 150,
+    "k": 10,
+    "target": 0.99,
+    "after": 2.0,
+    "compared": [{"margin": 2.0, "recall": 0.991} | AT_MARGIN, {"margin": None, "recall": 1.0} | AT_MARGIN],
+}
+WEIGHTS = {"repeated_soon": 0.25, "repeated_later": 1.0, "near_soon": 0.5, "near_later": 1.0}
+TUNED = {
+    "before": None,
+    "after": 0.712,
+    "queries": 1_234,
+    "is_stored": False,
+    "own_past": {
+        "before": None,
+        "after": WEIGHTS,
+        "searches": dict.fromkeys(WEIGHTS, 40.0),
+        "again": dict.fromkeys(WEIGHTS, 10.0),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "told"),
+    [
+        ("recall", RECALL, ["find 99.1 % of the nearest", "2 standard errors (chosen)", "99.10 %", "4.5 ms"]),
+        ("tune", TUNED, ["is 0.712", "Nothing was changed", "1,234 queries", "25 %"]),
+    ],
+)
+def test_what_was_found_is_told(service, page, kind, result, told):
+    report = MADE | {"kind": kind, "result": result}
+    page.route("**/api/v1/reports/r", lambda route: route.fulfill(json=report))
+    page.goto(f"{service.url}/console#/reports/r")
+    page.get_by_text("took 7 seconds").wait_for()
+
+    for each in told:
+        expect(page.locator("main")).to_contain_text(each)
+    assert not axe_findings(page)
+
+
+def test_a_report_shows_how_far_it_is_and_can_be_stopped(service, page):
+    progress = {"what": "embed queries", "done": 512, "total": 2_048}
+    report = MADE | {
+        "kind": "replay",
+        "result": None,
+        "status": "running",
+        "ended_at": None,
+        "progress": progress,
+    }
+
+    def answer(route: Route) -> None:
+        if route.request.method == "DELETE":
+            report.update(status="stopped", ended_at=1_760_000_003)
+        route.fulfill(json=report)
+
+    page.route("**/api/v1/reports/r", answer)
+    page.goto(f"{service.url}/console#/reports/r")
+    expect(page.get_by_label("embed queries: 512 of 2,048")).to_have_attribute("value", "512")
+
+    page.get_by_role("button", name="Stop").click()
+
+    expect(page.locator(".badge")).to_have_text("stopped")
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+
+
 # Health
 
 
@@ -516,6 +619,7 @@ def test_health_tells_parts_findings_and_numbers_over_time(shop, page):
         expect(page.locator("figure", has_text=title).locator("figcaption")).to_contain_text(
             re.compile("[1-9]")
         )
+    keep_screenshot(page, "console-health")
 
 
 def test_a_part_that_is_in_trouble_is_named(service, page, troubles):
@@ -549,8 +653,8 @@ def test_axe_finds_nothing(shop, open_page, scheme):
         settled(page)
 
         assert not axe_findings(page), view
-        if scheme == "dark" and view in {"search", "users/ada"}:
-            keep_screenshot(page, f"console-{view.partition('/')[0]}-dark")
+        if scheme == "dark" and view == "search":
+            keep_screenshot(page, "console-search-dark", full_page=False)
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(shop, open_page):
@@ -565,8 +669,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(shop, open_page):
 
         assert page.evaluate("document.documentElement.scrollWidth") == 390, view
         assert not axe_findings(page), view
-        if view in {"search", "sessions", "users/ada"}:
-            keep_screenshot(page, f"console-{view.partition('/')[0]}-phone")
+        if view in {"search", "users/ada"}:
+            keep_screenshot(page, f"console-{view.partition('/')[0]}-phone", full_page=False)
 
 
 def settled(page: Page) -> None:

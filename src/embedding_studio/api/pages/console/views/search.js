@@ -6,6 +6,7 @@ import { Announce, counted, cut, Empty, nameOf, Problem, textOf, Told } from "..
 import { go, href } from "../routes.js";
 import { why } from "../sentences.js";
 
+const MOVES = 5;
 const OPERATORS = {
   is: { label: "is", query: (field, value) => ({ term: { field, value } }) },
   holds: { label: "contains the words", query: (field, value) => ({ match: { field, value: String(value) } }) },
@@ -152,7 +153,7 @@ const Pages = ({ found, collection, changed, setChanged, askAgain, body }) => {
     <div class="pages">
       <${Page} title=${`For ${user}`} user=${user} results=${personal.search_results} compared=${placesOf(plain.search_results)}
         note=${personal.personalised ? html`Their past clicks bear on this query. <a href=${href("users", user, { collection: of.collection })}>What is known of ${user}</a>`
-          : `No past click of ${user} bears on this query, so they see what everybody sees. Click a result to teach.`}
+          : "No past click bears on this query: they see what everybody sees."}
         name=${name} isBusy=${changed?.isWaiting} click=${click} undo=${undo} />
       <${Page} title="For everybody" note="The plain search: what a new user sees." results=${plain.search_results} />
     </div>`;
@@ -164,19 +165,20 @@ const movesOf = (before, after) => {
     .map((id) => ({ id, was: was[id], now: now[id] })).filter((each) => each.was !== each.now);
 };
 
+/** Stands there before anything has changed, so that nothing jumps when something does. */
 const Changed = ({ changed, user, name }) => {
   const told = changed && (changed.isWaiting ? `${changed.told} Learning…` : `${changed.told} ${became(changed)}`);
   return html`
     <${Announce}>${told}<//>
-    ${changed && html`
-      <section class=${`changed ${changed.isWaiting ? "busy" : ""}`} aria-label="What changed">
-        <p>${told}</p>
-        ${changed.moves?.length > 0 && html`
-          <ul class="moves">${changed.moves.slice(0, 6).map(({ id, was, now }) => html`
-            <li><strong>${cut(name(id), 40)}</strong> ${was === undefined ? `came in at ${now}` : now === undefined ? `left the page (was ${was})` : `${was} → ${now}`}</li>`)}
-            ${changed.moves.length > 6 && html`<li class="faint">and ${changed.moves.length - 6} more</li>`}</ul>`}
-        ${!changed.isWaiting && html`<p class="faint">Everybody but ${user} sees what they saw before.</p>`}
-      </section>`}`;
+    <section class="changed" aria-label="What changed">
+      ${!changed && html`<p class="faint">Click a result as ${user} would. What it changes is told here, and can be taken back.</p>`}
+      ${changed && html`<p>${told}</p>`}
+      ${changed?.moves?.length > 0 && html`
+        <ul class="moves">${changed.moves.slice(0, MOVES).map(({ id, was, now }) => html`
+          <li><strong>${cut(name(id), 24)}</strong> ${was === undefined ? `came in at ${now}` : now === undefined ? `left the page (was ${was})` : `${was} → ${now}`}</li>`)}
+          ${changed.moves.length > MOVES && html`<li class="faint">and ${changed.moves.length - MOVES} more</li>`}</ul>`}
+      ${changed && !changed.isWaiting && html`<p class="faint">Everybody but ${user} sees what they saw before.</p>`}
+    </section>`;
 };
 
 const became = ({ order, moves, seconds }) => {
