@@ -1,9 +1,15 @@
 import io
 import json
+import os
 import re
 import runpy
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
+import webbrowser
 from pathlib import Path
 
 import httpx
@@ -15,7 +21,7 @@ from embedding_studio import api
 from embedding_studio.api.app import create_app
 from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import read_python_documentation
-from embedding_studio.cli.demonstration import REPLAYED
+from embedding_studio.cli.demonstration import REPLAYED, has_desktop, open_page
 from embedding_studio.demo.shop import read_shop
 from embedding_studio.demo.story import OTHER_USER, USER, Demo
 from embedding_studio.demo.subjects import PYTHON, SHOP, SUBJECTS
@@ -123,6 +129,57 @@ def test_the_demo_fails_where_there_is_nothing_to_show(service):
 def test_the_demo_names_what_the_service_refuses(service):
     with pytest.raises(EmbeddingStudioError, match=r"similarity-search was answered with 404: .*absent"):
         play(service, transport=Confused(lambda body: body | {"collection": "absent"}))
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "opens"),
+    [
+        ("linux", {}, False),
+        ("linux", {"DISPLAY": ":0"}, True),
+        ("linux", {"WAYLAND_DISPLAY": "wayland-0"}, True),
+        ("linux", {"DISPLAY": ":10", "SSH_CONNECTION": "10.0.0.1 1 10.0.0.2 22"}, False),
+        ("darwin", {}, True),
+        ("darwin", {"SSH_CONNECTION": "10.0.0.1 1 10.0.0.2 22"}, False),
+    ],
+)
+def test_the_page_is_opened_where_there_is_a_desktop(monkeypatch, platform, environment, opens):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.platform", platform)
+
+    assert has_desktop() == opens
+
+
+@pytest.mark.parametrize("error", [OSError("no such program"), webbrowser.Error("no browser")])
+def test_a_browser_that_cannot_be_opened_stops_nothing(monkeypatch, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(webbrowser, "open", fail)
+
+    open_page("http://127.0.0.1:8000/demo")
+
+
+def test_the_command_serves_the_page_until_it_is_stopped(tmp_path):
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "PORT": "0"}
+    command = [sys.executable, "-c", "from embedding_studio.cli import app; app()", "demo", "--keep-serving"]
+    with subprocess.Popen(
+        [*command, "--objects", "100"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        told = "".join(iter(process.stdout.readline, "\n")) + process.stdout.readline()
+        [url] = re.findall(r"Open (\S+) in a browser", told)
+        page, state = httpx.get(url), httpx.get(url + "-state").json()
+        deadline = time.monotonic() + 60
+        while not state["subjects"][1]["is_whole"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+            state = httpx.get(url + "-state").json()
+        process.send_signal(signal.SIGINT)
+
+        assert process.wait(60) == 0
+    assert page.status_code == 200
+    assert [(each["done"], each["is_whole"]) for each in state["subjects"]] == [(236, True), (100, True)]
 
 
 def test_the_shop_is_whole_and_each_product_can_be_drawn():

@@ -153,10 +153,11 @@ def demo(
 
 def _show_page(stage: Stage, url: str) -> None:
     page = f"{url}/demo"
-    out.print(f"\nOpen {page} in a browser; it serves until you press Ctrl-C.", soft_wrap=True)
+    out.print(f"\nOpen {page} in a browser; it serves until you press Ctrl-C.\n", soft_wrap=True)
     if stage.context.settings.admin_api_key is not None:
         out.print("It asks for the key in ADMIN_API_KEY.")
-    _open(page)
+    if has_desktop():
+        threading.Thread(target=open_page, args=(page,), daemon=True).start()
     filling = threading.Thread(target=stage.fill, name="filling", daemon=True)
     filling.start()
     try:
@@ -173,18 +174,18 @@ def _yield_to_the_service() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
-def _open(page: str) -> None:
-    """Open a page where there is a desktop to open it on."""
-    has_desktop = sys.platform in {"darwin", "win32"} or any(
+def has_desktop() -> bool:
+    """Return whether a browser that is opened here is seen by whoever started this."""
+    is_windowed = sys.platform in {"darwin", "win32"} or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )
-    if has_desktop and not os.environ.get("SSH_CONNECTION"):
-        threading.Thread(target=_opened_by_desktop, args=(page,), daemon=True).start()
+    return is_windowed and not os.environ.get("SSH_CONNECTION")
 
 
-def _opened_by_desktop(page: str) -> None:
+def open_page(url: str) -> None:
+    """Open a page in the browser of the desktop, if it has one."""
     with suppress(OSError, webbrowser.Error):
-        webbrowser.open(page)
+        webbrowser.open(url)
 
 
 @contextmanager

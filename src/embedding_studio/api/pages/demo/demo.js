@@ -3,7 +3,7 @@ import { useLayoutEffect } from "../vendor/hooks.js";
 import { key } from "../shared/api.js";
 import { html, render, useEffect, useMemo, useRef, useState } from "../shared/preact.js";
 import { Picture } from "./picture.js";
-import { OTHERS_NAMED, PEOPLE, click, forget, forgetAll, lists, othersClick, stage, takeBack, titleOf } from "./service.js";
+import { OTHERS_NAMED, PEOPLE, click, forget, forgetAll, lists, named, othersClick, stage, takeBack, titleOf } from "./service.js";
 import { STEPS } from "./tour.js";
 import { explained } from "./why.js";
 
@@ -66,15 +66,15 @@ const Person = ({ who, rows, clicks, isBusy, isShown, does }) => {
     <header>
       <span class="avatar" aria-hidden="true">${name[0]}</span>
       <h2 id=${`name-${who}`}>${name} sees</h2>
+      <ul class="clicks" aria-label=${`What ${name} clicked`}>
+        ${clicks.length === 0 && html`<li class="faint">has clicked nothing yet</li>`}
+        ${clicks.map((each) => html`<li key=${each.session_id + each.object_id} class="chip">
+          <span>${titleOf(each.object_id)}</span>
+          <button type="button" title="Take this click back" aria-label=${`Take back ${name}'s click on ${titleOf(each.object_id)}`} aria-disabled=${isBusy} onClick=${() => does.takeBack(who, each.object_id)}>×</button>
+        </li>`)}
+      </ul>
       ${clicks.length > 0 && html`<button type="button" class="quiet" aria-disabled=${isBusy} onClick=${() => does.forget(who)}>Forget ${name}</button>`}
     </header>
-    <ul class="clicks" aria-label=${`What ${name} clicked`}>
-      ${clicks.length === 0 && html`<li class="faint">${name} has clicked nothing yet.</li>`}
-      ${clicks.map((each) => html`<li key=${each.session_id + each.object_id} class="chip">
-        <span>${titleOf(each.object_id)}</span>
-        <button type="button" title="Take this click back" aria-label=${`Take back ${name}'s click on ${titleOf(each.object_id)}`} aria-disabled=${isBusy} onClick=${() => does.takeBack(who, each.object_id)}>×</button>
-      </li>`)}
-    </ul>
     <ol class="rows" ref=${list}>
       ${rows.map((row) => html`<${Row} key=${row.object_id} row=${row} clicked=${clicked.has(row.object_id)} isBusy=${isBusy} onClick=${() => does.click(who, row.object_id)} />`)}
     </ol>
@@ -109,10 +109,10 @@ const Subjects = ({ subjects, chosen, isBusy, onChoose }) => html`<div class="sw
 </div>`;
 
 const Replayed = ({ replayed: { searches, users, first_percent } }) => html`<p class="replayed">
-  <b>On a real shop's log.</b> ${searches.toLocaleString("en")} searches of ${users.toLocaleString("en")} people were lived through again,
-  each ranked from what had been clicked before it. What the person wanted stood first in <b>${first_percent.shared} %</b> instead of
-  ${" "}<b>${first_percent.plain} %</b> where what others clicked counted. Own clicks alone gave ${first_percent.default} %: there, hardly anybody came back.
-  <span class="faint"> From docs/on-a-real-log.md, which a command wrote.</span>
+  <b>On the log of a real shop:</b> ${searches.toLocaleString("en")} searches of ${users.toLocaleString("en")} people, each ranked again from what had
+  been clicked before it. With what others clicked, the wanted product stood first in <b>${first_percent.shared} %</b> of them; without, in
+  ${" "}<b>${first_percent.plain} %</b>. Own clicks alone made it ${first_percent.default} %, as hardly anybody came back.
+  <span class="faint"> Written by a command into docs/on-a-real-log.md.</span>
 </p>`;
 
 const KeyForm = ({ onGiven, wasWrong }) => {
@@ -268,7 +268,7 @@ const Demo = () => {
     <main>
       <div class="lead">
         <h1>Search that learns from clicks</h1>
-        <p>Click what you were looking for. Within a second the list changes for the one who clicked, and for nobody else.</p>
+        <p>A click changes the list within a second, for the one who clicked and for nobody else.</p>
       </div>
       <form class="ask" role="search" onSubmit=${(event) => { event.preventDefault(); if (typed.trim()) { setStep(null); singly.ask(typed.trim()); } }}>
         <label class="visually-hidden" for="query">Search</label>
@@ -286,7 +286,7 @@ const Demo = () => {
       <div class=${isBusy ? "people busy" : "people"} aria-busy=${isBusy}>
         ${Object.keys(PEOPLE).map((who) => html`<${Person} key=${who} who=${who} rows=${rows[who]} clicks=${shown.people[who].clicks} isBusy=${isBusy} isShown=${face === who} does=${singly} />`)}
       </div>
-      ${step === null && othersTarget && html`<p class="more"><button type="button" aria-disabled=${isBusy} onClick=${() => singly.othersClick(othersTarget)}>${OTHERS_NAMED} click the ${titleOf(othersTarget)}</button></p>`}
+      ${step === null && othersTarget && html`<p class="more"><button type="button" aria-disabled=${isBusy} onClick=${() => singly.othersClick(othersTarget)}>${OTHERS_NAMED} click ${named(othersTarget)}</button></p>`}
       <${Replayed} replayed=${told.replayed} />
       <p class="faint foot">▲ ▼ against what anybody sees who never clicked. All of it is real: a model, PostgreSQL and the HTTP routes under <a href="docs">docs</a>.</p>
     </main>

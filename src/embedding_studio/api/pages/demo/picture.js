@@ -57,7 +57,7 @@ const Product = ({ payload }) => {
 const SIGNS = { module: "mod", class: "cls", function: "ƒ( )", method: ".ƒ( )", property: ".x" };
 
 const Definition = ({ payload }) => html`<svg class="picture sign" viewBox="0 0 100 100" aria-hidden="true">
-  <text x="50" y="58" text-anchor="middle" font-size="27">${SIGNS[payload.kind] ?? "py"}</text>
+  <text x="50" y="60" text-anchor="middle" font-size="34">${SIGNS[payload.kind] ?? "py"}</text>
 </svg>`;
 
 export const Picture = ({ payload }) =>

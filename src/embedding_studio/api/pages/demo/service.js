@@ -14,6 +14,9 @@ const found = new Map(); // object id -> payload, of all that was ever seen
 
 export const titleOf = (id) => found.get(id)?.title ?? id;
 
+/** As it is called in a sentence: a product has an article, a function has none. */
+export const named = (id) => (found.get(id)?.title ? `the ${titleOf(id)}` : id);
+
 export const stage = () => call("/demo-state");
 
 const search = async (collection, query, options = {}, withOthers = false) => {

@@ -1,5 +1,8 @@
 // The guided tour: what is said, what the button says, and what it does. All places are read off the lists.
-import { OTHERS_NAMED, PEOPLE, titleOf } from "./service.js";
+import { OTHERS_NAMED, PEOPLE, named } from "./service.js";
+
+/** As a sentence begins with it. */
+const opening = (id) => named(id).replace(/^the /, "The ");
 
 const placeOf = ({ people }, who, id) => {
   const row = people[who].rows.find((each) => each.object_id === id);
@@ -11,19 +14,19 @@ const pointedAt = ({ explained }) => explained.ada.find((each) => each.isPointed
 const riser = (shown) => {
   const row = pointedAt(shown);
   if (!row) return "";
-  return ` And the ${titleOf(row.object_id)}, which she never clicked, is at place ${row.position} instead of ${row.was ?? "far below"}.`;
+  return ` And ${named(row.object_id)}, which she never clicked, is at place ${row.position} instead of ${row.was ?? "far below"}.`;
 };
 
 export const STEPS = [
   {
     text: ({ scene }) => `${PEOPLE.ada.name} and ${PEOPLE.bob.name} both search for “${scene.query}”. Nobody has clicked yet: they see the same list.`,
-    button: ({ scene }) => `Ada clicks the ${titleOf(scene.wished_id)}`,
+    button: ({ scene }) => `Ada clicks ${named(scene.wished_id)}`,
     act: (does, { scene }) => does.click("ada", scene.wished_id),
   },
   {
     text: (shown) => {
       const { scene, seconds } = shown;
-      return `${seconds.toFixed(2)} seconds later the ${titleOf(scene.wished_id)} is ${placeOf(shown, "ada", scene.wished_id)} for Ada. For Bob it is still ${placeOf(shown, "bob", scene.wished_id)}.${riser(shown)}`;
+      return `${seconds.toFixed(2)} seconds later ${named(scene.wished_id)} is ${placeOf(shown, "ada", scene.wished_id)} for Ada. For Bob it is still ${placeOf(shown, "bob", scene.wished_id)}.${riser(shown)}`;
     },
     button: () => "Ada asks in other words",
     act: (does, { scene }) => does.ask(scene.reworded),
@@ -33,7 +36,7 @@ export const STEPS = [
       const { scene } = shown;
       return `Other words, the same wish. What Ada clicked is ${placeOf(shown, "ada", scene.wished_id)} for her, and ${anybodys(shown, scene.wished_id)} for anybody else.${riser(shown)}`;
     },
-    button: ({ subject }) => `Ada clicks the ${titleOf(subject.mistake_id)} by mistake`,
+    button: ({ subject }) => `Ada clicks ${named(subject.mistake_id)} by mistake`,
     act: async (does, { scene, subject }) => {
       await does.ask(scene.query);
       await does.click("ada", subject.mistake_id);
@@ -42,7 +45,7 @@ export const STEPS = [
   {
     text: (shown) => {
       const { subject } = shown;
-      return `The ${titleOf(subject.mistake_id)} is ${placeOf(shown, "ada", subject.mistake_id)} now. That was not meant.`;
+      return `${opening(subject.mistake_id)} is ${placeOf(shown, "ada", subject.mistake_id)} now. That was not meant.`;
     },
     button: () => "Take the click back",
     act: (does, { subject }) => does.takeBack("ada", subject.mistake_id),
@@ -50,7 +53,7 @@ export const STEPS = [
   {
     text: (shown) => {
       const { subject } = shown;
-      return `Taken back, and unlearnt: the ${titleOf(subject.mistake_id)} is ${placeOf(shown, "ada", subject.mistake_id)} again, as if it had never been clicked.`;
+      return `Taken back, and unlearnt: ${named(subject.mistake_id)} is ${placeOf(shown, "ada", subject.mistake_id)} again, as if it had never been clicked.`;
     },
     button: () => `Now ${OTHERS_NAMED} click too`,
     act: (does, { scene }) => does.othersClick(scene.wished_id),
@@ -59,7 +62,7 @@ export const STEPS = [
   {
     text: (shown) => {
       const { scene } = shown;
-      return `${OTHERS_NAMED} clicked the ${titleOf(scene.wished_id)}, and what others clicked is turned on. Bob has clicked nothing, and has it ${placeOf(shown, "bob", scene.wished_id)}.`;
+      return `${OTHERS_NAMED} clicked ${named(scene.wished_id)}, and what others clicked is turned on. Bob has clicked nothing, and has it ${placeOf(shown, "bob", scene.wished_id)}.`;
     },
     button: () => "Turn it off, and forget Ada",
     act: async (does) => {

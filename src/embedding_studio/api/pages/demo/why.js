@@ -1,5 +1,5 @@
 // Why a result stands where it does, in a sentence, from what the service explains.
-import { titleOf } from "./service.js";
+import { named } from "./service.js";
 
 const SAME_QUERY = 0.999;
 
@@ -12,7 +12,7 @@ export const reason = ({ object_id, explanation }, name) => {
   if (own) return { kind: "clicked", text: `Here because ${name} clicked it ${asked(own)}` };
   const nearer = explanation.influences.find((each) => each.distance_change < 0);
   if (nearer) {
-    const text = `Here because ${name} clicked the ${nearer.clicked_ids.map(titleOf).join(" and the ")} ${asked(nearer)}`;
+    const text = `Here because ${name} clicked ${nearer.clicked_ids.map(named).join(" and ")} ${asked(nearer)}`;
     return { kind: "like", text, short: `Like what ${name} clicked` };
   }
   const { shared } = explanation;
