@@ -161,7 +161,7 @@ def test_a_service_that_does_not_answer_is_told_in_a_sentence(command, monkeypat
     said = refusal(command("search", "x", "--url", "http://127.0.0.1:1"))
 
     assert "error: the service at http://127.0.0.1:1 cannot be reached" in said
-    assert "give one such as" in refusal(command("search", "x", "--url", "localhost:5000"))
+    assert "give one such as" in refusal(command("search", "x", "--url", "localhost:8000"))
 
 
 def test_a_key_that_may_not_read_why_still_searches(command, shop, served, monkeypatch):  # noqa: F811

@@ -399,7 +399,7 @@ def test_a_key_is_asked_for_and_never_told(make, served, context):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"url": "localhost:5000"}, "give one such as http://localhost:5000"),
+        ({"url": "localhost:8000"}, "give one such as http://localhost:8000"),
         ({"url": "http://"}, "give one such as"),
         ({"url": "http://[::1"}, "give one such as"),
         ({"api_key": "secret\nX: 1"}, "api_key is empty, or holds what no header may"),
@@ -731,7 +731,7 @@ def test_a_client_is_closed_at_the_end_of_its_block():
 def test_importing_the_client_loads_nothing_heavy():
     program = (
         "import sys; from embedding_studio import Client\n"
-        "Client('http://localhost:5000')\n"
+        "Client('http://localhost:8000')\n"
         "print([name for name in ('numpy', 'pydantic', 'psycopg', 'onnxruntime', 'tokenizers', 'fastapi')"
         " if name in sys.modules])"
     )

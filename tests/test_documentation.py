@@ -28,7 +28,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 EXAMPLE = re.compile(r"```python\n(.*?)```(?:\n\nprints)?(?:\n\n```text\n(.*?)```)?", re.DOTALL)
 
 
-ADDRESS = "http://localhost:5000"
+ADDRESS = "http://localhost:8000"
 """Of the service that pages speak of."""
 
 

@@ -8,7 +8,7 @@ from embedding_studio.domain.explanations import Explanation
 
 
 def the_loop() -> None:
-    with Client("http://localhost:5000", collection="films") as client:
+    with Client("http://localhost:8000", collection="films") as client:
         assert_type(client, Client)
         assert_type(client.upsert([{"object_id": "a", "text": "b"}, CatalogueText("b", "c")]), Indexed)
         page = client.search("warm coat", user_id="ada", create_session=True, explain=True)
@@ -21,7 +21,7 @@ def the_loop() -> None:
 
 
 async def the_loop_concurrently() -> None:
-    async with AsyncClient("http://localhost:5000") as client:
+    async with AsyncClient("http://localhost:8000") as client:
         page = await client.search("warm coat", user_id="ada", create_session=True)
         assert_type(page, FoundPage)
         assert_type(await client.click(page.session_id, "coat-1"), EventReceipt)

@@ -63,7 +63,7 @@ class Service:
             has_host = False
         if not re.match("https?://", self.url) or not has_host:
             raise InvalidInputError(
-                f"the address of a service is {shown(self.url)}; give one such as http://localhost:5000"
+                f"the address of a service is {shown(self.url)}; give one such as http://localhost:8000"
             )
         if self.retries < 0 or not self.timeout > 0:
             raise InvalidInputError(
