@@ -126,8 +126,8 @@ const Replay = ({ result }) => {
   const differences = compared.flatMap((method) => told.map(([slice]) => methods[method][slice].reciprocal_rank.difference));
   const reach = Math.max(0.01, ...differences.flatMap(({ low, high }) => [Math.abs(low), Math.abs(high)]));
   return html`
-    <ul class="verdicts">${compared.map((each) => html`<li>${verdict(each, methods[each].all)}</li>`)}</ul>
     ${warnings.map((each) => html`<p class="notice">${each}.</p>`)}
+    <ul class="verdicts">${compared.map((each) => html`<li>${verdict(each, methods[each].all)}</li>`)}</ul>
     <h2>Where it helps</h2>
     <p class="lead">By how much higher (right) or lower (left) what was clicked stands than in plain search, as mean reciprocal rank:
       1 is the first place, 1/2 the second. The bar is the 95 % interval over users; where it crosses the middle, chance may have done it.</p>
