@@ -65,9 +65,9 @@ const Person = ({ who, rows, clicks, isBusy, isShown, does }) => {
   return html`<section class=${isShown ? `person ${who}` : `person ${who} behind`} aria-labelledby=${`name-${who}`}>
     <header>
       <span class="avatar" aria-hidden="true">${name[0]}</span>
-      <h2 id=${`name-${who}`}>${name} sees</h2>
+      <h2 id=${`name-${who}`}>${name}</h2>
       <ul class="clicks" aria-label=${`What ${name} clicked`}>
-        ${clicks.length === 0 && html`<li class="faint">has clicked nothing yet</li>`}
+        <li class="faint">${clicks.length ? "clicked" : "has clicked nothing yet"}</li>
         ${clicks.map((each) => html`<li key=${each.session_id + each.object_id} class="chip">
           <span>${titleOf(each.object_id)}</span>
           <button type="button" title="Take this click back" aria-label=${`Take back ${name}'s click on ${titleOf(each.object_id)}`} aria-disabled=${isBusy} onClick=${() => does.takeBack(who, each.object_id)}>×</button>
