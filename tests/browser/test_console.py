@@ -263,8 +263,8 @@ REASONS = (
     Reason("Overtaken by what is more like “Y”.", -2, (("a", "y", -0.1),)),
     Reason("", 0, (("a", "y", -0.1),)),
     Reason("", 1, (("a", "y", 0.1),)),
-    Reason("7 others who asked alike clicked this.", 1, (), {"users": 7, "factor": 0.9}),
-    Reason("7 others who asked alike clicked what is like it.", 1, (), {"users": 7, "factor": 1}),
+    Reason("Others clicked this (7 asked alike).", 1, (), {"users": 7, "factor": 0.9}),
+    Reason("It is like what others clicked (7 asked alike).", 1, (), {"users": 7, "factor": 1}),
     Reason("", 0),
 )
 

@@ -13,9 +13,9 @@ export const why = (result, moved, user, nameOf) => {
   const { influences = [], shared } = result.explanation ?? {};
   const own = influences.filter((each) => each.clicked_ids.includes(result.object_id));
   if (own.length) return `${user} clicked this for ${listed(own.map((each) => quoted(each.search_query)))}.`;
-  if (shared && shared.factor < 1) return `${shared.users} others who asked alike clicked this.`;
+  if (shared && shared.factor < 1) return `Others clicked this (${shared.users} asked alike).`;
   const [strongest] = [...influences].sort((one, other) => one.distance_change - other.distance_change);
-  if (!strongest) return shared ? `${shared.users} others who asked alike clicked what is like it.` : "";
+  if (!strongest) return shared ? `It is like what others clicked (${shared.users} asked alike).` : "";
   const clicked = listed(strongest.clicked_ids.map((id) => quoted(nameOf(id))));
   if (moved < 0) return `Overtaken by what is more like ${clicked}.`;
   if (moved === 0 || strongest.distance_change >= 0) return "";

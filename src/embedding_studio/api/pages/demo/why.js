@@ -17,9 +17,10 @@ export const reason = ({ object_id, explanation }, name) => {
   }
   const { shared } = explanation;
   if (!shared || shared.distance_change >= 0) return null;
+  // How many asked is known, not which of them clicked this one.
   return shared.factor < 1
-    ? { kind: "others", text: `Here because ${shared.users} others clicked it for such a search` }
-    : { kind: "others", text: `Here because it is like what ${shared.users} others clicked`, short: `Like what ${shared.users} others clicked` };
+    ? { kind: "others", text: `Here because others clicked it (${shared.users} asked for this)` }
+    : { kind: "others", text: `Here because it is like what others clicked (${shared.users} asked for this)`, short: "Like what others clicked" };
 };
 
 /** Rows with place, rise against what anybody sees, and reason; the never clicked one that rose most is pointed at. */
