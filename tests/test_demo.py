@@ -171,7 +171,7 @@ def test_the_command_serves_the_page_until_it_is_stopped(tmp_path):
         told = "".join(iter(process.stdout.readline, "\n")) + process.stdout.readline()
         [url] = re.findall(r"Open (\S+) in a browser", told)
         page, state = httpx.get(url), httpx.get(url + "-state").json()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not state["subjects"][1]["is_whole"] and time.monotonic() < deadline:
             time.sleep(0.1)
             state = httpx.get(url + "-state").json()

@@ -1,7 +1,6 @@
 """The demo as a first visitor meets it: the tour, free play, a key, a phone, a keyboard."""
 
 import socket
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -41,12 +40,6 @@ def demo_over(embedder, database_url, **settings):
             yield stage, f"http://127.0.0.1:{listening.getsockname()[1]}/demo"
 
 
-def fill(stage):
-    filling = threading.Thread(target=stage.fill)  # of its own, for its priority is lowered
-    filling.start()
-    filling.join()
-
-
 @pytest.fixture(scope="module")
 def database(postgres_server):
     with new_database(postgres_server) as url:
@@ -56,7 +49,7 @@ def database(postgres_server):
 @pytest.fixture(scope="module")
 def demo(embedder, database):
     with demo_over(embedder, database) as (stage, url):
-        fill(stage)
+        stage.fill()
         assert [each.trouble for each in stage.shown] == [None, None]
         yield url
 
@@ -269,7 +262,7 @@ def test_what_is_not_indexed_yet_tells_how_far_it_is(embedder, postgres_server, 
     with new_database(postgres_server) as database, demo_over(embedder, database) as (stage, url):
         shop, documentation = stage.shown
         stage.shown = [shop]
-        fill(stage)
+        stage.fill()
         stage.shown = [shop, documentation]
         documentation.done, documentation.total = 1632, 6526
         opened(page, url)
@@ -278,7 +271,7 @@ def test_what_is_not_indexed_yet_tells_how_far_it_is(embedder, postgres_server, 
         expect(button).to_be_disabled()
 
         documentation.done = 0
-        fill(stage)
+        stage.fill()
 
         expect(button).to_be_enabled()
         expect(button).to_have_text("Python documentation")

@@ -37,7 +37,7 @@ OTHERS = 3
 WITH_OTHERS = "/with-others"
 """Below it is the same service again, in which what others clicked counts."""
 
-NICENESS = 15
+NICENESS = 5
 FEW_TEXTS = 64
 """So many are embedded before it is looked whether to go on."""
 
@@ -90,8 +90,7 @@ class Stage:
 
     def fill(self) -> None:
         """Index what is not whole yet, until the stage closes."""
-        _yield_to_the_service()
-        # A model of its own, whose threads are started by this one.
+        # A model of its own, whose threads are started by this one and have its priority.
         with Context(self.context.settings, storage=self.context.storage) as context:
             for each in self.shown:
                 if each.is_whole:
@@ -158,7 +157,7 @@ def _show_page(stage: Stage, url: str) -> None:
         out.print("It asks for the key in ADMIN_API_KEY.")
     if has_desktop():
         threading.Thread(target=open_page, args=(page,), daemon=True).start()
-    filling = threading.Thread(target=stage.fill, name="filling", daemon=True)
+    filling = threading.Thread(target=_fill_behind, args=(stage,), name="filling", daemon=True)
     filling.start()
     try:
         with suppress(KeyboardInterrupt):
@@ -168,10 +167,11 @@ def _show_page(stage: Stage, url: str) -> None:
         filling.join()
 
 
-def _yield_to_the_service() -> None:
-    """Let this thread, and those that it starts, have what searches and clicks leave of the processors."""
+def _fill_behind(stage: Stage) -> None:
+    """Fill the stage in this thread, to which searches and clicks are preferred."""
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    stage.fill()
 
 
 def has_desktop() -> bool:
