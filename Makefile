@@ -38,9 +38,14 @@ docs: .venv/installed-dev
 chaos: .venv/installed-dev
 	$(BIN)/python benchmarks/chaos.py --json chaos.json --markdown docs/chaos.md
 
-# The documentation as a site, in site/.
-site: .venv/installed-dev
-	$(BIN)/python .ci/site.py site
+# The documentation as a site, in site/, by a generator in an environment of its own: it needs Python 3.11.5.
+site: .venv/site/installed
+	.venv/site/bin/python .ci/site.py site
+
+.venv/site/installed: .venv/installed
+	$(PYTHON) -m venv .venv/site
+	.venv/site/bin/pip install --quiet zensical==0.0.73
+	touch $@
 
 # The retrievers of other frameworks, each in an environment of its own, against the service of this one.
 INTEGRATIONS := langchain llamaindex haystack

@@ -79,6 +79,27 @@ def test_every_link_to_a_file_leads_somewhere(page):
     assert missing == []
 
 
+def anchors_of(page):
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(
+        r"^#+ (.+)$",
+        re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL),
+        re.MULTILINE,
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_heading_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]*)#([^)\s]+)\)", page.read_text())
+
+    assert [
+        (target, anchor)
+        for target, anchor in links
+        if "://" not in target and anchor not in anchors_of(page.parent / target if target else page)
+    ] == []
+
+
 def test_what_is_generated_in_the_pages_is_up_to_date():
     generated = [str(page) for page in PAGES if "[[[cog" in page.read_text()]
 
@@ -110,14 +131,15 @@ def test_the_two_commands_of_the_readme_are_those_that_ci_runs():
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make check"
 
 
+SITE_PYTHON = ROOT / ".venv" / "site" / "bin" / "python"
 needs_zensical = pytest.mark.skipif(
-    sys.version_info < (3, 11, 5), reason="the generator of the site needs Python 3.11.5"
+    not SITE_PYTHON.exists(), reason="`make site` makes the environment that this needs"
 )
 
 
 @needs_zensical
 def test_the_pages_make_a_site_in_which_every_link_leads_somewhere(tmp_path):
-    build = [sys.executable, ROOT / ".ci" / "site.py", tmp_path / "site"]
+    build = [SITE_PYTHON, ROOT / ".ci" / "site.py", tmp_path / "site"]
 
     built = subprocess.run(build, capture_output=True, text=True, check=False)
 
@@ -148,7 +170,7 @@ def test_a_link_that_leads_nowhere_stops_the_site(tmp_path):
     page = copy / "docs" / "filters.md"
     page.write_text(page.read_text() + "\n[nowhere](nowhere.md)\n")
 
-    build = [sys.executable, copy / ".ci" / "site.py", tmp_path / "site"]
+    build = [SITE_PYTHON, copy / ".ci" / "site.py", tmp_path / "site"]
     built = subprocess.run(build, capture_output=True, check=False)
 
     assert built.returncode != 0

@@ -120,7 +120,7 @@ def test_the_tour_tells_what_the_lists_show(demo, open_page):
     assert names(page, "bob")[0] == RAINCOAT
     assert "Bob has clicked nothing, and has it at place 1." in told
     expect(page.locator(".bob .row .why").first).to_have_text(
-        "Here because 4 others clicked it for such a search"
+        "Here because others clicked it (4 asked for this)"
     )
 
     told = go_on(page)
