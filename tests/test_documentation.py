@@ -164,7 +164,7 @@ def test_a_link_that_leads_nowhere_stops_the_site(tmp_path):
     for folder in ("docs", "examples", "integrations"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns(".venv"))
     beside = [*ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("integrations/*/README.md")]
-    for each in (".ci/site.py", "zensical.toml", *(path.relative_to(ROOT) for path in beside)):
+    for each in (".ci/site.py", "zensical.toml", *(str(path.relative_to(ROOT)) for path in beside)):
         (copy / each).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / each, copy / each)
     page = copy / "docs" / "filters.md"

@@ -207,6 +207,27 @@ def test_no_route_but_health_is_for_nobody_and_none_is_for_a_token_alone(client)
             assert (status == 401) == (NEEDS[name] is not None), name
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((each, 200) for each in ("localhost:8000", "127.0.0.1", "[::1]:80", "192.168.0.7", "studio:8000")),
+        *((each, 421) for each in ("evil.example", "evil.example:8000", "evil.example.", "1.evil.example")),
+    ],
+)
+def test_an_open_service_is_called_by_no_name_that_another_site_may_have(make_context, host, status):
+    with serving(create_app(make_context())) as client:
+        answer = client.get("/api/v1/collections", headers={"Host": host})
+        alive = client.get("/healthz", headers={"Host": host})
+
+    assert (answer.status_code, alive.status_code) == (status, 200)
+
+
+def test_with_a_key_a_service_is_called_by_any_name(client):
+    headers = bearer(ADMIN) | {"Host": "search.shop.example"}
+
+    assert client.get("/api/v1/collections", headers=headers).status_code == 200
+
+
 def test_a_key_in_the_url_is_for_beacons_alone(context, client):
     key = kept(context, Scope.ADMIN)
     for name, (method, path) in operations(client).items():

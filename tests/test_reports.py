@@ -1,8 +1,12 @@
 """Reports are made by a real process over a real database, beside the service."""
 
 import json
+import pickle
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +19,11 @@ from embedding_studio.errors import ConflictError, ReportNotFoundError
 from embedding_studio.recall import measure_recall
 from embedding_studio.reports import MOST_KEPT, ReportKind, Reports, ReportStatus
 from embedding_studio.settings import load_settings
+from embedding_studio.storage.memory import MemoryStorage
 from test_api_service import problem_of, serving
 
 REPORTS = "/api/v1/reports"
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 300
 
 
 def opened(url):
@@ -59,7 +64,7 @@ def context(postgres_server):
 
 @pytest.fixture
 def reports(context):
-    made = Reports(context.settings)
+    made = Reports(context)
     yield made
     made.close()
 
@@ -121,7 +126,7 @@ def test_a_report_that_cannot_be_made_says_why(context, reports):
 
 def test_the_end_of_the_process_that_makes_it_is_a_failure(reports):
     started = reports.start(ReportKind.REPLAY, "films")
-    reports._process.kill()
+    reports._processes[started.report_id].kill()
 
     report = awaited(partial(_as_dict, reports, started.report_id))
 
@@ -133,8 +138,77 @@ def test_a_service_that_stops_ends_its_report(context):
     app = create_app(context)
     with serving(app) as client:
         client.post(REPORTS, json={"kind": "replay", "collection": "films"})
+        [process] = app.state.reports._processes.values()
 
-    assert app.state.reports._process.poll() is not None
+    assert process.poll() is not None
+
+
+def test_a_process_that_prints_or_says_no_json_is_followed_to_its_end(reports, monkeypatch):
+    sleeping = "import time; time.sleep(60)"
+    for said, ended in (("print('loading', flush=True)", ReportStatus.FAILED), (sleeping, None)):
+        monkeypatch.setattr("embedding_studio.reports.PROGRAM", said)
+        started = reports.start(ReportKind.RECALL, "films")
+        if ended is None:
+            reports.stop(started.report_id)
+        report = awaited(partial(_as_dict, reports, started.report_id))
+        assert report["status"] == (ended or ReportStatus.STOPPED)
+
+
+def test_what_cannot_be_started_keeps_no_place(reports, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(FileNotFoundError):
+        reports.start(ReportKind.RECALL, "films")
+    monkeypatch.undo()
+
+    assert reports.list() == []
+    reports.start(ReportKind.RECALL, "films")
+
+
+def test_nothing_is_imported_from_the_folder_of_the_service(reports, monkeypatch, tmp_path):
+    (tmp_path / "pickle.py").write_text("raise SystemExit('imported from the working folder')")
+    monkeypatch.chdir(tmp_path)
+
+    started = reports.start(ReportKind.RECALL, "films")
+
+    assert awaited(partial(_as_dict, reports, started.report_id))["status"] == "done"
+
+
+def test_a_report_ends_with_a_service_that_is_killed(context, tmp_path):
+    program = (
+        "import os, pickle, sys, time\n"
+        "from embedding_studio import Context\n"
+        "from embedding_studio.reports import ReportKind, Reports\n"
+        "settings = pickle.load(sys.stdin.buffer)\n"
+        "reports = Reports(Context(settings))\n"
+        "started = reports.start(ReportKind.REPLAY, 'films')\n"
+        "print(reports._processes[started.report_id].pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    service = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with service:
+        pickle.dump(context.settings, service.stdin)
+        service.stdin.close()
+        process = int(service.stdout.readline())
+        service.kill()
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while is_running(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_service_with_parts_of_its_own_makes_no_reports():
+    context = Context(storage=MemoryStorage())
+
+    with pytest.raises(ConflictError, match="given to it by a program"):
+        Reports(context).start(ReportKind.RECALL, "films")
 
 
 def test_a_wrong_report_is_refused(context, reports):

@@ -1706,6 +1706,18 @@ def test_a_click_that_is_taken_back_counts_no_longer_and_stays_known(storage, fi
     assert set(storage.clickstream.get_session("s1").clicked()) == {"a", "b"}
 
 
+def test_a_click_that_waits_for_its_session_is_taken_back_too(storage, films):
+    early = event("s1", "b")
+    assert storage.clickstream.push_events([early, event("s1", "c")]) == [EventDisposition.WAITING] * 2
+
+    assert storage.clickstream.take_back("s1", "b") == 1
+
+    search(storage, "s1")
+    assert set(storage.clickstream.get_session("s1").clicked()) == {"c"}
+    with pytest.raises(SessionNotFoundError):
+        storage.clickstream.take_back("s2", "b")
+
+
 def test_nothing_to_take_back_marks_nobody(storage, films):
     clicked(storage, "s1")
     settle(storage)

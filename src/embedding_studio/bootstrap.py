@@ -88,6 +88,11 @@ class Context:
         # Not ``making``: who makes the storage waits for the pool's threads.
         self._starting = threading.Lock()
 
+    @property
+    def is_of_settings(self) -> bool:
+        """Whether its storage, embedder and plugin are those that another process finds by the settings."""
+        return not self.given.keys() & {"storage", "embedder"} and self._given_plugin is None
+
     def __enter__(self) -> Self:
         return self
 

@@ -6,7 +6,9 @@ The process that serves keeps them, so they end with it. They say again at any t
 
 import json
 import logging
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +28,6 @@ from embedding_studio.errors import ConflictError, EmbeddingStudioError, ReportN
 from embedding_studio.evaluation.replay import replay
 from embedding_studio.recall import measure_recall
 from embedding_studio.replaying import Replayed, World
-from embedding_studio.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -84,21 +85,31 @@ class Report:
 
 
 class Reports:
-    """The reports of one process, one made at a time; safe for threads."""
+    """The reports of one process, one made at a time; safe for threads.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    Args:
+        context: whose settings say where the collections are; of one that was given parts there are no
+            reports.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._lock = threading.Lock()
         self._reports: dict[str, Report] = {}
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watch: threading.Thread | None = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._watches: dict[str, threading.Thread] = {}
 
     def start(self, kind: ReportKind, collection: str, *, dry_run: bool = True) -> Report:
         """Begin a report and return it; it goes on by itself.
 
         Raises:
-            ConflictError: another is being made.
+            ConflictError: another is being made, or none can be.
         """
+        if not self._context.is_of_settings:
+            raise ConflictError(
+                "the storage or the embedder of this service were given to it by a program, and a report is "
+                "made by a process that knows settings alone"
+            )
         report = Report(uuid.uuid4().hex, kind, collection, dry_run, utc_timestamp())
         with self._lock:
             running = [each for each in self._reports.values() if each.status is ReportStatus.RUNNING]
@@ -107,16 +118,16 @@ class Reports:
                     f"the report {running[0].report_id} ({running[0].kind} of {running[0].collection!r}) is "
                     "being made; wait for it, or stop it"
                 )
+            # -P: nothing is imported from the folder in which the service was started.
+            process = subprocess.Popen(  # noqa: S603, the program is ours
+                [sys.executable, "-P", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            watch = threading.Thread(target=self._follow, args=(report, process), name="report", daemon=True)
             self._reports[report.report_id] = report
+            self._processes[report.report_id], self._watches[report.report_id] = process, watch
             for oldest in list(self._reports)[:-MOST_KEPT]:
                 del self._reports[oldest]
-            self._process = subprocess.Popen(  # noqa: S603, the program is ours
-                [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            self._watch = threading.Thread(
-                target=self._follow, args=(report, self._process), name="report", daemon=True
-            )
-            self._watch.start()
+            watch.start()
         return report
 
     def list(self) -> list[Report]:
@@ -143,40 +154,50 @@ class Reports:
         Raises:
             ReportNotFoundError: none is kept under this id.
         """
-        if self.get(report_id).status is ReportStatus.RUNNING:
-            self._end(report_id, ReportStatus.STOPPED)
-            self.close()
+        self.get(report_id)
+        with self._lock:
+            process, watch = self._processes.get(report_id), self._watches.get(report_id)
+        if process is not None and watch is not None:
+            _end_process(process)
+            watch.join()
         return self.get(report_id)
 
     def close(self) -> None:
-        """End the process that makes a report, if one does."""
-        process, watch = self._process, self._watch
-        if process is None or watch is None:
-            return
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        watch.join()
+        """Stop the report that is being made, if one is."""
+        for report_id in list(self._processes):
+            self.stop(report_id)
 
     def _follow(self, report: Report, process: "subprocess.Popen[bytes]") -> None:
         """Hand the process what it needs, and keep what it tells until its end."""
         assert process.stdin is not None  # noqa: S101, both are pipes
         assert process.stdout is not None  # noqa: S101, as above
-        with suppress(BrokenPipeError), process.stdin as given:
-            pickle.dump((self._settings, report), given)
-        with process.stdout as told:
-            for line in told:
-                self._keep(report.report_id, json.loads(line))
-        status = process.wait()
-        self._end(
-            report.report_id,
-            ReportStatus.FAILED,
-            detail=f"the process that made it ended with {status}; the service's log may say why",
-        )
+        ended: tuple[ReportStatus, str | None] = ReportStatus.FAILED, "the service could not follow it"
+        try:
+            with suppress(BrokenPipeError), process.stdin as given, process.stdout as told:
+                pickle.dump((self._context.settings, report), given)
+                given.flush()  # and stays open: its end tells the process that nobody waits any more
+                for line in told:
+                    self._keep(report.report_id, line)
+            status = process.wait()
+            if status == -signal.SIGTERM:
+                ended = ReportStatus.STOPPED, None
+            else:
+                ended = (
+                    ReportStatus.FAILED,
+                    f"the process that made it ended with {status}; the service's log may say why",
+                )
+        finally:
+            _end_process(process)
+            self._end(report.report_id, ended[0], detail=ended[1])
+            with self._lock:
+                del self._processes[report.report_id], self._watches[report.report_id]
 
-    def _keep(self, report_id: str, told: dict[str, Any]) -> None:
+    def _keep(self, report_id: str, line: bytes) -> None:
+        try:
+            told = json.loads(line)
+        except ValueError:
+            logger.warning("the process of report %s told what is no JSON: %.200r", report_id, line)
+            return
         if "result" in told:
             self._end(report_id, ReportStatus.DONE, result=told["result"])
         elif "error" in told:
@@ -193,6 +214,14 @@ class Reports:
             report = self._reports[report_id]
             if report.status is ReportStatus.RUNNING:
                 self._reports[report_id] = replace(report, **changes)
+
+
+def _end_process(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def make(context: Context, report: Report, show: Show) -> JSON:
@@ -220,12 +249,15 @@ def make(context: Context, report: Report, show: Show) -> JSON:
 
 def main() -> None:
     """Make the report that stdin asks for; tell progress and result on stdout, as JSON, a line each."""
+    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no line of ours
     settings, report = pickle.load(sys.stdin.buffer)  # noqa: S301, from the process that started this one
+    threading.Thread(target=_end_with_the_service, daemon=True).start()
     told_at = 0.0
 
     def tell(line: JSON) -> None:
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
+        told.write(json.dumps(line) + "\n")
+        told.flush()
 
     def show(what: str, done: int, total: int) -> None:
         nonlocal told_at
@@ -238,3 +270,10 @@ def main() -> None:
             tell({"result": make(context, report, show)})
     except EmbeddingStudioError as error:
         tell({"error": str(error)})
+
+
+def _end_with_the_service() -> None:
+    """End when the service does, however it ends: nothing more comes from it but the end of stdin."""
+    while os.read(0, 1):  # not by sys.stdin, whose lock would be held at the end of this process
+        pass
+    os._exit(1)

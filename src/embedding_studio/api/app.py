@@ -163,7 +163,7 @@ def create_app(
     app.state.background = None
     app.state.threads = TextThreads()
     app.state.guard = Guard(context)
-    app.state.reports = Reports(settings)
+    app.state.reports = Reports(context)
     app.state.templates = {}
 
     learning = (embeddings, elsewhere, clickstream, improvement)

@@ -43,7 +43,8 @@ async def identify(request: Request, context: Context, key: str | None, token: s
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is None:
         address = request.client.host if request.client else ""
-        caller = request.state.caller = await guard_of(request, context).caller(key, token, address)
+        host = request.headers.get("host", "")
+        caller = request.state.caller = await guard_of(request, context).caller(key, token, address, host)
     return caller
 
 

@@ -14,6 +14,7 @@ from embedding_studio.api.user_tokens import KeysUnavailableError, UserTokenErro
 from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.keys import Scope, parsed_key
+from embedding_studio.errors import shown
 
 REALM = 'Bearer realm="embedding-studio"'
 USER_TOKEN_HEADER = "X-User-Token"  # noqa: S105, the name of a header
@@ -92,6 +93,25 @@ ADMIN_KEY = _Known("ADMIN_API_KEY", frozenset({Scope.ADMIN}))
 ANYBODY = _Known("", frozenset({Scope.ADMIN}))
 
 
+def is_own_name(host: str) -> bool:
+    """Return whether a ``Host`` header is an address, or a name that no other site can have.
+
+    A page of another site may let its own name stand for this machine, and would then be of one origin with
+    an open service here (DNS rebinding).
+
+    >>> [is_own_name(each) for each in ("localhost:8000", "[::1]:8000", "10.0.0.7", "evil.example")]
+    [True, True, True, False]
+    """
+    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    if "." not in name.rstrip(".") or name.rstrip(".").endswith(".localhost"):
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 class Guard:
     """Knows keys, and reads the tokens of users.
 
@@ -113,17 +133,26 @@ class Guard:
         self._of_keys = _buckets(settings.key_requests_per_second)
         self._of_users = _buckets(settings.user_requests_per_second)
 
-    async def caller(self, key: str | None, token: str | None, address: str) -> Caller:
+    async def caller(self, key: str | None, token: str | None, address: str, host: str) -> Caller:
         """Return who calls.
 
         Args:
             key: in Latin-1, as headers are read.
+            host: by which name the service is called.
 
         Raises:
-            Refused: 401, the key or the token is missing or wrong; 429, too often.
+            Refused: 401, the key or the token is missing or wrong; 421, an open service is called by a name
+                that another site may have; 429, too often.
             StorageError: the key is one of the database, which does not answer.
         """
         known = await self._known(key, address)
+        if known is ANYBODY and not is_own_name(host):
+            raise Refused(
+                421,
+                f"without keys this service answers to addresses and to localhost, not to {shown(host)}, "
+                "which a page of another site might let stand for it; set ADMIN_API_KEY",
+                reason="host",
+            )
         _check_rate(self._of_keys, known.name, "this key")  # before the token: a wrong one costs as much
         user_id = None if token is None else await self._user_of(token)
         _check_rate(self._of_users, user_id, "this user")

@@ -62,8 +62,12 @@ LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
 
 
 @contextmanager
-def opened_context() -> "Iterator[Context]":
-    """Yield the context that a command works in; an error becomes a sentence."""
+def opened_context(make: "Callable[[], Context] | None" = None) -> "Iterator[Context]":
+    """Yield the context that a command works in; an error becomes a sentence.
+
+    Args:
+        make: another than that of the environment.
+    """
     from embedding_studio.bootstrap import Context
     from embedding_studio.telemetry.logs import EarlyLines
     from embedding_studio.telemetry.traces import tracing
@@ -73,7 +77,7 @@ def opened_context() -> "Iterator[Context]":
     for chatty in ("httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all is closed
-    with sentences(), Context() as context:
+    with sentences(), (make or Context)() as context:
         with suppress(InvalidSettingError):  # what needs a setting says what is wrong with it; doctor goes on
             lines.log_format = context.settings.log_format
         lines.write()

@@ -24,7 +24,7 @@ from embedding_studio.demo.story import Demo
 from embedding_studio.demo.subjects import SHOP, SUBJECTS, Subject
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.indexing import index_objects
-from embedding_studio.settings import Settings
+from embedding_studio.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 OTHERS = 3
 """So many people must have clicked for it to bear on everybody, where the page turns that on."""
+
+FOLDER = "demo"
+"""Below ``DATA_DIR``."""
 
 WITH_OTHERS = "/with-others"
 """Below it is the same service again, in which what others clicked counts."""
@@ -120,7 +123,7 @@ class Stage:
 
 def demo(
     *,
-    objects: Annotated[int, typer.Option(min=100, help="How much of the documentation to index.")] = 10_000,
+    objects: Annotated[int, typer.Option(min=1_000, help="How much of the documentation to index.")] = 10_000,
     keep_serving: Annotated[
         bool | None,
         typer.Option(
@@ -128,10 +131,13 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Show the loop on a small shop and on the documentation of Python, as a page or as tables."""
+    """Show the loop on a small shop and on the documentation of Python, as a page or as tables.
+
+    What it stores is in a database of its own, below DATA_DIR: yours is not touched.
+    """
     if keep_serving is None:
         keep_serving = sys.stdout.isatty() and not os.environ.get("CI")
-    with opened_context() as context, bound(context.settings, None, None) as listening:
+    with opened_context(_context) as context, bound(context.settings, None, None) as listening:
         logging.getLogger("embedding_studio").setLevel(logging.WARNING)  # the worker's lines cut the tables
         stage = Stage(context, objects)
         for each in stage.shown:
@@ -148,6 +154,13 @@ def demo(
                 ) as client:
                     for each in stage.shown:
                         Demo(client, out, each.subject).run()
+
+
+def _context() -> Context:
+    """Return a context over a database of the demo's own, whatever yours has under the same names."""
+    settings = load_settings()
+    own = {"database_url": None, "data_dir": settings.data_dir / FOLDER, "shared_min_users": 0}
+    return Context(settings.model_copy(update=own))
 
 
 def _show_page(stage: Stage, url: str) -> None:
@@ -209,8 +222,8 @@ def staged(stage: Stage) -> Iterator["FastAPI"]:
     """Yield the service with the page; and below ``WITH_OTHERS`` once more, with what others clicked."""
     from embedding_studio.api.app import create_app
 
-    with _sharing(stage.context, 0) as alone, _sharing(stage.context, OTHERS) as together:
-        app = create_app(alone, background=together.worker().run, shown=["demo"])
+    with _sharing(stage.context, OTHERS) as together:
+        app = create_app(stage.context, background=together.worker().run, shown=["demo"])
         app.add_api_route("/demo-state", _teller(stage), include_in_schema=False)
         app.mount(WITH_OTHERS, create_app(together))
         yield app

@@ -528,10 +528,10 @@ class Clickstream(Protocol):
         """Let what a user did with an object in a session no longer count; return how many events that were.
 
         They stay in the log as ``TAKEN_BACK``, so that one that is sent once more is known. Where the session
-        has an order, a new one is placed.
+        has an order, a new one is placed. Events that wait for their session are dropped.
 
         Raises:
-            SessionNotFoundError: it was never registered.
+            SessionNotFoundError: it was never registered, and nothing on the object waits for it.
         """
         ...
 

@@ -204,8 +204,15 @@ class MemoryClickstream:
 
     def take_back(self, session_id: str, object_id: str) -> int:
         with self._state.lock:
-            stored = self._state.stored_session(session_id)
-            taken = stored.take_back(object_id)
+            waiting = self._state.waiting.get(session_id, {})
+            dropped = [key for key, (event, _) in waiting.items() if event.object_id == object_id]
+            for event_id in dropped:
+                del waiting[event_id]
+            if dropped and not waiting:
+                del self._state.waiting[session_id]
+            if dropped and session_id not in self._state.sessions:
+                return len(dropped)
+            taken = self._state.stored_session(session_id).take_back(object_id)
             if taken and session_id in self._state.orders:
                 self._state.place(session_id)
             return taken

@@ -271,9 +271,12 @@ class PostgresClickstream:
         given = {"session_id": session_id, "object_id": object_id, "taken_back": TAKEN_BACK}
 
         def work(connection: Connection) -> int:
-            if connection.execute(_SQL["lock_sessions"], {"session_ids": [session_id]}).rowcount == 0:
+            connection.execute(_SQL["lock_ids"], {"lock_class": SESSION_LOCK, "session_ids": [session_id]})
+            dropped = connection.execute(_SQL["drop_waiting_of"], given).rowcount
+            locked = connection.execute(_SQL["lock_sessions"], {"session_ids": [session_id]}).rowcount
+            if not locked and not dropped:
                 raise _not_found(session_id)
-            taken = connection.execute(_SQL["take_back"], given).rowcount
+            taken = dropped + connection.execute(_SQL["take_back"], given).rowcount
             if taken and _ordered(connection, [session_id]):
                 place(connection, [session_id])
             return taken

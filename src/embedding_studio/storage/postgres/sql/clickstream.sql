@@ -294,6 +294,10 @@ FROM (
 ORDER BY created_at DESC, session_id DESC
 LIMIT %(limit)s
 
+-- name: drop_waiting_of
+DELETE FROM embedding_studio.waiting_events
+WHERE session_id = %(session_id)s AND object_id = %(object_id)s
+
 -- name: take_back
 UPDATE embedding_studio.session_events
 SET event_type = %(taken_back)s
