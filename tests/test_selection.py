@@ -34,6 +34,8 @@ HUNDRED_VIEWS = tuple((f"o{i % 12}", "view", 101 + i) for i in range(100))
         (session_of(), "no clicks: the session has no events"),
         (session_of(*HUNDRED_VIEWS), "no clicks: the session has only view"),
         (session_of(("o1", "misspelt", 105)), "only misspelt"),
+        (session_of(("o1", "taken_back", 105)), "what was clicked was taken back"),
+        (session_of(*HUNDRED_VIEWS, ("o1", "taken_back", 105)), "what was clicked was taken back"),
         (session_of(*ELEVEN_CLICKS), "too many clicks: 11 objects, more than 10"),
         (session_of(CLICK, user_id=None), "anonymous"),
         (session_of(CLICK, is_irrelevant=True), "irrelevant"),

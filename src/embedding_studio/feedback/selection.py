@@ -5,7 +5,13 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from embedding_studio.domain.sessions import ANONYMOUS, CLOCK_SECONDS, DEFAULT_EVENT_WEIGHTS, Session
+from embedding_studio.domain.sessions import (
+    ANONYMOUS,
+    CLOCK_SECONDS,
+    DEFAULT_EVENT_WEIGHTS,
+    TAKEN_BACK,
+    Session,
+)
 
 MIN_SESSION_SECONDS = 0
 MAX_CLICKS = 10
@@ -15,6 +21,7 @@ TOO_EARLY = (
     f"no clicks: its events are dated more than {CLOCK_SECONDS} s before the search; are the clocks right?"
 )
 NO_EVENTS = "no clicks: the session has no events"
+WAS_TAKEN_BACK = "what was clicked was taken back"
 
 
 class SessionFilter(Protocol):
@@ -64,6 +71,8 @@ def _no_clicks(session: Session) -> str:
     kinds = sorted({event.event_type for event in session.events})
     if not kinds:
         return NO_EVENTS
+    if TAKEN_BACK in kinds:
+        return WAS_TAKEN_BACK
     if not any(map(session.counts, session.events)):
         return TOO_EARLY
     return f"no clicks: the session has only {', '.join(kinds)}, which say nothing of an object"
