@@ -284,6 +284,31 @@ def test_why_is_a_sentence(site, page):
         assert told == reason.told
 
 
+@pytest.mark.parametrize(
+    ("payload", "name", "below"),
+    [
+        ({"title": "Lamp", "a": "b", "summary": "Told"}, "Lamp", "Told"),
+        ({"titel": "Stehlampe", "bild": "https://shop.example/1.jpg"}, "Stehlampe", "x1"),
+        ({"text": "Told", "nummer": "4711-9", "titel": "Stehlampe"}, "Stehlampe", "Told"),
+        ({"beschreibung": "lang " * 30}, "x1", ""),
+        ({"preis": 3}, "x1", ""),
+        (None, "x1", ""),
+    ],
+)
+def test_an_object_is_called_by_its_title_or_first_short_text(service, page, payload, name, below):
+    page.goto(f"{service.url}/console#/collections")
+    told = page.evaluate(
+        """async (payload) => {
+            const { nameOf, belowName } = await import("./console/parts.js");
+            return [nameOf(payload, "x1"), belowName(payload, "x1")];
+        }""",
+        payload,
+    )
+
+    assert told == [name, below]
+    settled(page)
+
+
 # The key
 
 

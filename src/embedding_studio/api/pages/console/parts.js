@@ -92,8 +92,15 @@ const NAMES = ["title", "name", "label", "headline", "subject"];
 const TEXTS = ["description", "summary", "text", "body", "content"];
 const first = (payload, fields) => fields.map((each) => payload?.[each]).find((each) => typeof each === "string" && each.trim());
 
-/** What a person calls an object: a field of its payload, else its id. */
-export const nameOf = (payload, id) => first(payload, NAMES) ?? id;
 export const textOf = (payload) => first(payload, TEXTS) ?? "";
+const MOST = 100; // characters of a name; what is longer describes
+const isName = (value) => typeof value === "string" && value.length <= MOST && /\p{L}/u.test(value) && !/^[a-z]+:\/\//i.test(value);
+
+/** What a person calls an object: a field of its payload that is called so, else its first short text, else its id. */
+export const nameOf = (payload, id) =>
+  first(payload, NAMES) ?? Object.entries(payload ?? {}).find(([field, value]) => !TEXTS.includes(field) && isName(value))?.[1] ?? id;
+
+/** What stands below the name of an object: a longer text, else the id where that is not its name. */
+export const belowName = (payload, id) => textOf(payload) || (nameOf(payload, id) === id ? "" : id);
 
 export const counted = (number, one, many = `${one}s`) => `${number.toLocaleString()} ${number === 1 ? one : many}`;

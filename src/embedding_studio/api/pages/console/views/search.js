@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "../../shared/preact.js";
 import { call } from "../../shared/api.js";
 import { latestUsers, learnt, useAsked, useDoing } from "../asking.js";
-import { Announce, counted, cut, Empty, nameOf, Problem, textOf, Told } from "../parts.js";
+import { Announce, belowName, counted, cut, Empty, nameOf, Problem, Told } from "../parts.js";
 import { go, href } from "../routes.js";
 import { why } from "../sentences.js";
 
@@ -208,7 +208,7 @@ const Result = ({ result, user, compared, name, isBusy, click, undo }) => {
       <span class="place">${position}</span>
       <div class="told">
         <p class="name" title=${id}>${called} ${compared && html`<${Move} moved=${moved} />`}</p>
-        <p class="text faint">${textOf(payload) || id}</p>
+        <p class="text faint">${belowName(payload, id)}</p>
         ${reason && html`<p class="why">${reason}</p>`}
         ${problem && html`<${Problem} problem=${problem} />`}
       </div>

@@ -2,7 +2,7 @@
 import { html, useState } from "../../shared/preact.js";
 import { at, call } from "../../shared/api.js";
 import { learnt, objectsOf, useAsked } from "../asking.js";
-import { Act, Ask, Badge, counted, Empty, nameOf, textOf, Told, When } from "../parts.js";
+import { Act, Ask, Badge, belowName, counted, Empty, nameOf, Told, When } from "../parts.js";
 import { go, href } from "../routes.js";
 import { became } from "../sentences.js";
 
@@ -130,7 +130,7 @@ const Shown = ({ result, object, events, id, again }) => {
       <span class="place">${position}</span>
       <div class="told">
         <p class="name" title=${objectId}>${called} ${personalised && html`<span class="move up" title="its place came from the user's own clicks">personal</span>`}</p>
-        <p class="text faint">${object ? textOf(object.payload) || objectId : "no longer in the collection"}</p>
+        <p class="text faint">${object ? belowName(object.payload, objectId) : "no longer in the collection"}</p>
         ${events.length > 0 && html`<p class="why">${events.map((each, index) => html`${index > 0 && ", "}${DID[each.event_type] ?? each.event_type} at <${When} at=${each.created_at} />`)}</p>`}
       </div>
       <div class="does">
