@@ -764,6 +764,8 @@ def test_a_page_loads_nothing_from_elsewhere_and_nothing_inline(make_context, na
             assert client.get(f"/{each}").status_code == 200
         assert not re.search(r"<(script|style)>| (style|on[a-z]+)=", page.text)
         assert client.get(f"/{name}/other.js").status_code == 404
+        slash = client.get(f"/{name}/", follow_redirects=False)
+        assert (slash.status_code, slash.headers["location"]) == (307, f"../{name}")
         assert client.get(f"/{name}/%2e%2e/docs/docs.js").status_code == 404
 
 

@@ -60,6 +60,8 @@ def _page_of(folder: str) -> Callable[[Request], Awaitable[Response]]:
 
 def _file_of(folder: str) -> Callable[[Request, str], Awaitable[Response]]:
     async def file(request: Request, name: str) -> Response:
+        if not name and f"{folder}/index.html" in FILES:
+            return RedirectResponse(f"../{folder}")  # its links are relative to the root
         return _answer(request, f"{folder}/{name}")
 
     return file
