@@ -3,6 +3,7 @@ import { at, call } from "../shared/api.js";
 import { useCallback, useEffect, useState } from "../shared/preact.js";
 
 const NEEDS_KEY = "needs-key";
+export const SECONDS_TO_LEARN = 30;
 
 const tellOfKey = (problem) => {
   if (problem.status === 401) dispatchEvent(new Event(NEEDS_KEY));
@@ -68,15 +69,39 @@ export const useDoing = (act) => {
   return { start, isDoing, problem };
 };
 
-/** Wait until a session is learnt from, and return its order; null if that takes longer than it should. */
-export const learnt = async (session, { seconds = 30, every = 100 } = {}) => {
-  const end = performance.now() + 1000 * seconds;
-  while (performance.now() < end) {
+export const isWaiting = (order) => ["pending", "processing"].includes(order?.status);
+
+/**
+ * Wait until a session is learnt from, and return its order; null if that takes longer than it should.
+ * @param {{isLeft?: () => boolean, late?: () => void}} [asked] with ``late`` it goes on looking after it has called that,
+ *   until nobody waits any more
+ */
+export const learnt = async (session, { isLeft = () => false, late } = {}) => {
+  const end = performance.now() + 1000 * SECONDS_TO_LEARN;
+  let isLate = false;
+  while (!isLeft()) {
     const order = await call(at`improvement/orders/${session}`);
-    if (!["pending", "processing"].includes(order.status)) return order;
-    await new Promise((then) => setTimeout(then, every));
+    if (!isWaiting(order)) return order;
+    if (!isLate && performance.now() > end) {
+      if (!late) return null;
+      isLate = true;
+      late();
+    }
+    await new Promise((then) => setTimeout(then, isLate ? 2000 : 100));
   }
   return null;
+};
+
+const TAKEN_BACK = "taken_back";
+
+/** What was done in a session and not taken back. */
+export const counting = (events) => events.filter((each) => each.event_type !== TAKEN_BACK);
+
+/** How many clicks of a user wait to be learnt, among the latest sessions. */
+export const waitingClicks = async (collection, user) => {
+  const { sessions } = await call("clickstream/sessions", { query: { collection, user_id: user, limit: LATEST } });
+  const clicked = (session) => new Set(counting(session.events).map((each) => each.object_id)).size;
+  return sessions.filter((each) => isWaiting(each.order)).reduce((sum, each) => sum + clicked(each), 0);
 };
 
 const LATEST = 200;

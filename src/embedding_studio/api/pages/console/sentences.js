@@ -22,6 +22,15 @@ export const why = (result, moved, user, nameOf) => {
   return `It is like ${clicked}, which ${user} clicked for ${quoted(strongest.search_query)}.`;
 };
 
+/** Whose clicks bear on a page, as its results are explained beside the page of nobody. */
+export const bears = ({ personalised, search_results: results }, plain) => {
+  const isOwn = results.some((each) => each.explanation?.influences?.length);
+  const isShared = results.some((each) => each.explanation?.shared);
+  if (isOwn) return isShared ? "Their past clicks bear on this query, and those of others." : "Their past clicks bear on this query.";
+  if (isShared || plain.personalised) return "No past click of theirs bears on this query; clicks of others count in it.";
+  return personalised ? "Their past clicks bear on this query." : "No past click bears on this query: they see what everybody sees.";
+};
+
 const STATUSES = {
   pending: ["waiting", "Waits to be learnt from"],
   processing: ["learning", "Is being learnt from"],
@@ -30,10 +39,14 @@ const STATUSES = {
   failed: ["failed", "Learning failed"],
 };
 
+const WAS_TAKEN_BACK = { word: "taken back", kind: "", told: "What was clicked was taken back; nothing of it counts." };
+
 /** What became of a session: a word, its kind of badge, and a sentence. */
 export const became = (session) => {
   const { order, is_irrelevant: isIrrelevant, events } = session;
   if (isIrrelevant) return { word: "irrelevant", kind: "", told: "Marked irrelevant: it does not count, and what was learnt from it is unlearnt." };
+  const isUndone = events.length > 0 && events.every((each) => each.event_type === "taken_back");
+  if (order ? order.status === "refused" && (isUndone || /was taken back/.test(order.detail)) : isUndone) return WAS_TAKEN_BACK;
   if (!order && events.length) return { word: "not learnt", kind: "", told: "Its clicks are not learnt from: nobody ordered it, or the order was cancelled." };
   if (!order) return { word: "no click", kind: "", told: "Nothing was clicked, so there is nothing to learn." };
   const [word, sentence] = STATUSES[order.status];

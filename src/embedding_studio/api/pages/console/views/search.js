@@ -1,10 +1,10 @@
 // Search: what one user sees beside what everybody sees, why it differs, and clicks that can be taken back.
-import { html, useEffect, useState } from "../../shared/preact.js";
-import { call } from "../../shared/api.js";
-import { latestUsers, learnt, useAsked, useDoing } from "../asking.js";
-import { Announce, belowName, counted, cut, Empty, nameOf, Problem, Told } from "../parts.js";
+import { html, useEffect, useRef, useState } from "../../shared/preact.js";
+import { at, call } from "../../shared/api.js";
+import { latestUsers, learnt, SECONDS_TO_LEARN, useAsked, useDoing, waitingClicks } from "../asking.js";
+import { Act, Announce, belowName, counted, cut, Empty, nameOf, Problem, Told } from "../parts.js";
 import { go, href } from "../routes.js";
-import { why } from "../sentences.js";
+import { bears, why } from "../sentences.js";
 
 const MOVES = 5;
 const OPERATORS = {
@@ -43,11 +43,22 @@ export const Search = ({ route: { query }, collection, collections }) => {
     if (!query.q || !collection) return null;
     const body = bodyOf(query, collection, conditions);
     const search = (more) => call("embeddings/similarity-search", { body: { ...body, ...more } });
-    const [plain, personal] = await Promise.all([search(), query.user ? search({ user_id: query.user, explain: true }) : null]);
-    return { plain, personal, of: query };
+    if (!query.user) return { plain: await search(), personal: null, of: query };
+    const [plain, personal, waiting, { quarantine }] = await Promise.all([
+      search(), search({ user_id: query.user, explain: true }), waitingClicks(collection, query.user),
+      call(at`users/${query.user}/state`, { query: { collection } }),
+    ]);
+    return { plain, personal, waiting, isQuarantined: quarantine.length > 0, of: query };
   }, [query.q, query.user, query.limit, query.where, collection]);
   const [changed, setChanged] = useState(null);
-  useEffect(() => setChanged(null), [query.q, query.user, query.limit, query.where, collection]);
+  const awaited = useRef(null); // what is waited for, which ends with the page
+  const leave = () => {
+    awaited.current = null;
+  };
+  useEffect(() => {
+    setChanged(null);
+    return leave;
+  }, [query.q, query.user, query.limit, query.where, collection]);
   const fields = Object.keys(asked.told?.plain.search_results[0]?.payload ?? {});
   return html`
     <h1 class="visually-hidden">Search</h1>
@@ -60,7 +71,7 @@ export const Search = ({ route: { query }, collection, collections }) => {
         <${Empty} title="Search as one of your users would">
           With a user named, you see their results beside everybody's, what moved, and why. A click teaches;
           it can be taken back. Press <kbd>/</kbd> to start typing.<//>`
-      : html`<${Pages} found=${found} collection=${collection} changed=${changed} setChanged=${setChanged}
+      : html`<${Pages} found=${found} collection=${collection} changed=${changed} setChanged=${setChanged} awaited=${awaited}
           askAgain=${asked.again} body=${bodyOf(query, collection, conditions)} />`)} />`}`;
 };
 
@@ -111,33 +122,43 @@ const Form = ({ query, conditions: given, fields, collection }) => {
 
 const placesOf = (results) => Object.fromEntries(results.map((each) => [each.object_id, each.position]));
 
-const Pages = ({ found, collection, changed, setChanged, askAgain, body }) => {
-  const { plain, personal, of } = found;
+const Pages = ({ found, collection, changed, setChanged, awaited, askAgain, body }) => {
+  const { plain, personal, waiting, isQuarantined, of } = found;
   const { user } = of;
   const names = Object.fromEntries([...plain.search_results, ...(personal?.search_results ?? [])]
     .map((each) => [each.object_id, nameOf(each.payload, each.object_id)]));
   const name = (id) => names[id] ?? id;
-  /** Do something that is learnt from, wait until it is, and say what it moved. */
-  const teaching = async (told, teach) => {
+  const search = (more) => call("embeddings/similarity-search", { body: { ...body, ...more } });
+  /** Do something that is learnt from, wait until it is, and say what it moved; where that is late, it can be undone. */
+  const teaching = async (what, teach, undoing) => {
     const began = performance.now();
-    setChanged({ told, isWaiting: true });
+    const mine = {};
+    const isLeft = () => awaited.current !== mine;
+    awaited.current = mine;
+    setChanged({ ...what, isWaiting: true });
     try {
-      const order = await learnt(await teach());
+      const session = await teach();
+      const late = () => setChanged({ ...what, isWaiting: true, isLate: true, undo: undoing && (() => undoing(session)) });
+      const order = await learnt(session, { isLeft, late });
       const seconds = (performance.now() - began) / 1000;
-      const after = await call("embeddings/similarity-search", { body: { ...body, user_id: user } });
-      setChanged({ told, seconds, order, moves: movesOf(personal.search_results, after.search_results) });
+      const [after, others] = await Promise.all([search({ user_id: user }), search()]);
+      if (isLeft()) return;
+      setChanged({
+        ...what, seconds, order, moves: movesOf(personal.search_results, after.search_results),
+        moved: movesOf(plain.search_results, others.search_results).length,
+      });
       askAgain();
     } catch (error) {
-      setChanged(null);
+      if (!isLeft()) setChanged(null);
       throw error;
     }
   };
-  const click = ({ object_id: id }) => teaching(`${user} clicked “${name(id)}” for “${of.q}”.`, async () => {
-    const page = await call("embeddings/similarity-search", { body: { ...body, user_id: user, create_session: true } });
+  const click = ({ object_id: id }) => teaching({ told: `${user} clicked “${name(id)}” for “${of.q}”.` }, async () => {
+    const page = await search({ user_id: user, create_session: true });
     await call("clickstream/session/events", { body: { session_id: page.session_id, events: [{ object_id: id }] } });
     return page.session_id;
-  });
-  const undo = ({ object_id: id }, sessions) => teaching(`The click on “${name(id)}” was taken back.`, async () => {
+  }, (session) => undo({ object_id: id }, [session]));
+  const undo = ({ object_id: id }, sessions) => teaching({ told: `The click on “${name(id)}” was taken back.`, isUndone: true }, async () => {
     for (const each of sessions) await call("clickstream/session/events", { method: "DELETE", query: { session_id: each, object_id: id } });
     return sessions.at(-1);
   });
@@ -149,13 +170,14 @@ const Pages = ({ found, collection, changed, setChanged, askAgain, body }) => {
       <${Page} title="For everybody" note="Name a user above to see their results beside these." results=${plain.search_results} />
     </div>`;
   return html`
-    <${Changed} changed=${changed} user=${user} name=${name} />
+    <${Changed} changed=${changed} user=${user} name=${name} isQuarantined=${isQuarantined} />
     <div class="pages">
       <${Page} title=${`For ${user}`} user=${user} results=${personal.search_results} compared=${placesOf(plain.search_results)}
-        note=${personal.personalised ? html`Their past clicks bear on this query. <a href=${href("users", user, { collection: of.collection })}>What is known of ${user}</a>`
-          : "No past click bears on this query: they see what everybody sees."}
-        name=${name} isBusy=${changed?.isWaiting} click=${click} undo=${undo} />
-      <${Page} title="For everybody" note="The plain search: what a new user sees." results=${plain.search_results} />
+        note=${html`${bears(personal, plain)} ${waiting > 0 && `${counted(waiting, "click")} of ${user} ${waiting === 1 ? "waits" : "wait"} to be learnt. `}
+          <a href=${href("users", user, { collection: of.collection })}>What is known of ${user}</a>`}
+        name=${name} isBusy=${changed?.isWaiting && !changed.isLate} click=${isQuarantined ? null : click} undo=${undo} />
+      <${Page} title="For everybody" results=${plain.search_results}
+        note=${plain.personalised ? "What a new user sees; clicks of others count in it." : "The plain search: what a new user sees."} />
     </div>`;
 };
 
@@ -166,26 +188,30 @@ const movesOf = (before, after) => {
 };
 
 /** Stands there before anything has changed, so that nothing jumps when something does. */
-const Changed = ({ changed, user, name }) => {
-  const told = changed && (changed.isWaiting ? `${changed.told} Learning…` : `${changed.told} ${became(changed)}`);
+const Changed = ({ changed, user, name, isQuarantined }) => {
+  const told = changed && `${changed.told} ${became(changed)}`;
   return html`
     <${Announce}>${told}<//>
     <section class="changed" aria-label="What changed">
-      ${!changed && html`<p class="faint">Click a result as ${user} would. What it changes is told here, and can be taken back.</p>`}
-      ${changed && html`<p>${told}</p>`}
+      ${!changed && html`<p class="faint">${isQuarantined ? `${user} is in quarantine: nothing is learnt from their clicks.`
+        : `Click a result as ${user} would. What it changes is told here, and can be taken back.`}</p>`}
+      ${changed && html`<p>${told} ${changed.undo && html`<${Act} label="Take back the click that waits" act=${changed.undo}>Undo<//>`}</p>`}
       ${changed?.moves?.length > 0 && html`
         <ul class="moves">${changed.moves.slice(0, MOVES).map(({ id, was, now }) => html`
           <li><strong>${cut(name(id), 24)}</strong> ${was === undefined ? `came in at ${now}` : now === undefined ? `left the page (was ${was})` : `${was} → ${now}`}</li>`)}
           ${changed.moves.length > MOVES && html`<li class="faint">and ${changed.moves.length - MOVES} more</li>`}</ul>`}
-      ${changed && !changed.isWaiting && html`<p class="faint">Everybody but ${user} sees what they saw before.</p>`}
+      ${changed && !changed.isWaiting && html`<p class="faint">${changed.moved ? `What a new user sees has changed too: ${counted(changed.moved, "result")} moved.`
+        : "What a new user sees has not changed."}</p>`}
     </section>`;
 };
 
-const became = ({ order, moves, seconds }) => {
-  if (order === null) return "It is not learnt yet, after 30 s. Does a worker run? Health says more.";
+const became = ({ order, moves, seconds, isWaiting, isLate, isUndone }) => {
+  if (isLate) return `It is not ${isUndone ? "unlearnt" : "learnt"} yet, after ${SECONDS_TO_LEARN} s; this page goes on looking. Does a worker run? Health says more.`;
+  if (isWaiting) return isUndone ? "Unlearning…" : "Learning…";
   if (order.status === "failed") return `Learning failed: ${order.detail}`;
-  if (order.status === "refused" && !moves.length) return `Nothing was learnt: ${order.detail}.`;
-  return `Learnt in ${seconds.toFixed(1)} s. ${moves.length ? `${counted(moves.length, "result")} moved:` : "No result on this page moved."}`;
+  if (order.status === "refused" && !moves.length && !isUndone) return `Nothing was learnt: ${order.detail}.`;
+  const onPage = moves.filter((each) => each.now !== undefined).length;
+  return `${isUndone ? "Unlearnt" : "Learnt"} in ${seconds.toFixed(1)} s. ${moves.length ? `${counted(onPage, "result")} on this page moved:` : "No result on this page moved."}`;
 };
 
 const Page = ({ title, note, results, user, compared, name, isBusy, click, undo }) => html`
@@ -214,7 +240,7 @@ const Result = ({ result, user, compared, name, isBusy, click, undo }) => {
       </div>
       <div class="does">
         <span class="faint distance" title="distance: smaller is nearer">${distance.toFixed(3)}</span>
-        ${click && html`<button type="button" disabled=${isBusy} onClick=${start}
+        ${(click || (undo && sessions.length > 0)) && html`<button type="button" disabled=${isBusy} onClick=${start}
           aria-label=${sessions.length ? `Take back the click on ${called}` : `Click ${called} as ${user}`}>${sessions.length ? "Undo" : "Click"}</button>`}
       </div>
     </li>`;

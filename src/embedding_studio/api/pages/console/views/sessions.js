@@ -1,13 +1,12 @@
 // Sessions: what was searched, what was clicked, and what became of it.
 import { html, useState } from "../../shared/preact.js";
 import { at, call } from "../../shared/api.js";
-import { learnt, objectsOf, useAsked } from "../asking.js";
+import { counting, learnt, objectsOf, useAsked } from "../asking.js";
 import { Act, Ask, Badge, belowName, counted, Empty, nameOf, Told, When } from "../parts.js";
 import { go, href } from "../routes.js";
 import { became } from "../sentences.js";
 
 const SECONDS = 2;
-const TAKEN_BACK = "taken_back";
 
 export const Sessions = (given) => (given.route.id === undefined ? html`<${List} ...${given} />` : html`<${One} ...${given} />`);
 
@@ -51,7 +50,7 @@ const Table = ({ sessions, query }) => html`
     <thead><tr><th>When</th><th>Searched for</th><th>User</th><th class="number">Shown</th><th class="number">Clicked</th><th>What became of it</th></tr></thead>
     <tbody>${sessions.map((session) => {
       const { word, kind, told } = became(session);
-      const clicks = session.events.filter((each) => each.event_type !== TAKEN_BACK);
+      const clicks = counting(session.events);
       return html`
         <tr key=${session.session_id}>
           <td class="faint"><${When} at=${session.created_at} /></td>
@@ -119,14 +118,14 @@ const Details = ({ session, order, objects, again, query }) => {
     : html`<${Empty} title="No result was recorded">Send them as search_results with the session, so that clicks can be learnt from.<//>`}`;
 };
 
-const DID = { click: "clicked", view: "viewed", add_to_cart: "put in the cart", purchase: "bought", [TAKEN_BACK]: "taken back" };
+const DID = { click: "clicked", view: "viewed", add_to_cart: "put in the cart", purchase: "bought", taken_back: "taken back" };
 
 const Shown = ({ result, object, events, id, again }) => {
   const { object_id: objectId, position, rank, personalised } = result;
   const called = nameOf(object?.payload, objectId);
-  const counting = events.filter((each) => each.event_type !== TAKEN_BACK);
+  const isClicked = counting(events).length > 0;
   return html`
-    <li class=${counting.length ? "clicked" : ""}>
+    <li class=${isClicked ? "clicked" : ""}>
       <span class="place">${position}</span>
       <div class="told">
         <p class="name" title=${objectId}>${called} ${personalised && html`<span class="move up" title="its place came from the user's own clicks">personal</span>`}</p>
@@ -135,7 +134,7 @@ const Shown = ({ result, object, events, id, again }) => {
       </div>
       <div class="does">
         ${rank !== null && html`<span class="faint distance">${rank.toFixed(3)}</span>`}
-        ${counting.length > 0 && html`<${Act} label=${`Take back what was done with ${called}`} doing="…" act=${async () => {
+        ${isClicked && html`<${Act} label=${`Take back what was done with ${called}`} doing="…" act=${async () => {
           await call("clickstream/session/events", { method: "DELETE", query: { session_id: id, object_id: objectId } });
           await learnt(id).catch(() => null); // without an order there is nothing to wait for
           again();

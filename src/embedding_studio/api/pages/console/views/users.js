@@ -1,7 +1,7 @@
 // Users: what is known of one, how it moved their results, and how to take it back.
 import { html } from "../../shared/preact.js";
 import { at, call } from "../../shared/api.js";
-import { latestUsers, learnt, objectsOf, useAsked } from "../asking.js";
+import { counting, latestUsers, learnt, objectsOf, useAsked, waitingClicks } from "../asking.js";
 import { Act, Ask, Badge, counted, Empty, nameOf, Told, When } from "../parts.js";
 import { VectorMap } from "../plots.js";
 import { go, href } from "../routes.js";
@@ -37,7 +37,7 @@ const List = ({ route: { query }, collection }) => {
               <td>${sessions[0].search_query}</td>
               <td class="faint"><${When} at=${latest} /></td>
               <td class="number" data-label="searches">${sessions.length}</td>
-              <td class="number" data-label="with a click">${sessions.filter((each) => each.events.length).length}</td>
+              <td class="number" data-label="with a click">${sessions.filter((each) => counting(each.events).length).length}</td>
               <td>${quarantined.has(user) && html`<${Badge} kind="warn">quarantined<//>`}</td>
             </tr>`)}</tbody>
         </table>`
@@ -56,17 +56,17 @@ const Quarantined = ({ users, query }) => html`
 
 const One = ({ route: { id: user, query }, collection }) => {
   const asked = useAsked(async () => {
-    const state = await call(at`users/${user}/state`, { query: { collection } });
+    const [state, waiting] = await Promise.all([call(at`users/${user}/state`, { query: { collection } }), waitingClicks(collection, user)]);
     const map = state.queries.length ? await call(at`users/${user}/map`, { query: { collection } }) : null;
     const ids = [...state.queries.flatMap((each) => each.clicked_ids), ...(map?.points ?? []).filter((each) => each.kind === "object").map((each) => each.identity)];
-    return { state, map, objects: await objectsOf(collection, ids) };
-  }, [user, collection]);
+    return { state, waiting, map, objects: await objectsOf(collection, ids) };
+  }, [user, collection], { every: 2000, unless: (told) => told.waiting === 0 });
   return html`
     <p><a href=${href("users", undefined, { collection: query.collection })}>← All users</a></p>
     <${Told} asked=${asked} of=${(told) => html`<${Details} ...${told} user=${user} collection=${collection} query=${query} again=${asked.again} />`} />`;
 };
 
-const Details = ({ user, collection, query, state, map, objects, again }) => {
+const Details = ({ user, collection, query, state, waiting, map, objects, again }) => {
   const { queries, moved, quarantine } = state;
   const name = (id) => nameOf(objects[id]?.payload, id);
   const act = (ask) => async () => {
@@ -82,7 +82,8 @@ const Details = ({ user, collection, query, state, map, objects, again }) => {
     <h1>${user}</h1>
     <p class="lead">${queries.length
       ? `In ${collection}, ${user} is remembered by ${counted(queries.length, "past query", "past queries")} with a click; they moved ${counted(moved.length, "object")} for ${user} alone.`
-      : `Nothing is learnt about ${user} in ${collection}: they get what everybody gets.`}</p>
+      : `Nothing is learnt about ${user} in ${collection}: they get what everybody gets.`}
+      ${waiting > 0 && ` ${counted(waiting, "click")} ${waiting === 1 ? "waits" : "wait"} to be learnt.`}</p>
     ${quarantine.map((each) => html`
       <p class="notice"><${Badge} kind="warn">quarantined<//> since <${When} at=${each.since} />${each.collection ? "" : ", in all collections"}: ${each.reason}. Nothing is learnt from them.</p>`)}
     <div class="row actions">
@@ -95,7 +96,7 @@ const Details = ({ user, collection, query, state, map, objects, again }) => {
       <${Ask} title=${`Forget ${user}?`} typed=${user} act=${forget}
         told="All that is kept about them goes, in every collection: searches, clicks, and what was learnt. It cannot be brought back.">Forget<//>
     </div>
-    ${queries.length === 0 ? html`
+    ${queries.length === 0 ? quarantine.length === 0 && waiting === 0 && html`
       <${Empty} title="No click to show yet">
         Click a result for them under <a href=${href("search", undefined, { collection: query.collection, user })}>Search</a>, and see here what it moves.<//>`
     : html`
