@@ -102,9 +102,28 @@ def test_the_demo_tells_the_same_story_again(service):
     assert first == again
 
 
+def test_the_demo_has_users_of_its_own_for_each_run_and_forgets_them(service):
+    asked = []
+
+    def noted(body):
+        asked.append(body["user_id"])
+        return body
+
+    for _ in range(2):
+        play(service, transport=Confused(noted))
+    with pytest.raises(EmbeddingStudioError, match="only 0 of"):
+        play(service, transport=Confused(lambda body: noted(body) | {"limit": 1}))
+
+    ids = set(asked) - {None}
+    assert sorted(each.rpartition("-")[0] for each in ids) == [USER] * 3 + [OTHER_USER] * 2
+    sessions = f"{service}/api/v1/clickstream/sessions"
+    told = httpx.get(sessions, params={"collection": PYTHON.collection, "limit": 100}).json()
+    assert not ids & {each["user_id"] for each in told["sessions"]}
+
+
 def test_the_demo_fails_where_a_click_moves_anothers_list(service):
     def leak(body):
-        return body | {"user_id": USER} if body["user_id"] == OTHER_USER else body
+        return body | {"user_id": (body["user_id"] or "").replace(OTHER_USER, USER) or None}
 
     with pytest.raises(EmbeddingStudioError, match=f"changes nothing for {OTHER_USER}"):
         play(service, transport=Confused(leak))
@@ -112,7 +131,7 @@ def test_the_demo_fails_where_a_click_moves_anothers_list(service):
 
 def test_the_demo_fails_where_a_click_moves_an_unrelated_list(service):
     def leak(body):
-        mine = body["search_query"] == PYTHON.unrelated and body["user_id"] == USER
+        mine = body["search_query"] == PYTHON.unrelated and (body["user_id"] or "").startswith(USER)
         return body | {"search_query": PYTHON.scenes[0].query} if mine else body
 
     with pytest.raises(EmbeddingStudioError, match=f"changes nothing for '{PYTHON.unrelated}'"):

@@ -154,6 +154,31 @@ def test_whoever_plays_clicks_as_either_and_takes_a_click_back(demo, page):
     expect(page.locator(".bob .clicks")).to_have_text("has clicked nothing yet")
 
 
+def test_each_tab_has_people_of_its_own_and_a_reload_goes_on_where_it_was(demo, open_page):
+    page = opened(open_page(viewport=DESK), demo)
+    start = page.locator(".tour p").inner_text()
+    go_on(page)
+    told = go_on(page)
+    seen = names(page, "ada")
+
+    another = opened(open_page(viewport=DESK), demo)
+    expect(another.locator(".ada .clicks")).to_have_text("has clicked nothing yet")
+    another.close()
+    page.reload()
+    settle(page)
+
+    assert names(page, "ada") == seen
+    assert page.locator(".ada .chip span").all_text_contents() == [RAINCOAT]
+    assert page.locator(".tour p").inner_text() == told
+    expect(page.locator("#query")).to_have_value(SHOP.scenes[0].reworded)
+
+    page.get_by_role("button", name="Begin anew").click()
+    settle(page)
+
+    expect(page.locator(".ada .clicks")).to_have_text("has clicked nothing yet")
+    assert page.locator(".tour p").inner_text() == start
+
+
 def test_the_switch_compares_with_and_without_what_others_clicked(demo, page):
     opened(page, demo)
     page.get_by_role("button", name="Skip").click()

@@ -1,7 +1,9 @@
 """The story where there is no browser: one user clicks, and what that changes for whom, over HTTP."""
 
+import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from embedding_studio.errors import EmbeddingStudioError
 
 USER = "demo-ada"
 OTHER_USER = "demo-bob"
+"""As they are named in what is printed; each run has ids of its own, which begin with these."""
+
 SHOWN = 10
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.005
@@ -55,16 +59,29 @@ class Demo:
         self._client = client
         self._console = console
         self._subject = subject
+        run = secrets.token_hex(4)  # so that nobody else's clicks are met, nor forgotten
+        self._ids = {name: f"{name}-{run}" for name in (USER, OTHER_USER)}
 
     def run(self) -> None:
-        """Play every scene, show the first whole, and say at the end what each click did.
+        """Play every scene, show the first whole, say what each click did, and forget who clicked.
 
         Raises:
             EmbeddingStudioError: the service failed, or did not do what the demo claims.
         """
         self._await_service()
-        for user in (USER, OTHER_USER):  # so that the story is the same each time
-            self._request("DELETE", f"/users/{user}")
+        try:
+            self._tell()
+        except EmbeddingStudioError:
+            with suppress(EmbeddingStudioError):  # what failed first is what to tell
+                self._forget()
+            raise
+        self._forget()
+
+    def _forget(self) -> None:
+        for user_id in self._ids.values():
+            self._request("DELETE", f"/users/{user_id}")
+
+    def _tell(self) -> None:
         scenes, unrelated = self._subject.scenes, self._subject.unrelated
         unmoved = self._search(unrelated)
         outcomes = [outcome for scene in scenes if (outcome := self._play(scene))]
@@ -141,17 +158,17 @@ class Demo:
             f"  For {OTHER_USER} nothing changed, nor did it for {USER} and “{self._subject.unrelated}”."
         )
 
-    def _search(self, query: str, user_id: str | None = None) -> Results:
-        page = self._request("POST", "/embeddings/similarity-search", self._body(query, user_id))
+    def _search(self, query: str, user: str | None = None) -> Results:
+        page = self._request("POST", "/embeddings/similarity-search", self._body(query, user))
         results: Results = page["search_results"]
         return results
 
-    def _body(self, query: str, user_id: str | None, *, session: bool = False) -> dict[str, Any]:
+    def _body(self, query: str, user: str | None, *, session: bool = False) -> dict[str, Any]:
         return {
             "search_query": query,
             "collection": self._subject.collection,
             "limit": SHOWN,
-            "user_id": user_id,
+            "user_id": None if user is None else self._ids[user],
             "create_session": session,
         }
 

@@ -4,6 +4,7 @@ import { key } from "../shared/api.js";
 import { html, render, useEffect, useMemo, useRef, useState } from "../shared/preact.js";
 import { Picture } from "./picture.js";
 import { OTHERS_NAMED, PEOPLE, click, forget, forgetAll, lists, named, othersClick, stage, takeBack, titleOf } from "./service.js";
+import { keep, lookedAt } from "./tab.js";
 import { STEPS } from "./tour.js";
 import { explained } from "./why.js";
 
@@ -85,7 +86,7 @@ const Tour = ({ step, shown, isBusy, onNext, onStart, does }) => {
   if (step === null) {
     return html`<aside class="tour ended" aria-label="Tour">
       <p>Search for anything, click as either of them.</p>
-      <button type="button" aria-disabled=${isBusy} onClick=${onStart}>Start the tour again</button>
+      <button type="button" aria-disabled=${isBusy} onClick=${onStart}>Begin anew</button>
     </aside>`;
   }
   const { text, button } = STEPS[step];
@@ -94,6 +95,7 @@ const Tour = ({ step, shown, isBusy, onNext, onStart, does }) => {
     <p aria-live="polite">${text(shown)}</p>
     <div class="buttons">
       <button type="button" class="first" aria-disabled=${isBusy} onClick=${onNext}>${button(shown)}</button>
+      ${step > 0 && html`<button type="button" class="quiet" aria-disabled=${isBusy} onClick=${onStart}>Begin anew</button>`}
       <button type="button" class="quiet" onClick=${does.endTour}>Skip</button>
     </div>
   </aside>`;
@@ -217,14 +219,23 @@ const Demo = () => {
     acting(async () => {
       const told = await stage();
       setTold(told);
-      set({ subject: told.subjects[0], query: told.subjects[0].scenes[0].query });
-      await forgetAll();
+      const { collection, query, withOthers, ...was } = lookedAt;
+      const subject = told.subjects.find((each) => each.is_whole && each.collection === collection);
+      if (subject) {
+        set({ subject, query, withOthers });
+        setStep(was.step);
+        setSeconds(was.seconds);
+        setFace(was.face);
+      } else set({ subject: told.subjects[0], query: told.subjects[0].scenes[0].query });
       await refresh();
       setNeedsKey(false);
     });
   useEffect(() => {
     begin();
   }, []);
+  useEffect(() => {
+    if (subject) keep({ collection: subject.collection, query, withOthers, step, seconds, face });
+  }, [subject, query, withOthers, step, seconds, face]);
   useEffect(() => {
     if (step > 0 && matchMedia("(max-width: 48rem)").matches) {
       const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";

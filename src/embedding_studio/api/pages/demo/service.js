@@ -1,14 +1,16 @@
 // What the page asks of the service: lists for people, their clicks, and what becomes of them.
 import { at, call } from "../shared/api.js";
+import { RUN } from "./tab.js";
 
-export const PEOPLE = { ada: { id: "demo-ada", name: "Ada" }, bob: { id: "demo-bob", name: "Bob" } };
-const OTHERS = ["demo-cleo", "demo-dan", "demo-eve"];
+export const PEOPLE = { ada: { id: `demo-ada-${RUN}`, name: "Ada" }, bob: { id: `demo-bob-${RUN}`, name: "Bob" } };
+const OTHERS = ["cleo", "dan", "eve"].map((name) => `demo-${name}-${RUN}`);
 export const OTHERS_NAMED = "Cleo, Dan and Eve";
 
 export const SHOWN = 8;
 const REACH = 60; // so far down is looked for where a result stands for anybody
 const PATIENCE_MS = 8000;
 const POLL_MS = 25;
+const NOT_LEARNT = "What was clicked has not been learnt yet; is a worker running?";
 
 const found = new Map(); // object id -> payload, of all that was ever seen
 
@@ -77,7 +79,7 @@ const awaited = async (is_so, ...asked) => {
   for (;;) {
     const { search_results } = await search(...asked);
     if (!search_results.length || is_so(search_results[0].explanation)) return;
-    if (performance.now() > deadline) throw new Error("What was clicked has not been learnt yet; is a worker running?");
+    if (performance.now() > deadline) throw new Error(NOT_LEARNT);
     await pause(POLL_MS);
   }
 };
@@ -102,12 +104,22 @@ export const takeBack = async (collection, who, taken) => {
   await awaited(isGone, collection, taken.query, { user_id: PEOPLE[who].id, explain: true });
 };
 
+/** Wait until a session is learnt from. */
+const learnt = async (session_id) => {
+  const deadline = performance.now() + PATIENCE_MS;
+  while (["pending", "processing"].includes((await call(at`improvement/orders/${session_id}`)).status)) {
+    if (performance.now() > deadline) throw new Error(NOT_LEARNT);
+    await pause(POLL_MS);
+  }
+};
+
 /** Let three others search for the same and click the same. */
 export const othersClick = async (collection, query, object_id) => {
   await Promise.all(
     OTHERS.map(async (user_id) => {
       const { session_id } = await search(collection, query, { user_id, create_session: true, limit: REACH });
       await send({ session_id, object_id });
+      await learnt(session_id); // others who clicked before, in this tab or another, do not stand for these
     }),
   );
   const isShared = ({ shared }) => shared !== null && shared.users >= OTHERS.length;
