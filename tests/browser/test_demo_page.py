@@ -120,7 +120,7 @@ def test_the_tour_tells_what_the_lists_show(demo, open_page):
     assert names(page, "bob")[0] == RAINCOAT
     assert "Bob has clicked nothing, and has it at place 1." in told
     expect(page.locator(".bob .row .why").first).to_have_text(
-        "Here because others clicked it (4 asked for this)"
+        "Here because others who searched like this clicked it"
     )
 
     told = go_on(page)
@@ -179,6 +179,46 @@ def test_each_tab_has_people_of_its_own_and_a_reload_goes_on_where_it_was(demo, 
     assert page.locator(".tour p").inner_text() == start
 
 
+def moved_by(clicked_id, distance_change):
+    return {
+        "gate": 1,
+        "search_query": "rain",
+        "clicked_ids": [clicked_id],
+        "distance_change": distance_change,
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "told"),
+    [
+        (
+            [("boots", -0.1)],
+            {"distance_change": -0.3, "factor": 0.7},
+            "others who searched like this clicked it",
+        ),
+        ([("boots", -0.1)], {"distance_change": -0.3, "factor": 1}, "it is like what others who searched"),
+        ([("boots", -0.3)], {"distance_change": -0.1, "factor": 0.7}, "Ada clicked boots"),
+        ([("boots", -0.1), ("hat", -0.2)], None, "Ada clicked hat"),
+        (
+            [("boots", 0.1)],
+            {"distance_change": -0.1, "factor": 0.7},
+            "others who searched like this clicked it",
+        ),
+        ([("coat", -0.1)], {"distance_change": -0.3, "factor": 0.7}, "Ada clicked it for this search"),
+    ],
+)
+def test_the_cause_that_is_told_is_the_one_that_moved_a_result_most(demo, page, own, others, told):
+    opened(page, demo)
+    explanation = {"influences": [moved_by(*each) for each in own], "shared": others}
+
+    reason = page.evaluate(
+        "async (row) => (await import('./demo/why.js')).reason(row, 'Ada')",
+        {"object_id": "coat", "explanation": explanation},
+    )
+
+    assert reason["text"].startswith(f"Here because {told}")
+
+
 def test_the_switch_compares_with_and_without_what_others_clicked(demo, page):
     opened(page, demo)
     page.get_by_role("button", name="Skip").click()
@@ -187,6 +227,10 @@ def test_the_switch_compares_with_and_without_what_others_clicked(demo, page):
     page.get_by_role("button", name=f"Cleo, Dan and Eve click the {RAINCOAT}").click()
     settle(page)
     assert names(page, "bob")[0] == names(page, "ada")[0] == RAINCOAT
+
+    raised = page.locator(".bob .row").first
+    expect(raised).to_contain_text("Here because others who searched like this clicked it")
+    expect(raised).not_to_contain_text("Never clicked")
 
     page.get_by_role("switch").uncheck()
     settle(page)
