@@ -224,8 +224,11 @@ def test_the_switch_compares_with_and_without_what_others_clicked(demo, page):
     page.get_by_role("button", name="Skip").click()
     before = names(page, "bob")
 
+    expect(page.locator(".lead")).to_contain_text("for the one who clicked and for nobody else.")
+
     page.get_by_role("button", name=f"Cleo, Dan and Eve click the {RAINCOAT}").click()
     settle(page)
+    expect(page.locator(".lead")).to_contain_text("Once 3 people have clicked, it counts for everybody.")
     assert names(page, "bob")[0] == names(page, "ada")[0] == RAINCOAT
 
     raised = page.locator(".bob .row").first

@@ -279,7 +279,7 @@ const Demo = () => {
     <main>
       <div class="lead">
         <h1>Search that learns from clicks</h1>
-        <p>A click changes the list within a second, for the one who clicked and for nobody else.</p>
+        <p>A click changes the list within a second, for the one who clicked${withOthers ? `. Once ${told.others} people have clicked, it counts for everybody.` : " and for nobody else."}</p>
       </div>
       <form class="ask" role="search" onSubmit=${(event) => { event.preventDefault(); if (typed.trim()) { setStep(null); singly.ask(typed.trim()); } }}>
         <label class="visually-hidden" for="query">Search</label>
