@@ -219,6 +219,16 @@ def test_the_cause_that_is_told_is_the_one_that_moved_a_result_most(demo, page, 
     assert reason["text"].startswith(f"Here because {told}")
 
 
+def test_the_foot_leads_to_what_was_learnt_from_a_person(demo, page):
+    opened(page, demo)
+    go_on(page)
+    page.locator(".foot").get_by_role("link", name="Ada").click()
+
+    expect(page.get_by_role("heading", level=1)).to_contain_text("demo-ada-")
+    expect(page.get_by_label("Collection")).to_have_value(SHOP.collection)
+    expect(page.locator("main")).to_contain_text(SHOP.scenes[0].query)
+
+
 def test_the_switch_compares_with_and_without_what_others_clicked(demo, page):
     opened(page, demo)
     page.get_by_role("button", name="Skip").click()
