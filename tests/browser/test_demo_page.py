@@ -147,6 +147,10 @@ def test_whoever_plays_clicks_as_either_and_takes_a_click_back(demo, page):
     assert names(page, "bob")[0] == "Cast Iron Teapot"
     assert names(page, "ada") == before
 
+    page.locator(".bob .row", has_text="Cast Iron Teapot").get_by_role("button").click()
+    settle(page)
+    assert page.locator(".bob .chip span").all_text_contents() == ["Cast Iron Teapot"]
+
     page.get_by_role("button", name="Take back Bob's click on Cast Iron Teapot").click()
     settle(page)
 

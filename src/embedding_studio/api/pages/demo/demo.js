@@ -62,16 +62,16 @@ const Row = ({ row, clicked, isBusy, onClick }) => {
 const Person = ({ who, rows, clicks, isBusy, isShown, does }) => {
   const { name } = PEOPLE[who];
   const list = useMoves(rows.map((each) => each.object_id).join());
-  const clicked = new Set(clicks.map((each) => each.object_id));
+  const clicked = new Set(clicks.map((each) => each.object_id)); // once each, however often
   return html`<section class=${isShown ? `person ${who}` : `person ${who} behind`} aria-labelledby=${`name-${who}`}>
     <header>
       <span class="avatar" aria-hidden="true">${name[0]}</span>
       <h2 id=${`name-${who}`}>${name}</h2>
       <ul class="clicks" aria-label=${`What ${name} clicked`}>
         <li class="faint">${clicks.length ? "clicked" : "has clicked nothing yet"}</li>
-        ${clicks.map((each) => html`<li key=${each.session_id + each.object_id} class="chip">
-          <span>${titleOf(each.object_id)}</span>
-          <button type="button" title="Take this click back" aria-label=${`Take back ${name}'s click on ${titleOf(each.object_id)}`} aria-disabled=${isBusy} onClick=${() => does.takeBack(who, each.object_id)}>×</button>
+        ${[...clicked].map((id) => html`<li key=${id} class="chip">
+          <span>${titleOf(id)}</span>
+          <button type="button" title="Take this click back" aria-label=${`Take back ${name}'s click on ${titleOf(id)}`} aria-disabled=${isBusy} onClick=${() => does.takeBack(who, id)}>×</button>
         </li>`)}
       </ul>
       ${clicks.length > 0 && html`<button type="button" class="quiet" aria-disabled=${isBusy} onClick=${() => does.forget(who)}>Forget ${name}</button>`}
