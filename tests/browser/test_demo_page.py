@@ -135,8 +135,12 @@ def test_the_tour_tells_what_the_lists_show(demo, open_page):
 def test_whoever_plays_clicks_as_either_and_takes_a_click_back(demo, page):
     opened(page, demo)
     page.get_by_role("button", name="Skip").click()
+    page.locator("#query").fill(" ")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("Type what you look for.")
     page.locator("#query").fill("a present for a tea lover")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_count(0)
     expect(page.locator(".bob .row .name").first).to_have_text("Porcelain Teapot")
     settle(page)
     before = names(page, "bob")

@@ -215,6 +215,17 @@ const Demo = () => {
       await refresh();
     });
   const choose = (subject) => startTour(subject);
+  const search = (event) => {
+    event.preventDefault();
+    const query = typed.trim();
+    if (!query) {
+      setTrouble("Type what you look for.");
+      event.target.elements.query.focus();
+      return;
+    }
+    setStep(null);
+    singly.ask(query);
+  };
   const begin = () =>
     acting(async () => {
       const told = await stage();
@@ -281,7 +292,7 @@ const Demo = () => {
         <h1>Search that learns from clicks</h1>
         <p>A click changes the list within a second, for the one who clicked${withOthers ? `. Once ${told.others} people have clicked, it counts for everybody.` : " and for nobody else."}</p>
       </div>
-      <form class="ask" role="search" onSubmit=${(event) => { event.preventDefault(); if (typed.trim()) { setStep(null); singly.ask(typed.trim()); } }}>
+      <form class="ask" role="search" onSubmit=${search}>
         <label class="visually-hidden" for="query">Search</label>
         <input id="query" type="search" value=${typed} maxlength="200" autocomplete="off" onInput=${(event) => setTyped(event.target.value)} />
         <button class="first" aria-disabled=${isBusy}>Search</button>
