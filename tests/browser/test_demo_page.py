@@ -348,6 +348,13 @@ def test_the_page_asks_for_the_key_and_keeps_it_out_of_addresses(demo, embedder,
         page.goto("about:blank")  # it would ask a service that is gone how far the documentation is
 
 
+def test_nothing_leads_to_a_console_that_is_turned_off(demo, embedder, database, page):
+    with demo_over(embedder, database, console=False) as (_, url):
+        opened(page, url)
+        expect(page.locator(".foot a")).to_have_text(["docs"])
+        page.goto("about:blank")
+
+
 def test_what_is_not_indexed_yet_tells_how_far_it_is(embedder, postgres_server, page):
     with new_database(postgres_server) as database, demo_over(embedder, database) as (stage, url):
         shop, documentation = stage.shown

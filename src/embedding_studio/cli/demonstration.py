@@ -88,6 +88,7 @@ class Stage:
                 for each in self.shown
             ],
             "others": OTHERS,
+            "has_console": self.context.settings.console,
             "replayed": json.loads(REPLAYED.read_text()),
         }
 
