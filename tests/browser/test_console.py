@@ -546,6 +546,26 @@ def test_a_user_of_whom_nothing_is_known_is_told_so(shop, page):
     page.get_by_text("Nothing is learnt about a/b?c in shop").wait_for()
 
 
+# Addresses
+
+
+def test_an_address_that_is_wrongly_encoded_is_taken_as_it_stands(shop, page):
+    page.goto(shop.at("users/%E0%A4%A", collection="shop"))
+
+    page.get_by_role("heading", name="%E0%A4%A", exact=True).wait_for()
+    page.get_by_text("Nothing is learnt about %E0%A4%A in shop").wait_for()
+
+
+@pytest.mark.parametrize("view", ["nowhere", "constructor", "__proto__"])
+def test_a_view_that_is_not_there_is_told(shop, page, view):
+    page.goto(shop.at(view, collection="shop"))
+
+    page.get_by_role("heading", name="No such view", exact=True).wait_for()
+    page.get_by_text(f"The console has no view “{view}”").wait_for()
+    page.get_by_role("link", name="Users", exact=True).click()
+    page.get_by_role("heading", name="Users", exact=True).wait_for()
+
+
 # Collections
 
 

@@ -92,6 +92,20 @@ def events_of(service, session_id):
     ]
 
 
+def sizes_sent(page):
+    """Return how many events each request has, of those that a page sends from now on."""
+    sizes = []
+    page.on(
+        "request",
+        lambda request: (
+            sizes.append(len(json.loads(request.post_data)["events"]))
+            if "/clickstream/" in request.url
+            else None
+        ),
+    )
+    return sizes
+
+
 def kept(page):
     return page.evaluate("Object.keys(localStorage).length")
 
@@ -231,30 +245,78 @@ def test_a_beacon_and_a_request_with_the_same_events_count_once(open_shop):
     assert len(events_of(service, session)) == 3
 
 
-def test_an_event_that_the_service_refuses_goes_alone(open_shop, troubles):
+SOON = ["soon", "Thu, 01 Jan 1970 00:00:00 GMT", None]
+LATER = ["30", "2592000", "Fri, 01 Jan 2100 00:00:00 GMT"]
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "most"), [*((each, 3) for each in SOON), *((each, 1) for each in LATER)]
+)
+def test_a_service_that_is_away_is_asked_as_it_says_and_within_an_hour(
+    open_shop, troubles, retry_after, most
+):
+    page, _ = open_shop()
+    page.clock.install()
+    page.reload()
+    page.wait_for_function("window.studio")
+    sizes = sizes_sent(page)
+    headers = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "Retry-After"}
+    if retry_after is not None:
+        headers["Retry-After"] = retry_after
+    page.route("**/clickstream/**", lambda route: route.fulfill(status=503, headers=headers))
+
+    click_times(page, "s", 1)
+    page.evaluate("void studio.flush()")
+    for _ in range(7):
+        page.clock.run_for(500)
+        page.wait_for_timeout(50)
+
+    assert 1 <= len(sizes) <= most
+    assert len(sizes) > 1 or most == 1
+    before = len(sizes)
+    page.clock.fast_forward(1_000 * 3_600 * 5 // 4)  # a quarter more, so that not all pages come at once
+    meanwhile(page, 5, lambda: before < len(sizes) == len(troubles))  # each is told on the console too
+    assert kept(page) == 1
+    troubles.clear()
+
+
+def test_an_event_that_the_service_refuses_goes_alone_and_later_ones_together(open_shop, troubles):
     page, service = open_shop()
     session, _ = shown(page, "something warm", "ann")
+    sizes = sizes_sent(page)
 
     click_times(page, session, 2)
     click_times(page, session, 1, "\x00")
     click_times(page, session, 2)
     page.evaluate("studio.flush()")
+    click_times(page, session, 20)
+    page.evaluate("studio.flush()")
 
     assert kept(page) == 0
-    assert len(events_of(service, session)) == 4
+    assert sizes == [5, 1, 1, 1, 2, 20]
+    assert len(events_of(service, session)) == 24
     assert [each for each in troubles if each.startswith("Embedding Studio takes no such event (422)")]
     troubles.clear()
 
 
-@pytest.mark.parametrize("wrong", [[None, "parka"], ["s", ""], ["s", 7], ["s", "x" * 513]])
-def test_what_can_be_no_id_is_refused_where_it_is_clicked(open_shop, wrong):
+@pytest.mark.parametrize(
+    ("wrong", "longest"),
+    [
+        ([None, "parka"], 512),
+        (["s", ""], 512),
+        (["s", 7], 512),
+        (["s", "x" * 513], 512),
+        (["s", "parka", "x" * 65], 64),
+    ],
+)
+def test_what_can_be_no_id_or_type_is_refused_where_it_is_clicked(open_shop, wrong, longest):
     page, _ = open_shop()
 
     said = page.evaluate(
         "(ids) => { try { studio.click(...ids) } catch (error) { return String(error) } }", wrong
     )
 
-    assert said.startswith("TypeError: not an id")
+    assert said.startswith(f"TypeError: not a text of 1 to {longest} characters: ")
     assert kept(page) == 0
 
 
@@ -291,8 +353,55 @@ def test_events_wait_for_a_token_that_has_not_expired_and_are_never_anothers(ope
     click_times(page, session, 1, ids[1])
     page.evaluate("studio.flush()")
 
-    assert kept(page) == 0
+    assert kept(page) == 1
     assert events_of(service, session) == [(ids[0], "click")]
+
+
+def test_what_a_user_clicked_waits_while_another_is_signed_in(shop, open_shop):
+    options = {"apiKey": KEYS["write_api_key"], "userToken": token("ann")}
+    page, service = open_shop(options=options, **KEYS)
+    session, ids = shown(page, "something warm")
+    sizes = sizes_sent(page)
+
+    click_times(page, session, 3, ids[0])
+    page.evaluate("(token) => { studio.userToken = token }", token("bob"))
+    page.evaluate("studio.flush()")
+    page.evaluate("studio.flush()")
+    page.evaluate("dispatchEvent(new Event('pagehide'))")
+    go_to_shop(page, shop, service, options | {"userToken": token("bob")})
+    meanwhile(page, 5, lambda: len(sizes) == 2)
+    page.evaluate("studio.flush()")
+
+    assert sizes == [3, 3]  # each page tries once
+    assert kept(page) == 3
+    assert events_of(service, session) == []
+    go_to_shop(page, shop, service, options)
+    meanwhile(page, 5, lambda: kept(page) == 0)
+    assert events_of(service, session) == [(ids[0], "click")] * 3
+
+
+@pytest.mark.parametrize(("hours", "left"), [(23, 1), (25, 0)])
+def test_what_is_of_no_session_is_forgotten_after_a_day(open_shop, hours, left):
+    page, _ = open_shop(options={"apiKey": KEYS["write_api_key"], "userToken": token("ann")}, **KEYS)
+    click_times(page, "no such session", 1)
+    page.evaluate(
+        """(ms) => {
+          const [[name, event]] = Object.entries(localStorage);
+          const old = name.match(/[^ ]+$/)[0];
+          const id = (parseInt(old.slice(0, 8), 36) - ms).toString(36) + old.slice(8);
+          localStorage.clear();
+          localStorage.setItem(name.replace(old, id), event.replace(old, id));
+        }""",
+        hours * 3_600_000,
+    )
+    sizes = sizes_sent(page)
+
+    page.reload()
+    page.wait_for_function("window.studio")
+    page.evaluate("studio.flush()")
+
+    assert sizes[-1] == 1
+    assert kept(page) == left
 
 
 def test_a_search_that_is_refused_says_why(open_shop, troubles):

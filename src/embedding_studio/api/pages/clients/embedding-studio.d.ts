@@ -53,7 +53,11 @@ export class EmbeddingStudio {
    */
   search<Payload = Record<string, unknown>>(query: string, options?: SearchOptions): Promise<FoundPage<Payload>>;
 
-  /** Say that the user did something with a result; it is sent within a second, or when the page is left. */
+  /**
+   * Say that the user did something with a result; it is sent within a second, or when the page is left.
+   *
+   * @throws a `TypeError` for an id that is empty or longer than 512 characters, or a type longer than 64
+   */
   click(sessionId: string, objectId: string, eventType?: string): void;
 
   /** Send what is kept, now; resolves when the service has answered for it, or could not. */

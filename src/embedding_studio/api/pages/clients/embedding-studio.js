@@ -1,5 +1,4 @@
 // Searches, and tells Embedding Studio what users click: docs/clients.md.
-//
 // An event is kept in localStorage until the service has answered for it, and counts once however often it is sent.
 // So nothing is lost when a page is left, or while the service is away.
 
@@ -9,9 +8,10 @@ const MOST_KEPT = 1_000;
 const LONGEST_ID = 512;
 const PAUSE_MS = 1_000;
 const LONGEST_WAIT_MS = 60_000;
+const LONGEST_ASKED_MS = 3_600_000;
+const DAY_MS = 86_400_000;
 const WRONG = [400, 413, 415, 422]; // of the events themselves: sent again they are no better
 
-/** @returns {Storage | undefined} undefined where the browser allows none */
 const storage = () => {
   try {
     return localStorage;
@@ -20,26 +20,25 @@ const storage = () => {
   }
 };
 
-/** Return an id that no other event of its session has; later ones are greater. */
+/** Return an id of its own, which begins with the time in eight characters. */
 const newId = () => Date.now().toString(36) + Math.random().toString(36).slice(2);
+
+/** Return how long a `Retry-After` asks to wait: seconds, or a date. */
+const askedMs = (told) => Math.min((isNaN(told) ? Date.parse(told) - Date.now() : told * 1_000) || 0, LONGEST_ASKED_MS);
 
 export class EmbeddingStudio {
   #url;
   #apiKey;
   #collection;
   #place;
-  /** @type {Map<string, object>} by id, the oldest first */
-  #kept = new Map();
-  /** @type {Set<string>} ids that a request is under way with */
-  #underWay = new Set();
+  #kept = new Map(); // by id, the oldest first
+  #underWay = new Set(); // ids
   #mostAtOnce = MOST_AT_ONCE;
   #failures = 0;
-  #timer = 0;
-  /** @type {Promise<void> | undefined} */
+  #timer;
   #flushing;
 
-  /** @param {string} url @param {import("./embedding-studio").Options} [options] */
-  constructor(url, { apiKey, userToken, collection, clicks = false } = {}) {
+  constructor(url, { apiKey, userToken, collection, clicks } = {}) {
     this.#url = url.replace(/\/+$/, "");
     this.#apiKey = apiKey;
     this.userToken = userToken;
@@ -57,7 +56,6 @@ export class EmbeddingStudio {
     }
   }
 
-  /** @param {string} query @param {import("./embedding-studio").SearchOptions} [options] */
   async search(query, { signal, ...asked } = {}) {
     const headers = new Headers({ "Content-Type": "application/json" });
     if (this.#apiKey) headers.set("Authorization", `Bearer ${this.#apiKey}`);
@@ -74,24 +72,23 @@ export class EmbeddingStudio {
     return told;
   }
 
-  /** @param {string} sessionId @param {string} objectId */
   click(sessionId, objectId, eventType = "click") {
-    for (const id of [sessionId, objectId, eventType]) {
-      if (typeof id !== "string" || !id || id.length > LONGEST_ID) throw new TypeError(`not an id: ${id}`);
+    for (const [text, longest] of [[sessionId, LONGEST_ID], [objectId, LONGEST_ID], [eventType, 64]]) {
+      if (typeof text === "string" && text && text.length <= longest) continue;
+      throw new TypeError(`not a text of 1 to ${longest} characters: ${text}`);
     }
     const event = { session_id: sessionId, object_id: objectId, event_type: eventType, event_id: newId() };
     this.#kept.set(event.event_id, event);
     try {
       storage()?.setItem(this.#place + event.event_id, JSON.stringify(event));
     } catch {
-      // There is no room; the event lives as long as the page does.
+      // There is no room; the event lives as long as the page.
     }
     const [oldest] = this.#kept.keys();
     if (this.#kept.size > MOST_KEPT) this.#forget(oldest);
     if (!this.#failures) this.#flushAfter(this.#kept.size < MOST_AT_ONCE ? PAUSE_MS : 0);
   }
 
-  /** Send what is kept, now; resolves when the service has answered for it, or could not. */
   flush() {
     this.#flushing ??= this.#sendAll().finally(() => (this.#flushing = undefined));
     return this.#flushing;
@@ -99,44 +96,49 @@ export class EmbeddingStudio {
 
   async #sendAll() {
     clearTimeout(this.#timer);
+    this.#mostAtOnce = MOST_AT_ONCE;
     for (let [ids] = this.#batches(); ids; [ids] = this.#batches()) {
       const waitMs = await this.#send(ids);
       if (waitMs) return this.#flushAfter(waitMs);
     }
   }
 
-  /** @param {number} ms */
   #flushAfter(ms) {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.flush(), ms);
   }
 
-  /** Send events; return how many milliseconds to wait before the next. @param {string[]} ids */
+  /** Send events; return how many milliseconds to wait before the next. */
   async #send(ids) {
     let status = 0;
-    let retryAfter = 0;
+    let retryAfter, receipts;
     ids.forEach((id) => this.#underWay.add(id));
     try {
       const answer = await fetch(this.#address(), this.#request(ids));
       status = answer.status;
-      retryAfter = Number(answer.headers.get("Retry-After"));
-      await answer.text(); // until then its bytes are under way
+      retryAfter = answer.headers.get("Retry-After");
+      receipts = (await answer.json()).events;
     } catch {
-      // Nobody is there, or CORS_ORIGINS bars the way; the browser's console says which.
+      // Nobody is there, or CORS_ORIGINS bars the way.
     }
     this.#underWay.clear();
-    if (status === 200 || (WRONG.includes(status) && ids.length === 1)) {
-      if (status !== 200) console.error(`Embedding Studio takes no such event (${status})`, this.#kept.get(ids[0]));
-      ids.forEach((id) => this.#forget(id));
+    const isWrong = WRONG.includes(status);
+    if (isWrong) {
+      this.#mostAtOnce = ids.length > 1 ? 1 : MOST_AT_ONCE; // to find the one that is wrong
+      if (ids.length > 1) return 0;
+      console.error(`Embedding Studio takes no such event (${status})`, this.#kept.get(ids[0]));
+    }
+    if (isWrong || status === 200) {
+      ids.forEach((id, i) => {
+        const isOld = Date.now() - parseInt(id.slice(0, 8), 36) > DAY_MS;
+        // Perhaps of another user than the token's: another page sends it again.
+        if (receipts?.[i]?.disposition === "unknown_session" && !isOld) this.#kept.delete(id);
+        else this.#forget(id);
+      });
       this.#failures = 0;
       return 0;
     }
-    if (WRONG.includes(status)) {
-      this.#mostAtOnce = 1; // to find the one that is wrong
-      return 0;
-    }
-    this.#failures += 1;
-    const waitMs = Math.max(retryAfter * 1_000, Math.min(PAUSE_MS * 2 ** (this.#failures - 1), LONGEST_WAIT_MS));
+    const waitMs = Math.max(askedMs(retryAfter), Math.min(PAUSE_MS * 2 ** this.#failures++, LONGEST_WAIT_MS));
     return waitMs * (1 + Math.random() / 4);
   }
 
@@ -151,29 +153,25 @@ export class EmbeddingStudio {
   }
 
   #batches() {
-    /** @type {string[][]} */
     const batches = [];
-    let bytes = Infinity;
+    let bytes = 0;
     for (const [id, event] of this.#kept) {
       if (this.#underWay.has(id)) continue;
-      const its = new TextEncoder().encode(JSON.stringify(event)).length + 1;
-      const last = batches.at(-1);
-      if (last && last.length < this.#mostAtOnce && bytes + its <= MOST_BYTES) {
-        last.push(id);
-        bytes += its;
-      } else {
-        batches.push([id]);
+      const its = new Blob([JSON.stringify(event)]).size + 1;
+      bytes += its;
+      if (!(batches.at(-1)?.length < this.#mostAtOnce && bytes <= MOST_BYTES)) {
+        batches.push([]);
         bytes = its;
       }
+      batches.at(-1).push(id);
     }
     return batches;
   }
 
-  /** @param {string[]} ids */
   #request(ids) {
     const body = JSON.stringify({ events: ids.map((id) => this.#kept.get(id)) });
     // A text needs no preflight, and may outlive the page.
-    return { method: "POST", body, keepalive: true, credentials: /** @type {const} */ ("omit") };
+    return { method: "POST", body, keepalive: true, credentials: "omit" };
   }
 
   #address() {
@@ -187,7 +185,7 @@ export class EmbeddingStudio {
     const names = Object.keys(storage() ?? {}).filter((name) => name.startsWith(this.#place)).sort();
     for (const name of names) {
       try {
-        this.#kept.set(name.slice(this.#place.length), JSON.parse(/** @type {string} */ (storage()?.getItem(name))));
+        this.#kept.set(name.slice(this.#place.length), JSON.parse(storage()?.getItem(name)));
       } catch {
         storage()?.removeItem(name);
       }
@@ -195,15 +193,12 @@ export class EmbeddingStudio {
     if (names.length) this.#flushAfter(0);
   }
 
-  /** @param {string} id */
   #forget(id) {
     this.#kept.delete(id);
     storage()?.removeItem(this.#place + id);
   }
 
-  /** @param {MouseEvent} event */
   #clicked({ target }) {
-    /** @param {string} name */
     const near = (name) => target instanceof Element && target.closest(`[${name}]`)?.getAttribute(name);
     const [session, object] = [near("data-es-session"), near("data-es-object")];
     if (session && object) this.click(session, object, near("data-es-event") || "click");

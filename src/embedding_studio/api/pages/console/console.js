@@ -21,12 +21,19 @@ const VIEWS = {
   health: { title: "Health", view: Health },
 };
 
+const NoSuch = ({ route }) => html`
+  <h1>No such view</h1>
+  <p class="lead">The console has no view “${route.view}”. Those that it has are named above.</p>`;
+
+/** Also for names that every object has, such as "constructor". */
+const viewOf = (name) => (Object.hasOwn(VIEWS, name) ? VIEWS[name] : { title: "No such view", view: NoSuch });
+
 const Console = () => {
   const route = useRoute();
   const [needsKey, setNeedsKey] = useNeedsKey();
   const [round, setRound] = useState(0);
   const main = useRef(null);
-  const { title, view: View } = VIEWS[route.view] ?? VIEWS.search;
+  const { title, view: View } = viewOf(route.view);
   useEffect(() => {
     document.title = `${route.id ?? title} · Embedding Studio`;
   }, [title, route.id]);
@@ -75,7 +82,7 @@ const Frame = ({ route, children, onForgetKey, main }) => {
           <a href=${link(view)} aria-current=${view === route.view ? "page" : undefined}>${title}</a>`)}
       </nav>
       <div class="aside">
-        ${names.length > 0 && (VIEWS[route.view] ?? VIEWS.search).isOfOne && html`
+        ${names.length > 0 && viewOf(route.view).isOfOne && html`
           <label><span class="visually-hidden">Collection</span>
             <select value=${collection} onChange=${choose}>
               ${!names.includes(collection) && html`<option value=${collection}>${collection}</option>`}

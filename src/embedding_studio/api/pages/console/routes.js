@@ -1,12 +1,21 @@
 // Where the person is: #/users/ada?collection=shop. Every state worth sharing stands in the address.
 import { useEffect, useState } from "../shared/preact.js";
 
+/** What cannot be decoded was typed by hand, and is taken as it stands. */
+const decoded = (text) => {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+};
+
 const read = () => {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   const [view, ...id] = path.split("/");
   return {
     view: view || "search",
-    id: id.length ? decodeURIComponent(id.join("/")) : undefined,
+    id: id.length ? decoded(id.join("/")) : undefined,
     query: Object.fromEntries(new URLSearchParams(query)),
   };
 };
