@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -572,6 +573,71 @@ def test_texts_with_brackets_are_printed_as_they_are(command, stored):
     assert "[/c]" in examined.stdout
     assert "no object '[/unknown]'" in refusal(wrong)
     assert "Forgot '[/ada]'" in forgotten.stderr
+
+
+HOSTILE = "\x1b]0;PWNED\x07\x1b[31m \x9b2J\x7f \u202egpj.exe\u2066"
+SHOWN = r"\x1b]0;PWNED\x07\x1b[31m \x9b2J\x7f \u202egpj.exe\u2066"
+
+
+def test_no_text_commands_the_terminal_that_it_is_printed_on(command, stored):
+    write("o.jsonl", {"id": f"o{HOSTILE}", "vector": [1, 0], "title": HOSTILE})
+    told(command("index", "o.jsonl", "--vector-column", "vector", "-c", "films", "--json"))
+    command("quarantine", "add", f"u{HOSTILE}", "--reason", f"for {HOSTILE}")
+    of_films = ("-c", "films")
+
+    shown = {
+        name: command(*arguments)
+        for name, arguments in {
+            "search": ("search", "[1, 0]", *of_films, "--explain"),
+            "search in JSON": ("search", "[1, 0]", *of_films, "--json"),
+            "get": ("get", f"o{HOSTILE}", *of_films),
+            "list": ("objects", "list", *of_films),
+            "quarantine": ("quarantine",),
+            "forget": ("users", "forget", f"u{HOSTILE}"),
+            "unknown": ("get", HOSTILE, *of_films),
+            "no file": ("import", f"a {HOSTILE} file", *of_films),
+        }.items()
+    }
+
+    for name, ended in shown.items():
+        assert commands_in(ended.stdout + ended.stderr) == set(), name
+    assert f"o{SHOWN}" in shown["search"].stdout
+    assert r"for \x1b]0;PWNED\x07" in shown["quarantine"].stdout
+    assert f"a {SHOWN} file" in shown["no file"].stderr
+    [found] = told(shown["search in JSON"])["results"]
+    assert (found["object_id"], found["payload"]["title"]) == (f"o{HOSTILE}", HOSTILE)
+
+
+def commands_in(printed: str) -> set[str]:
+    """Return what commands a terminal: control characters but a line's end and a tab, and overrides."""
+    bidirectional = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    return {
+        each
+        for each in printed
+        if each not in "\n\t"
+        and (unicodedata.category(each) == "Cc" or unicodedata.bidirectional(each) in bidirectional)
+    }
+
+
+def test_every_character_that_commands_a_terminal_is_shown_and_no_other(capsys):
+    every = "".join(map(chr, range(0x2100)))  # no Unicode beyond has more of either kind
+
+    as_shown, as_json = console.visible(every), console.as_json_line(every)
+    console.tell("note", every)
+    console.announce(every)
+    with console.shown_progress() as show:
+        show(HOSTILE, 1, 1)
+    with console.bar(HOSTILE, 1) as move:
+        move(1)
+
+    said = capsys.readouterr()
+    for each in (as_shown, as_json, said.out, said.err):
+        assert commands_in(each) == set()
+    assert said.err.count(r"\x1b]0;PWNED") == 2
+    assert json.loads(as_json) == every
+    left = set(every) - commands_in(every)
+    assert all(console.visible(each) == each for each in left)
+    assert console.visible(HOSTILE) == SHOWN
 
 
 @pytest.mark.parametrize(

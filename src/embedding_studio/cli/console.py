@@ -1,6 +1,7 @@
 """What commands share: options, a context, tables and JSON on stdout, sentences and progress on stderr.
 
-What is printed is never read as markup, so a text may hold any brackets; colours are ``Text``.
+What is printed is never read as markup, so a text may hold any brackets; colours are ``Text``. Nor does a
+terminal obey it: what would command one is shown as an escape (``visible``).
 """
 
 import io
@@ -47,8 +48,33 @@ logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
 
-out = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
-err = Console(stderr=True, markup=False, emoji=False)
+CONTROL_CHARACTERS = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - set(
+    b"\n\t"
+)
+"""Those of C0 and C1 but a line's end and a tab, and those that turn around the order of what is shown."""
+
+AS_ESCAPES = {each: repr(chr(each))[1:-1] for each in CONTROL_CHARACTERS}
+AS_JSON_ESCAPES = {each: f"\\u{each:04x}" for each in CONTROL_CHARACTERS}
+
+
+def visible(text: str) -> str:
+    r"""Return a text in which what would command a terminal is shown, and no more than that.
+
+    >>> print(visible("red: \x1b[31m, reversed: \u202e"))
+    red: \x1b[31m, reversed: \u202e
+    """
+    return text.translate(AS_ESCAPES)
+
+
+class _Console(Console):
+    """A console that shows every string, also that of a cell, as ``visible`` has it; a ``Text`` as it is."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+out = _Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
+err = _Console(stderr=True, markup=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PayloadFilterOption = Annotated[str | None, typer.Option("--filter", help="A payload filter as JSON.")]
@@ -102,7 +128,7 @@ def tell(kind: str, said: str, *, style: str = "bold yellow") -> None:
     if _lines_are_json():
         logger.log(LEVELS.get(kind, logging.INFO), "%s", said, stacklevel=2)
     else:
-        err.print(Text.assemble((f"{kind}:", style), " ", said), soft_wrap=True)
+        err.print(Text.assemble((f"{kind}:", style), " ", visible(said)), soft_wrap=True)
 
 
 def _lines_are_json() -> bool:
@@ -131,6 +157,7 @@ def bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
     Where there is no terminal the bar is printed once, at its end; a line now and then says that it moves.
     """
+    description = visible(description)
     with _progress(MofNCompleteColumn()) as progress:
         task = progress.add_task(description, total=total)
         told_at, told = time.monotonic(), "" if total is None else f" of {total:,}"
@@ -153,7 +180,7 @@ def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what] = bars.add_task(visible(what), total=total)
             bars.update(tasks[what], completed=done, total=total)
 
         yield show
@@ -191,9 +218,9 @@ def parsed_filter(given: str | None) -> "PayloadFilter | None":
 
 
 def as_json_line(value: Any) -> str:
-    """Return JSON that stdout can write: in escapes where it is not in UTF-8."""
+    """Return JSON that stdout can write: in escapes where it is not in UTF-8; it commands no terminal."""
     is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
-    return json.dumps(value, ensure_ascii=not is_unicode, default=str)
+    return json.dumps(value, ensure_ascii=not is_unicode, default=str).translate(AS_JSON_ESCAPES)
 
 
 def check_writable(*paths: Path | None) -> None:
