@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -329,7 +330,7 @@ def test_every_error_of_the_package_can_come_over_http():
         assert kind("said").problem is None
 
 
-def answering(make, *outcomes, **options):
+def answering(make, *outcomes, url=URL, **options):
     """Return a client whose service gives these answers in turn, and the last one from then on."""
     told = itertools.chain(outcomes, itertools.repeat(outcomes[-1]))
     asked = []
@@ -341,7 +342,7 @@ def answering(make, *outcomes, **options):
             raise outcome
         return httpx.Response(outcome.status_code, headers=outcome.headers, content=outcome.content)
 
-    made = make(URL, transport=httpx.MockTransport(answer), **options)
+    made = make(url, transport=httpx.MockTransport(answer), **options)
     made.asked = asked
     return made
 
@@ -357,11 +358,36 @@ def test_the_answer_of_a_proxy_is_an_error_too(make, status, kind):
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html>", b"[]", b"{}", b'{"collections": [{"name": 1}]}', b"null", b""]
+    "content",
+    [b"<html>", b"[]", b"{}", b'{"collections": [{"name": 1}]}', b"null", b"", b"[" * 200_000, b"\xff"],
 )
 def test_what_is_no_answer_of_a_service_is_told(make, content):
     with pytest.raises(errors.ServiceError, match=f"is {URL} the address of its service"):
         answering(make, httpx.Response(200, content=content)).collections()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"type": ["a"], "detail": "as told"}', "as told"),
+        (b'{"type": {}, "detail": ["a"]}', "was answered with 500"),
+        (b"[" * 200_000, "was answered with 500"),
+        (b"\xff", "was answered with 500"),
+    ],
+)
+def test_a_problem_that_makes_no_sense_is_the_service_s_error(make, content, said):
+    with pytest.raises(errors.ServiceError, match=said) as raised:
+        answering(make, httpx.Response(500, content=content)).collections()
+
+    assert type(raised.value) is errors.ServiceError
+
+
+def test_an_export_that_makes_no_sense_is_told_where_it_does_not(make):
+    rows = answering(make, httpx.Response(200, content=b'{"kind": "session"}\n<html>')).export_user("ada")
+
+    assert next(rows) == {"kind": "session"}
+    with pytest.raises(errors.ServiceError, match=f"is {URL} the address of its service"):
+        next(rows)
 
 
 def test_a_newer_service_may_say_more(make):
@@ -396,12 +422,31 @@ def test_a_key_is_asked_for_and_never_told(make, served, context):
     assert "wrong-key" not in repr(Service(URL, "a-wrong-key", "wrong-key"))
 
 
+@pytest.mark.parametrize("outcome", [httpx.ConnectError("refused"), httpx.Response(200, content=b"<html>")])
+def test_a_password_in_the_address_is_sent_and_never_told(make, outcome):
+    url = "http://ada%40home:s3cr3t@shop.test/under/@/"
+    shop = answering(make, outcome, url=url, retries=0)
+
+    with pytest.raises(errors.ServiceError, match=r"http://shop\.test/under/@ ") as raised:
+        shop.collections()
+
+    [request] = shop.asked
+    assert request.headers["Authorization"] == "Basic " + b64encode(b"ada@home:s3cr3t").decode()
+    assert str(request.url) == "http://shop.test/under/@/api/v1/collections"  # which httpx logs
+    assert "s3cr3t" not in f"{raised.value} {Service(url)!r}"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"url": "localhost:8000"}, "give one such as http://localhost:8000"),
         ({"url": "http://"}, "give one such as"),
         ({"url": "http://[::1"}, "give one such as"),
+        ({"url": "ada:secret@shop.test:1"}, "is '…@shop.test:1'; give one such as"),
+        ({"url": "ftp://ada:secret@shop.test"}, "is 'ftp://…@shop.test'; give one such as"),
+        ({"url": "http://ada:secret/or?so@shop.test"}, "is 'http://…@shop.test'; give one such as"),
+        ({"url": "http://shop.test/?token=secret"}, "has a query or fragment"),
+        ({"url": "http://shop.test/#secret"}, "has a query or fragment"),
         ({"api_key": "secret\nX: 1"}, "api_key is empty, or holds what no header may"),
         ({"user_token": ""}, "user_token is empty"),
         ({"retries": -1}, "retries is -1"),
@@ -422,6 +467,11 @@ def test_what_no_client_can_be_made_of_is_told(options, said):
         lambda shop: shop.search("half a pair \ud800"),
         lambda shop: shop.upsert([{"object_id": "a", "payload": {"at": {1, 2}}}]),
         lambda shop: shop.forget_user(""),
+        lambda shop: shop.forget_user(5),
+        lambda shop: shop.forget_user("half a pair \ud800"),
+        lambda shop: shop.forget_user("long" * 20_000),
+        lambda shop: shop.session("half a pair \ud800"),
+        lambda shop: shop.take_back("s", "long" * 20_000),
         lambda shop: shop.click(None, "a"),
     ],
 )
@@ -449,6 +499,9 @@ EMBEDDING = httpx.Response(
     headers={"content-type": "application/problem+json"},
 )
 SEARCH, DROP = (lambda shop: shop.search("a")), (lambda shop: shop.drop_collection("a"))
+FORGOTTEN = httpx.Response(200, json={"sessions": 1, "removed": {"sessions": 1}, "not_reached": []})
+FORGET, TAKE_BACK = (lambda shop: shop.forget_user("ada")), (lambda shop: shop.take_back("s", "a"))
+DELETE = lambda shop: shop.delete(["a"])  # noqa: E731, as those above
 
 
 @pytest.mark.parametrize(
@@ -466,6 +519,13 @@ SEARCH, DROP = (lambda shop: shop.search("a")), (lambda shop: shop.drop_collecti
         (SEARCH, [httpx.Response(503, headers={"Retry-After": "11"})], 1, errors.ServiceUnavailableError),
         (DROP, [REFUSED, MANY, DONE], 3, None),
         (DROP, [LOST], 1, errors.ServiceUnavailableError),
+        (FORGET, [REFUSED, MANY, FORGOTTEN], 3, None),
+        (FORGET, [LATE, FORGOTTEN], 1, errors.ServiceUnavailableError),
+        (FORGET, [BUSY, FORGOTTEN], 1, errors.ServiceUnavailableError),
+        (TAKE_BACK, [REFUSED, MANY, httpx.Response(200, json={"taken_back": 1})], 3, None),
+        (TAKE_BACK, [LOST], 1, errors.ServiceUnavailableError),
+        (DELETE, [REFUSED, MANY, httpx.Response(200, json={"deleted": 1})], 3, None),
+        (DELETE, [LOST], 1, errors.ServiceUnavailableError),
         (DROP, [BUSY], 1, errors.ServiceUnavailableError),
     ],
 )
@@ -508,12 +568,15 @@ def test_waits_are_drawn_grow_and_are_not_shorter_than_the_service_asks(make, mo
     asked = httpx.Response(429, headers={"Retry-After": "7"})
     dated = httpx.Response(429, headers={"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"})
     answering(make, asked, dated, OK).search("a")
+    endless = httpx.Response(429, headers={"Retry-After": f"Fri, 31 Dec {'9' * 20} 23:59:59 GMT"})
+    answering(make, endless, OK).search("a")
 
     for n, column in enumerate(zip(*waits, strict=True)):
         assert 0 <= min(column) < max(column) <= 0.2 * 2**n
         assert len(set(column)) > 25
     assert 7 <= slept[0] <= 7.2
     assert slept[1] <= 0.4
+    assert slept[2] <= 0.2
 
 
 class LosesAnswers(httpx.BaseTransport, httpx.AsyncBaseTransport):

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from embedding_studio.client import answers
 from embedding_studio.client.answers import JSON
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -44,7 +44,8 @@ class Call(Generic[T]):
 
     Attributes:
         read: makes a value of the answer's JSON; None where there is none.
-        is_repeatable: whether it may be done twice: the second time changes nothing, and says the same.
+        is_repeatable: whether it may be done twice: the second time changes nothing, and says the same, or
+            that it is there already. What removes something is not: of that, the second time tells nothing.
         names_collection: whether the body names a collection: the client's own, where it names none.
         is_question: whether "no" is an answer to it, under the status 503, and no failure.
     """
@@ -259,6 +260,7 @@ def take_back(session_id: str, object_id: str) -> Call[int]:
         f"{API}/clickstream/session/events",
         itemgetter("taken_back"),
         parameters={"session_id": session_id, "object_id": object_id},
+        is_repeatable=False,
     )
 
 
@@ -276,7 +278,8 @@ def update_payloads(
 
 def delete(object_ids: Iterable[str], *, collection: str | None = None) -> Call[int]:
     body = {"object_ids": list(object_ids)}
-    return _posted_in(collection, "/embeddings/delete", itemgetter("deleted"), body)
+    call = _posted_in(collection, "/embeddings/delete", itemgetter("deleted"), body)
+    return replace(call, is_repeatable=False)
 
 
 def get(
@@ -354,7 +357,8 @@ def drop_alias(alias: str) -> Call[None]:
 
 def forget_user(user_id: str) -> Call[answers.Forgotten]:
     """Remove all that is known of a user in every collection; needs an admin key."""
-    return Call("DELETE", f"{API}/users/{_in_path(user_id)}", answers.Forgotten.read)
+    path = f"{API}/users/{_in_path(user_id)}"
+    return Call("DELETE", path, answers.Forgotten.read, is_repeatable=False)
 
 
 def exported_user(user_id: str) -> Call[None]:
@@ -490,7 +494,12 @@ def _in_path(given: str) -> str:
     >>> _in_path("a/b"), _in_path("..")
     ('a%2Fb', '%2E%2E')
     """
-    if not given:
-        raise InvalidInputError("an id or name is empty; it has at least one character")
-    told = quote(given, safe="")
+    if not isinstance(given, str) or not given:
+        raise InvalidInputError(f"an id or name is {shown(given)}; give a text of at least one character")
+    try:
+        told = quote(given, safe="")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"an id or name is {shown(given)}, which is no text: {error.reason}"
+        ) from error
     return told.replace(".", "%2E") if not told.strip(".") else told

@@ -255,7 +255,9 @@ class Client:
         answer = self._sent(calls.exported_user(user_id), is_stream=True)
         try:
             for line in answer.iter_lines():
-                yield json.loads(line)
+                with self._service.readable(answer):
+                    row = json.loads(line)
+                yield row
         except httpx.RequestError as error:
             raise unreachable(self._service.url, error) from error
         finally:
@@ -467,7 +469,9 @@ class AsyncClient:
         answer = await self._sent(calls.exported_user(user_id), is_stream=True)
         try:
             async for line in answer.aiter_lines():
-                yield json.loads(line)
+                with self._service.readable(answer):
+                    row = json.loads(line)
+                yield row
         except httpx.RequestError as error:
             raise unreachable(self._service.url, error) from error
         finally:

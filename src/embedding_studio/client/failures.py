@@ -39,8 +39,10 @@ def failure(answer: httpx.Response) -> errors.EmbeddingStudioError:
         answer: which is read, and no success.
     """
     problem = _problem(answer)
-    kind = KINDS.get(problem.get("type", "")) or STATUSES.get(answer.status_code, errors.ServiceError)
-    error = kind(problem.get("detail") or _told(answer))
+    said, detail = problem.get("type"), problem.get("detail")
+    kind = KINDS.get(said) if isinstance(said, str) else None
+    kind = kind or STATUSES.get(answer.status_code, errors.ServiceError)
+    error = kind(detail if isinstance(detail, str) and detail else _told(answer))
     error.problem = problem
     error.request_id = answer.headers.get("x-request-id")
     return error
@@ -65,7 +67,7 @@ def unreadable(url: str, answer: httpx.Response) -> errors.ServiceError:
 def _problem(answer: httpx.Response) -> dict[str, Any]:
     try:
         told = json.loads(answer.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     return told if isinstance(told, dict) else {}
 

@@ -5,6 +5,8 @@ import random
 import re
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -36,7 +38,8 @@ class Service:
     """One service, and on whose behalf it is asked.
 
     Attributes:
-        url: where it is, maybe under a path.
+        url: where it is, maybe under a path. A name and password in it are taken out, and sent as
+            ``Authorization: Basic``: so nothing that shows the address shows them.
         api_key: sent as ``Authorization: Bearer``.
         user_token: who the user is, signed; sent as ``X-User-Token``.
         collection: that is meant where a request names none.
@@ -54,17 +57,12 @@ class Service:
     timeout: float = 10.0
     retries: int = 3
     rng: random.Random = field(default_factory=random.Random, repr=False)
+    auth: tuple[str, str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "url", self.url.rstrip("/"))
-        try:
-            has_host = bool(httpx.URL(self.url).host)
-        except httpx.InvalidURL:
-            has_host = False
-        if not re.match("https?://", self.url) or not has_host:
-            raise InvalidInputError(
-                f"the address of a service is {shown(self.url)}; give one such as http://localhost:8000"
-            )
+        url, auth = _address(self.url)
+        object.__setattr__(self, "url", url)
+        object.__setattr__(self, "auth", auth)
         if self.retries < 0 or not self.timeout > 0:
             raise InvalidInputError(
                 f"retries is {self.retries} and timeout {self.timeout}; give 0 or more retries, and seconds"
@@ -79,6 +77,7 @@ class Service:
         return {
             "timeout": self.timeout,
             "headers": self._headers(),
+            "auth": self.auth,
             "verify": ssl.create_default_context() if is_secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         }
 
@@ -86,9 +85,13 @@ class Service:
         """Return a request, as httpx builds one.
 
         Raises:
-            InvalidInputError: what is to be sent is nothing that JSON has.
+            InvalidInputError: what is to be sent is nothing that JSON has, or that an address can hold.
         """
-        request = {"method": call.method, "url": self.url + call.path, "params": call.parameters}
+        try:
+            url = httpx.URL(self.url + call.path, params=call.parameters)
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:
+            raise InvalidInputError(f"what is asked for cannot stand in an address: {error}") from error
+        request: dict[str, Any] = {"method": call.method, "url": url}
         if call.body is None:
             return request
         body = {"collection": self.collection, **call.body} if call.names_collection else call.body
@@ -124,9 +127,15 @@ class Service:
         is_no = call.is_question and answer.status_code == 503 and _is_problem(answer)
         if not (answer.is_success or is_no):
             raise failure(answer)
-        try:
+        with self.readable(answer):
             return call.read(None if answer.status_code == 204 else json.loads(answer.content))
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+
+    @contextmanager
+    def readable(self, answer: httpx.Response) -> Iterator[None]:
+        """Let an answer that makes no sense be the service's error."""
+        try:
+            yield
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise unreadable(self.url, answer) from error
 
     def _headers(self) -> dict[str, str | bytes]:
@@ -136,6 +145,28 @@ class Service:
         if self.user_token is not None:
             headers["X-User-Token"] = self.user_token.encode()
         return headers
+
+
+def _address(given: str) -> tuple[str, tuple[str, str] | None]:
+    """Return an address without what it says of whoever asks, and the name and password that it held.
+
+    Raises:
+        InvalidInputError: it is no address of a service; what may be a password is not told.
+    """
+    try:
+        url = httpx.URL(given)
+    except (httpx.InvalidURL, UnicodeEncodeError):
+        url = httpx.URL()
+    if not re.match("https?://", given) or not url.host:
+        told = shown(re.sub(r"^(\w+://)?.*@", r"\1…@", given, flags=re.DOTALL))
+        raise InvalidInputError(f"the address of a service is {told}; give one such as http://localhost:8000")
+    if "?" in given or "#" in given:
+        raise InvalidInputError(
+            "the address of a service has a query or fragment, from its ? or # on; leave it out, as in "
+            "http://localhost:8000/path"
+        )
+    auth = (url.username, url.password) if url.userinfo else None
+    return re.sub("^(https?://)[^/]*@", r"\1", given).rstrip("/"), auth
 
 
 def encoded(value: Any) -> bytes:
@@ -165,5 +196,5 @@ def _retry_after(answer: httpx.Response) -> float:
         pass
     try:
         return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
