@@ -1,5 +1,6 @@
 """The demo as a first visitor meets it: the tour, free play, a key, a phone, a keyboard."""
 
+import re
 import socket
 from contextlib import contextmanager
 from dataclasses import replace
@@ -151,7 +152,7 @@ def test_whoever_plays_clicks_as_either_and_takes_a_click_back(demo, page):
     assert names(page, "bob")[0] == "Cast Iron Teapot"
     assert names(page, "ada") == before
 
-    page.locator(".bob .row", has_text="Cast Iron Teapot").get_by_role("button").click()
+    page.locator(".bob .row").first.get_by_role("button").click()
     settle(page)
     assert page.locator(".bob .chip span").all_text_contents() == ["Cast Iron Teapot"]
 
@@ -366,9 +367,19 @@ def test_what_is_not_indexed_yet_tells_how_far_it_is(embedder, postgres_server, 
         button = page.get_by_role("button", name="Python documentation")
         expect(button).to_contain_text("25 % indexed")
         expect(button).to_be_disabled()
+        filling = page.locator(".filling")
+        expect(filling).to_have_text(
+            "Python documentation is being indexed behind this page. It can be chosen once that is done."
+        )
+
+        documentation.done = 1633
+        expect(filling).to_contain_text(re.compile(r"behind this page, about \d+ minutes more\."))
+        documentation.done = 6525
+        expect(filling).to_contain_text("less than a minute more")
 
         documentation.done = 0
         stage.fill()
 
         expect(button).to_be_enabled()
         expect(button).to_have_text("Python documentation")
+        expect(filling).to_have_count(0)

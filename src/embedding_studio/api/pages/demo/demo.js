@@ -110,6 +110,22 @@ const Subjects = ({ subjects, chosen, isBusy, onChoose }) => html`<div class="sw
   })}
 </div>`;
 
+/** What cannot be searched yet, why, and for about how long; how fast it goes is seen since the page was opened. */
+const Filling = ({ subjects }) => {
+  const start = useRef({ at: performance.now(), done: new Map(subjects.map((each) => [each.collection, each.done])) });
+  const left = ({ collection, done, total }) => {
+    const since = done - start.current.done.get(collection);
+    if (since <= 0) return "";
+    const minutes = ((performance.now() - start.current.at) * (total - done)) / since / 60_000;
+    return minutes < 1 ? ", less than a minute more" : `, about ${Math.ceil(minutes)} minutes more`;
+  };
+  return subjects
+    .filter((each) => !each.is_whole)
+    .map((each) => html`<p class="faint filling" key=${each.collection}>${each.trouble
+      ? `${each.title} could not be indexed: ${each.trouble}`
+      : `${each.title} is being indexed behind this page${left(each)}. It can be chosen once that is done.`}</p>`);
+};
+
 const Replayed = ({ replayed: { searches, users, first_percent } }) => html`<p class="replayed">
   <b>On the log of a real shop:</b> ${searches.toLocaleString("en")} searches of ${users.toLocaleString("en")} people, each ranked again from what had
   been clicked before it. With what others clicked, the wanted product stood first in <b>${first_percent.shared} %</b> of them; without, in
@@ -292,6 +308,7 @@ const Demo = () => {
         <h1>Search that learns from clicks</h1>
         <p>A click changes the list within a second, for the one who clicked${withOthers ? `. Once ${told.others} people have clicked, it counts for everybody.` : " and for nobody else."}</p>
       </div>
+      <${Filling} subjects=${told.subjects} />
       <form class="ask" role="search" onSubmit=${search}>
         <label class="visually-hidden" for="query">Search</label>
         <input id="query" type="search" value=${typed} maxlength="200" autocomplete="off" onInput=${(event) => setTyped(event.target.value)} />
