@@ -359,8 +359,8 @@ def test_why_is_a_sentence(site, page):
     ("payload", "name", "below"),
     [
         ({"title": "Lamp", "a": "b", "summary": "Told"}, "Lamp", "Told"),
-        ({"titel": "Stehlampe", "bild": "https://shop.example/1.jpg"}, "Stehlampe", "x1"),
-        ({"text": "Told", "nummer": "4711-9", "titel": "Stehlampe"}, "Stehlampe", "Told"),
+        ({"bezeichnung": "Stehlampe", "bild": "https://shop.example/1.jpg"}, "Stehlampe", "x1"),
+        ({"text": "Told", "nummer": "4711-9", "bezeichnung": "Stehlampe"}, "Stehlampe", "Told"),
         ({"beschreibung": "lang " * 30}, "x1", ""),
         ({"preis": 3}, "x1", ""),
         (None, "x1", ""),
@@ -531,8 +531,14 @@ def test_a_user_is_quarantined_released_exported_and_forgotten(shop, page):
     forget = page.get_by_role("dialog").get_by_role("button", name="Forget")
     expect(forget).to_be_disabled()
     page.get_by_label("Type ada to confirm").fill("ada")
+    expect(page.get_by_role("dialog")).to_contain_text("they see what a new user sees")
     forget.click()
 
+    page.get_by_text("ada is forgotten").wait_for()
+    expect(page.locator(".lead")).to_contain_text("clicks and other events 1, ")
+    expect(page.locator("main")).to_contain_text("backups written before")
+    assert not axe_findings(page)
+    page.get_by_role("link", name="All users").click()
     page.get_by_text("Nobody has searched here yet").wait_for()
     assert shop.ask("GET", "/clickstream/sessions?user_id=ada")["sessions"] == []
 
@@ -634,6 +640,8 @@ def test_a_report_is_made_from_the_log_and_what_it_cannot_be_made_from_is_told(s
     expect(page.locator(".verdicts li")).to_have_count(3)
     expect(page.locator(".notice").first).to_contain_text("too few to tell")
     assert page.locator(".intervals svg").count() >= 3
+    assert page.locator(".intervals svg.up, .intervals svg.down").count() == 0
+    expect(page.locator(".intervals")).to_contain_text("9 searches, 3 users; too few to tell")
     assert not axe_findings(page)
     keep_screenshot(page, "console-report", full_page=False)
     page.get_by_role("link", name="All reports").click()
@@ -737,6 +745,24 @@ def test_health_tells_parts_findings_and_numbers_over_time(shop, page):
             re.compile("[1-9]")
         )
     keep_screenshot(page, "console-health")
+
+
+def test_numbers_are_marked_as_old_while_the_service_is_away_and_users_come_by_themselves(
+    shop, page, troubles
+):
+    page.goto(shop.at("users", collection="shop"))
+    page.get_by_text("Nobody has searched here yet").wait_for()
+    shop.searched("ada", "tea")
+    page.get_by_role("link", name="ada").wait_for()
+    page.goto(shop.at("health"))
+    settled(page)
+
+    shop.service.stop()
+    expect(page.get_by_text("What stands here is old").first).to_be_visible()
+    shop.service.start()
+
+    expect(page.get_by_text("What stands here is old")).to_have_count(0)
+    expected(troubles, WORDS_OF_LOADING, "ERR_")
 
 
 def test_a_part_that_is_in_trouble_is_named(service, page, troubles):

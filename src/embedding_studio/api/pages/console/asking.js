@@ -23,7 +23,7 @@ export const useNeedsKey = () => {
 /**
  * Ask when what is depended on changes, and again every so many milliseconds if that is given, unless it has ended.
  * What was told before stays while it is asked anew, so that nothing jumps.
- * @returns {{told?: any, problem?: Error, isAsking: boolean, again: () => void}}
+ * @returns {{told?: any, at?: number, problem?: Error, isAsking: boolean, again: () => void}}
  */
 export const useAsked = (ask, depends, { every, unless = () => false } = {}) => {
   const [state, setState] = useState({ isAsking: true });
@@ -34,13 +34,13 @@ export const useAsked = (ask, depends, { every, unless = () => false } = {}) => 
     const asking = async () => {
       let next;
       try {
-        next = { told: await ask() };
+        next = { told: await ask(), at: Date.now() / 1000 };
       } catch (problem) {
         tellOfKey(problem);
         next = { problem };
       }
       if (isOver) return;
-      setState((was) => ({ told: was.told, ...next, isAsking: false }));
+      setState(({ told, at }) => ({ told, at, ...next, isAsking: false }));
       if (every && !(next.told && unless(next.told))) timer = setTimeout(asking, document.hidden ? 10 * every : every);
     };
     setState((was) => ({ ...was, isAsking: true }));

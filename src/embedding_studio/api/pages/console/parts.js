@@ -23,6 +23,7 @@ export const Problem = ({ problem, onAgain }) => html`
 /** What was told, or why not yet, or what went wrong; what was told before stays. */
 export const Told = ({ asked, of }) => html`
   ${asked.problem && asked.problem.status !== 401 && html`<${Problem} problem=${asked.problem} onAgain=${asked.again} />`}
+  ${asked.problem && asked.told !== undefined && html`<p class="faint">What stands here is old, of <${When} at=${asked.at} />.</p>`}
   ${asked.told !== undefined ? of(asked.told) : !asked.problem && html`<p class="faint waiting" role="status">Loading…</p>`}`;
 
 export const Empty = ({ title, children }) => html`

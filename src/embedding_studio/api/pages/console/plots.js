@@ -116,9 +116,9 @@ export const Plot = ({ title, unit, times, lines }) => {
 };
 
 /** A mean with its interval, on a line that has one mark; the numbers stand beside it. */
-export const Interval = ({ mean, low, high, from, to, zero }) => {
+export const Interval = ({ mean, low, high, from, to, zero, isTold = true }) => {
   const at = (value) => 2 + (96 * (Math.min(Math.max(value, from), to) - from)) / (to - from || 1);
-  const kind = low > zero ? "up" : high < zero ? "down" : "";
+  const kind = !isTold ? "" : low > zero ? "up" : high < zero ? "down" : "";
   return html`
     <svg class=${`interval ${kind}`} role="img" aria-label=${`${mean.toFixed(3)}, from ${low.toFixed(3)} to ${high.toFixed(3)}`}>
       <line class="mark" x1=${`${at(zero)}%`} x2=${`${at(zero)}%`} y1="0" y2="100%" />

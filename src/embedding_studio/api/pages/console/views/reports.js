@@ -111,11 +111,13 @@ const SLICES = {
 };
 const methodOf = (name) => METHODS[name]?.[0] ?? name;
 
+const FEWEST = 30; // searches; an interval over fewer is drawn without a verdict
+
 const verdict = (name, found) => {
   const { difference } = found.reciprocal_rank;
   const { mean: first, difference: { mean: more } } = found["hit@1"];
   const told = difference.low > 0 ? "what was clicked stands higher" : difference.high < 0 ? "what was clicked stands lower" : "no difference that can be told from chance";
-  return `${methodOf(name)}: ${told}. It stands first in ${percent(first, 1)} of the searches instead of ${percent(first - more, 1)}; `
+  return `${methodOf(name)}: ${told}. What was clicked stands first in ${percent(first, 1)} of the searches instead of ${percent(first - more, 1)}; `
     + `${percent(found.users_better)} of the users fare better, ${percent(found.users_worse)} worse.`;
 };
 
@@ -123,6 +125,7 @@ const Replay = ({ result }) => {
   const { methods, slices, warnings, notes, left_out: leftOut } = result;
   const compared = Object.keys(methods).filter((each) => each !== "plain");
   const told = Object.entries(slices).filter(([, size]) => size.users > 1); // of one user there is no interval
+  const isTold = (size) => size.searches >= FEWEST;
   const differences = compared.flatMap((method) => told.map(([slice]) => methods[method][slice].reciprocal_rank.difference));
   const reach = Math.max(0.01, ...differences.flatMap(({ low, high }) => [Math.abs(low), Math.abs(high)]));
   return html`
@@ -139,9 +142,9 @@ const Replay = ({ result }) => {
           return html`
             <tr>
               ${index === 0 && html`<th scope="rowgroup" rowspan=${compared.length} title=${size.meaning}>${SLICES[slice] ?? slice}
-                <span class="faint">${counted(size.searches, "search", "searches")}, ${counted(size.users, "user")}</span></th>`}
+                <span class="faint">${counted(size.searches, "search", "searches")}, ${counted(size.users, "user")}${isTold(size) ? "" : "; too few to tell"}</span></th>`}
               <td title=${METHODS[method]?.[1]}>${methodOf(method)}</td>
-              <td class="drawn"><${Interval} ...${rank.difference} from=${-reach} to=${reach} zero=${0} /></td>
+              <td class="drawn"><${Interval} ...${rank.difference} from=${-reach} to=${reach} zero=${0} isTold=${isTold(size)} /></td>
               <td class="number">${signed(rank.difference.mean)}</td>
               <td class="number">${percent(first.mean)}</td>
             </tr>`;

@@ -1,5 +1,5 @@
 // Users: what is known of one, how it moved their results, and how to take it back.
-import { html } from "../../shared/preact.js";
+import { html, useState } from "../../shared/preact.js";
 import { at, call } from "../../shared/api.js";
 import { counting, latestUsers, learnt, objectsOf, useAsked, waitingClicks } from "../asking.js";
 import { Act, Ask, Badge, counted, Empty, nameOf, Told, When } from "../parts.js";
@@ -12,7 +12,7 @@ const List = ({ route: { query }, collection }) => {
   const asked = useAsked(async () => {
     const [users, quarantine] = await Promise.all([collection ? latestUsers(collection) : [], call("quarantine", { query: { limit: 1000 } })]);
     return { users, quarantined: new Map(quarantine.users.map((each) => [each.user_id, each])) };
-  }, [collection]);
+  }, [collection], { every: 5000 });
   const open = (event) => {
     event.preventDefault();
     go("users", new FormData(event.target).get("user").trim(), { collection: query.collection });
@@ -61,12 +61,29 @@ const One = ({ route: { id: user, query }, collection }) => {
     const ids = [...state.queries.flatMap((each) => each.clicked_ids), ...(map?.points ?? []).filter((each) => each.kind === "object").map((each) => each.identity)];
     return { state, waiting, map, objects: await objectsOf(collection, ids) };
   }, [user, collection], { every: 2000, unless: (told) => told.waiting === 0 });
+  const [forgotten, setForgotten] = useState(null);
   return html`
     <p><a href=${href("users", undefined, { collection: query.collection })}>← All users</a></p>
-    <${Told} asked=${asked} of=${(told) => html`<${Details} ...${told} user=${user} collection=${collection} query=${query} again=${asked.again} />`} />`;
+    ${forgotten ? html`<${Forgotten} user=${user} ...${forgotten} />` : html`
+      <${Told} asked=${asked} of=${(told) => html`
+        <${Details} ...${told} user=${user} collection=${collection} query=${query} again=${asked.again} setForgotten=${setForgotten} />`} />`}`;
 };
 
-const Details = ({ user, collection, query, state, waiting, map, objects, again }) => {
+const ROWS = {
+  sessions: "searches", session_results: "results shown", session_events: "clicks and other events", query_memory: "past queries",
+  personal_parts: "personal vectors", sessions_for_improvement: "orders to learn", quarantine_decisions: "decisions on quarantine",
+};
+
+const Forgotten = ({ user, removed, not_reached: left }) => {
+  const rows = Object.entries(removed).filter(([, number]) => number > 0).map(([table, number]) => `${ROWS[table] ?? table} ${number.toLocaleString()}`);
+  return html`
+    <h1>${user}</h1>
+    <p class="lead" role="status">${rows.length ? `${user} is forgotten. Removed in rows: ${rows.join(", ")}.` : `Nothing was kept about ${user}, so nothing had to be removed.`}</p>
+    <h2>What this does not reach</h2>
+    <ul class="plainlist">${left.map((each) => html`<li>${each}.</li>`)}</ul>`;
+};
+
+const Details = ({ user, collection, query, state, waiting, map, objects, again, setForgotten }) => {
   const { queries, moved, quarantine } = state;
   const name = (id) => nameOf(objects[id]?.payload, id);
   const act = (ask) => async () => {
@@ -74,10 +91,7 @@ const Details = ({ user, collection, query, state, waiting, map, objects, again 
     again();
   };
   const quarantineThem = () => call(at`quarantine/${user}`, { method: "PUT", body: { reason: "by hand, in the console" } });
-  const forget = async () => {
-    await call(at`users/${user}`, { method: "DELETE" });
-    go("users", undefined, { collection: query.collection });
-  };
+  const forget = async () => setForgotten(await call(at`users/${user}`, { method: "DELETE" }));
   return html`
     <h1>${user}</h1>
     <p class="lead">${queries.length
@@ -94,7 +108,7 @@ const Details = ({ user, collection, query, state, waiting, map, objects, again 
         ? html`<${Act} act=${act(() => call(at`quarantine/${user}`, { method: "DELETE" }))}>Release from quarantine<//>`
         : html`<${Ask} title=${`Quarantine ${user}?`} told="Nothing is learnt from them until you release them, and what was learnt is unlearnt. Their searches go on, as everybody's." act=${act(quarantineThem)}>Quarantine<//>`}
       <${Ask} title=${`Forget ${user}?`} typed=${user} act=${forget}
-        told="All that is kept about them goes, in every collection: searches, clicks, and what was learnt. It cannot be brought back.">Forget<//>
+        told="All that is kept about them goes, in every collection: searches, clicks, and what was learnt. From then on they see what a new user sees. It cannot be brought back.">Forget<//>
     </div>
     ${queries.length === 0 ? quarantine.length === 0 && waiting === 0 && html`
       <${Empty} title="No click to show yet">
