@@ -187,17 +187,19 @@ def test_the_command_serves_the_page_until_it_is_stopped(tmp_path):
     with subprocess.Popen(
         [*command, "--objects", "100"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
-        told = "".join(iter(process.stdout.readline, "\n")) + process.stdout.readline()
-        [url] = re.findall(r"Open (\S+) in a browser", told)
-        page, state = httpx.get(url), httpx.get(url + "-state").json()
-        deadline = time.monotonic() + 120
-        while not state["subjects"][1]["is_whole"] and time.monotonic() < deadline:
-            time.sleep(0.1)
-            state = httpx.get(url + "-state").json()
-        process.send_signal(signal.SIGINT)
-
-        assert process.wait(60) == 0
-    assert page.status_code == 200
+        try:
+            told = "".join(iter(process.stdout.readline, "\n")) + process.stdout.readline()
+            [url] = re.findall(r"Open (\S+) in a browser", told)
+            page, state = httpx.get(url), httpx.get(url + "-state").json()
+            deadline = time.monotonic() + 120
+            while not state["subjects"][1]["is_whole"] and time.monotonic() < deadline:
+                time.sleep(0.1)
+                state = httpx.get(url + "-state").json()
+            process.send_signal(signal.SIGINT)
+            status = process.wait(60)
+        finally:
+            process.kill()  # nothing, where it has ended
+    assert (status, page.status_code) == (0, 200)
     assert [(each["done"], each["is_whole"]) for each in state["subjects"]] == [(236, True), (100, True)]
 
 

@@ -18,7 +18,7 @@ import typer
 
 from embedding_studio.bootstrap import Context
 from embedding_studio.cli.catalogue import store
-from embedding_studio.cli.console import opened_context, out
+from embedding_studio.cli.console import on_stop, opened_context, out
 from embedding_studio.cli.serving import bound, url_of
 from embedding_studio.demo.story import Demo
 from embedding_studio.demo.subjects import SHOP, SUBJECTS, Subject
@@ -124,7 +124,7 @@ class Stage:
 
 def demo(
     *,
-    objects: Annotated[int, typer.Option(min=1_000, help="How much of the documentation to index.")] = 10_000,
+    objects: Annotated[int, typer.Option(min=100, help="How much of the documentation to index.")] = 10_000,
     keep_serving: Annotated[
         bool | None,
         typer.Option(
@@ -173,12 +173,9 @@ def _show_page(stage: Stage, url: str) -> None:
         threading.Thread(target=open_page, args=(page,), daemon=True).start()
     filling = threading.Thread(target=_fill_behind, args=(stage,), name="filling", daemon=True)
     filling.start()
-    try:
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
-    finally:
-        stage.closing.set()
-        filling.join()
+    on_stop(stage.closing.set)  # also where Ctrl-C is ignored, as of what a shell left in the background
+    stage.closing.wait()
+    filling.join()
 
 
 def _fill_behind(stage: Stage) -> None:
