@@ -113,11 +113,12 @@ def open_browser(browser: Browser, troubles: list[str]) -> Iterator[Callable[...
             context.on("console", said)
             context.on("weberror", lambda uncaught: troubles.append(str(uncaught.error)))
             context.on("requestfailed", failed)
-            # What closing breaks off, as of a page that goes on looking, is no trouble of the page.
-            opened.callback(context.remove_listener, "requestfailed", failed)
             return context
 
         yield open_one
+        at_the_end = len(troubles)
+        opened.close()
+        del troubles[at_the_end:]  # what closing breaks off, as of a page that goes on looking
 
 
 @pytest.fixture
