@@ -89,9 +89,9 @@ class Context:
         self._starting = threading.Lock()
 
     @property
-    def is_of_settings(self) -> bool:
-        """Whether its storage, embedder and plugin are those that another process finds by the settings."""
-        return not self.given.keys() & {"storage", "embedder"} and self._given_plugin is None
+    def stores_by_settings(self) -> bool:
+        """Whether its storage is the one that another process finds by the settings."""
+        return "storage" not in self.given
 
     def __enter__(self) -> Self:
         return self

@@ -88,8 +88,8 @@ class Reports:
     """The reports of one process, one made at a time; safe for threads.
 
     Args:
-        context: whose settings say where the collections are; of one that was given parts there are no
-            reports.
+        context: whose settings say where the collections are; of one that was given a storage there are
+            no reports. Queries without vectors are embedded by the model that the settings name.
     """
 
     def __init__(self, context: Context) -> None:
@@ -105,10 +105,10 @@ class Reports:
         Raises:
             ConflictError: another is being made, or none can be.
         """
-        if not self._context.is_of_settings:
+        if not self._context.stores_by_settings:
             raise ConflictError(
-                "the storage or the embedder of this service were given to it by a program, and a report is "
-                "made by a process that knows settings alone"
+                "the storage of this service was given to it by a program, and a report is made by a process "
+                "that knows settings alone"
             )
         report = Report(uuid.uuid4().hex, kind, collection, dry_run, utc_timestamp())
         with self._lock:
