@@ -49,7 +49,7 @@ FROM embedding_studio.sessions
 WHERE starts_with(user_id, %(name)s)
 """
 MARKS = """
-INSERT INTO embedding_studio.folds (collection, user_id, since)
+INSERT INTO embedding_studio.queue (collection, user_id, since)
 SELECT DISTINCT collection, user_id, %(since)s
 FROM embedding_studio.sessions
 WHERE starts_with(user_id, %(name)s)
@@ -108,16 +108,16 @@ def milliseconds(work: Callable[[], Any]) -> float:
 
 
 def measure_claims(bench: Bench, rounds: int, everyone: int) -> None:
-    folds = bench.context.storage.folds
+    queue = bench.context.storage.queue
     bench.users("few ", 100)
     bench.users("big ", 1, 5_000)
 
     def claim(*, behind: bool) -> float:
-        bench.connection.execute("DELETE FROM embedding_studio.folds")
+        bench.connection.execute("DELETE FROM embedding_studio.queue")
         if behind:
             bench.mark("big ", 0)
         bench.mark("few ", 1)
-        return milliseconds(lambda: folds.claim(users=101, lease_seconds=60))
+        return milliseconds(lambda: queue.claim(users=101, lease_seconds=60))
 
     alone, behind = [], []
     for _ in range(rounds):
@@ -130,8 +130,8 @@ def measure_claims(bench: Bench, rounds: int, everyone: int) -> None:
     collections = bench.context.storage.collections
     took = milliseconds(lambda: collections.order_for_everyone("default"))
     bench.tell(f"everyone anew, {everyone:,} users, one statement, s", took / 1000)
-    bench.tell("claiming 100 of them, ms", milliseconds(lambda: folds.claim(users=100, lease_seconds=60)))
-    bench.connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.folds CASCADE")
+    bench.tell("claiming 100 of them, ms", milliseconds(lambda: queue.claim(users=100, lease_seconds=60)))
+    bench.connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.queue CASCADE")
 
 
 def measure_counts(bench: Bench, many: int) -> None:
@@ -145,7 +145,7 @@ def measure_counts(bench: Bench, many: int) -> None:
         placed = [milliseconds(lambda each=each: orders.create(each)) for each in sessions]
         bench.tell(f"counting orders behind {done:,} done ones, ms", statistics.median(counted))
         bench.tell(f"placing one behind {done:,} done ones, ms", statistics.median(placed))
-        bench.connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.folds CASCADE")
+        bench.connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.queue CASCADE")
 
 
 def measure_flood(bench: Bench, events: int) -> None:

@@ -76,7 +76,7 @@ def new_postgres_storage(postgres_server: str) -> Iterator[Callable[[], Abstract
                     for collection in storage.collections.list():
                         storage.collections.drop(collection.name)
                     connection.execute(
-                        "TRUNCATE embedding_studio.sessions, embedding_studio.folds, "
+                        "TRUNCATE embedding_studio.sessions, embedding_studio.queue, "
                         "embedding_studio.api_keys, "
                         "embedding_studio.waiting_events, embedding_studio.quarantine_decisions CASCADE"
                     )

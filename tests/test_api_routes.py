@@ -501,7 +501,7 @@ def test_an_order_that_is_being_learnt_cannot_be_cancelled(make_context):
         fill(client)
         client.post(SESSION, json={"session_id": "s1", "user_id": "ada"})
         client.post(USE, json={"session_id": "s1"})
-        assert context.storage.folds.claim(users=1, lease_seconds=60) is not None
+        assert context.storage.queue.claim(users=1, lease_seconds=60) is not None
 
         answer = client.delete(f"{ORDERS}/s1")
 

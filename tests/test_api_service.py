@@ -609,7 +609,7 @@ def test_a_worker_that_ended_early_is_named(make_context):
 def test_learning_that_is_late_is_told_and_the_service_stays_ready(make_context, monkeypatch):
     context = make_context()
     info = QueueInfo(waiting=3, held=0, oldest_seconds=61.0)
-    monkeypatch.setattr(context.storage.folds, "info", lambda: info)
+    monkeypatch.setattr(context.storage.queue, "info", lambda: info)
     with serving(create_app(context)) as client:
         answer = client.get("/readyz")
 

@@ -63,7 +63,7 @@ def test_a_disk_that_is_nearly_full_is_told_before_it_is_full(memory, monkeypatc
 def test_a_queue_that_nobody_drains_is_told(memory, monkeypatch):
     empty = found(memory)["queue"]
     info = QueueInfo(waiting=3, held=1, oldest_seconds=61.0)
-    monkeypatch.setattr(memory.folds, "info", lambda: info)
+    monkeypatch.setattr(memory.queue, "info", lambda: info)
     late = found(memory)["queue"]
 
     assert empty == ("OK", "0 users wait to be learnt, 0 are in hand")

@@ -890,7 +890,7 @@ def test_a_lease_is_renewed_while_its_worker_lives(storage, arc):
     taken = []
     for _ in range(10):
         time.sleep(0.1)
-        taken.append(storage.folds.claim(users=1, lease_seconds=60))
+        taken.append(storage.queue.claim(users=1, lease_seconds=60))
     adjuster.may_go_on.set()
     learning.join(20)
 
@@ -915,19 +915,19 @@ def test_a_session_filter_that_fails_on_a_session_harms_no_other(storage, arc):
 
 def test_orders_of_a_worker_that_died_are_learnt_when_its_lease_ends(storage, arc):
     register(storage, recorded("s"))
-    claim = storage.folds.claim(users=9, lease_seconds=50, now=1_000)
+    claim = storage.queue.claim(users=9, lease_seconds=50, now=1_000)
 
     assert improver_of(storage).improve_once(now=1_049).users == 0
     assert improver_of(storage).improve_once(now=1_051).learnt == 1
 
-    assert claim.folds[0].user_id == "ann"
+    assert claim.entries[0].user_id == "ann"
     assert outcome_of(storage, "s")[0] is DONE
 
 
 def test_a_user_whose_orders_end_every_worker_is_given_up_and_the_others_are_learnt(storage, arc):
     register(storage, *(recorded(f"s-{user}", user_id=user) for user in ("ann", "eve", "tom")))
     for attempt in range(4):  # workers that ended without a word; in the first all were in hand
-        storage.folds.claim(users=10, lease_seconds=1.0, now=1e9 * (attempt + 1))
+        storage.queue.claim(users=10, lease_seconds=1.0, now=1e9 * (attempt + 1))
 
     report = improver_of(storage, max_attempts=2).improve_once(now=9e9)
 
@@ -953,14 +953,14 @@ def test_learning_twice_from_the_same_sessions_applies_nothing_twice(storage, ar
 def test_a_session_that_vanishes_after_it_was_claimed_harms_no_other(memory):
     collection = open_catalogue(memory)
     register(memory, recorded("gone"), recorded("good", user_id="bob"))
-    claim = memory.folds.claim
+    claim = memory.queue.claim
 
     def claim_and_forget(**given):
         claimed = claim(**given)
         memory.clickstream.forget_user("ann")
         return claimed
 
-    memory.folds.claim = claim_and_forget
+    memory.queue.claim = claim_and_forget
 
     report = improver_of(memory).improve_once()
 
@@ -1005,7 +1005,7 @@ def test_a_pass_reads_and_writes_so_often_whatever_the_number_of_sessions(memory
     register(memory, *[recorded(f"s{i}", user_id=f"u{i % 7}", created_at=100 + i) for i in range(number)])
     calls = []
     personal = memory.personal
-    for port in ("collections", "objects", "clickstream", "orders", "folds", "personal"):
+    for port in ("collections", "objects", "clickstream", "orders", "queue", "personal"):
         setattr(memory, port, Counting(getattr(memory, port), calls))
     personal_learning = personal.learning
     personal.learning = lambda *given: Counting(personal_learning(*given), calls)

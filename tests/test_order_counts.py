@@ -46,7 +46,7 @@ def place(storage, session_id, user_id="ann"):
 
 
 def learn(storage, *user_ids, ends):
-    claim = storage.folds.claim(users=100, lease_seconds=60)
+    claim = storage.queue.claim(users=100, lease_seconds=60)
     films = storage.collections.get("films")
     with storage.personal.learning(films, sorted(user_ids)) as transaction:
         transaction.replace_states(dict.fromkeys(transaction.held(claim.token), PersonalState()))
@@ -75,7 +75,7 @@ def summed(connection):
 def test_what_is_pending_of_users_in_hand_is_counted_as_processing(postgres):
     for session_id, user_id in {"s1": "ann", "s2": "ann", "s3": "bob", "s4": None}.items():
         place(postgres, session_id, user_id)
-    postgres.folds.claim(users=1, lease_seconds=60)
+    postgres.queue.claim(users=1, lease_seconds=60)
 
     assert postgres.orders.counts() == {
         Status.PENDING: 1,
@@ -93,7 +93,7 @@ def test_counting_reads_as_much_however_many_orders_are_done(postgres, connectio
         return told["Plan"]["Shared Hit Blocks"] + told["Plan"]["Shared Read Blocks"]
 
     place(postgres, "s1", "ann")
-    postgres.folds.claim(users=1, lease_seconds=60)
+    postgres.queue.claim(users=1, lease_seconds=60)
     few = pages_read()
     connection.execute(
         """

@@ -99,7 +99,7 @@ TOLD = {
 }
 """How many rows of each table that has rows of users an export tells."""
 
-NOT_TOLD = {"folds", "waiting_events"}
+NOT_TOLD = {"queue", "waiting_events"}
 """That a user's pending orders are to be learnt from, which these say themselves; and what waits for sessions
 that are nobody's yet."""
 

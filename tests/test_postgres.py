@@ -620,22 +620,22 @@ def test_a_write_that_met_a_deadlock_is_done_again(postgres, connection):
 
 
 def test_waiting_goes_on_after_its_connection_was_lost(postgres, connection):
-    assert not postgres.folds.wait(0)
+    assert not postgres.queue.wait(0)
     lose_connections(connection)
 
     place_anything(postgres)
 
-    assert postgres.folds.wait(30)
+    assert postgres.queue.wait(30)
 
 
 def test_an_order_placed_between_two_waits_ends_the_second_at_once(postgres):
-    assert not postgres.folds.wait(0)
+    assert not postgres.queue.wait(0)
     place_anything(postgres)
-    claim = postgres.folds.claim(users=1, lease_seconds=1e9)
+    claim = postgres.queue.claim(users=1, lease_seconds=1e9)
 
-    assert len(claim.folds) == 1
-    assert postgres.folds.wait(30)
-    assert not postgres.folds.wait(0)
+    assert len(claim.entries) == 1
+    assert postgres.queue.wait(30)
+    assert not postgres.queue.wait(0)
 
 
 def test_a_closed_storage_says_so(postgres):
@@ -654,9 +654,9 @@ from embedding_studio.storage.postgres import PostgresStorage
 storage = PostgresStorage(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
-while claim := storage.folds.claim(users=3, lease_seconds=600):
-    for fold in claim.folds:
-        print(claim.token, fold.user_id)
+while claim := storage.queue.claim(users=3, lease_seconds=600):
+    for entry in claim.entries:
+        print(claim.token, entry.user_id)
 storage.close()
 """
 
@@ -749,10 +749,10 @@ def test_a_number_that_json_lacks_is_refused_as_input(postgres):
 
 def test_any_text_may_be_the_reason_of_a_failure(postgres):
     place_anything(postgres)
-    claim = postgres.folds.claim(users=1, lease_seconds=60)
+    claim = postgres.queue.claim(users=1, lease_seconds=60)
     reason = "\0 \ud800 " + "x" * 5000
 
-    postgres.folds.fail(claim.token, claim.folds[0], reason, max_attempts=1, backoff_seconds=1)
+    postgres.queue.fail(claim.token, claim.entries[0], reason, max_attempts=1, backoff_seconds=1)
 
     detail = postgres.orders.get("s1").detail
     assert len(detail) == 2000

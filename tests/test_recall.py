@@ -426,8 +426,8 @@ def test_the_doctor_warns_of_orders_that_failed(memory):
     memory.collections.create("films", SearchIndexInfo(dimensions=D))
     memory.clickstream.register_session(Session(session_id="s", user_id="ann", collection="films"))
     memory.orders.create(SessionForImprovementCreateSchema(session_id="s"))
-    claim = memory.folds.claim(users=1, lease_seconds=60)
-    memory.folds.fail(claim.token, claim.folds[0], "no reason", max_attempts=1, backoff_seconds=0)
+    claim = memory.queue.claim(users=1, lease_seconds=60)
+    memory.queue.fail(claim.token, claim.entries[0], "no reason", max_attempts=1, backoff_seconds=0)
 
     grade, told = found(memory)["orders"]
 

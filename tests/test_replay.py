@@ -273,7 +273,7 @@ def test_the_command_replays_a_file_and_what_was_recorded_and_says_what_it_left_
     assert found["methods"]["counts"]["all"]["users_worse"] == 0
     assert found["left_out"] == {"a line that is no JSON": 1}
     assert "left out: 1 x a line that is no JSON" in ended.stderr
-    assert words.folds.claim(users=1, lease_seconds=1) is None
+    assert words.queue.claim(users=1, lease_seconds=1) is None
 
 
 @pytest.mark.parametrize(

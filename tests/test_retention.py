@@ -98,7 +98,7 @@ def test_what_is_left_is_as_if_what_was_older_had_never_been(storage, sessions, 
             assert parts == [pytest.approx(part, abs=1e-6) for part in expected[user_id][1][object_id]]
         assert [vote[::2] for vote in left[user_id][2]] == [vote[::2] for vote in expected[user_id][2]]
     assert storage.orders.counts() == other.orders.counts()
-    assert storage.folds.info().waiting == 0
+    assert storage.queue.info().waiting == 0
     assert prune(storage, NOW - 180 * DAY) == Removed(0, 0)
 
 
@@ -107,8 +107,8 @@ def test_only_who_learnt_from_what_went_is_learnt_anew(storage, sessions):
 
     prune(storage, NOW - 180 * DAY)
 
-    claim = storage.folds.claim(users=9, lease_seconds=1)
-    assert sorted(fold.user_id for fold in claim.folds) == ["ann", "bob"]
+    claim = storage.queue.claim(users=9, lease_seconds=1)
+    assert sorted(entry.user_id for entry in claim.entries) == ["ann", "bob"]
 
 
 def test_a_batch_is_as_large_as_asked_for_and_of_the_oldest(storage, sessions):

@@ -296,12 +296,12 @@ def upsert(service, object_ids):
 
 def claim_of_one_order(service):
     service.order()
-    return partial(service.context.storage.folds.claim, users=9, lease_seconds=60)
+    return partial(service.context.storage.queue.claim, users=9, lease_seconds=60)
 
 
 def claim_of_nothing(service):
     service.learn_all()
-    return partial(service.context.storage.folds.claim, users=9, lease_seconds=60)
+    return partial(service.context.storage.queue.claim, users=9, lease_seconds=60)
 
 
 def pass_of_learning_from_one_order(service):

@@ -145,6 +145,9 @@ def without_api_keys(connection):
     connection.execute(
         """
         DROP TABLE embedding_studio.api_keys;
+        ALTER TABLE embedding_studio.queue RENAME TO folds;
+        ALTER INDEX embedding_studio.queue_pkey RENAME TO folds_pkey;
+        ALTER INDEX embedding_studio.queue_to_claim RENAME TO folds_to_claim;
         DELETE FROM embedding_studio.schema_migrations WHERE number >= 13;
         """
     )
@@ -178,7 +181,7 @@ def without_votes_by_object(connection):
     )
 
 
-def without_folds(connection):
+def without_queue(connection):
     """Make the queue what it was when its rows were sessions."""
     without_votes_by_object(connection)
     connection.execute(
@@ -213,7 +216,7 @@ def test_a_queue_of_sessions_becomes_one_of_users_and_nothing_pending_is_lost(co
             storage.clickstream.register_session(session)
             storage.orders.create(SessionForImprovementCreateSchema(session_id=session_id))
     made = definitions(connection)
-    without_folds(connection)
+    without_queue(connection)
     connection.execute(
         """
         UPDATE embedding_studio.sessions_for_improvement
@@ -226,10 +229,10 @@ def test_a_queue_of_sessions_becomes_one_of_users_and_nothing_pending_is_lost(co
     )
 
     with closing(PostgresStorage(postgres_url)) as storage:
-        claim = storage.folds.claim(users=9, lease_seconds=1)
+        claim = storage.queue.claim(users=9, lease_seconds=1)
         statuses = {session_id: storage.orders.get(session_id).status.value for session_id in sessions}
 
-    assert [(fold.collection, fold.user_id, fold.attempts) for fold in claim.folds] == [
+    assert [(entry.collection, entry.user_id, entry.attempts) for entry in claim.entries] == [
         ("films", "bob", 1),
         ("films", "ann", 1),
         ("films", "cat", 1),
@@ -240,7 +243,7 @@ def test_a_queue_of_sessions_becomes_one_of_users_and_nothing_pending_is_lost(co
 
 def without_codes(connection):
     """Make the first collection what it was before codes."""
-    without_folds(connection)
+    without_queue(connection)
     connection.execute(
         """
         DROP TABLE collection_1.codes, collection_1.revision;

@@ -503,16 +503,16 @@ def what_becomes_of_two_clicks_within_a_second(world):
 class Recording:
     """A queue that tells how often some were claimed, and when there were none."""
 
-    def __init__(self, folds) -> None:
-        self._folds = folds
+    def __init__(self, queue) -> None:
+        self._queue = queue
         self.claims = 0
         self.is_idle = threading.Event()
 
     def __getattr__(self, name):
-        return getattr(self._folds, name)
+        return getattr(self._queue, name)
 
     def claim(self, **given):
-        claim = self._folds.claim(**given)
+        claim = self._queue.claim(**given)
         self.claims += claim is not None
         if claim is None:
             self.is_idle.set()
@@ -522,14 +522,14 @@ class Recording:
 @contextmanager
 def working(context: Context) -> Iterator[Recording]:
     """A worker that has looked for orders, and waits."""
-    folds = Recording(context.storage.folds)
-    vars(context.storage)["folds"] = folds
+    queue = Recording(context.storage.queue)
+    vars(context.storage)["queue"] = queue
     stop = threading.Event()
     worker = threading.Thread(target=context.worker().run, args=(stop,))
     worker.start()
     try:
-        assert folds.is_idle.wait(30)
-        yield folds
+        assert queue.is_idle.wait(30)
+        yield queue
     finally:
         stop.set()
         worker.join()
@@ -575,8 +575,8 @@ def batches_in_which_a_worker_learns_from_two_users(world):
         an_arc(context)
         for user_id in ("ann", "bob"):
             record(context, f"s-{user_id}", user_id=user_id)
-        with working(context) as folds:
-            return folds.claims
+        with working(context) as queue:
+            return queue.claims
 
 
 @acts("users_per_batch", "1", sees=(1, 2))
@@ -585,9 +585,9 @@ def batches_in_which_the_command_improve_learns_from_two_users(world):
         an_arc(context)
         for user_id in ("ann", "bob"):
             record(context, f"s-{user_id}", user_id=user_id)
-    world.memory.folds = Recording(world.memory.folds)
+    world.memory.queue = Recording(world.memory.queue)
     assert world.command("improve").exit_code == 0
-    return world.memory.folds.claims
+    return world.memory.queue.claims
 
 
 class Failing:

@@ -121,8 +121,8 @@ def alike(ours, theirs):
 
 def in_order(claim):
     """Return a claim with its users by name, for two marked in one go have no order of age."""
-    by_name = sorted(claim.folds, key=lambda fold: (fold.collection, fold.user_id)) if claim else ()
-    return claim and dataclasses.replace(claim, folds=tuple(by_name))
+    by_name = sorted(claim.entries, key=lambda entry: (entry.collection, entry.user_id)) if claim else ()
+    return claim and dataclasses.replace(claim, entries=tuple(by_name))
 
 
 class UndoneError(EmbeddingStudioError):
@@ -390,7 +390,7 @@ class TwoStorages(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0, 5, 11]))
     def claim(self, seconds):
         self.now += seconds
-        claims = self.both(lambda s: in_order(s.folds.claim(users=100, lease_seconds=10, now=self.now)))
+        claims = self.both(lambda s: in_order(s.queue.claim(users=100, lease_seconds=10, now=self.now)))
         if claims[0] is not None:
             self.claims.append(claims)
 
@@ -401,12 +401,12 @@ class TwoStorages(RuleBasedStateMachine):
     )
     def fail(self, *, number, backoff_seconds, failed):
         if self.claims:
-            for place in range(len(self.held(self.memory, number).folds)):
+            for place in range(len(self.held(self.memory, number).entries)):
                 self.both(
                     lambda s, place=place: sorted(
-                        s.folds.fail(
+                        s.queue.fail(
                             (claim := self.held(s, number)).token,
-                            claim.folds[place],
+                            claim.entries[place],
                             "why",
                             sessions=failed,
                             max_attempts=2,
@@ -420,7 +420,7 @@ class TwoStorages(RuleBasedStateMachine):
         if self.claims:
             self.both(
                 lambda s: sorted(
-                    s.folds.refuse((claim := self.held(s, number)).token, claim.folds[0], "no such place")
+                    s.queue.refuse((claim := self.held(s, number)).token, claim.entries[0], "no such place")
                 )
             )
 
@@ -490,7 +490,7 @@ class TwoStorages(RuleBasedStateMachine):
     def orders_are_the_same(self):
         self.both(lambda s: sorted(s.orders.list(), key=lambda order: order.session_id))
         self.both(lambda s: s.orders.counts())
-        self.both(lambda s: s.folds.info())
+        self.both(lambda s: s.queue.info())
 
     def teardown(self):
         try:

@@ -158,20 +158,20 @@ def place(storage, session_id):
 
 
 def claim(storage, *, users=100, lease_seconds=60.0, now=NOW):
-    return storage.folds.claim(users=users, lease_seconds=lease_seconds, now=now)
+    return storage.queue.claim(users=users, lease_seconds=lease_seconds, now=now)
 
 
 def claimed(storage, **options):
     """Return the users whom a claim holds, sorted."""
     given = claim(storage, **options)
-    return [] if given is None else sorted(fold.user_id for fold in given.folds)
+    return [] if given is None else sorted(entry.user_id for entry in given.entries)
 
 
 def complete(storage, given, *outcomes):
     """End orders of the users whom a claim holds; return what is new."""
     new = []
-    for name in sorted({fold.collection for fold in given.folds}):
-        users = [fold.user_id for fold in given.folds if fold.collection == name]
+    for name in sorted({entry.collection for entry in given.entries}):
+        users = [entry.user_id for entry in given.entries if entry.collection == name]
         with storage.personal.learning(storage.collections.get(name), users) as transaction:
             new += transaction.complete(given.token, outcomes, PASSED_OVER)
     return new
@@ -188,8 +188,8 @@ def fail(storage, given, detail="why", **options):
     options = {"max_attempts": 1, "backoff_seconds": 1} | options
     return sorted(
         session_id
-        for fold in given.folds
-        for session_id in storage.folds.fail(given.token, fold, detail, **options)
+        for entry in given.entries
+        for session_id in storage.queue.fail(given.token, entry, detail, **options)
     )
 
 
@@ -495,9 +495,9 @@ def test_moving_an_alias_has_its_users_folded_where_it_goes_and_where_it_leaves(
 
     storage.collections.set_alias("best", "books")
 
-    claim = storage.folds.claim(users=10, lease_seconds=60)
+    claim = storage.queue.claim(users=10, lease_seconds=60)
     assert claim is not None
-    assert sorted((fold.collection, fold.user_id) for fold in claim.folds) == [
+    assert sorted((entry.collection, entry.user_id) for entry in claim.entries) == [
         ("best", "ann"),
         ("best", "bob"),
         ("films", "ann"),
@@ -1527,8 +1527,8 @@ def test_events_before_their_session_are_joined_to_it(storage, films, arrival):
     told = storage.clickstream.get_session("s1").events
     assert sorted(each.event_id for each in told) == sorted(each.event_id for each in early)
     assert storage.orders.get("s1").status is PENDING
-    [fold] = storage.folds.claim(users=5, lease_seconds=60, now=NOW).folds
-    assert (fold.collection, fold.user_id) == ("films", "ada")
+    [entry] = storage.queue.claim(users=5, lease_seconds=60, now=NOW).entries
+    assert (entry.collection, entry.user_id) == ("films", "ada")
     assert storage.clickstream.push_events(early) == [DUPLICATE] * 4
 
 
@@ -1801,7 +1801,7 @@ def test_a_collection_that_was_dropped_has_no_queries_to_tell(storage, films):
 
 
 REMOVED = {
-    "folds": 1,
+    "queue": 1,
     "personal_parts": 2,
     "query_memory": 1,
     "session_events": 1,
@@ -1900,9 +1900,9 @@ def test_an_order_of_a_claimed_user_is_processing_with_one_attempt_more(storage,
 
     given = claim(storage)
 
-    [fold] = given.folds
+    [entry] = given.entries
     order = storage.orders.get("s1")
-    assert (fold.collection, fold.user_id, fold.attempts) == ("films", "ann", 1)
+    assert (entry.collection, entry.user_id, entry.attempts) == ("films", "ann", 1)
     assert (order.status, order.attempts, order.not_before) == (PROCESSING, 1, NOW + 60)
     assert claim(storage) is None
 
@@ -1925,9 +1925,9 @@ def test_a_user_is_claimed_once_under_each_name_however_many_sessions_there_are(
     clicked(storage, "b1", "ann", collection="books")
     clicked(storage, "b2", "bob")
 
-    folds = claim(storage).folds
+    entries = claim(storage).entries
 
-    assert sorted((fold.collection, fold.user_id) for fold in folds) == [
+    assert sorted((entry.collection, entry.user_id) for entry in entries) == [
         ("books", "ann"),
         ("films", "ann"),
         ("films", "bob"),
@@ -1999,9 +1999,9 @@ def test_a_lease_that_is_renewed_lets_nobody_claim(storage, films):
     given = claim(storage, users=1, now=None)
     other = claim(storage, users=1, lease_seconds=0, now=None)
 
-    storage.folds.renew(given.token, 10_000)
+    storage.queue.renew(given.token, 10_000)
 
-    assert [fold.user_id for fold in other.folds] == ["bob"]
+    assert [entry.user_id for entry in other.entries] == ["bob"]
     assert claimed(storage, now=time.time() + 9_000) == ["bob"]
     assert claimed(storage, users=1, now=time.time() + 11_000) == ["ann"]
 
@@ -2011,10 +2011,10 @@ def test_who_is_released_is_due_at_once_with_no_attempt_more(storage, films):
     clicked(storage, "s2", "bob")
     given = claim(storage, users=1)
 
-    storage.folds.release(given.token)
+    storage.queue.release(given.token)
 
     again = claim(storage)
-    assert [(fold.user_id, fold.attempts) for fold in again.folds] == [("ann", 1), ("bob", 1)]
+    assert [(entry.user_id, entry.attempts) for entry in again.entries] == [("ann", 1), ("bob", 1)]
 
 
 def test_held_are_those_of_the_block_that_a_token_still_holds(storage, films):
@@ -2044,7 +2044,9 @@ def test_who_is_learnt_under_one_name_is_no_longer_held_under_another(storage, f
         assert transaction.held(of_best.token) == {"bob"}
         assert transaction.held(of_films.token) == set()
     again = claim(storage)
-    assert [(fold.collection, fold.user_id, fold.attempts) for fold in again.folds] == [("best", "ann", 1)]
+    assert [(entry.collection, entry.user_id, entry.attempts) for entry in again.entries] == [
+        ("best", "ann", 1)
+    ]
 
 
 @pytest.mark.parametrize("status", [PENDING, FAILED, REFUSED])
@@ -2056,7 +2058,7 @@ def test_whoever_learns_from_an_order_that_is_cancelled_begins_again(storage, fi
     elif status is REFUSED:
         complete(storage, given, OrderOutcome("s1", REFUSED, "why"))
     else:
-        storage.folds.release(given.token)
+        storage.queue.release(given.token)
     if status is not PENDING:
         clicked(storage, "s2")
         given = claim(storage)
@@ -2076,7 +2078,7 @@ def test_whoever_was_held_by_a_worker_that_ended_is_claimed_alone_and_not_blamed
 
     claims = [claim(storage, lease_seconds=10, now=NOW + seconds) for seconds in (11, 12, 13, 14)]
 
-    found = [[(fold.user_id, fold.attempts) for fold in given.folds] for given in claims]
+    found = [[(entry.user_id, entry.attempts) for entry in given.entries] for given in claims]
     assert found == [[("ann", 1)], [("bob", 1)], [("cat", 1)], [("dan", 1)]]
 
 
@@ -2087,8 +2089,8 @@ def test_who_was_alone_in_hand_when_a_worker_ended_has_one_attempt_more(storage,
 
     attempts = []
     for turn in range(1, 4):
-        [fold] = claim(storage, lease_seconds=10, now=NOW + 11 * turn).folds  # ann is the older
-        attempts.append((fold.user_id, fold.attempts))
+        [entry] = claim(storage, lease_seconds=10, now=NOW + 11 * turn).entries  # ann is the older
+        attempts.append((entry.user_id, entry.attempts))
 
     assert attempts == [("ann", 1), ("ann", 2), ("ann", 3)]
 
@@ -2100,9 +2102,9 @@ def test_whom_the_storage_failed_is_due_at_once_alone_and_then_later_and_is_neve
 
     def interrupted(now=None):
         given = claim(storage, users=2, lease_seconds=10_000, now=now)
-        found.append(given and [(fold.user_id, fold.attempts) for fold in given.folds])
+        found.append(given and [(entry.user_id, entry.attempts) for entry in given.entries])
         if given:
-            storage.folds.put_off(given.token, backoff_seconds=50)
+            storage.queue.put_off(given.token, backoff_seconds=50)
 
     for _ in range(4):
         interrupted(now=None)
@@ -2121,7 +2123,7 @@ def test_an_attempt_that_an_outage_spoilt_does_not_count_and_the_order_says_why(
 
     order = storage.orders.get("s1")
     assert (order.status, order.attempts, order.detail) == (PENDING, 0, "the model is away")
-    assert claim(storage, lease_seconds=60, now=time.time() + 61).folds[0].attempts == 1
+    assert claim(storage, lease_seconds=60, now=time.time() + 61).entries[0].attempts == 1
 
 
 def test_a_token_that_holds_nobody_any_more_changes_nothing(storage, films):
@@ -2132,9 +2134,9 @@ def test_a_token_that_holds_nobody_any_more_changes_nothing(storage, films):
 
     assert complete(storage, lost, OrderOutcome("s1", REFUSED, "late")) == []
     assert fail(storage, lost, "late") == []
-    assert storage.folds.refuse(lost.token, lost.folds[0], "late") == []
-    storage.folds.renew(lost.token, 10_000)
-    storage.folds.put_off(lost.token, backoff_seconds=1)
+    assert storage.queue.refuse(lost.token, lost.entries[0], "late") == []
+    storage.queue.renew(lost.token, 10_000)
+    storage.queue.put_off(lost.token, backoff_seconds=1)
 
     assert storage.orders.get("s1") == before
     assert complete(storage, held, OrderOutcome("s1", DONE)) == [OrderOutcome("s1", DONE)]
@@ -2148,11 +2150,11 @@ def test_a_completion_ends_the_orders_it_names_and_says_why_of_the_others(storag
     storage.clickstream.mark_irrelevant("irrelevant")
     clicked(storage, "bob's", "bob")
     given = claim(storage)
-    anns = [fold for fold in given.folds if fold.user_id == "ann"]
+    anns = [entry for entry in given.entries if entry.user_id == "ann"]
 
     new = complete(
         storage,
-        dataclasses.replace(given, folds=tuple(anns)),
+        dataclasses.replace(given, entries=tuple(anns)),
         OrderOutcome("s1", DONE),
         OrderOutcome("s2", REFUSED, "why"),
         OrderOutcome("unknown", DONE),
@@ -2223,8 +2225,8 @@ def test_a_user_of_whom_a_session_failed_stays_held_until_given_back(storage, fi
         OrderOutcome("bob's", DONE),
     )
     between = storage.orders.get("bad").status
-    anns = next(fold for fold in given.folds if fold.user_id == "ann")
-    given_back = storage.folds.fail(
+    anns = next(entry for entry in given.entries if entry.user_id == "ann")
+    given_back = storage.queue.fail(
         given.token, anns, "", sessions={"bad": "boom"}, max_attempts=2, backoff_seconds=0
     )
 
@@ -2288,7 +2290,7 @@ def test_refusing_a_user_ends_what_is_pending_and_nothing_else(storage, films):
     clicked(storage, "s1")
     given = claim(storage)
 
-    assert storage.folds.refuse(given.token, given.folds[0], "no such place") == ["s1"]
+    assert storage.queue.refuse(given.token, given.entries[0], "no such place") == ["s1"]
 
     assert (storage.orders.get("s1").status, storage.orders.get("s1").detail) == (REFUSED, "no such place")
     assert storage.orders.get("done").status is DONE
@@ -2380,7 +2382,7 @@ def test_no_user_is_given_to_two_workers(storage, films):
     def work(mine):
         start.wait(timeout=30)
         while given := claim(storage, users=3):
-            mine += [fold.user_id for fold in given.folds]
+            mine += [entry.user_id for entry in given.entries]
 
     with contextlib.ExitStack() as workers:
         for mine in taken:
@@ -2396,7 +2398,7 @@ def test_waiting_ends_when_an_order_is_placed(storage, films):
     search(storage, "s1")
     woken = []
 
-    with beside(lambda: woken.append(storage.folds.wait(30))) as ended:
+    with beside(lambda: woken.append(storage.queue.wait(30))) as ended:
         while not ended.wait(0.01):  # nobody says when the other has begun to wait
             place(storage, "s1")
 
@@ -2407,7 +2409,7 @@ def test_waiting_ends_when_a_click_places_the_order(storage, films):
     search(storage, "s1")
     woken = []
 
-    with beside(lambda: woken.append(storage.folds.wait(30))) as ended:
+    with beside(lambda: woken.append(storage.queue.wait(30))) as ended:
         at = 101
         while not ended.wait(0.01):
             click(storage, "s1", at=(at := at + 1))
@@ -2416,7 +2418,7 @@ def test_waiting_ends_when_a_click_places_the_order(storage, films):
 
 
 def test_waiting_for_an_order_that_nobody_places_ends_with_the_time(storage):
-    assert storage.folds.wait(0.01) is False
+    assert storage.queue.wait(0.01) is False
 
 
 # Learning

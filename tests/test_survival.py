@@ -132,7 +132,7 @@ def test_whom_the_storage_failed_is_given_back_only_once_it_answers(memory, monk
 
     with monkeypatch.context() as outage:
         outage.setattr(memory.personal, "learning", away)
-        outage.setattr(memory.folds, "put_off", away)
+        outage.setattr(memory.queue, "put_off", away)
         for _ in range(3):
             with pytest.raises(StorageUnavailableError):
                 improver.improve_once()
@@ -210,7 +210,7 @@ def test_a_worker_waits_twice_as_long_each_time_that_its_storage_is_away_and_hal
     def away(**_):
         raise StorageUnavailableError("away")
 
-    monkeypatch.setattr(memory.folds, "claim", away)
+    monkeypatch.setattr(memory.queue, "claim", away)
     waits = Waits(9)
 
     Worker(Improver(memory, PassiveAggressiveAdjuster), memory).run(waits)

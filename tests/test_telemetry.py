@@ -104,18 +104,18 @@ def test_the_delay_begins_with_the_first_click_since_the_user_was_learnt(storage
     time.sleep(0.2)
     search(storage, "t")
     click(storage, "t")
-    waiting = storage.folds.info()
+    waiting = storage.queue.info()
 
-    claim = storage.folds.claim(users=9, lease_seconds=60)
-    held = storage.folds.info()
-    storage.folds.release(claim.token)
+    claim = storage.queue.claim(users=9, lease_seconds=60)
+    held = storage.queue.info()
+    storage.queue.release(claim.token)
     report = Improver(storage, PassiveAggressiveAdjuster).improve_once()
 
     assert (waiting.waiting, waiting.held) == (1, 0)
     assert (held.waiting, held.held) == (0, 1)
     assert 0.2 <= waiting.oldest_seconds <= held.oldest_seconds < LONG
-    assert 0.2 <= claim.folds[0].waited_seconds <= report.delays[0] < LONG
-    assert storage.folds.info().oldest_seconds == storage.folds.info().waiting == 0
+    assert 0.2 <= claim.entries[0].waited_seconds <= report.delays[0] < LONG
+    assert storage.queue.info().oldest_seconds == storage.queue.info().waiting == 0
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def _disk(context: Context) -> Iterator[Finding]:
 
 
 def _queue(context: Context) -> Iterator[Finding]:
-    queue = context.storage.folds.info()
+    queue = context.storage.queue.info()
     told = f"{queue.waiting:,} users wait to be learnt, {queue.held:,} are in hand"
     if queue.oldest_seconds > context.settings.late_seconds:
         told += (

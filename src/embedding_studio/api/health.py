@@ -85,7 +85,7 @@ def _parts_of_storage(context: Context) -> dict[str, str]:
 
 def _learning(context: Context) -> str:
     try:
-        seconds = context.storage.folds.info().oldest_seconds
+        seconds = context.storage.queue.info().oldest_seconds
     except StorageError:
         return "the queue could not be read"
     is_late = seconds > context.settings.late_seconds

@@ -43,9 +43,9 @@ from embedding_studio.feedback.selection import (
 )
 from embedding_studio.feedback.time_limit import StoppedError, TimeLimited
 from embedding_studio.storage.ports import (
-    Fold,
     OrderOutcome,
     PassedOver,
+    QueueEntry,
     Storage,
     Vectors,
 )
@@ -173,24 +173,24 @@ class Improver:
         """
         started = time.monotonic()
         self._give_back_interrupted()
-        claim = self._storage.folds.claim(users=users, lease_seconds=self._lease_seconds, now=now)
+        claim = self._storage.queue.claim(users=users, lease_seconds=self._lease_seconds, now=now)
         if claim is None:
             return ImprovementReport()
         in_hand = _InHand(claim.token, stop, time.monotonic())
         outcomes: list[OrderOutcome] = []
-        with span("learn", users=len(claim.folds)), self._leases.renewed(claim.token):
+        with span("learn", users=len(claim.entries)), self._leases.renewed(claim.token):
             try:
-                for name, folds in _grouped(claim.folds, lambda fold: fold.collection).items():
-                    outcomes += self._learn_or_explain(name, folds, in_hand)
+                for name, entries in _grouped(claim.entries, lambda entry: entry.collection).items():
+                    outcomes += self._learn_or_explain(name, entries, in_hand)
             except StoppedError:
-                self._storage.folds.release(claim.token)
+                self._storage.queue.release(claim.token)
             except StorageUnavailableError:
                 self._interrupted.append(claim.token)
                 raise
         of_status = _grouped(outcomes, lambda outcome: outcome.status)
         return ImprovementReport(
             orders=len(outcomes),
-            users=len({fold.user_id for fold in claim.folds}),
+            users=len({entry.user_id for entry in claim.entries}),
             learnt=len(of_status.get(DONE, ())),
             refused={each.session_id: each.detail or "" for each in of_status.get(REFUSED, ())},
             failed={each.session_id: each.detail or "" for each in of_status.get(FAILED, ())},
@@ -204,61 +204,65 @@ class Improver:
         while self._interrupted:
             token = self._interrupted.pop()
             try:
-                self._storage.folds.put_off(token, backoff_seconds=self._backoff_seconds)
+                self._storage.queue.put_off(token, backoff_seconds=self._backoff_seconds)
             except StorageUnavailableError:
                 self._interrupted.append(token)
                 raise
 
-    def _learn_or_explain(self, name: str, folds: Sequence[Fold], in_hand: _InHand) -> list[OrderOutcome]:
+    def _learn_or_explain(
+        self, name: str, entries: Sequence[QueueEntry], in_hand: _InHand
+    ) -> list[OrderOutcome]:
         """Return what became of the sessions of some users under one name."""
-        if len(folds) == 1 and folds[0].attempts > self._max_attempts:
+        if len(entries) == 1 and entries[0].attempts > self._max_attempts:
             return self._fail(
-                in_hand, folds[0], "the worker ended while it learnt from this user, in every attempt"
+                in_hand, entries[0], "the worker ended while it learnt from this user, in every attempt"
             )
-        learnt = attempt(partial(self._learn, name, folds, in_hand))
+        learnt = attempt(partial(self._learn, name, entries, in_hand))
         if not isinstance(learnt, Exception):
             return learnt
         if isinstance(learnt, CollectionNotFoundError):
             return [
                 OrderOutcome(session_id, REFUSED, str(learnt))
-                for fold in folds
-                for session_id in self._storage.folds.refuse(in_hand.token, fold, str(learnt))
+                for entry in entries
+                for session_id in self._storage.queue.refuse(in_hand.token, entry, str(learnt))
             ]
-        logger.error("%d users could not be learnt for together", len(folds), exc_info=learnt)
-        if len(folds) > 1:
-            return [outcome for fold in folds for outcome in self._learn_or_explain(name, [fold], in_hand)]
+        logger.error("%d users could not be learnt for together", len(entries), exc_info=learnt)
+        if len(entries) > 1:
+            return [
+                outcome for entry in entries for outcome in self._learn_or_explain(name, [entry], in_hand)
+            ]
         return self._fail(
-            in_hand, folds[0], detail_of(learnt), is_outage=isinstance(learnt, EmbedderUnavailableError)
+            in_hand, entries[0], detail_of(learnt), is_outage=isinstance(learnt, EmbedderUnavailableError)
         )
 
     def _fail(
         self,
         in_hand: _InHand,
-        fold: Fold,
+        entry: QueueEntry,
         detail: str,
         *,
         sessions: Mapping[str, str] | None = None,
         is_outage: bool = False,
     ) -> list[OrderOutcome]:
-        failed = self._storage.folds.fail(
+        failed = self._storage.queue.fail(
             in_hand.token,
-            fold,
+            entry,
             detail,
             sessions=sessions,
             max_attempts=self._max_attempts,
             backoff_seconds=self._backoff_seconds,
             is_outage=is_outage,
         )
-        in_hand.given_up += fold.attempts >= self._max_attempts and not is_outage
+        in_hand.given_up += entry.attempts >= self._max_attempts and not is_outage
         return [
             OrderOutcome(session_id, FAILED, (sessions or {}).get(session_id, detail))
             for session_id in failed
         ]
 
-    def _learn(self, name: str, folds: Sequence[Fold], in_hand: _InHand) -> list[OrderOutcome]:
+    def _learn(self, name: str, entries: Sequence[QueueEntry], in_hand: _InHand) -> list[OrderOutcome]:
         """Fold these users anew."""
         collection = self._storage.collections.get(name)
-        users = sorted(fold.user_id for fold in folds)
+        users = sorted(entry.user_id for entry in entries)
         recent = self._storage.clickstream.recent_sessions(collection, users, self._max_sessions_per_user)
         everything = (each.session for sessions in recent.values() for each in sessions)
         originals = self._storage.objects.originals(collection, objects_of(everything, self._event_weights))
@@ -295,14 +299,14 @@ class Improver:
             )
             held = transaction.held(in_hand.token)
             told = [outcome for key, outcome in outcomes.items() if of_user[key] in held]
-            kept = self._kept(folds, told, of_user, {of_user[key] for key in waiting})
+            kept = self._kept(entries, told, of_user, {of_user[key] for key in waiting})
             transaction.replace_states(
                 {user: folded.states.get(user, PersonalState()) for user in held - kept},
                 {user: why for user, (why, is_found) in robots.items() if is_found and user in held - kept},
             )
             ended = transaction.complete(in_hand.token, told, self._passed_over)
         failed = {each.session_id: each.detail or "" for each in ended if each.status is FAILED}
-        for each in folds:
+        for each in entries:
             of_one = {key: why for key, why in failed.items() if of_user[key] == each.user_id}
             if of_one:
                 self._fail(in_hand, each, "", sessions=of_one, is_outage=not waiting.isdisjoint(of_one))
@@ -312,7 +316,7 @@ class Improver:
 
     def _kept(
         self,
-        folds: Sequence[Fold],
+        entries: Sequence[QueueEntry],
         outcomes: Iterable[OrderOutcome],
         of_user: Mapping[str, str],
         waiting: AbstractSet[str],
@@ -322,7 +326,7 @@ class Improver:
         for outcome in outcomes:
             statuses[of_user[outcome.session_id]].add(outcome.status)
         luckless = {user for user, found in statuses.items() if FAILED in found and DONE not in found}
-        tried_again = {fold.user_id for fold in folds if fold.attempts < self._max_attempts} | waiting
+        tried_again = {entry.user_id for entry in entries if entry.attempts < self._max_attempts} | waiting
         return luckless & tried_again
 
     def _select(

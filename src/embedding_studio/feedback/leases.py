@@ -57,6 +57,6 @@ class Leases:
 
     def _renew(self, token: str) -> None:
         try:
-            self._storage.folds.renew(token, self._lease_seconds)
+            self._storage.queue.renew(token, self._lease_seconds)
         except EmbeddingStudioError as error:
             logger.warning("a lease could not be renewed: %s", error)

@@ -104,6 +104,6 @@ class Worker:
 
     def _wait(self, stop: threading.Event) -> None:
         if self._wake_on_click:
-            self._storage.folds.wait(min(self._interval_seconds, _POLL_SECONDS))
+            self._storage.queue.wait(min(self._interval_seconds, _POLL_SECONDS))
         else:
             stop.wait(self._interval_seconds)

@@ -563,7 +563,7 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
+class QueueEntry:
     """A user whose state is stale, and is folded anew.
 
     Attributes:
@@ -584,11 +584,11 @@ class Claim:
 
     Attributes:
         token: random; whatever comes with a token that no longer holds a user changes nothing for them.
-        folds: at least one, in the order in which they are due.
+        entries: at least one, in the order in which they are due.
     """
 
     token: str
-    folds: tuple[Fold, ...]
+    entries: tuple[QueueEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -624,7 +624,7 @@ class QueueInfo:
     oldest_seconds: float
 
 
-class Folds(Protocol):
+class Queue(Protocol):
     """The queue: whose state is stale. One entry a user and name of a collection, however many sessions.
 
     An entry is made, or made due at once and with no attempts, in the transaction that makes the state
@@ -660,7 +660,7 @@ class Folds(Protocol):
     def fail(
         self,
         token: str,
-        fold: Fold,
+        entry: QueueEntry,
         detail: str,
         *,
         sessions: Mapping[str, str] | None = None,
@@ -668,7 +668,7 @@ class Folds(Protocol):
         backoff_seconds: float,
         is_outage: bool = False,
     ) -> list[str]:
-        """Give back a user for another attempt, or give up, if ``fold`` was the last of ``max_attempts``.
+        """Give back a user for another attempt, or give up, if ``entry`` was the last of ``max_attempts``.
 
         It is due again after ``backoff_seconds * 2 ** (attempts - 1)``.
 
@@ -683,7 +683,7 @@ class Folds(Protocol):
         """
         ...
 
-    def refuse(self, token: str, fold: Fold, detail: str) -> list[str]:
+    def refuse(self, token: str, entry: QueueEntry, detail: str) -> list[str]:
         """End all pending orders of a user as refused; return their sessions."""
         ...
 
@@ -836,7 +836,7 @@ class LearningTransaction(Protocol):
 
         Users marked meanwhile stay in it, and all their orders stay as they are. So does, but held, one
         for whom an outcome is failed of whose order this is not known yet: it is to be given back by
-        ``Folds.fail``. A claim that holds one of these users under another name of the collection loses
+        ``Queue.fail``. A claim that holds one of these users under another name of the collection loses
         them, for it may have read less.
 
         Args:
@@ -1019,7 +1019,7 @@ class Storage:
     clickstream: Clickstream
     orders: Orders
     quarantine: Quarantine
-    folds: Folds
+    queue: Queue
     personal: Personal
     keys: Keys
     backend: Backend

@@ -275,7 +275,7 @@ class Metrics:
         service = self.__dict__.get("service")
         try:
             self._set_orders(storage.orders.counts())
-            self._set_queue(storage.folds.info())
+            self._set_queue(storage.queue.info())
             self._quarantined.set(storage.quarantine.count())
             self._waiting_events.set(storage.clickstream.waiting_events())
             if service is not None:

@@ -9,12 +9,12 @@ from collections.abc import Collection as Container
 
 from embedding_studio.storage.memory.clickstream import MemoryClickstream
 from embedding_studio.storage.memory.collections import MemoryCollections
-from embedding_studio.storage.memory.folds import MemoryFolds
 from embedding_studio.storage.memory.keys import MemoryKeys
 from embedding_studio.storage.memory.objects import MemoryObjects
 from embedding_studio.storage.memory.orders import MemoryOrders
 from embedding_studio.storage.memory.personal import MemoryPersonal
 from embedding_studio.storage.memory.quarantine import MemoryQuarantine
+from embedding_studio.storage.memory.queue import MemoryQueue
 from embedding_studio.storage.memory.state import State
 from embedding_studio.storage.ports import WAITING_EVENTS, Storage, Vitals
 
@@ -58,7 +58,7 @@ class MemoryStorage(Storage):
             clickstream=MemoryClickstream(state),
             orders=MemoryOrders(state),
             quarantine=MemoryQuarantine(state),
-            folds=MemoryFolds(state),
+            queue=MemoryQueue(state),
             personal=MemoryPersonal(state),
             keys=MemoryKeys(state),
             backend=MemoryBackend(),

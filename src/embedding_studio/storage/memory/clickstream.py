@@ -307,8 +307,8 @@ class MemoryClickstream:
             for session_id in theirs:
                 del self._state.sessions[session_id]
                 self._state.orders.pop(session_id, None)
-            for key in [key for key in self._state.folds if key[1] == user_id]:
-                del self._state.folds[key]
+            for key in [key for key in self._state.queue if key[1] == user_id]:
+                del self._state.queue[key]
             self._state.decisions.pop(user_id, None)
             for tables in self._state.schemas.values():
                 tables.quarantined.pop(user_id, None)
@@ -321,7 +321,7 @@ class MemoryClickstream:
         sessions = self._state.of_user.get(user_id, {})
         states = [each.states.get(user_id, PersonalState()) for each in self._state.schemas.values()]
         return {
-            "folds": sum(key[1] == user_id for key in self._state.folds),
+            "queue": sum(key[1] == user_id for key in self._state.queue),
             "personal_parts": sum(len(parts) for state in states for parts in state.vectors.values()),
             "quarantine_decisions": int(user_id in self._state.decisions),
             "quarantined": sum(user_id in each.quarantined for each in self._state.schemas.values()),

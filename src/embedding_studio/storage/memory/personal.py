@@ -127,8 +127,8 @@ class MemoryLearning:
             names = self._state.names(self._collection)
             return {
                 user_id
-                for (name, user_id), entry in self._state.folds.items()
-                if entry.token == token and name in names and user_id in self._user_ids
+                for (name, user_id), stored in self._state.queue.items()
+                if stored.token == token and name in names and user_id in self._user_ids
             }
 
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
@@ -145,10 +145,10 @@ class MemoryLearning:
     ) -> list[OrderOutcome]:
         self._completed.append((token, outcomes, passed_over))
         with self._state.lock:  # what it will come to, undone until the commit
-            orders, folds = self._state.orders_by_id(self._user_ids), dict(self._state.folds)
+            orders, queue = self._state.orders_by_id(self._user_ids), dict(self._state.queue)
             new = self._complete(token, outcomes, passed_over)
             self._state.orders.update(orders)
-            self._state.folds = folds
+            self._state.queue = queue
         return new
 
     def _complete(

@@ -41,10 +41,10 @@ from embedding_studio.storage.memory.votes import Votes
 from embedding_studio.storage.ports import (
     LONGEST_OUTAGE_WAIT_SECONDS,
     MAX_DETAIL_LENGTH,
-    Fold,
     OrderOutcome,
     PassedOver,
     QuarantineDecision,
+    QueueEntry,
     Vectors,
 )
 
@@ -61,7 +61,7 @@ class State:
         of_user: user_id -> session_id -> session, so that a user's are found without a look at all.
         most_waiting: so many events wait.
         waiting: session_id -> event_id -> event and UTC seconds of its arrival, of sessions not recorded yet.
-        folds: (name of a collection, user_id) -> whose state is stale.
+        queue: (name of a collection, user_id) -> whose state is stale.
         folding: (collection_id, user_id) of those that somebody is folding anew just now.
         ticks: numbers every change of an order, so that two within one second have an order.
     """
@@ -76,7 +76,7 @@ class State:
     orders: dict[str, "StoredOrder"] = field(default_factory=dict)
     waiting: dict[str, dict[str, tuple[SessionEvent, float]]] = field(default_factory=dict)
     decisions: dict[str, QuarantineDecision] = field(default_factory=dict)
-    folds: dict[tuple[str, str], "StoredFold"] = field(default_factory=dict)
+    queue: dict[tuple[str, str], "StoredEntry"] = field(default_factory=dict)
     folding: set[tuple[int, str]] = field(default_factory=set)
     keys: dict[str, ApiKey] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -140,11 +140,11 @@ class State:
 
     def mark(self, name: str, user_id: str, priority: int = 0) -> None:
         """Let a user be folded anew."""
-        entry = self.folds.get((name, user_id))
-        since = next(self.ticks) if entry is None else entry.since
-        marked_at = time.time() if entry is None else entry.marked_at
-        priority = priority if entry is None else max(priority, entry.priority)
-        self.folds[name, user_id] = StoredFold(Fold(name, user_id, 0), priority, since, marked_at)
+        stored = self.queue.get((name, user_id))
+        since = next(self.ticks) if stored is None else stored.since
+        marked_at = time.time() if stored is None else stored.marked_at
+        priority = priority if stored is None else max(priority, stored.priority)
+        self.queue[name, user_id] = StoredEntry(QueueEntry(name, user_id, 0), priority, since, marked_at)
         self.lock.notify_all()
 
     def mark_everyone(self, names: Container[str]) -> int:
@@ -178,12 +178,12 @@ class State:
     def told(self, placed: "StoredOrder") -> SessionForImprovement:
         """Return an order as it is told: of a pending one, its user's entry says whether it is in hand."""
         order = placed.order
-        entry = self.folds.get((order.collection, order.user_id or ""))
-        if order.status is not Status.PENDING or entry is None:
+        stored = self.queue.get((order.collection, order.user_id or ""))
+        if order.status is not Status.PENDING or stored is None:
             return order
-        status = Status.PENDING if entry.token is None else Status.PROCESSING
+        status = Status.PENDING if stored.token is None else Status.PROCESSING
         return order.model_copy(
-            update={"status": status, "attempts": entry.fold.attempts, "not_before": entry.not_before}
+            update={"status": status, "attempts": stored.entry.attempts, "not_before": stored.not_before}
         )
 
     def end(self, session_id: str, status: Status, detail: str | None, attempts: int) -> OrderOutcome | None:
@@ -207,12 +207,12 @@ class State:
     ) -> list[OrderOutcome]:
         """Do as ``LearningTransaction.complete`` says, for some users under some names."""
         held = {
-            key: entry
-            for key, entry in self.folds.items()
-            if entry.token == token and key[0] in names and key[1] in user_ids
+            key: stored
+            for key, stored in self.queue.items()
+            if stored.token == token and key[0] in names and key[1] in user_ids
         }
         attempts: dict[str | None, int] = {
-            user_id: entry.fold.attempts for (_, user_id), entry in held.items()
+            user_id: stored.entry.attempts for (_, user_id), stored in held.items()
         }
         looked_at = {
             outcome.session_id: outcome
@@ -234,10 +234,10 @@ class State:
         kept = {self.orders[outcome.session_id].order.user_id for outcome in failed}
         for key in held:
             if key[1] not in kept:
-                del self.folds[key]
-        for (name, user_id), entry in self.folds.items():
-            if user_id in attempts and name in names and entry.token not in {None, token}:
-                self.folds[name, user_id] = entry.released()
+                del self.queue[key]
+        for (name, user_id), stored in self.queue.items():
+            if user_id in attempts and name in names and stored.token not in {None, token}:
+                self.queue[name, user_id] = stored.released()
         return [outcome for outcome in new if outcome is not None] + failed
 
     def _orders_of(self, user_ids: Iterable[str | None]) -> list["StoredOrder"]:
@@ -409,7 +409,7 @@ class StoredOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFold:
+class StoredEntry:
     """A user in the queue.
 
     Attributes:
@@ -420,7 +420,7 @@ class StoredFold:
         is_alone: whether the latest claim held nobody else.
     """
 
-    fold: Fold
+    entry: QueueEntry
     priority: int
     since: int
     marked_at: float
@@ -428,17 +428,17 @@ class StoredFold:
     token: str | None = None
     is_alone: bool = False
 
-    def released(self) -> "StoredFold":
+    def released(self) -> "StoredEntry":
         """Return it as it was before the claim."""
-        fold = replace(self.fold, attempts=self.fold.attempts - 1)
-        return replace(self, fold=fold, token=None, not_before=0.0)
+        entry = replace(self.entry, attempts=self.entry.attempts - 1)
+        return replace(self, entry=entry, token=None, not_before=0.0)
 
-    def put_off(self, backoff_seconds: float) -> "StoredFold":
+    def put_off(self, backoff_seconds: float) -> "StoredEntry":
         """Return it with the attempt taken back, due after as long as it has waited, within bounds."""
         now = time.time()
         seconds = min(LONGEST_OUTAGE_WAIT_SECONDS, max(backoff_seconds, now - self.marked_at))
-        fold = replace(self.fold, attempts=self.fold.attempts - 1)
-        return replace(self, fold=fold, not_before=now + seconds)
+        entry = replace(self.entry, attempts=self.entry.attempts - 1)
+        return replace(self, entry=entry, not_before=now + seconds)
 
-    def turn(self) -> tuple[int, int]:
+    def place(self) -> tuple[int, int]:
         return -self.priority, self.since

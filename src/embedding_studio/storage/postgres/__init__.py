@@ -5,7 +5,7 @@
     objects      originals                              nearest, filters, geometry  search among them
     codes        which may be nearest
     clickstream  sessions and events
-    folds        the queue of users                     orders  what became of sessions
+    queue        the queue of users                     orders  what became of sessions
     quarantine   from whom nothing is learnt
     personal     what is learnt                         votes   what users tell each other
     vectors      on the wire
@@ -29,13 +29,13 @@ from embedding_studio.storage.ports import (
 from embedding_studio.storage.postgres.clickstream import PostgresClickstream
 from embedding_studio.storage.postgres.collections import PostgresCollections
 from embedding_studio.storage.postgres.database import Database
-from embedding_studio.storage.postgres.folds import PostgresFolds
 from embedding_studio.storage.postgres.keys import PostgresKeys
 from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects
 from embedding_studio.storage.postgres.orders import PostgresOrders
 from embedding_studio.storage.postgres.personal import PostgresPersonal, outdate
 from embedding_studio.storage.postgres.quarantine import PostgresQuarantine
+from embedding_studio.storage.postgres.queue import PostgresQueue
 from embedding_studio.storage.postgres.schema import describe, measure
 
 CODES = 4
@@ -43,9 +43,9 @@ CODES = 4
 
 
 class PostgresBackend:
-    def __init__(self, database: Database, folds: PostgresFolds) -> None:
+    def __init__(self, database: Database, queue: PostgresQueue) -> None:
         self._database = database
-        self._folds = folds
+        self._queue = queue
 
     def ping(self) -> None:
         self._database.check_writable()
@@ -57,7 +57,7 @@ class PostgresBackend:
         return Vitals(*self._database.read(measure))
 
     def close(self) -> None:
-        self._folds.close()
+        self._queue.close()
         self._database.close()
 
 
@@ -73,7 +73,7 @@ class PostgresStorage(Storage):
         statement_seconds: a statement may take so long, but those of maintenance; 0: as long as it likes.
         lock_seconds: a statement may wait for a lock so long; 0: as long as it has to.
         waiting_events: so many wait for sessions that are not recorded yet; 0: none.
-        pool_size: connections at the most; one more listens for orders while ``folds.wait`` is used.
+        pool_size: connections at the most; one more listens for orders while ``queue.wait`` is used.
 
     Raises:
         StorageUnavailableError: no server answers there.
@@ -95,7 +95,7 @@ class PostgresStorage(Storage):
             database_url, pool_size=pool_size, statement_seconds=statement_seconds, lock_seconds=lock_seconds
         )
         search = NearestSearch(recall_target)
-        collections, folds = PostgresCollections(database), PostgresFolds(database)
+        collections, queue = PostgresCollections(database), PostgresQueue(database)
         objects = PostgresObjects(database, search, outdate)
         super().__init__(
             collections=collections,
@@ -103,10 +103,10 @@ class PostgresStorage(Storage):
             clickstream=PostgresClickstream(database, order_on, waiting_events),
             orders=PostgresOrders(database),
             quarantine=PostgresQuarantine(database),
-            folds=folds,
+            queue=queue,
             personal=PostgresPersonal(database, search),
             keys=PostgresKeys(database),
-            backend=PostgresBackend(database, folds),
+            backend=PostgresBackend(database, queue),
         )
         if CODES in database.applied:
             for collection in collections.list():

@@ -43,9 +43,9 @@ from embedding_studio.storage.postgres.collections import (
     names_of,
 )
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
-from embedding_studio.storage.postgres.folds import mark_learnt
 from embedding_studio.storage.postgres.orders import place
 from embedding_studio.storage.postgres.quarantine import forget
+from embedding_studio.storage.postgres.queue import mark_learnt
 from embedding_studio.storage.postgres.schema import SESSION_LOCK, USER_LOCK
 from embedding_studio.storage.postgres.sql import in_schema, statements
 from embedding_studio.storage.postgres.votes import ask_voted, replace_votes
@@ -309,7 +309,7 @@ class PostgresClickstream:
                 voted = ask_voted(connection, collection, [user_id])
                 replace_votes(connection, collection, {user_id: ()}, voted)
             forget(connection, user_id)
-            connection.execute(_SQL["forget_folds"], given)
+            connection.execute(_SQL["forget_entries"], given)
             connection.execute(_SQL["forget_sessions"], given)
             return removed
 

@@ -10,8 +10,8 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
-from embedding_studio.storage.postgres.folds import mark_everyone, mark_under
 from embedding_studio.storage.postgres.geometry import Geometry
+from embedding_studio.storage.postgres.queue import mark_everyone, mark_under
 from embedding_studio.storage.postgres.schema import NAMES_LOCK, STATE_LOCK, WRITERS_LOCK
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 

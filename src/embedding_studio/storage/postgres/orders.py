@@ -12,7 +12,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import ConflictError, OrderNotFoundError, SessionNotFoundError
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
-from embedding_studio.storage.postgres.folds import CLICKS, mark, mark_learnt
+from embedding_studio.storage.postgres.queue import CLICKS, mark, mark_learnt
 from embedding_studio.storage.postgres.sql import statements
 
 _SQL = statements("orders.sql")

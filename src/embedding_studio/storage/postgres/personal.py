@@ -27,10 +27,10 @@ from embedding_studio.storage.postgres.collections import (
     share_state,
 )
 from embedding_studio.storage.postgres.database import Connection, Database
-from embedding_studio.storage.postgres.folds import Held, complete, find_held, mark_users
 from embedding_studio.storage.postgres.nearest import Moved, NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
 from embedding_studio.storage.postgres.quarantine import keep_found
+from embedding_studio.storage.postgres.queue import Held, complete, find_held, mark_users
 from embedding_studio.storage.postgres.sql import in_schema
 from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
 from embedding_studio.storage.postgres.votes import (

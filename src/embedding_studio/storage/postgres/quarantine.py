@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from embedding_studio.domain.objects import Collection
 from embedding_studio.storage.ports import QuarantineDecision, QuarantinedUser
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
-from embedding_studio.storage.postgres.folds import mark_user
+from embedding_studio.storage.postgres.queue import mark_user
 from embedding_studio.storage.postgres.sql import statements
 
 _SQL = statements("quarantine.sql")

@@ -356,8 +356,8 @@ SELECT count(*)
 FROM {table} JOIN embedding_studio.sessions USING (session_id)
 WHERE sessions.user_id = %(user_id)s
 
--- name: forget_folds
-DELETE FROM embedding_studio.folds WHERE user_id = %(user_id)s
+-- name: forget_entries
+DELETE FROM embedding_studio.queue WHERE user_id = %(user_id)s
 
 -- name: forget_sessions
 DELETE FROM embedding_studio.sessions WHERE user_id = %(user_id)s

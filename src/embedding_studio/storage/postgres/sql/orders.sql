@@ -40,15 +40,15 @@ SELECT
     session_id,
     user_id,
     collection,
-    CASE WHEN placed.status = 'pending' AND fold.token IS NOT NULL THEN 'processing' ELSE placed.status END AS status,
+    CASE WHEN placed.status = 'pending' AND entry.token IS NOT NULL THEN 'processing' ELSE placed.status END AS status,
     placed.priority,
-    CASE placed.status WHEN 'pending' THEN coalesce(fold.attempts, 0) ELSE placed.attempts END AS attempts,
+    CASE placed.status WHEN 'pending' THEN coalesce(entry.attempts, 0) ELSE placed.attempts END AS attempts,
     detail,
     created_at,
     updated_at,
-    CASE placed.status WHEN 'pending' THEN coalesce(fold.not_before, 0) ELSE 0 END AS not_before
+    CASE placed.status WHEN 'pending' THEN coalesce(entry.not_before, 0) ELSE 0 END AS not_before
 FROM embedding_studio.sessions_for_improvement AS placed
-    LEFT JOIN embedding_studio.folds AS fold USING (collection, user_id)
+    LEFT JOIN embedding_studio.queue AS entry USING (collection, user_id)
 
 -- name: get
 SELECT * FROM ({told}) AS told WHERE session_id = %(session_id)s
@@ -75,10 +75,10 @@ FROM (
     SELECT coalesce(sum((
         SELECT count(*)
         FROM embedding_studio.sessions_for_improvement AS placed
-        WHERE placed.user_id = fold.user_id AND placed.collection = fold.collection AND placed.status = 'pending'
+        WHERE placed.user_id = entry.user_id AND placed.collection = entry.collection AND placed.status = 'pending'
     )), 0)::bigint AS orders
-    FROM embedding_studio.folds AS fold
-    WHERE fold.token IS NOT NULL
+    FROM embedding_studio.queue AS entry
+    WHERE entry.token IS NOT NULL
 ) AS in_hand
     LEFT JOIN embedding_studio.order_counts ON true
 GROUP BY in_hand.orders

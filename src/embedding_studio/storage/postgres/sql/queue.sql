@@ -1,7 +1,7 @@
 -- name: mark
 -- The users of some sessions, and of others that also show something new. Rows of the queue are locked in one order everywhere, and before any order, so that two
 -- who want the same do not wait in a circle.
-INSERT INTO embedding_studio.folds (collection, user_id, priority, since)
+INSERT INTO embedding_studio.queue (collection, user_id, priority, since)
 SELECT
     collection,
     user_id,
@@ -15,7 +15,7 @@ ORDER BY collection, user_id
 
 -- name: on_conflict
 ON CONFLICT (collection, user_id) DO UPDATE SET
-    priority = greatest(folds.priority, excluded.priority),
+    priority = greatest(queue.priority, excluded.priority),
     not_before = 0,
     attempts = 0,
     is_alone = false,
@@ -23,7 +23,7 @@ ON CONFLICT (collection, user_id) DO UPDATE SET
 
 -- name: mark_learnt
 -- The users of some sessions, as far as these have orders.
-INSERT INTO embedding_studio.folds (collection, user_id, since)
+INSERT INTO embedding_studio.queue (collection, user_id, since)
 SELECT collection, user_id, embedding_studio.seconds()
 FROM embedding_studio.sessions_for_improvement
 WHERE session_id = ANY(%(session_ids)s::text[]) AND user_id IS NOT NULL
@@ -33,7 +33,7 @@ ORDER BY collection, user_id
 
 -- name: mark_users
 -- Some users, as far as they have orders under these names.
-INSERT INTO embedding_studio.folds (collection, user_id, since)
+INSERT INTO embedding_studio.queue (collection, user_id, since)
 SELECT collection, user_id, embedding_studio.seconds()
 FROM embedding_studio.sessions_for_improvement
 WHERE user_id = ANY(%(user_ids)s::text[]) AND collection = ANY(%(collections)s::text[])
@@ -43,7 +43,7 @@ ORDER BY collection, user_id
 
 -- name: mark_user
 -- A user, under each name that they have orders under.
-INSERT INTO embedding_studio.folds (collection, user_id, since)
+INSERT INTO embedding_studio.queue (collection, user_id, since)
 SELECT collection, user_id, embedding_studio.seconds()
 FROM embedding_studio.sessions_for_improvement
 WHERE user_id = %(user_id)s
@@ -53,7 +53,7 @@ ORDER BY collection, user_id
 
 -- name: mark_everyone
 WITH marked AS (
-    INSERT INTO embedding_studio.folds (collection, user_id, since)
+    INSERT INTO embedding_studio.queue (collection, user_id, since)
     SELECT collection, user_id, embedding_studio.seconds()
     FROM embedding_studio.sessions_for_improvement
     WHERE user_id IS NOT NULL AND collection = ANY(%(collections)s::text[])
@@ -66,7 +66,7 @@ SELECT count(DISTINCT user_id) FROM marked
 
 -- name: mark_under
 -- Those who have orders under one name, under each of several.
-INSERT INTO embedding_studio.folds (collection, user_id, since)
+INSERT INTO embedding_studio.queue (collection, user_id, since)
 SELECT given.name, user_id, embedding_studio.seconds()
 FROM (
     SELECT DISTINCT user_id
@@ -84,7 +84,7 @@ SELECT pg_notify(%(channel)s, '')
 -- What a worker held that ended is claimed alone, so that it ends no worker together with others.
 WITH due AS MATERIALIZED (
     SELECT collection, user_id, priority, since, token IS NOT NULL AS was_held
-    FROM embedding_studio.folds
+    FROM embedding_studio.queue
     WHERE not_before <= coalesce(%(now)s, embedding_studio.seconds())
     ORDER BY priority DESC, since, collection, user_id
     LIMIT %(users)s
@@ -100,7 +100,7 @@ chosen AS (
     UNION ALL
     SELECT collection, user_id, true FROM foremost WHERE was_held
 )
-UPDATE embedding_studio.folds AS claimed
+UPDATE embedding_studio.queue AS claimed
 SET token = %(token)s,
     attempts = attempts + (claimed.token IS NULL OR claimed.is_alone)::int,
     is_alone = chosen.is_alone,
@@ -116,18 +116,18 @@ RETURNING
     greatest(0, coalesce(%(now)s, embedding_studio.seconds()) - since)
 
 -- name: renew
-UPDATE embedding_studio.folds
+UPDATE embedding_studio.queue
 SET not_before = embedding_studio.seconds() + %(lease_seconds)s
 WHERE token = %(token)s
 
 -- name: release
-UPDATE embedding_studio.folds
+UPDATE embedding_studio.queue
 SET token = NULL, not_before = 0, attempts = attempts - 1
 WHERE token = %(token)s
 
 -- name: put_off
 -- Still as of a worker that ended, so that each is claimed alone.
-UPDATE embedding_studio.folds
+UPDATE embedding_studio.queue
 SET attempts = attempts - is_alone::int,
     not_before = CASE
         WHEN is_alone
@@ -140,7 +140,7 @@ WHERE token = %(token)s
 -- name: held
 -- Under each name of the collection, also what is not ours: ``release_others`` changes that.
 SELECT collection, user_id, attempts, token IS NOT DISTINCT FROM %(token)s
-FROM embedding_studio.folds
+FROM embedding_studio.queue
 WHERE user_id = ANY(%(user_ids)s::text[]) AND collection = ANY(%(collections)s::text[])
 ORDER BY collection, user_id
 FOR UPDATE
@@ -188,22 +188,22 @@ FROM embedding_studio.sessions_for_improvement
 WHERE session_id = ANY(%(failed)s::text[]) AND user_id = ANY(%(held_users)s::text[]) AND status <> 'failed'
 
 -- name: ended
-DELETE FROM embedding_studio.folds AS fold
-USING unnest(%(held_collections)s::text[], %(held_folds)s::text[]) AS held(collection, user_id)
-WHERE fold.collection = held.collection
-    AND fold.user_id = held.user_id
-    AND fold.token = %(token)s
+DELETE FROM embedding_studio.queue AS entry
+USING unnest(%(held_collections)s::text[], %(held_entries)s::text[]) AS held(collection, user_id)
+WHERE entry.collection = held.collection
+    AND entry.user_id = held.user_id
+    AND entry.token = %(token)s
     AND NOT EXISTS (
         SELECT
         FROM embedding_studio.sessions_for_improvement AS failed
         WHERE failed.session_id = ANY(%(failed)s::text[])
-            AND failed.user_id = fold.user_id
+            AND failed.user_id = entry.user_id
             AND failed.status <> 'failed'
     )
 
 -- name: release_others
 -- Who holds one of these users under another name of the collection may have read less.
-UPDATE embedding_studio.folds
+UPDATE embedding_studio.queue
 SET token = NULL, not_before = 0, attempts = attempts - 1
 WHERE user_id = ANY(%(held_users)s::text[])
     AND collection = ANY(%(collections)s::text[])
@@ -226,12 +226,12 @@ FROM (
 WHERE ended.session_id = named.session_id AND ended.user_id = %(user_id)s
 RETURNING ended.session_id
 
--- name: end_fold
-DELETE FROM embedding_studio.folds
+-- name: end_entry
+DELETE FROM embedding_studio.queue
 WHERE collection = %(collection)s AND user_id = %(user_id)s AND token = %(token)s
 
 -- name: give_back
-UPDATE embedding_studio.folds
+UPDATE embedding_studio.queue
 SET token = NULL,
     attempts = attempts - %(is_outage)s::int,
     not_before = embedding_studio.seconds() + CASE
@@ -246,10 +246,10 @@ SELECT
     count(*) FILTER (WHERE token IS NULL),
     count(*) FILTER (WHERE token IS NOT NULL),
     greatest(0, coalesce(embedding_studio.seconds() - min(since), 0))
-FROM embedding_studio.folds
+FROM embedding_studio.queue
 
 -- name: something_is_due
-SELECT EXISTS (SELECT FROM embedding_studio.folds WHERE not_before <= embedding_studio.seconds())
+SELECT EXISTS (SELECT FROM embedding_studio.queue WHERE not_before <= embedding_studio.seconds())
 
 -- name: listen
 LISTEN {channel}

@@ -18,9 +18,9 @@ from embedding_studio.storage.ports import (
     LONGEST_OUTAGE_WAIT_SECONDS,
     MAX_DETAIL_LENGTH,
     Claim,
-    Fold,
     OrderOutcome,
     PassedOver,
+    QueueEntry,
     QueueInfo,
 )
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
@@ -29,7 +29,7 @@ from embedding_studio.storage.postgres.sql import statements
 CHANNEL = "embedding_studio_orders"
 CLICKS = [event_type for event_type, weight in DEFAULT_EVENT_WEIGHTS.items() if weight > 0]
 
-_SQL = statements("folds.sql")
+_SQL = statements("queue.sql")
 
 Status = SessionForImprovementStatus
 
@@ -37,7 +37,7 @@ Held = tuple[str, str, int]
 """Of what a token holds: the name of the collection, the user, the attempts."""
 
 
-class PostgresFolds:
+class PostgresQueue:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._idle_listeners: list[Connection] = []
@@ -49,11 +49,11 @@ class PostgresFolds:
             lambda connection: connection.execute(_SQL["claim"], given).fetchall(), alone=True
         )
         rows.sort(key=lambda row: (-row[3], row[4], row[:2]))
-        folds = (
-            Fold(collection, user_id, attempts, waited_seconds=waited)
+        entries = (
+            QueueEntry(collection, user_id, attempts, waited_seconds=waited)
             for collection, user_id, attempts, _, _, waited in rows
         )
-        return Claim(token, tuple(folds)) if rows else None
+        return Claim(token, tuple(entries)) if rows else None
 
     def renew(self, token: str, lease_seconds: float) -> None:
         given = {"token": token, "lease_seconds": lease_seconds}
@@ -74,7 +74,7 @@ class PostgresFolds:
     def fail(
         self,
         token: str,
-        fold: Fold,
+        entry: QueueEntry,
         detail: str,
         *,
         sessions: Mapping[str, str] | None = None,
@@ -82,9 +82,9 @@ class PostgresFolds:
         backoff_seconds: float,
         is_outage: bool = False,
     ) -> list[str]:
-        is_last = fold.attempts >= max_attempts and not is_outage
+        is_last = entry.attempts >= max_attempts and not is_outage
         return self._given_back(
-            "end_fold" if is_last else "give_back",
+            "end_entry" if is_last else "give_back",
             {
                 "token": token,
                 "backoff_seconds": backoff_seconds,
@@ -95,10 +95,10 @@ class PostgresFolds:
                 "session_ids": None if sessions is None else list(sessions),
                 "details": None if sessions is None else [storable(why) for why in sessions.values()],
             },
-            fold,
+            entry,
         )
 
-    def refuse(self, token: str, fold: Fold, detail: str) -> list[str]:
+    def refuse(self, token: str, entry: QueueEntry, detail: str) -> list[str]:
         given = {
             "token": token,
             "status": Status.REFUSED,
@@ -106,7 +106,7 @@ class PostgresFolds:
             "session_ids": None,
             "details": None,
         }
-        return self._given_back("end_fold", given, fold)
+        return self._given_back("end_entry", given, entry)
 
     def info(self) -> QueueInfo:
         return QueueInfo(
@@ -130,11 +130,11 @@ class PostgresFolds:
         while self._idle_listeners:
             self._idle_listeners.pop().close()
 
-    def _given_back(self, how: str, given: dict[str, Any], fold: Fold) -> list[str]:
+    def _given_back(self, how: str, given: dict[str, Any], entry: QueueEntry) -> list[str]:
         given |= {
-            "collection": fold.collection,
-            "user_id": fold.user_id,
-            "attempts": fold.attempts,
+            "collection": entry.collection,
+            "user_id": entry.user_id,
+            "attempts": entry.attempts,
             "detail_length": MAX_DETAIL_LENGTH,
         }
 
@@ -238,7 +238,7 @@ def complete(
         "details": [None if outcome.detail is None else storable(outcome.detail) for outcome in ended],
         "detail_length": MAX_DETAIL_LENGTH,
         "held_collections": [collection for collection, *_ in held],
-        "held_folds": [user_id for _, user_id, _ in held],
+        "held_entries": [user_id for _, user_id, _ in held],
         "held_users": list(attempts),
         "held_attempts": list(attempts.values()),
         "looked_at": [outcome.session_id for outcome in outcomes],
