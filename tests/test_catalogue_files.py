@@ -103,6 +103,16 @@ def test_why_a_column_is_of_texts_is_noted(tmp_path):
     assert notes(path) == ["the column 'price' is of texts, not of numbers, since line 4 has 'N/A'"]
 
 
+def test_numbers_with_a_comma_stay_texts_and_that_is_said(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text("id;text;price;size;tags\na;x;12,50;1,5;3,4\nb;x;3;1.200,75;x\nc;x;9,99;2;5,6\n")
+
+    assert [payload["price"] for *_, payload in read(path)] == ["12,50", "3", "9,99"]
+    assert [note.split(" numbers with")[0] for note in notes(path)] == [
+        f"the column {column!r} is of texts, though they look like" for column in ("price", "size")
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "read_as"),
     [

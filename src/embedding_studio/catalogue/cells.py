@@ -15,6 +15,9 @@ from embedding_studio.domain.storable import check_json
 PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-][0-9]+)?")
 """An exponent has a sign, as programs write it; 1E5 may be a code."""
 
+NUMBER_WITH_COMMA = re.compile(r"-?[0-9]+(\.[0-9]{3})*,[0-9]+")
+"""As 12,50 or 1.234,50, which is 1,234.50 to others: so it is not read as a number, but noted."""
+
 Read = Callable[[str], Any]
 """Returns what a text stands for.
 
@@ -68,12 +71,20 @@ class ColumnTypes:
     def __init__(self) -> None:
         self._possible: dict[str, str | None] = {}
         self._exceptions: dict[str, str] = {}
+        self._with_comma: dict[str, str] = {}
 
     def see(self, column: str, text: str, place: str) -> None:
         """Look at one more value, which is not empty."""
         if column not in self._possible:
             self._possible[column] = next((name for name in TYPES if _stands_for(name, text)), None)
+            if NUMBER_WITH_COMMA.fullmatch(text):
+                self._with_comma[column] = (
+                    f"though they look like numbers with a comma, as {text[:40]!r} in {place}; a filter by "
+                    "range finds numbers that are written with a point"
+                )
             return
+        if not (NUMBER_WITH_COMMA.fullmatch(text) or _stands_for("numbers", text)):
+            self._with_comma.pop(column, None)
         name = self._possible[column]
         if name is not None and not _stands_for(name, text):
             self._possible[column] = None
@@ -86,8 +97,8 @@ class ColumnTypes:
 
     @property
     def exceptions(self) -> dict[str, str]:
-        """Why a column whose first values are of another type is one of texts."""
-        return self._exceptions
+        """Why a column is one of texts whose values look like something else: its first ones, or all."""
+        return self._exceptions | self._with_comma
 
 
 def _stands_for(name: str, text: str) -> bool:
