@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -362,3 +363,72 @@ def test_the_json_of_a_search_has_the_fields_of_the_answer(both):
         "metric_aggregation_type",
         "is_sorted",
     }
+
+
+# A catalogue, sent
+
+
+def write_rows(name, *rows):
+    Path(name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def test_a_catalogue_is_sent_as_it_would_be_stored(both, shop):
+    write_rows(
+        "o.jsonl", {"id": "a", "text": "abba"}, {"id": "cc", "text": "cc"}, {"id": "none", "text": " "}
+    )
+
+    here, there = both("index", "o.jsonl", "--json", "--prune")
+    again = both("index", "o.jsonl", "--dry-run", "--json")
+
+    assert told(here) | {"seconds": 0} == {
+        "indexed": 2,
+        "updated": 0,
+        "unchanged": 0,
+        "empty": 1,
+        "seconds": 0,
+        "pruned": 2,
+    }
+    assert told(there) | {"seconds": 0} == told(here) | {
+        "indexed": 0,
+        "unchanged": 2,
+        "pruned": 0,
+        "seconds": 0,
+    }
+    assert told(again[0]) == told(again[1])
+    assert shop.storage.objects.get(shop.collection(), ["a"])[0].payload == {"text": "abba"}
+
+
+def test_vectors_are_sent_into_a_collection_made_for_them(command, served, shop, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("EMBEDDING_STUDIO_URL", served[1])
+    write_rows(
+        "v.jsonl", {"id": "x", "v": [[1, 0, 2], [0, 1, 0]], "n": 1}, {"id": "y", "v": [[0, 0, 1]], "n": 2}
+    )
+    write_rows("long.jsonl", {"id": "x", "v": [[1, 0, 2, 3]]})
+    write_rows("p.jsonl", {"id": "x", "n": 5}, {"id": "gone", "n": 6})
+    sent = ("index", "v.jsonl", "-c", "ready", "--vector-column", "v", "--metric", "dot", "--json")
+
+    first, second = told(command(*sent)), told(command(*sent))
+    replaced = told(command("payloads", "p.jsonl", "-c", "ready", "--json"))
+    too_long = refusal(command("index", "long.jsonl", "-c", "ready", "--vector-column", "v"))
+    other = command("index", "v.jsonl", "-c", "ready", "--vector-column", "v", "--metric", "euclid")
+    ready = shop.storage.collections.get("ready")
+    x, y = shop.storage.objects.get(ready, ["x", "y"])
+
+    assert (first["indexed"], second["indexed"]) == (2, 2)
+    assert ready.index == SearchIndexInfo(dimensions=3, metric_type="dot")
+    assert x.parts.tolist() == [[1, 0, 2], [0, 1, 0]]
+    assert (x.payload, y.payload) == ({"n": 5}, {"n": 2})
+    assert replaced == {"updated": 1, "unknown": 1}
+    assert "4" in too_long
+    assert "3" in too_long
+    assert "euclid" in refusal(other)
+
+
+def test_what_a_service_cannot_be_asked_is_said(command, served, shop, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("EMBEDDING_STUDIO_URL", served[1])
+    write_rows("o.jsonl", {"id": "a", "text": "abba"})
+
+    assert "collections create films --embedder" in refusal(command("index", "o.jsonl", "-c", "films"))
+    assert command("index", "o.jsonl", "--metric", "dot").exit_code == 2
+    assert command("index", "o.jsonl", "--prune", "--dry-run").exit_code == 2
+    assert "no such file" in refusal(command("index", "none.jsonl"))

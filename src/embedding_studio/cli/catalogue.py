@@ -1,12 +1,13 @@
-"""Objects in: index, payloads."""
+"""Objects in: index, payloads; into the database here, or through a service."""
 
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -28,12 +29,16 @@ from embedding_studio.cli.console import (
     sentences,
     tell,
 )
-from embedding_studio.domain.index import MetricAggregationType, MetricType
+from embedding_studio.cli.services import Url, opened_service
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import CollectionNotFoundError
 from embedding_studio.indexing import IndexingReport, update_payloads
 from embedding_studio.indexing import prune as prune_objects
+
+if TYPE_CHECKING:
+    from embedding_studio.client import Client
 
 SHOWN_OBJECTS = 5
 """So many objects a dry run shows."""
@@ -63,6 +68,22 @@ Delimiter = Annotated[
     typer.Option(help="Character between columns of CSV or TSV, or `tab`. Default: the one that is found."),
 ]
 Encoding = Annotated[str | None, typer.Option(help="Of the text in FILE. Default: UTF-8.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to become of a catalogue.
+
+    Attributes:
+        chosen: how vectors are compared, as far as it was said.
+        brings_vectors: whether they are in the catalogue; else its texts are embedded.
+        prune: whether objects go that it does not name.
+    """
+
+    collection: str
+    chosen: Mapping[str, Any]
+    brings_vectors: bool
+    prune: bool
 
 
 def index(
@@ -96,6 +117,7 @@ def index(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read FILE, show what would be stored, and store nothing.")
     ] = False,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Embed a catalogue and store it, or store the vectors it brings; what is there is not embedded again."""
@@ -117,32 +139,23 @@ def index(
     )
     chosen = {"metric_type": metric, "metric_aggregation_type": aggregation}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    with sentences(), _opened(file, reading) as catalogue, opened_context() as context:
-        existing = _existing(context, collection)
-        info = context.plugin.get_search_index_info().model_copy(update=chosen)
-        objects: Iterator[CatalogueText | CatalogueObject] = catalogue.texts()
-        if brings_vectors:
-            known = existing.index if existing else info.model_copy(update={"dimensions": None})
-            info = known.model_copy(update=chosen)
-            objects = catalogue.objects(info)
-            info = info.model_copy(update={"dimensions": catalogue.dimensions})
-        if dry_run:
-            told = _rehearsed(context, existing, catalogue, objects, prune=prune)
-            print_value(told, as_json=True) if as_json else _show(told)
-            return
-        if brings_vectors:
-            context.storage.collections.create(
-                existing.name if existing else collection,
-                info,
-                embedder=existing.embedder if existing else None,
-            )
+    if url and chosen and not brings_vectors:
+        raise typer.BadParameter(
+            "a service makes a collection for texts by `collections create`, which takes --metric and "
+            "--aggregation; leave them out here"
+        )
+    if url and dry_run and prune:
+        raise typer.BadParameter("a dry run with --url looks into FILE alone; leave --prune out")
+    with sentences(), _opened(file, reading) as catalogue:
+        wanted = Wanted(collection, chosen, brings_vectors=brings_vectors, prune=prune)
+        if url and dry_run:
+            made = SearchIndexInfo(**chosen, dimensions=catalogue.dimensions)
+            told = _rehearsed(catalogue, catalogue.objects(made) if brings_vectors else catalogue.texts())
+        elif url:
+            told = _sent(url, catalogue, wanted)
         else:
-            context.collection(collection, index=info if chosen else None)
-        told = asdict(store(context, collection, objects, catalogue.number))
-        told["seconds"] = round(told["seconds"], 2)
-        if prune:
-            told["pruned"] = prune_objects(context.storage, context.collection(collection), catalogue.ids)
-    print_value(told, as_json=as_json)
+            told = _stored(catalogue, wanted, dry_run=dry_run)
+    _show(told) if dry_run and not as_json else print_value(told, as_json=as_json)
 
 
 def payloads(
@@ -155,6 +168,7 @@ def payloads(
     on_duplicate: OnDuplicateOption = OnDuplicate.REFUSE,
     delimiter: Delimiter = None,
     encoding: Encoding = None,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Replace the payloads of objects by a file's other columns; nothing is embedded, vectors stay."""
@@ -166,6 +180,18 @@ def payloads(
         separator=_separator(delimiter),
         encoding=encoding,
     )
+    if url:
+        from embedding_studio.client.answers import PayloadsReplaced
+        from embedding_studio.client.calls import MOST_OBJECTS
+
+        with sentences(), _opened(file, reading) as catalogue, opened_service(url) as service:
+            replaced, rows = PayloadsReplaced(), catalogue.payloads()
+            with bar("Sending payloads", catalogue.number) as advance:
+                while batch := dict(islice(rows, MOST_OBJECTS)):
+                    replaced += cast("Client", service).update_payloads(batch, collection=collection)
+                    advance(len(batch))
+        print_value({"updated": replaced.updated, "unknown": len(replaced.unknown)}, as_json=as_json)
+        return
     with sentences(), _opened(file, reading) as catalogue, opened_context() as context:
         stored = context.storage.collections.get(collection)
         with bar("Storing payloads", catalogue.number) as advance:
@@ -208,13 +234,87 @@ def _opened(file: str, reading: Reading) -> Iterator[CatalogueFile]:
         yield catalogue
 
 
+def _stored(catalogue: CatalogueFile, wanted: Wanted, *, dry_run: bool) -> dict[str, Any]:
+    """Store a catalogue in the database here, and return what became of its objects."""
+    name, chosen = wanted.collection, wanted.chosen
+    with opened_context() as context:
+        existing = _existing(context, name)
+        info = context.plugin.get_search_index_info().model_copy(update=dict(chosen))
+        objects: Iterator[CatalogueText | CatalogueObject] = catalogue.texts()
+        if wanted.brings_vectors:
+            known = existing.index if existing else info.model_copy(update={"dimensions": None})
+            info = known.model_copy(update=dict(chosen))
+            objects = catalogue.objects(info)
+            info = info.model_copy(update={"dimensions": catalogue.dimensions})
+        if dry_run:
+            told = _rehearsed(catalogue, objects)
+            if wanted.prune:
+                ids = catalogue.ids
+                told["would_prune"] = (
+                    prune_objects(context.storage, existing, ids, dry_run=True) if existing else 0
+                )
+            return told
+        if wanted.brings_vectors:
+            context.storage.collections.create(
+                existing.name if existing else name, info, embedder=existing.embedder if existing else None
+            )
+        else:
+            context.collection(name, index=info if chosen else None)
+        told = asdict(store(context, name, objects, catalogue.number))
+        told["seconds"] = round(told["seconds"], 2)
+        if wanted.prune:
+            told["pruned"] = prune_objects(context.storage, context.collection(name), catalogue.ids)
+    return told
+
+
+def _sent(url: str, catalogue: CatalogueFile, wanted: Wanted) -> dict[str, Any]:
+    """Send a catalogue to a service, and return what became of its objects."""
+    name, started, empty = wanted.collection, time.monotonic(), 0
+    with opened_service(url) as service:
+        client = cast("Client", service)
+        objects: Iterator[CatalogueText | CatalogueObject] = catalogue.texts()
+        if wanted.brings_vectors:
+            objects = catalogue.objects(_index_there(client, catalogue, wanted))
+
+        def to_send() -> Iterator[CatalogueText | CatalogueObject]:
+            nonlocal empty
+            for each in objects:
+                if isinstance(each, CatalogueObject) or each.text.strip():
+                    yield each
+                else:
+                    empty += 1
+                advance(1)
+
+        with bar("Sending", catalogue.number) as advance:
+            try:
+                report = client.upsert(to_send(), collection=name)
+            except CollectionNotFoundError as error:
+                make = f"`embedding-studio collections create {name} --embedder MODEL --url {url}` makes it"
+                raise CollectionNotFoundError(f"{error}; {make}") from error
+        told = {**asdict(report), "empty": empty, "seconds": round(time.monotonic() - started, 2)}
+        if wanted.prune:
+            there = [each.object_id for each in client.scroll(collection=name)]
+            gone = [object_id for object_id in there if object_id not in catalogue.ids]
+            told["pruned"] = client.delete(gone, collection=name)
+    return told
+
+
+def _index_there(client: "Client", catalogue: CatalogueFile, wanted: Wanted) -> SearchIndexInfo:
+    """Return how a service's collection compares vectors; where there is none, it is made."""
+    chosen = dict(wanted.chosen)
+    try:
+        there = SearchIndexInfo(**asdict(client.collection(wanted.collection).index))
+    except CollectionNotFoundError:
+        there = None
+    made = SearchIndexInfo(dimensions=catalogue.dimensions) if there is None else there
+    made = made.model_copy(update=chosen)
+    if made != there:  # one that compares otherwise is refused
+        client.create_collection(wanted.collection, **made.model_dump(mode="json"))
+    return made
+
+
 def _rehearsed(
-    context: Context,
-    existing: Collection | None,
-    catalogue: CatalogueFile,
-    objects: Iterator[CatalogueText | CatalogueObject],
-    *,
-    prune: bool,
+    catalogue: CatalogueFile, objects: Iterator[CatalogueText | CatalogueObject]
 ) -> dict[str, Any]:
     """Return what ``index`` would do, and how the first objects would be stored."""
     first = list(islice(objects, SHOWN_OBJECTS))
@@ -225,10 +325,6 @@ def _rehearsed(
         "would_index": would_index,
         "would_leave_out": catalogue.number - would_index,
     }
-    if prune:
-        told["would_prune"] = (
-            prune_objects(context.storage, existing, catalogue.ids, dry_run=True) if existing else 0
-        )
     told["first"] = [
         {"object_id": each.object_id, "text": each.text, "payload": each.payload}
         if isinstance(each, CatalogueText)
