@@ -92,7 +92,7 @@ def steps_of(
     steps = Steps(left_out=Counter(log.left_out))
     past = _Past(index, gate_threshold)
     coming: list[tuple[int, int, Click]] = []
-    turns = itertools.count()
+    ordinals = itertools.count()
     for number, session in enumerate(log.sessions, start=1):
         if progress and (number % 100 == 0 or number == len(log.sessions)):
             progress("plain search", number, len(log.sessions))
@@ -118,7 +118,7 @@ def steps_of(
         steps.each.append(Step(tuple(due), search, clicked, slices))
         for click in session.clicks:
             made = Click(search, session.shown, click.object_id, click.event_type, click.at // 1000)
-            heapq.heappush(coming, (click.at, next(turns), made))
+            heapq.heappush(coming, (click.at, next(ordinals), made))
     return steps
 
 

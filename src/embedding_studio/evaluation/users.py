@@ -43,11 +43,11 @@ class SimulatedUser:
     slices: Mapping[str, tuple[JudgedQuery, ...]]
 
 
-def wording(user: SimulatedUser, turn: int) -> JudgedQuery:
+def wording(user: SimulatedUser, number: int) -> JudgedQuery:
     """Return the user's first wish in one of the wordings they issue it in, in turn."""
     wish = user.issued[0]
     wordings = list({query.text: query for query in user.issued if query.grades == wish.grades}.values())
-    return wordings[turn % len(wordings)]
+    return wordings[number % len(wordings)]
 
 
 def simulate_users(

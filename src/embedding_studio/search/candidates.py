@@ -79,8 +79,8 @@ def ranked_candidates(
         )
         changes[places] = after - before
         best_first = np.argsort(np.sort(before) + (after - before), kind="stable")
-        for place, turn in zip(places, best_first.tolist(), strict=True):
-            order[place] = places[turn]
+        for place, best in zip(places, best_first.tolist(), strict=True):
+            order[place] = places[best]
     results = (
         RankedResult(
             candidates[given],

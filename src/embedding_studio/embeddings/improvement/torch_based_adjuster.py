@@ -239,9 +239,9 @@ class _Loss:
         else:
             # One pair of every part at a time: the same operation as above, rounded alike, for which of
             # the two ways a session goes depends on who else is there.
-            turns = np.arange(len(self.asked)) - self.pairs_of_parts[self.part_of_pairs]
-            for turn in range(turns.max() + 1):
-                pairs = np.flatnonzero(turns == turn)
+            ordinals = np.arange(len(self.asked)) - self.pairs_of_parts[self.part_of_pairs]
+            for ordinal in range(ordinals.max() + 1):
+                pairs = np.flatnonzero(ordinals == ordinal)
                 rows = self.part_of_pairs[pairs]
                 into[rows] = torch.addcmul(into[rows], self.asked[pairs], along_queries[pairs])
         of_parts = np.add.reduceat(derivatives, self.pairs_of_parts)

@@ -645,7 +645,7 @@ def _push(
     if not events:
         mark_learnt(connection, longer)
         return []
-    given = _rows(vars(event) | {"turn": turn} for turn, event in enumerate(events))
+    given = _rows(vars(event) | {"ordinal": ordinal} for ordinal, event in enumerate(events))
     rows = connection.execute(_SQL["push"], {"events": given}).fetchall()
     touched = {
         event.session_id

@@ -91,7 +91,9 @@ def replace_votes(
                 "queries": pack(np.stack([vote.query for _, vote in rows])),
                 "clicked_means": pack(np.stack([vote.clicked_mean for _, vote in rows])),
                 "created_ats": [vote.created_at for _, vote in rows],
-                "vote_turns": [turn for turn, (_, vote) in enumerate(rows, start=1) for _ in vote.seen],
+                "vote_ordinals": [
+                    ordinal for ordinal, (_, vote) in enumerate(rows, start=1) for _ in vote.seen
+                ],
                 "object_ids": [seen.object_id for _, vote in rows for seen in vote.seen],
                 "clicks": [seen.clicks for _, vote in rows for seen in vote.seen],
                 "looks": [seen.looks for _, vote in rows for seen in vote.seen],

@@ -79,9 +79,9 @@ FROM json_to_recordset(%(results)s::json) AS shown(
 WITH given AS MATERIALIZED (
     SELECT
         *,
-        row_number() OVER (PARTITION BY session_id, event_id ORDER BY turn) = 1 AS is_first
+        row_number() OVER (PARTITION BY session_id, event_id ORDER BY ordinal) = 1 AS is_first
     FROM json_to_recordset(%(events)s::json) AS event(
-        session_id text, event_id text, object_id text, event_type text, created_at bigint, meta jsonb, turn int
+        session_id text, event_id text, object_id text, event_type text, created_at bigint, meta jsonb, ordinal int
     )
 ),
 known AS MATERIALIZED (
@@ -121,7 +121,7 @@ FROM given
     LEFT JOIN added ON added.session_id = given.session_id AND added.event_id = given.event_id
     LEFT JOIN embedding_studio.session_events AS stored
         ON stored.session_id = given.session_id AND stored.event_id = given.event_id
-ORDER BY turn
+ORDER BY ordinal
 
 -- name: lock_ids
 -- Of sessions that may not be there. In one order, and few, however many the sessions: locks take room.

@@ -83,24 +83,24 @@ DELETE FROM {schema}.shared_votes WHERE user_id = ANY(%(user_ids)s::text[])
 -- In one order, so that two who bring the same queries wait for each other and not in a circle.
 INSERT INTO {schema}.shared_queries (query_key, query)
 SELECT query_key, query
-FROM unnest(%(query_keys)s::text[], %(queries)b::vector[]) WITH ORDINALITY AS given(query_key, query, turn)
-ORDER BY query_key COLLATE "C", turn
+FROM unnest(%(query_keys)s::text[], %(queries)b::vector[]) WITH ORDINALITY AS given(query_key, query, ordinal)
+ORDER BY query_key COLLATE "C", ordinal
 ON CONFLICT (query_key) DO NOTHING
 
 -- name: insert_votes
 INSERT INTO {schema}.shared_votes (user_id, query_key, clicked_mean, created_at, object_ids, clicks, looks)
 SELECT
     user_id, query_key, clicked_mean, created_at,
-    array_remove(array_agg(object_id ORDER BY seen.turn), NULL),
-    array_remove(array_agg(clicks ORDER BY seen.turn), NULL),
-    array_remove(array_agg(looks ORDER BY seen.turn), NULL)
+    array_remove(array_agg(object_id ORDER BY seen.ordinal), NULL),
+    array_remove(array_agg(clicks ORDER BY seen.ordinal), NULL),
+    array_remove(array_agg(looks ORDER BY seen.ordinal), NULL)
 FROM unnest(
     %(user_ids)s::text[], %(query_keys)s::text[], %(clicked_means)b::vector[], %(created_ats)s::bigint[]
-) WITH ORDINALITY AS vote(user_id, query_key, clicked_mean, created_at, vote_turn)
+) WITH ORDINALITY AS vote(user_id, query_key, clicked_mean, created_at, vote_ordinal)
     LEFT JOIN unnest(
-        %(vote_turns)s::bigint[], %(object_ids)s::text[], %(clicks)s::float8[], %(looks)s::float8[]
-    ) WITH ORDINALITY AS seen(vote_turn, object_id, clicks, looks, turn) USING (vote_turn)
-GROUP BY vote_turn, user_id, query_key, clicked_mean, created_at
+        %(vote_ordinals)s::bigint[], %(object_ids)s::text[], %(clicks)s::float8[], %(looks)s::float8[]
+    ) WITH ORDINALITY AS seen(vote_ordinal, object_id, clicks, looks, ordinal) USING (vote_ordinal)
+GROUP BY vote_ordinal, user_id, query_key, clicked_mean, created_at
 
 -- name: delete_queries
 DELETE FROM {schema}.shared_queries AS asked
