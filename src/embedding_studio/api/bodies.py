@@ -71,11 +71,17 @@ class BodyRoute(APIRoute):
     """A route that looks at the key first, then at the body."""
 
     def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
         if self.body_field is None:
-            return handle
+            return super().get_route_handler()
         kind: type[Body] = self.body_field.field_info.annotation  # type: ignore[assignment]
-        guards = replace(self.dependant, body_params=[], path_params=[], query_params=[])
+        whole = self.dependant
+        first = len(self.dependencies)  # FastAPI puts those of the decorator before those of the function
+        guards = replace(
+            whole, dependencies=whole.dependencies[:first], body_params=[], path_params=[], query_params=[]
+        )
+        self.dependant = replace(whole, dependencies=whole.dependencies[first:])  # not asked twice
+        handle = super().get_route_handler()
+        self.dependant = whole  # of which the document is made
 
         async def handle_body(request: Request) -> Response:
             await solve_dependencies(
@@ -156,9 +162,14 @@ def _parsed(body: bytes) -> Any:
     containers = body.count(b"[") + body.count(b"{")
     if containers > max(FEW_CONTAINERS, len(body) // BYTES_PER_CONTAINER):
         raise wrong_body(f"the body holds some {containers} lists and objects; send less at once")
-    # The slower one keeps whole numbers of any size, and half a surrogate pair to be refused with its place.
-    loads = json.loads if len(body) <= SMALL_BYTES or LARGE_NUMBER.search(body) else orjson.loads
-    try:
-        return loads(body)
-    except (ValueError, RecursionError) as error:
-        raise wrong_body(f"the body is not JSON: {error}") from None
+    # The slower one keeps whole numbers of any size, and of what the faster one refuses half a surrogate pair
+    # and NaN, to be refused with their place.
+    readers: list[Callable[[bytes], Any]] = [json.loads] if LARGE_NUMBER.search(body) else [orjson.loads]
+    if len(body) <= SMALL_BYTES:
+        readers.append(json.loads)
+    for loads in readers:
+        try:
+            return loads(body)
+        except (ValueError, RecursionError) as error:
+            fault = error
+    raise wrong_body(f"the body is not JSON: {fault}")

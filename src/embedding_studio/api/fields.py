@@ -79,7 +79,7 @@ def to_vectors(given: Any) -> NDArray[np.float32]:
     numbers = (
         [number for row in rows for number in row] if all(isinstance(row, list) for row in rows) else [None]
     )
-    if not all(type(number) in (int, float) for number in numbers):  # a bool is an int to isinstance
+    if not {*map(type, numbers)} <= {int, float}:  # a bool is an int to isinstance
         raise ValueError("vectors are a list of lists of numbers, and nothing else")
     try:
         return check_vectors(ANY_INDEX, rows, "this field")
