@@ -1,12 +1,16 @@
 """Storages to test with: the in-memory twin, and PostgreSQL."""
 
 import itertools
+import os
 import shutil
+import socket
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import hypothesis
 import psycopg
@@ -38,6 +42,50 @@ def postgres_server() -> Iterator[str]:
             yield url
     finally:
         shutil.rmtree(data_dir)
+
+
+@pytest.fixture(scope="session")
+def pooler(postgres_server: str) -> Iterator[int]:
+    """Return the port of a PgBouncer in transaction mode, which has three connections for each database."""
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        pytest.skip("there is no PgBouncer; on Debian: apt-get install pgbouncer")
+    folder = parse_qs(urlsplit(postgres_server).query)["host"][0]
+    owner = Path(folder).stat()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = Path(tempfile.mkdtemp(prefix="embedding-studio-pgbouncer-"))
+    place.chmod(0o755)  # as root it runs as the owner of the server, who must get in
+    (place / "pgbouncer.ini").write_text(
+        f"[databases]\n* = host={folder} port=5432 user=embedding_studio\n[pgbouncer]\n"
+        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+        "pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 200\n"
+    )
+    as_owner = {"user": owner.st_uid, "group": owner.st_gid} if os.getuid() == 0 else {}
+    process = subprocess.Popen([program, "-q", str(place / "pgbouncer.ini")], **as_owner)
+    try:
+        while not _answers(port):
+            assert process.poll() is None, "PgBouncer ended"
+            time.sleep(0.02)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        shutil.rmtree(place)
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def pooled_url(pooler: int, postgres_url: str) -> str:
+    """Return the URL of the test's own database behind PgBouncer."""
+    return f"postgresql://embedding_studio@127.0.0.1:{pooler}{urlsplit(postgres_url).path}"
 
 
 @contextmanager

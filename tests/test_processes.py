@@ -4,11 +4,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,8 +16,7 @@ import pytest
 from conftest import new_database
 from embedding_studio import SearchResultItem, Session, SessionEvent, SessionForImprovementCreateSchema
 from embedding_studio.storage.postgres import PostgresStorage
-
-PROGRAM = str(Path(sys.executable).with_name("embedding-studio"))
+from processes import command, environment_of, eventually, running, url_in
 
 CATALOGUE = {
     "heat": "Heat conduction in composite slabs",
@@ -31,11 +27,6 @@ CATALOGUE = {
     "shell": "Vibration of cylindrical shells",
     "nozzle": "Flow separation in an overexpanded rocket nozzle",
 }
-
-
-def environment_of(database_url):
-    kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
-    return kept | {"DATABASE_URL": database_url, "OPENBLAS_NUM_THREADS": "1", "PORT": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -53,32 +44,6 @@ def environment(postgres_server, indexed):
         yield environment_of(url)
 
 
-@contextmanager
-def running(environment, *arguments, ready: str):
-    """Start a command, and go on when it has said on stderr that it is ready; yield what it said there."""
-    process = subprocess.Popen(
-        [PROGRAM, *arguments], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        for line in process.stderr:
-            if ready in line:
-                yield process, line
-                break
-        else:
-            raise AssertionError(f"{arguments} ended with {process.wait()} before it was ready")
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        process.stderr.close()
-        process.wait(timeout=60)
-
-
-def command(environment, *arguments, stdin=None):
-    return subprocess.run(
-        [PROGRAM, *arguments], env=environment, input=stdin, capture_output=True, text=True, check=False
-    )
-
-
 def index_the_catalogue(environment):
     lines = "".join(json.dumps({"id": each, "text": text}) + "\n" for each, text in CATALOGUE.items())
     indexed = command(environment, "index", "-", "--json", stdin=lines)
@@ -86,22 +51,10 @@ def index_the_catalogue(environment):
     return json.loads(indexed.stdout)
 
 
-def url_in(line: str) -> str:
-    return next(word for word in line.split() if word.startswith("http://"))
-
-
 def ids(client, query, **more):
     answer = client.post("/embeddings/similarity-search", json={"search_query": query, "limit": 7} | more)
     answer.raise_for_status()
     return [each["object_id"] for each in answer.json()["search_results"]]
-
-
-def eventually(seconds, condition):
-    deadline = time.monotonic() + seconds
-    while not (seen := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
-    return seen
 
 
 def test_a_worker_tells_what_it_learnt_until_it_is_told_to_end(environment):

@@ -18,7 +18,7 @@ from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import Collection
 from embedding_studio.embeddings.codes import Coder, Codes, View
 from embedding_studio.storage.ports import Vectors
-from embedding_studio.storage.postgres.database import Connection, only_row
+from embedding_studio.storage.postgres.database import Connection, one_moment, only_row
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 from embedding_studio.storage.postgres.vectors import unpack
@@ -80,12 +80,10 @@ class CodesOfCollection:
     def _read(self, connection: Connection) -> State:
         known = self._state
         given = {"epoch": known.epoch if known else -1, "revision": known.revision if known else -1}
-        with connection.pipeline():
-            connection.execute(_SQL["begin"])
+        with connection.pipeline(), one_moment(connection):
             revision_row = connection.execute(_of(self._collection, "revision"))
             centre_row = connection.execute(_of(self._collection, "centre"), binary=True)
             changes = connection.execute(_of(self._collection, "changes"), given, binary=True)
-            connection.execute(_SQL["commit"])
         revision, epoch, margin = only_row(revision_row)
         (centre,) = only_row(centre_row)
         if epoch == 0:

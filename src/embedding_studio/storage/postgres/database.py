@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from embedding_studio.errors import (
@@ -35,6 +36,9 @@ IDLE_IN_TRANSACTION_SECONDS = 60.0
 RETRIED_CONFLICTS = 3
 PAUSE_SECONDS = 0.05
 
+_BEGIN = b"BEGIN"
+_BEGIN_ONE_MOMENT = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
 CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 NOT_WRITABLE = (psycopg.errors.DiskFull, psycopg.errors.ReadOnlySqlTransaction)
 
@@ -43,6 +47,10 @@ class Database:
     """A pool of connections.
 
     Connections commit by themselves; a batch sent in pipeline mode is one transaction and one round trip.
+
+    Behind a pooler (PgBouncer in transaction mode, say) a connection is another one from transaction to
+    transaction. So there whatever is done is a transaction that begins with its limits, nothing is prepared,
+    and no notice arrives.
 
     Args:
         statement_seconds: a statement may take so long, but those of maintenance; 0: as long as it likes.
@@ -69,6 +77,8 @@ class Database:
         with self.errors(), self.connect() as connection:
             self.applied = migrate(connection)
             """The migrations applied just now."""
+            self.is_pooled = _is_pooled(connection)
+            """Whether a pooler stands between."""
         self._pool = ConnectionPool(
             self._locate,
             min_size=1,
@@ -78,6 +88,7 @@ class Database:
                 "autocommit": True,
                 "connect_timeout": CONNECT_SECONDS,
                 "fallback_application_name": APPLICATION_NAME,
+                **({"prepare_threshold": None} if self.is_pooled else {}),
             },
             configure=self._configure,
             check=_require_open,
@@ -94,23 +105,28 @@ class Database:
             autocommit=True,
             connect_timeout=CONNECT_SECONDS,
             fallback_application_name=APPLICATION_NAME,
+            prepare_threshold=None,
         )
 
-    def read(self, work: Callable[[Connection], T]) -> T:
+    def read(self, work: Callable[[Connection], T], *, begins: bool = False) -> T:
         """Return what ``work`` reads, tried once more where the connection is lost meanwhile.
 
         A backend that dies takes all connections of its server with it, for a tenth of a second.
+
+        Args:
+            begins: it reads through ``one_moment``; behind a pooler all of it is of one moment.
         """
+        lent = partial(self._lent, begin=_BEGIN_ONE_MOMENT if begins else _BEGIN, stops_with_waiter=True)
         with self.errors():
             try:
-                with self._lent(stops_with_waiter=True) as connection:
+                with lent() as connection:
                     return work(connection)
             except PoolTimeout:
                 raise  # waited long enough
             except psycopg.OperationalError as error:
                 if not _is_lost(error):
                     raise
-            with self._lent(stops_with_waiter=True) as connection:
+            with lent() as connection:
                 return work(connection)
 
     def write(self, work: Callable[[Connection], T], *, alone: bool = False, is_upkeep: bool = False) -> T:
@@ -152,12 +168,16 @@ class Database:
             self.write(lambda connection: connection.execute(_PROBE))
 
     @contextmanager
-    def _lent(self, *, stops_with_waiter: bool = False) -> Iterator[Connection]:
+    def _lent(self, *, begin: bytes = _BEGIN, stops_with_waiter: bool = False) -> Iterator[Connection]:
         waiter = WAITER.get() if stops_with_waiter else None
         with self._pool.connection() as connection:
             cancel = partial(connection.cancel_safe, timeout=CANCEL_SECONDS)
             try:
                 with waiter.reading(cancel) if waiter else nullcontext():
+                    if self.is_pooled:  # the pool commits it, or rolls it back
+                        with connection.pipeline():
+                            connection.execute(begin)
+                            self._limit(connection, is_local=True)
                     yield connection
             except psycopg.OperationalError as error:
                 if error.sqlstate is None and not connection.closed:  # not the server's word, nor its silence
@@ -169,7 +189,7 @@ class Database:
     @contextmanager
     def _transaction(self, *, alone: bool, is_upkeep: bool) -> Iterator[Connection]:
         try:
-            with self._lent() as connection, nullcontext() if alone else connection.transaction():
+            with self._lent() as connection, self._begun(connection, alone=alone):
                 if is_upkeep:
                     connection.execute("SELECT set_config('statement_timeout', '0', true)")
                 yield connection
@@ -181,8 +201,12 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Lend a connection with an open transaction: committed at the end, rolled back on an exception."""
-        with self.errors(), self._lent() as connection, connection.transaction():
+        with self.errors(), self._lent() as connection, self._begun(connection):
             yield connection
+
+    def _begun(self, connection: Connection, *, alone: bool = False) -> AbstractContextManager[object]:
+        """Return a transaction, where one is needed that has not begun."""
+        return nullcontext() if alone or self.is_pooled else connection.transaction()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -219,14 +243,32 @@ class Database:
 
     def _configure(self, connection: Connection) -> None:
         register(connection)
+        if not self.is_pooled:
+            self._limit(connection, is_local=False)
+
+    def _limit(self, connection: Connection, *, is_local: bool) -> None:
         settings = {"jit": "off", **self._limits}  # to compile takes longer than our statements
         connection.execute(
-            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS given(name, value)",
-            (list(settings), list(settings.values())),
+            "SELECT set_config(name, value, %s) FROM unnest(%s::text[], %s::text[]) AS given(name, value)",
+            (is_local, list(settings), list(settings.values())),
         )
 
     def close(self) -> None:
         self._pool.close()
+
+
+@contextmanager
+def one_moment(connection: Connection) -> Iterator[None]:
+    """Let what is read be of one moment; in work for ``Database.read`` with ``begins``.
+
+    Entered and left in a pipeline it costs no round trip. What fails in it is ended by the pool.
+    """
+    begins = connection.info.transaction_status == TransactionStatus.IDLE
+    if begins:
+        connection.execute(_BEGIN_ONE_MOMENT)
+    yield
+    if begins:
+        connection.execute("COMMIT")
 
 
 def only_row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -236,6 +278,12 @@ def only_row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 
 _PROBE = "CREATE TEMPORARY TABLE probe ON COMMIT DROP AS SELECT repeat('x', 1000) FROM generate_series(1, 64)"
+
+
+def _is_pooled(connection: Connection) -> bool:
+    """Return whether a pooler stands between: it names a process of its own making as the server's."""
+    (process_id,) = only_row(connection.execute("SELECT pg_backend_pid()"))
+    return bool(process_id != connection.info.backend_pid)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -15,6 +15,7 @@ import statistics
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -31,7 +32,7 @@ from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.codes import CodesOfCollection, State
-from embedding_studio.storage.postgres.database import Connection, only_row
+from embedding_studio.storage.postgres.database import Connection, one_moment, only_row
 from embedding_studio.storage.postgres.filters import condition
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
@@ -228,9 +229,9 @@ class NearestSearch:
         if not question.may_have_copies:
             return self._ask(connection, question, question.exact(_NO_COPIES), _NO_COPIES)
         # Of one moment, else what changes meanwhile would be missed by both.
-        try:
+        with ExitStack() as moment:
             with connection.pipeline():
-                connection.execute(_SQL["begin"])
+                moment.enter_context(one_moment(connection))
                 connection.execute(_SQL["settings"])
                 asked = question.ask_copies(connection)
             copies = question.copies_in(asked)
@@ -240,22 +241,17 @@ class NearestSearch:
                 return answer
             plan = question.chosen(copies.object_nos, copies, is_filtered=question.condition is not None)
             return self._ask(connection, question, plan, copies).with_those_of(answer, question.limit)
-        finally:
-            connection.execute(_SQL["commit"])  # of what failed, it is the end as well
 
     def _ask(
         self, connection: Connection, question: "_Question", plan: "_Plan", copies: "_Copies"
     ) -> "_Answer":
         """Return what a plan brings, in one round trip."""
         given = question.parameters | plan.parameters
-        with connection.pipeline():
+        with connection.pipeline(), one_moment(connection) if plan.needs_snapshot else nullcontext():
             if plan.needs_snapshot:
-                connection.execute(_SQL["begin"])
-                connection.execute(_SQL["settings"], given)
+                connection.execute(_SQL["settings"])
             found = connection.execute(plan.statement, given, binary=True)
             revision = connection.execute(question.revision)
-            if plan.needs_snapshot:
-                connection.execute(_SQL["commit"])
         rows = found.fetchall()
         distances = np.array([distance for _, distance, *_ in rows]) + question.geometry.offset
         if len(copies):

@@ -182,7 +182,8 @@ class PostgresObjects:
         neighbours = self.database.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, margin=margin
-            )
+            ),
+            begins=True,
         )
         return [
             neighbour
@@ -197,7 +198,7 @@ class PostgresObjects:
                 return CodesInfo(parts=0, bytes_in_memory=0, margin=state.margin)
             return CodesInfo(len(state.view), state.view.nbytes, state.margin or self._search.margin)
 
-        return self.database.read(work)
+        return self.database.read(work, begins=True)
 
     def tidy(self, collection: Collection) -> None:
         """Write the codes of a collection that is large and has none, and order their log where it is long.

@@ -100,7 +100,8 @@ class PostgresPersonal:
         return self._database.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, moved=moved
-            )
+            ),
+            begins=True,
         )
 
     def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:

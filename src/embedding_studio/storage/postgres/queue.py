@@ -5,6 +5,7 @@ random token keeps the late worker from ending what is no longer its own.
 """
 
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -27,6 +28,8 @@ from embedding_studio.storage.postgres.database import Connection, Database, onl
 from embedding_studio.storage.postgres.sql import statements
 
 CHANNEL = "embedding_studio_orders"
+POLL_SECONDS = 0.1
+"""Between two looks, where no notice arrives."""
 CLICKS = [event_type for event_type, weight in DEFAULT_EVENT_WEIGHTS.items() if weight > 0]
 
 _SQL = statements("queue.sql")
@@ -149,14 +152,27 @@ class PostgresQueue:
         with suppress(IndexError):
             return self._idle_listeners.pop(), False
         listener = self._database.connect()
-        listener.execute(_SQL["listen"].format(channel=sql.Identifier(CHANNEL)))
+        if not self._database.is_pooled:
+            listener.execute(_SQL["listen"].format(channel=sql.Identifier(CHANNEL)))
         return listener, True
 
     def _wait_on(self, listener: Connection, timeout_seconds: float) -> bool:
-        (is_due,) = only_row(listener.execute(_SQL["something_is_due"]))
-        is_marked = is_due or any(True for _ in listener.notifies(timeout=timeout_seconds, stop_after=1))
+        is_marked = _is_due(listener) or (
+            self._polls(listener, timeout_seconds)
+            if self._database.is_pooled
+            else any(True for _ in listener.notifies(timeout=timeout_seconds, stop_after=1))
+        )
         self._idle_listeners.append(listener)
         return is_marked
+
+    def _polls(self, connection: Connection, timeout_seconds: float) -> bool:
+        """Return whether something comes to be due in time; asked for, as no notice passes a pooler."""
+        ends_at = time.monotonic() + timeout_seconds
+        while (left := ends_at - time.monotonic()) > 0:
+            time.sleep(min(POLL_SECONDS, left))
+            if _is_due(connection):
+                return True
+        return False
 
 
 def mark(connection: Connection, session_ids: Sequence[str], also: Sequence[str] = ()) -> None:
@@ -257,6 +273,11 @@ def complete(
         OrderOutcome(session_id, Status(status), detail) for session_id, status, detail in [*learnt, *skipped]
     ]
     return new + [OrderOutcome(session_id, Status.FAILED, why[session_id]) for (session_id,) in failed]
+
+
+def _is_due(connection: Connection) -> bool:
+    (is_due,) = only_row(connection.execute(_SQL["something_is_due"]))
+    return bool(is_due)
 
 
 def storable(detail: str) -> str:

@@ -1,10 +1,3 @@
--- name: begin
--- What is read after it is of one moment.
-BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
-
--- name: commit
-COMMIT
-
 -- name: revision
 SELECT revision, epoch, margin FROM {schema}.revision
 

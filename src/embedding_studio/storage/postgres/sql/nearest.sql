@@ -1,10 +1,3 @@
--- name: begin
--- A payload that changes meanwhile matches for the neighbours and for what is moved, or for neither.
-BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
-
--- name: commit
-COMMIT
-
 -- name: settings
 -- For the statement after it. A plan that did not know the parameters has silently lost nearly all results.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true)
