@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAM = str(Path(sys.executable).with_name("embedding-studio"))
+KEPT = {"PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH"}
 
 
 def environment_of(database_url):
-    kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
+    kept = {name: value for name, value in os.environ.items() if name in KEPT}
     return kept | {"DATABASE_URL": database_url, "OPENBLAS_NUM_THREADS": "1", "PORT": "0"}
 
 
