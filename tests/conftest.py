@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import hypothesis
@@ -61,7 +62,7 @@ def pooler(postgres_server: str) -> Iterator[int]:
         f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
         "pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 200\n"
     )
-    as_owner = {"user": owner.st_uid, "group": owner.st_gid} if os.getuid() == 0 else {}
+    as_owner: Any = {"user": owner.st_uid, "group": owner.st_gid} if os.getuid() == 0 else {}
     process = subprocess.Popen([program, "-q", str(place / "pgbouncer.ini")], **as_owner)
     try:
         while not _answers(port):

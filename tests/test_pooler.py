@@ -138,10 +138,10 @@ def test_behind_a_pooler_whatever_is_done_has_its_limits_and_leaves_none_behind(
 def test_behind_a_pooler_who_waits_for_work_is_woken_by_a_click(pooled, pooled_url):
     collection = pooled.collections.create("things", SearchIndexInfo(dimensions=D))
     pooled.objects.upsert(collection, catalogue())
-    assert not pooled.folds.wait(0)
+    assert not pooled.queue.wait(0)
 
     with ThreadPoolExecutor(1) as threads, closing(PostgresStorage(pooled_url)) as other:
-        woken = threads.submit(pooled.folds.wait, 60)
+        woken = threads.submit(pooled.queue.wait, 60)
         click(other, "ann", catalogue()[0].parts[:1], ["o1", "o2"], "o2")
 
         assert woken.result(timeout=30)

@@ -637,6 +637,16 @@ def the_collections_that_are_there(world):
         return [each.name for each in context.storage.collections.list()]
 
 
+@acts("database_read_url", "postgresql://nobody@127.0.0.1:1/nothing", sees=("0.0", "1.0"))
+def how_often_a_replica_was_away(world):
+    name = 'embedding_studio_replica_searches_total{outcome="away"} '
+    with world.postgres() as context:
+        an_arc(context)
+        context.search.search(np.ones(3), limit=1)
+        lines = context.metrics.exposition(context.storage).decode().splitlines()
+        return next(line.removeprefix(name) for line in lines if line.startswith(name))
+
+
 @acts("data_dir", "elsewhere", sees=([".embedding-studio"], ["elsewhere"]))
 def the_folder_of_the_embedded_server(world):
     before = set(world.folder.iterdir())

@@ -301,6 +301,8 @@ class Context:
             statement_seconds=self.settings.statement_seconds,
             lock_seconds=self.settings.lock_seconds,
             waiting_events=self.settings.waiting_events,
+            read_url=None if (read := self.settings.database_read_url) is None else read.get_secret_value(),
+            tell_replica=self._count_replica,
         )
 
     def back_up(self, path: str | Path) -> str:
@@ -324,6 +326,9 @@ class Context:
         restored = restore(self._located(), path, replace=replace)
         self.storage.ping()
         return restored
+
+    def _count_replica(self, outcome: str) -> None:
+        self.metrics.service.count_replica(outcome)
 
     def _address(self) -> str | Callable[[], str]:
         given = self.settings.database_url

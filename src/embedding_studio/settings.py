@@ -92,7 +92,15 @@ LATE_SECONDS = 60
 
 NEUTRAL = frozenset(
     {
-        *("database_url", "data_dir", "pool_size", "host", "port", "worker_metrics_port"),
+        *(
+            "database_url",
+            "database_read_url",
+            "data_dir",
+            "pool_size",
+            "host",
+            "port",
+            "worker_metrics_port",
+        ),
         *("embedder_api_key", "embedder_query_seconds", "embedder_batch_size"),
         "embedder_threads",
         *("admin_api_key", "write_api_key", "write_api_key_requires_user_token", "cors_origins"),
@@ -233,6 +241,11 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None,
         description="A PostgreSQL >= 15 with pgvector >= 0.8; absent: the embedded server in DATA_DIR.",
+    )
+    database_read_url: SecretStr | None = Field(
+        default=None,
+        description="A streaming replica of DATABASE_URL on which searches are run while it is there and not"
+        " behind; a user's own clicks are seen all the same. Absent: all is run on DATABASE_URL.",
     )
     data_dir: Path = Field(
         default=Path(".embedding-studio"), description="Where the embedded server keeps its data."

@@ -87,6 +87,15 @@ class ServiceMetrics:
         )
         for reason in REFUSALS:
             self._refused.labels(reason)  # so that the first one is seen as a change
+        self._replica = Counter(
+            "embedding_studio_replica_searches",
+            "Looks for the nearest, by what the replica was to them, where there is one: used; or behind or "
+            "away, so that the database looked.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("used", "behind", "away"):
+            self._replica.labels(outcome)  # likewise
         self._objects = Gauge(
             "embedding_studio_collection_objects",
             "Objects of each collection, as counted at most a minute ago.",
@@ -117,6 +126,9 @@ class ServiceMetrics:
 
     def count_refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()
+
+    def count_replica(self, outcome: str) -> None:
+        self._replica.labels(outcome).inc()
 
     def count_events(self, events: Iterable[SessionEvent], dispositions: Iterable[EventDisposition]) -> None:
         kinds = (event.event_type if event.event_type in self._event_types else OTHER for event in events)

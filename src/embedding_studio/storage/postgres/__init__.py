@@ -3,7 +3,7 @@
     database     connections, transactions, errors      schema  migrations, locks, what a server must be
     collections  a schema each: objects, parts, personal_parts, query_memory, shared_queries, shared_votes
     objects      originals                              nearest, filters, geometry  search among them
-    codes        which may be nearest
+    codes        which may be nearest                   replica  where searches are run
     clickstream  sessions and events
     queue        the queue of users                     orders  what became of sessions
     quarantine   from whom nothing is learnt
@@ -16,6 +16,7 @@ Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collect
 
 from collections.abc import Callable
 from collections.abc import Collection as Container
+from functools import partial
 
 from embedding_studio.storage.ports import (
     LOCK_SECONDS,
@@ -26,6 +27,7 @@ from embedding_studio.storage.ports import (
     Storage,
     Vitals,
 )
+from embedding_studio.storage.postgres.address import checked_address
 from embedding_studio.storage.postgres.clickstream import PostgresClickstream
 from embedding_studio.storage.postgres.collections import PostgresCollections
 from embedding_studio.storage.postgres.database import Database
@@ -36,6 +38,7 @@ from embedding_studio.storage.postgres.orders import PostgresOrders
 from embedding_studio.storage.postgres.personal import PostgresPersonal, outdate
 from embedding_studio.storage.postgres.quarantine import PostgresQuarantine
 from embedding_studio.storage.postgres.queue import PostgresQueue
+from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.schema import describe, measure
 
 CODES = 4
@@ -43,9 +46,10 @@ CODES = 4
 
 
 class PostgresBackend:
-    def __init__(self, database: Database, queue: PostgresQueue) -> None:
+    def __init__(self, database: Database, queue: PostgresQueue, searches: Searches) -> None:
         self._database = database
         self._queue = queue
+        self._searches = searches
 
     def ping(self) -> None:
         self._database.check_writable()
@@ -58,6 +62,7 @@ class PostgresBackend:
 
     def close(self) -> None:
         self._queue.close()
+        self._searches.close()
         self._database.close()
 
 
@@ -74,6 +79,8 @@ class PostgresStorage(Storage):
         lock_seconds: a statement may wait for a lock so long; 0: as long as it has to.
         waiting_events: so many wait for sessions that are not recorded yet; 0: none.
         pool_size: connections at the most; one more listens for orders while ``queue.wait`` is used.
+        read_url: of a streaming replica on which searches are run while it is there.
+        tell_replica: called with what became of it for each search, one of ``replica.OUTCOMES``.
 
     Raises:
         StorageUnavailableError: no server answers there.
@@ -90,13 +97,20 @@ class PostgresStorage(Storage):
         statement_seconds: float = STATEMENT_SECONDS,
         lock_seconds: float = LOCK_SECONDS,
         waiting_events: int = WAITING_EVENTS,
+        read_url: str | None = None,
+        tell_replica: Callable[[str], object] | None = None,
     ) -> None:
-        database = Database(
-            database_url, pool_size=pool_size, statement_seconds=statement_seconds, lock_seconds=lock_seconds
+        connect = partial(
+            Database, pool_size=pool_size, statement_seconds=statement_seconds, lock_seconds=lock_seconds
+        )
+        replica = None if read_url is None else checked_address(read_url, "DATABASE_READ_URL")
+        database = connect(database_url)
+        searches = Searches(
+            database, None if replica is None else connect(replica, is_replica=True), tell_replica
         )
         search = NearestSearch(recall_target)
         collections, queue = PostgresCollections(database), PostgresQueue(database)
-        objects = PostgresObjects(database, search, outdate)
+        objects = PostgresObjects(database, search, outdate, searches)
         super().__init__(
             collections=collections,
             objects=objects,
@@ -104,9 +118,9 @@ class PostgresStorage(Storage):
             orders=PostgresOrders(database),
             quarantine=PostgresQuarantine(database),
             queue=queue,
-            personal=PostgresPersonal(database, search),
+            personal=PostgresPersonal(database, search, searches),
             keys=PostgresKeys(database),
-            backend=PostgresBackend(database, queue),
+            backend=PostgresBackend(database, queue, searches),
         )
         if CODES in database.applied:
             for collection in collections.list():

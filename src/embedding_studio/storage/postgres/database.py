@@ -31,6 +31,8 @@ APPLICATION_NAME = "embedding-studio"
 """By which the server's list of connections names ours."""
 CONNECT_SECONDS = 10
 WAIT_FOR_CONNECTION_SECONDS = 30.0
+WAIT_FOR_REPLICA_SECONDS = 1.0
+RECONNECT_SECONDS = 300.0
 CANCEL_SECONDS = 2.0
 IDLE_IN_TRANSACTION_SECONDS = 60.0
 RETRIED_CONFLICTS = 3
@@ -41,6 +43,10 @@ _BEGIN_ONE_MOMENT = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 NOT_WRITABLE = (psycopg.errors.DiskFull, psycopg.errors.ReadOnlySqlTransaction)
+
+
+class BehindError(Exception):
+    """What is read is older than what was read before, or than what is needed."""
 
 
 class Database:
@@ -55,6 +61,7 @@ class Database:
     Args:
         statement_seconds: a statement may take so long, but those of maintenance; 0: as long as it likes.
         lock_seconds: a statement may wait for a lock so long; 0: as long as it has to.
+        is_replica: of another one; it is read as behind a pooler, and need not be there.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class Database:
         pool_size: int,
         statement_seconds: float = STATEMENT_SECONDS,
         lock_seconds: float = LOCK_SECONDS,
+        is_replica: bool = False,
     ) -> None:
         self._limits = {
             "statement_timeout": _milliseconds(statement_seconds),
@@ -74,14 +82,17 @@ class Database:
         address = database_url if callable(database_url) else checked_address(database_url)
         self._locate = address if callable(address) else lambda: address
         self.url = self._locate()
-        with self.errors(), self.connect() as connection:
-            self.applied = migrate(connection)
-            """The migrations applied just now."""
-            self.is_pooled = _is_pooled(connection)
-            """Whether a pooler stands between."""
+        self.applied: list[int] = []
+        """The migrations applied just now."""
+        self.is_pooled = is_replica
+        """Whether a pooler may stand between."""
+        if not is_replica:
+            with self.errors(), self.connect() as connection:
+                self.applied = migrate(connection)
+                self.is_pooled = _is_pooled(connection)
         self._pool = ConnectionPool(
             self._locate,
-            min_size=1,
+            min_size=0 if is_replica else 1,
             max_size=pool_size,
             open=False,
             kwargs={
@@ -92,11 +103,13 @@ class Database:
             },
             configure=self._configure,
             check=_require_open,
-            timeout=WAIT_FOR_CONNECTION_SECONDS,
+            timeout=WAIT_FOR_REPLICA_SECONDS if is_replica else WAIT_FOR_CONNECTION_SECONDS,
+            reconnect_timeout=WAIT_FOR_REPLICA_SECONDS if is_replica else RECONNECT_SECONDS,
             name="embedding-studio",
         )
         with self.errors():
-            self._pool.open(wait=True)  # a search before would make it open one more, and use both in turns
+            # A search before would make it open one more, and use both in turns.
+            self._pool.open(wait=not is_replica)
 
     def connect(self) -> Connection:
         """Return a connection of its own, outside the pool; for the caller to close."""
@@ -224,7 +237,7 @@ class Database:
         except PoolTimeout as error:
             raise StorageUnavailableError(
                 f"no connection to {without_password(self.url)} became free within "
-                f"{WAIT_FOR_CONNECTION_SECONDS:.0f} s; is the server up, and are there enough connections?"
+                f"{self._pool.timeout:.0f} s; is the server up, and are there enough connections?"
             ) from error
         except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
             raise StorageTimeoutError(

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import Cursor, sql
 from psycopg.errors import UndefinedTable
+from psycopg.pq import TransactionStatus
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, Neighbour
@@ -32,7 +33,7 @@ from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.codes import CodesOfCollection, State
-from embedding_studio.storage.postgres.database import Connection, one_moment, only_row
+from embedding_studio.storage.postgres.database import BehindError, Connection, one_moment, only_row
 from embedding_studio.storage.postgres.filters import condition
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
@@ -116,8 +117,9 @@ class NearestSearch:
         self, connection: Connection, question: "_Question", margin: float | None
     ) -> list[Neighbour]:
         if margin != math.inf:
+            at = _moment_of(connection, question)
             for _ in range(ATTEMPTS):
-                answer = self._by_codes(connection, question, margin)
+                answer = self._by_codes(connection, question, margin, at)
                 if answer is None:
                     break
                 if not answer.is_old:
@@ -138,13 +140,22 @@ class NearestSearch:
         return self._codes.setdefault(collection.collection_id, CodesOfCollection(collection))
 
     def _by_codes(
-        self, connection: Connection, question: "_Question", margin: float | None
+        self, connection: Connection, question: "_Question", margin: float | None, at: int | None
     ) -> "_Answer | None":
-        """Return an answer from codes, which may be old; None where codes do not help."""
+        """Return an answer from codes, which may be old; None where codes do not help.
+
+        Args:
+            at: the revision of all that is read.
+
+        Raises:
+            BehindError: the codes are newer. What matches a filter is remembered by their revision.
+        """
         if margin is None and self._recall_target == 1:
             return None
         codes = self._codes_of(question.collection)
-        state = codes.state(connection)
+        state = codes.state(connection, at_least=at or 0)
+        if at is not None and state.revision > at:
+            raise BehindError
         if state.view is None:
             return None
         if margin is None:
@@ -459,6 +470,15 @@ class _Matches:
             ):
                 self._found.popitem(last=False)
         return matching
+
+
+def _moment_of(connection: Connection, question: _Question) -> int | None:
+    """Return the revision of all that is read, where that is of one moment; None where it may change."""
+    if connection.info.transaction_status == TransactionStatus.IDLE:
+        return None
+    revision: int
+    revision, *_ = only_row(connection.execute(question.revision))
+    return revision
 
 
 def margin_for(recall_target: float) -> float:

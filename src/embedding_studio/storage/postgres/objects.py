@@ -31,6 +31,7 @@ from embedding_studio.storage.postgres.database import Connection, Database, onl
 from embedding_studio.storage.postgres.filters import condition
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.nearest import NearestSearch
+from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack
 
@@ -50,10 +51,18 @@ class PostgresObjects:
 
     Args:
         outdate: called in the transaction in which originals of objects come, change or go, with their ids.
+        searches: where it is searched; absent: on the database.
     """
 
-    def __init__(self, database: Database, search: NearestSearch, outdate: Outdate) -> None:
+    def __init__(
+        self,
+        database: Database,
+        search: NearestSearch,
+        outdate: Outdate,
+        searches: Searches | None = None,
+    ) -> None:
         self.database = database
+        self._searches = searches or Searches(database)
         self._search = search
         self._outdate = outdate
 
@@ -179,11 +188,12 @@ class PostgresObjects:
         max_distance: float | None = None,
         margin: float | None = None,
     ) -> list[Neighbour]:
-        neighbours = self.database.read(
+        neighbours = self._searches.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, margin=margin
             ),
-            begins=True,
+            collection,
+            is_measured=margin is not None,
         )
         return [
             neighbour

@@ -31,6 +31,7 @@ from embedding_studio.storage.postgres.nearest import Moved, NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
 from embedding_studio.storage.postgres.quarantine import keep_found
 from embedding_studio.storage.postgres.queue import Held, complete, find_held, mark_users
+from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.sql import in_schema
 from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
 from embedding_studio.storage.postgres.votes import (
@@ -46,8 +47,9 @@ Row = tuple[Any, ...]
 
 
 class PostgresPersonal:
-    def __init__(self, database: Database, search: NearestSearch) -> None:
+    def __init__(self, database: Database, search: NearestSearch, searches: Searches) -> None:
         self._database = database
+        self._searches = searches
         self._search = search
 
     def near_memories(
@@ -97,11 +99,12 @@ class PostgresPersonal:
             own = self.copies(collection, user_id, list(gates)) if gates else {}
             return nearest_of_user(objects, own, collection, queries, limit, gates=gates, filter=filter)
         moved = Moved(user_id, gates) if gates else None
-        return self._database.read(
+        return self._searches.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, moved=moved
             ),
-            begins=True,
+            collection,
+            user_id,
         )
 
     def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:

@@ -1,0 +1,11 @@
+-- name: reached
+-- What has been committed here is before this place.
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END::text
+
+-- name: has_reached
+-- A server that is no replica, or does not tell, is taken at its word.
+SELECT coalesce(NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %(place)s::pg_lsn, true)
+
+-- name: state
+-- A state is replaced as a whole, so all of it was written by one transaction.
+SELECT count(*), max(xmin::text::bigint) FROM {schema}.query_memory WHERE user_id = %(user_id)s
