@@ -642,6 +642,7 @@ def how_often_a_replica_was_away(world):
     name = 'embedding_studio_replica_searches_total{outcome="away"} '
     with world.postgres() as context:
         an_arc(context)
+        assert context.metrics.service is not None  # it tells its numbers from its first use on
         context.search.search(np.ones(3), limit=1)
         lines = context.metrics.exposition(context.storage).decode().splitlines()
         return next(line.removeprefix(name) for line in lines if line.startswith(name))
