@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py [--quick] [--json OUT] [--markdown docs/scaling.md]
 
-Constants are measured on the embedded PostgreSQL: bytes are those of tables with their indexes and what is out
-of line; processor time is that of this process and of all processes of the server. Tables are multiplications
-of them, which the page says. Its words stand in scaling.md, beside this file.
+Constants are measured on the embedded PostgreSQL: bytes are those of tables with their indexes and what is
+out of line; processor time is that of this process and of all processes of the server. Tables are
+multiplications of them, which the page says. Its words stand in scaling.md, beside this file.
 
 Axes: N objects · D dimensions.
 """
@@ -37,9 +37,12 @@ SHOWN = 10
 SECONDS_A_TICK = 1 / os.sysconf("SC_CLK_TCK")
 LOG = ("sessions", "session_results", "session_events", "sessions_for_improvement")
 SEARCHES_A_MONTH, SHARE_CLICKED, MONTHS_KEPT, PEAK = 10, 0.4, 12, 4
-"""Of the tables: searches of a user in a month, how many of them have a click, months that the log is kept, and
-how many times the mean the busiest hour has."""
+"""Of the tables: searches of a user in a month, how many of them have a click, months that the log is kept,
+and how many times the mean the busiest hour has."""
+BYTES = "SELECT sum(pg_total_relation_size(name::regclass))::bigint FROM unnest(%s::text[]) AS given(name)"
 COUNTS = "SELECT (SELECT count(*) FROM {schema}.personal_parts), (SELECT count(*) FROM {schema}.query_memory)"
+LONG = round(SEARCHES_A_MONTH * SHARE_CLICKED * MONTHS_KEPT)
+"""Sessions that such a user has in the end."""
 MONTH_SECONDS = 30 * 24 * 3600
 
 
@@ -66,6 +69,9 @@ class Constants:
     record_ms: float = 0
     click_ms: float = 0
     learn_ms: float = 0
+    long_users: int = 0
+    long_learn_ms: float = 0
+    long_copies: float = 0
 
 
 class Bench:
@@ -91,18 +97,16 @@ class Bench:
 
     def load(self, collection: Collection, count: int, first: int = 0) -> None:
         vectors = self.vectors(count, collection.index.dimensions or 0)
+        payload = {"title": "a title of some forty characters in all"}
         objects = [
-            CatalogueObject(
-                f"object {first + n:07}", vector[None], {"title": "a title of some forty characters in all"}
-            )
+            CatalogueObject(f"object {first + n:07}", vector[None], payload)
             for n, vector in enumerate(vectors)
         ]
         self.storage.objects.upsert(collection, objects)
 
     def bytes_of(self, schema: str, *tables: str) -> int:
         names = [f"{schema}.{table}" for table in tables]
-        statement = "SELECT sum(pg_total_relation_size(name::regclass))::bigint FROM unnest(%s::text[]) AS given(name)"
-        [(size,)] = self.connection.execute(statement, [names])
+        [(size,)] = self.connection.execute(BYTES, [names])
         return int(size)
 
     def milliseconds(self, work: Callable[[], object], count: int) -> float:
@@ -131,9 +135,11 @@ def schema_of(collection: Collection) -> str:
     return f"collection_{collection.collection_id}"
 
 
-def measure(bench: Bench, *, few: int, many: int, users: int, turns: int) -> Constants:
+def measure(bench: Bench, *, few: int, many: int, users: int, turns: int, long_users: int) -> Constants:
     storage = bench.storage
-    found = Constants(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", few=few, objects=many, users=users)
+    found = Constants(
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", few=few, objects=many, users=users, long_users=long_users
+    )
 
     wide = storage.collections.create("wide", SearchIndexInfo(dimensions=768))
     bench.load(wide, few)
@@ -198,7 +204,23 @@ def measure(bench: Bench, *, few: int, many: int, users: int, turns: int) -> Con
     found.copy_bytes = bench.bytes_of(schema, "personal_parts") / copies
     found.memory_bytes = bench.bytes_of(schema, "query_memory") / memories
     found.personal_ms_many = searching("user 0000001")
+    measure_long(bench, things, search, improver, found)
     return found
+
+
+def measure_long(
+    bench: Bench, collection: Collection, search: SearchService, improver: Improver, found: Constants
+) -> None:
+    """Measure users with as many sessions as one has in the end."""
+    longs = [f"long {number}" for number in range(found.long_users)]
+    for user_id in longs:
+        for query in bench.vectors(LONG, 384):
+            page = search.search(query, user_id=user_id, limit=SHOWN, create_session=True)
+            event = SessionEvent(session_id=page.session_id or "", object_id=page.results[3].object_id)
+            bench.storage.clickstream.push_events([event])
+    found.long_learn_ms = bench.milliseconds(lambda: drain(improver), 1) / len(longs)
+    states = [bench.storage.personal.state(collection, user_id) for user_id in longs]
+    found.long_copies = sum(len(state.vectors) for state in states) / len(longs)
 
 
 def drain(improver: Improver) -> None:
@@ -233,6 +255,7 @@ def page(found: Constants, command: str) -> str:
     """Return the page; every number in it is measured, or a multiplication that stands there."""
     slope = max(0.0, (found.search_ms_many - found.search_ms_few) / (found.objects - found.few))
     base = max(0.0, found.search_ms_few - slope * found.few)
+    user_bytes = LONG * found.memory_bytes + found.long_copies * found.copy_bytes
     state_bytes = found.memory_bytes + found.moved_of_session * found.copy_bytes
     constants = rows(
         [
@@ -253,6 +276,8 @@ def page(found: Constants, command: str) -> str:
             ("to record the session of a search", f"{found.record_ms:.2f} ms"),
             ("to take a click", f"{found.click_ms:.2f} ms"),
             ("to learn a user with one session, in batches of 100", f"{found.learn_ms:.2f} ms"),
+            (f"the same with {LONG} sessions", f"{found.long_learn_ms:.2f} ms"),
+            (f"copies that a user of {LONG} sessions has", f"{found.long_copies:.0f}"),
         ]
     )
     objects = [
@@ -288,19 +313,19 @@ def page(found: Constants, command: str) -> str:
     for count in (1_000_000, 10_000_000, 100_000_000):
         sessions = count * SEARCHES_A_MONTH
         rate = PEAK * sessions / MONTH_SECONDS
-        clicked = sessions * SHARE_CLICKED
         users.append(
             (
                 many(count),
                 f"{rate / PEAK:,.0f}, {rate:,.0f}",
                 size(MONTHS_KEPT * sessions * found.session_bytes),
-                size(MONTHS_KEPT * clicked * state_bytes),
+                size(count * user_bytes),
                 f"{rate * (found.record_ms + SHARE_CLICKED * found.click_ms) / 1000:,.1f}",
-                f"{rate * SHARE_CLICKED * found.learn_ms / 1000:,.1f}",
+                f"{rate * SHARE_CLICKED * found.long_learn_ms / 1000:,.1f}",
             )
         )
     return PAGE.read_text().format(
         results_shown=SHOWN,
+        long=LONG,
         command=command,
         at=found.at,
         cores=os.cpu_count(),
@@ -327,11 +352,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the constants here")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the page here")
     given = parser.parse_args()
-    few, many_objects, users, turns = (4_000, 8_000, 200, 40) if given.quick else (10_000, 40_000, 2_000, 200)
+    few, many_objects, users, turns, long_users = (
+        (4_000, 8_000, 200, 40, 3) if given.quick else (10_000, 40_000, 2_000, 200, 20)
+    )
     with tempfile.TemporaryDirectory(prefix="embedding-studio-scaling-") as folder:
         Path(folder).chmod(0o755)
         with EmbeddedServer(Path(folder)) as url, closing(Bench(url, Path(folder))) as bench:
-            found = measure(bench, few=few, many=many_objects, users=users, turns=turns)
+            found = measure(
+                bench, few=few, many=many_objects, users=users, turns=turns, long_users=long_users
+            )
     for name, value in asdict(found).items():
         print(f"{name}: {value}")
     if given.json:

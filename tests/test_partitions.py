@@ -110,10 +110,11 @@ def test_over_partitions_all_is_learnt_found_and_forgotten_as_in_one_table(world
     assert seen(spread)[1] == {"done": len(USERS)}
     assert spread.personal.state(spread.collections.get("default"), USERS[0]).memories
 
+    forgotten = []
     for storage in (plain, spread):
-        storage.clickstream.forget_user(USERS[3])
-        storage.clickstream.forget_user(USERS[17])
+        forgotten.append([storage.clickstream.forget_user(user_id) for user_id in (USERS[3], USERS[17])])
         live(storage, ["newcomer"])
 
+    assert forgotten[0] == forgotten[1]
     assert seen(spread) == seen(plain)
     assert seen(spread)[1] == {"done": len(USERS) - 1}

@@ -342,7 +342,8 @@ FROM pg_attribute
     JOIN pg_class ON pg_class.oid = attrelid
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
 WHERE nspname = ANY(%(schemas)s::text[])
-    AND relkind = 'r'
+    AND relkind IN ('r', 'p')
+    AND NOT relispartition
     AND attname IN ('user_id', 'session_id')
     AND NOT attisdropped
 GROUP BY nspname, relname
