@@ -59,6 +59,7 @@ def test_the_verbs_are_those_that_people_know():
                 "tune",
                 "recall",
                 "doctor",
+                "attach",
                 "collections",
                 "keys",
                 "quarantine",

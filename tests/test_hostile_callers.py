@@ -170,7 +170,7 @@ def test_a_request_that_is_being_answered_is_not_closed_for_another(make_context
 @pytest.fixture
 def impatient(postgres_url):
     with closing(PostgresStorage(postgres_url, statement_seconds=1, lock_seconds=0.3)) as storage:
-        yield storage.objects.database  # type: ignore[attr-defined]
+        yield storage.objects.own.database  # type: ignore[attr-defined]
 
 
 def test_a_statement_that_takes_too_long_is_given_up_and_the_next_one_is_not(impatient):
@@ -255,7 +255,7 @@ def test_after_a_write_that_found_the_disk_full_readiness_depends_on_another(imp
 
 def test_what_is_read_for_somebody_who_has_gone_stops(postgres_url):
     with closing(PostgresStorage(postgres_url)) as storage:
-        database = storage.objects.database  # type: ignore[attr-defined]
+        database = storage.objects.own.database  # type: ignore[attr-defined]
         waiter = Waiter()
         threading.Timer(0.3, waiter.go).start()
         began = time.monotonic()

@@ -77,7 +77,7 @@ class Paused:
     def __init__(self, storage, *, before):
         self.is_there, self.go_on = threading.Event(), threading.Event()
         self._before = before
-        self.objects = PostgresObjects(storage.objects.database, NearestSearch(1.0), self._outdate)
+        self.objects = PostgresObjects(storage.objects.own.database, NearestSearch(1.0), self._outdate)
 
     def _outdate(self, connection, collection, object_ids):
         if not self._before:

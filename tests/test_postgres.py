@@ -223,7 +223,7 @@ def test_another_process_that_knew_the_collection_as_small_finds_what_was_added(
 
         found = [ids(other.objects.nearest(things, a_query(), I)) for _ in range(2)]
         objects: Any = other.objects
-        known = objects._search._codes[things.collection_id]._state
+        known = objects.own._search._codes[things.collection_id]._state
 
     assert known.view is not None  # it does not compare all for ever
     assert [len(objects) for objects in found] == [I, I]
@@ -348,7 +348,7 @@ def test_codes_of_a_dropped_collection_are_let_go(indexing, postgres_url):
     with pytest.raises(CollectionNotFoundError):
         indexing.objects.nearest(things, a_query(), 3)
 
-    assert indexing.objects._search._codes == {}
+    assert indexing.objects.own._search._codes == {}
 
 
 def test_codes_of_what_is_gone_do_not_pile_up(indexing, monkeypatch):
@@ -575,7 +575,7 @@ def test_a_read_whose_connection_is_lost_on_the_way_is_done_again(postgres, conn
             lose_connections(connection)
         return theirs.execute("SELECT 7").fetchone()
 
-    assert postgres.objects.database.read(work) == (7,)
+    assert postgres.objects.own.database.read(work) == (7,)
     assert len(set(tries)) == 2
 
 
@@ -588,7 +588,7 @@ def test_a_write_whose_connection_is_lost_on_the_way_is_not_done_again(postgres,
         theirs.execute("SELECT 7")
 
     with pytest.raises(StorageUnavailableError):
-        postgres.objects.database.write(work)
+        postgres.objects.own.database.write(work)
     assert len(tries) == 1
 
 
@@ -607,7 +607,7 @@ def test_a_write_that_met_a_deadlock_is_done_again(postgres, connection):
                 both_hold_one.wait(timeout=30)
             theirs.execute("UPDATE pair SET number = number + 1 WHERE side = %s", sides[1:])
 
-        postgres.objects.database.write(work)
+        postgres.objects.own.database.write(work)
 
     threads = [threading.Thread(target=count, args=(s,)) for s in (("left", "right"), ("right", "left"))]
     for thread in threads:

@@ -140,8 +140,19 @@ def test_a_model_behind_an_endpoint_loses_its_address_and_nothing_is_embedded_ag
     assert definitions(connection) == made
 
 
+def without_attached(connection):
+    """Make tables what they were when every collection's objects were here."""
+    connection.execute(
+        """
+        ALTER TABLE embedding_studio.collections DROP COLUMN attached;
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 16;
+        """
+    )
+
+
 def without_api_keys(connection):
     """Make tables what they were before keys were kept in them."""
+    without_attached(connection)
     connection.execute(
         """
         DROP TABLE embedding_studio.api_keys;

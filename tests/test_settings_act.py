@@ -656,6 +656,18 @@ def the_folder_of_the_embedded_server(world):
         return [each.name for each in set(world.folder.iterdir()) - before]
 
 
+@acts(
+    "attached_stores",
+    lambda world: json.dumps({"shop": world.request.getfixturevalue("postgres_server")}),
+    sees=("no address of the store 'shop'", "no table 'products'"),
+)
+def why_a_table_of_another_database_cannot_be_attached(world):
+    with world.postgres() as context:
+        with pytest.raises(EmbeddingStudioError) as refused:
+            context.attach("products", "products", store="shop")
+        return re.findall(r"no \w+ [^:,]*?'\w+'", str(refused.value))[0]
+
+
 @acts("pool_size", "1", sees=(True, False))
 def a_second_connection_is_had_beside_one_that_is_in_use(world):
     with world.postgres() as context:
@@ -983,7 +995,7 @@ def what_becomes_of_an_event_before_its_session(world):
 @acts("statement_seconds", "0.3", sees=("done", "given up"))
 def what_becomes_of_a_statement_of_a_second(world):
     with world.postgres() as context:
-        database = context.storage.objects.database
+        database = context.storage.objects.own.database
         return outcome(lambda: database.read(lambda connection: connection.execute("SELECT pg_sleep(1)")))
 
 
@@ -996,7 +1008,7 @@ def what_becomes_of_one_that_waits_a_second_for_a_lock(world):
         releasing.start()
         token = WAITER.set(Waiter())
         try:
-            database = context.storage.objects.database
+            database = context.storage.objects.own.database
             return outcome(lambda: database.write(lambda connection: connection.execute(lock)))
         finally:
             WAITER.reset(token)

@@ -13,6 +13,7 @@ from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.keys import Scope, new_key, renewed
 from embedding_studio.domain.objects import (
+    Attachment,
     CatalogueObject,
     Neighbour,
     OwnPast,
@@ -2667,6 +2668,47 @@ def test_a_base_index_that_is_elsewhere_says_whose_originals_changed(storage, fi
 
     assert claimed(storage) == ["ann", "cat"]
     assert [list(storage.personal.state(films, u).vectors) for u in ("ann", "bob", "cat")] == [["c"]] * 3
+
+
+def test_what_is_noticed_of_originals_elsewhere_is_told_and_what_changed_is_named(storage):
+    far = storage.collections.create("films", index(), attached=Attachment("table", "public.films"))
+    first = storage.personal.notice(far, {"a": "1", "c": "2", "z": None})
+
+    noticed = storage.personal.noticed(far)
+    again = storage.personal.notice(far, {"a": "1", "c": "2", "z": None, "b": "3"})
+    changed = storage.personal.notice(far, {"b": "3", "z": "4", "c": None})
+
+    assert noticed == {"a": "1", "c": "2", "z": None}
+    assert (first, again, changed) == ([], [], ["c", "z"])
+    assert storage.personal.noticed(far, after="a", limit=2) == {"b": "3", "c": None}
+    assert storage.personal.noticed(far, among=["z", "gone"]) == {"z": "4"}
+    assert storage.personal.noticed(far, after="z") == {}
+
+
+def test_whoever_met_an_original_that_changed_elsewhere_is_folded_anew(storage):
+    far = storage.collections.create("films", index(), attached=Attachment("table", "public.films"))
+    for user_id, shown in (("ann", "ab"), ("bob", "c"), ("cat", "z")):
+        search(storage, f"s {user_id}", user_id, shown=shown)
+        click(storage, f"s {user_id}", shown[-1])
+        learn(storage, far, user_id, moved={"a": [[1, 1, 0]], "c": [[1, 1, 0]]})
+    settle(storage)
+    storage.personal.notice(far, {"a": "1", "b": "2", "c": "3", "z": None})
+    assert claimed(storage) == []
+
+    storage.personal.notice(far, {"a": "5", "b": "2", "z": "6"})
+
+    assert claimed(storage) == ["ann", "cat"]
+    assert [list(storage.personal.state(far, u).vectors) for u in ("ann", "bob", "cat")] == [["c"]] * 3
+
+
+def test_where_a_collection_is_attached_is_kept_and_told_in_a_conflict(storage):
+    place = Attachment("table", 'shop."Films"', "shop", "sku", "vector", ("title", "year"), None)
+    created = storage.collections.create("films", index(), attached=place)
+
+    assert storage.collections.get("films").attached == created.attached == place
+    assert storage.collections.create("films", index(), attached=place) == created
+    with pytest.raises(ConflictError, match=r'attached to the table shop\."Films" of shop; asked for is'):
+        storage.collections.create("films", index())
 
 
 @pytest.mark.parametrize("change", ["upsert", "delete", "drop", "forget"])

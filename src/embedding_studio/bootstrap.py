@@ -1,21 +1,27 @@
 """Where settings meet implementations: a ``Context`` holds one process's parts, each made on first use."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from embedding_studio.catalogue import CatalogueText
-from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, Collection
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import Attachment, CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.embedders import Embedder, embedder_by_name
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
-from embedding_studio.errors import PluginError, shown
+from embedding_studio.errors import (
+    CollectionNotFoundError,
+    ConflictError,
+    InvalidInputError,
+    PluginError,
+    shown,
+)
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.feedback.selection import SessionSelection
 from embedding_studio.feedback.worker import Worker
@@ -24,6 +30,7 @@ from embedding_studio.plugins import Plugin, PluginDefaults, load_plugin
 from embedding_studio.retention import Retention
 from embedding_studio.search import SearchService
 from embedding_studio.settings import Settings, load_settings
+from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.ports import Clickstream, Orders, Storage
 from embedding_studio.storage.postgres import PostgresStorage
@@ -291,6 +298,47 @@ class Context:
         """
         return self.indexer.index_objects(name, objects, progress=progress)
 
+    def attach(
+        self,
+        name: str,
+        table: str,
+        *,
+        object_id: str = "id",
+        vector: str = "embedding",
+        payload: Sequence[str] = (),
+        document: str | None = None,
+        metric_type: MetricType | None = None,
+        store: str | None = None,
+    ) -> Collection:
+        """Return a collection of what stands in a table already; it is only ever read, and nothing is copied.
+
+        Args:
+            name: of the collection.
+            table: ``schema.table`` or what the search path finds; a view will do.
+            object_id, vector: the columns of these; each row is an object of one part.
+            payload: columns that filters and results see; none: all but those of vectors.
+            document: a column of JSON that is the payload instead.
+            metric_type: None: that of the only index of the vectors, or cosine.
+            store: the name in ATTACHED_STORES of the database in which it is; None: where all else is.
+
+        Raises:
+            InvalidInputError: it cannot be attached; the message says what to do.
+            ConflictError: there is a collection of this name that is something else.
+            AttachedUnavailableError: the store does not answer.
+        """
+        if payload and document is not None:
+            raise InvalidInputError("the payload is columns, or one document; give only one of the two")
+        wanted = Attachment("table", table, store, object_id, vector, tuple(payload), document)
+        objects = self.storage.objects
+        if not isinstance(objects, ByCollection):
+            raise ConflictError("this storage has a base index of its own; attach to one of PostgreSQL")
+        attached, index = objects.found(wanted, metric_type)
+        with suppress(CollectionNotFoundError):  # of the same table, compared otherwise, it stays as it is
+            there = self.storage.collections.get(name)
+            if there.attached == attached and metric_type is None:
+                return there
+        return self.storage.collections.create(name, index, attached=attached)
+
     def open_storage(self) -> Storage:
         """Open the database of the settings once more; for the caller to close."""
         return PostgresStorage(
@@ -303,6 +351,9 @@ class Context:
             waiting_events=self.settings.waiting_events,
             read_url=None if (read := self.settings.database_read_url) is None else read.get_secret_value(),
             tell_replica=self._count_replica,
+            attached_stores={
+                name: address.get_secret_value() for name, address in self.settings.attached_stores.items()
+            },
         )
 
     def back_up(self, path: str | Path) -> str:

@@ -13,6 +13,7 @@ from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import SessionForImprovementStatus
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.settings import ADVISED_KEY_CHARACTERS
+from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.postgres.nearest import margin_for
 from embedding_studio.telemetry.listener import is_loopback
 
@@ -173,6 +174,15 @@ def _collection(context: Context, collection: Collection, what: str) -> Iterator
     if objects == 0:
         yield Finding("WARN", what, "holds no objects")
         return
+    if isinstance(context.storage.objects, ByCollection):
+        examined = context.storage.objects.examined(collection)
+        if examined is not None:
+            yield Finding(
+                "WARN" if examined.advice else "OK",
+                what,
+                "; ".join([f"{objects:,} objects", examined.told, *examined.advice]),
+            )
+            return
     codes = context.storage.objects.codes(collection)
     target = context.settings.recall_target
     told = f"{objects:,} objects"

@@ -15,6 +15,7 @@
     ├── SessionRefusedError (ValueError)        why nothing is learnt from one session
     ├── StorageError (RuntimeError)
     │   ├── StorageUnavailableError             the database cannot be reached
+    │   │   ├── AttachedUnavailableError        the store that a collection is attached to fails
     │   │   ├── StorageTimeoutError             it gave up on a statement, or on waiting for a lock
     │   │   └── StorageNotWritableError         its disk is full, or it is read-only
     │   └── UnsupportedDatabaseError            no pgvector, too old, or a processor it does not run on
@@ -119,6 +120,10 @@ class StorageError(EmbeddingStudioError, RuntimeError):
 
 class StorageUnavailableError(StorageError):
     """The database cannot be reached."""
+
+
+class AttachedUnavailableError(StorageUnavailableError):
+    """The store that a collection is attached to does not answer in time, or what it was in is gone."""
 
 
 class StorageTimeoutError(StorageUnavailableError):

@@ -145,7 +145,9 @@ def measure_recall(
         after=before,
         is_stored=False,
         is_reached=True,
-        told=f"all objects of {collection.name!r} are compared: recall is 1 by construction",
+        told=f"all objects of {collection.name!r} are compared: recall is 1 by construction"
+        if collection.attached is None
+        else f"{collection.name!r} is attached to {collection.attached}, whose own index finds what is near",
     )
     if before is None:
         return unmeasured

@@ -96,6 +96,7 @@ NEUTRAL = frozenset(
             "database_url",
             "database_read_url",
             "data_dir",
+            "attached_stores",
             "pool_size",
             "host",
             "port",
@@ -264,6 +265,10 @@ class Settings(BaseSettings):
         ge=0,
         le=86_400,
         description="The database gives up on a statement that waits for a lock longer; 0: never.",
+    )
+    attached_stores: dict[str, SecretStr] = Field(
+        default={},
+        description="Other databases whose tables collections can be attached to (JSON: name and address).",
     )
     embedder: str = Field(
         default="all-MiniLM-L6-v2",
@@ -603,7 +608,11 @@ def settings_markdown() -> str:
     for name, field in Settings.model_fields.items():
         default = field.default
         default = (
-            "" if default in (None, ()) else json.dumps(default) if name == "event_weights" else str(default)
+            ""
+            if default in (None, (), {})
+            else json.dumps(default)
+            if name == "event_weights"
+            else str(default)
         )
         meaning = field.description or ""
         if name in KNOBS:

@@ -61,6 +61,7 @@ STATUSES: Mapping[type[errors.EmbeddingStudioError], int] = {
     errors.ConflictError: 409,
     errors.SessionRefusedError: 422,
     errors.StorageUnavailableError: 503,
+    errors.AttachedUnavailableError: 503,
     errors.StorageTimeoutError: 503,
     errors.StorageNotWritableError: 503,
     errors.AbandonedError: 499,
@@ -75,6 +76,10 @@ OUR_FAULT: Mapping[type[errors.EmbeddingStudioError], str] = {
     errors.EmbeddingError: "texts cannot be embedded just now",
     errors.EmbedderUnavailableError: "texts cannot be embedded just now; try again in a moment",
     errors.StorageUnavailableError: "storage cannot be reached; try again in a moment",
+    errors.AttachedUnavailableError: (
+        "the store that this collection is attached to cannot be read just now; try again in a moment "
+        "(`embedding-studio doctor` says why)"
+    ),
     errors.StorageTimeoutError: "this took longer than a request may; ask for less, or try again in a moment",
     errors.StorageNotWritableError: (
         "storage can be read but not written: its disk is full, or it is read-only"
@@ -85,6 +90,7 @@ OUR_FAULT: Mapping[type[errors.EmbeddingStudioError], str] = {
 RETRY_AFTER: Mapping[type[errors.EmbeddingStudioError], float] = {
     errors.EmbedderUnavailableError: 1,
     errors.StorageUnavailableError: 1,
+    errors.AttachedUnavailableError: 5,
     errors.StorageTimeoutError: 5,
     errors.StorageNotWritableError: 30,
 }
@@ -220,7 +226,9 @@ def _answer_our_error(request: Request, error: errors.EmbeddingStudioError) -> R
     if status < 500:
         return problem_response(request.scope, status, str(error), kind=kind)
     request_id = request.scope["state"]["request_id"]
-    if isinstance(error, errors.EmbedderUnavailableError):  # an outage: one line a request says all
+    if isinstance(
+        error, errors.EmbedderUnavailableError | errors.AttachedUnavailableError
+    ):  # an outage: one line a request says all
         logger.warning("request %s failed: %s", request_id, error)
     else:
         logger.error("request %s failed", request_id, exc_info=error)

@@ -16,6 +16,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.embedders.names import is_called
 from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.storage.attached import count_if_told
 from embedding_studio.storage.ports import Storage
 
 router = APIRouter(prefix="/collections", tags=["collections"], route_class=BodyRoute)
@@ -76,7 +77,10 @@ class CollectionInfo(BaseModel):
         description="how much a user's past queries count, in [0, 1], as learnt from the log; null: in full"
     )
     aliases: list[str]
-    objects: int = Field(description="how many it holds")
+    objects: int | None = Field(description="how many it holds; null: another system does not say just now")
+    attached: str | None = Field(
+        default=None, description="where its objects are, if another system keeps them, which is only read"
+    )
 
 
 class CollectionsInfo(BaseModel):
@@ -180,5 +184,6 @@ def _info(collection: Collection, storage: Storage) -> CollectionInfo:
         aliases=sorted(
             alias for alias, name in storage.collections.aliases().items() if name == collection.name
         ),
-        objects=storage.objects.count(collection),
+        objects=count_if_told(storage, collection),
+        attached=None if collection.attached is None else str(collection.attached),
     )

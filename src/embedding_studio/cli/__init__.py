@@ -12,6 +12,7 @@ evaluation      evaluate
 replaying       replay
 quarantine      quarantine, and what is done to a user
 administration  doctor, migrate, prune, settings
+attaching       attach
 collections     collections, and what is done to one
 users           users export, users forget, forget
 keys            keys
@@ -39,6 +40,7 @@ COMMANDS = {
     "index": "catalogue:index",
     "payloads": "catalogue:payloads",
     "objects": "objects:objects",
+    "attach": "attaching:attach",
     "collections": "collections:collections",
     "search": "searching:search",
     "serve": "serving:serve",

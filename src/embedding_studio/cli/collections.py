@@ -138,6 +138,7 @@ def _row(info: CollectionInfo) -> dict[str, Any]:
         "gate_threshold": info.gate_threshold,
         "own_past": info.own_past,
         "aliases": list(info.aliases),
+        "attached": info.attached,
     }
 
 

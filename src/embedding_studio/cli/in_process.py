@@ -21,6 +21,7 @@ from embedding_studio.embedders.names import is_called
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.indexing import every_object
 from embedding_studio.personal_data import BEYOND, exported
+from embedding_studio.storage.attached import count_if_told
 
 
 class InProcess:
@@ -148,7 +149,8 @@ class InProcess:
             collection.gate_threshold,
             None if own_past is None else asdict(own_past),
             tuple(sorted(alias for alias, name in aliases.items() if name == collection.name)),
-            self._storage.objects.count(collection),
+            count_if_told(self._storage, collection),
+            None if collection.attached is None else str(collection.attached),
         )
 
 

@@ -334,7 +334,8 @@ class CollectionInfo:
         embedder: that made its vectors from texts; None where callers bring vectors.
         gate_threshold: cosine below which a past query is not near; None: the service's setting.
         own_past: how much a user's past queries count, as learnt from the log; None: in full.
-        objects: how many it holds.
+        objects: how many it holds; None: another system keeps them, and does not say just now.
+        attached: where they are, if another system keeps them; nothing is written there.
     """
 
     name: str
@@ -343,7 +344,8 @@ class CollectionInfo:
     gate_threshold: float | None = None
     own_past: Mapping[str, float] | None = None
     aliases: tuple[str, ...] = ()
-    objects: int = 0
+    objects: int | None = 0
+    attached: str | None = None
 
     @classmethod
     def read(cls, told: JSON) -> "CollectionInfo":

@@ -24,7 +24,7 @@ A misspelt filter is refused, never ignored. How much one may hold stands in ``d
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Self
 
@@ -345,6 +345,20 @@ class PayloadFilter(_Query):
         """Return the JSON object that ``parse`` reads back."""
         return self.model_dump(mode="json", exclude_unset=True)
 
+    def widened(
+        self, is_known: "Callable[[Query], bool]", is_exact: "Callable[[Query], bool]"
+    ) -> Self | None:
+        """Return one that finds all that this does and perhaps more; None: it would find everything.
+
+        For an engine that does not know each kind of query, and means something wider by others.
+
+        Args:
+            is_known: whether the engine finds all that a query, not a bool one, does.
+            is_exact: whether it finds that and nothing else, so that ``must_not`` can be left to it.
+        """
+        query = _widened(self.query, is_known, is_exact)
+        return None if query is None else self.model_copy(update={"query": query})
+
     def matches(self, payload: Mapping[str, Any]) -> bool:
         """Return whether an object with this payload is found.
 
@@ -353,6 +367,33 @@ class PayloadFilter(_Query):
         True
         """
         return self.query.matches(payload)
+
+
+def _widened(
+    query: "Query", is_known: "Callable[[Query], bool]", is_exact: "Callable[[Query], bool]"
+) -> "Query | None":
+    if not isinstance(query, BoolQuery):
+        return query if is_known(query) else None
+
+    def those_of(queries: "Iterable[Query] | None") -> "list[Query | None]":
+        return [_widened(each, is_known, is_exact) for each in queries or ()]
+
+    must = [each for each in (*those_of(query.must), *those_of(query.filter)) if each is not None]
+    should = those_of(query.should)
+    must_not = [each for each in query.must_not or () if _is_whole(each, is_exact)]
+    sides = {
+        "must": tuple(must),
+        "should": () if None in should else tuple(should),
+        "must_not": tuple(must_not),
+    }
+    return BoolQuery.model_validate(given) if (given := {k: v for k, v in sides.items() if v}) else None
+
+
+def _is_whole(query: "Query", is_exact: "Callable[[Query], bool]") -> bool:
+    if not isinstance(query, BoolQuery):
+        return is_exact(query)
+    clauses = (*(query.must or ()), *(query.filter or ()), *(query.should or ()), *(query.must_not or ()))
+    return all(_is_whole(each, is_exact) for each in clauses)
 
 
 _COMPARED = {

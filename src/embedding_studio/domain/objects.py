@@ -35,6 +35,36 @@ class OwnPast:
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """Where the objects of a collection are kept if by another system, which is only ever read.
+
+    Attributes:
+        kind: of store: ``table``.
+        source: what it is called there: ``schema.table``, quoted where that is needed.
+        store: the name of its address in ATTACHED_STORES; None: the database in which all else is kept.
+        object_id, vector: the columns of these.
+        payload: the columns that make the payload.
+        document: the column of JSON that is the payload instead.
+    """
+
+    kind: str
+    source: str
+    store: str | None = None
+    object_id: str = "id"
+    vector: str = "embedding"
+    payload: tuple[str, ...] = ()
+    document: str | None = None
+
+    def __str__(self) -> str:
+        """Return it in words.
+
+        >>> str(Attachment("table", "public.products", store="shop"))
+        'the table public.products of shop'
+        """
+        return f"the {self.kind} {self.source}" + ("" if self.store is None else f" of {self.store}")
+
+
+@dataclass(frozen=True, slots=True)
 class Collection:
     """Objects embedded by one model, compared under one metric.
 
@@ -45,6 +75,7 @@ class Collection:
         gate_threshold: cosine in [0, 1) below which a remembered query is not near; None: the setting.
         own_past: as learnt from its log; None: nothing was, and all of a user's past counts in full.
         hashed_as: the embedder's name in content hashes, where it has been renamed since; None: ``embedder``.
+        attached: where its objects are, if another system keeps them.
     """
 
     collection_id: int
@@ -54,6 +85,7 @@ class Collection:
     gate_threshold: float | None = None
     own_past: OwnPast | None = None
     hashed_as: str | None = None
+    attached: Attachment | None = None
 
     def is_embedded_by(self, embedder: str) -> bool:
         """Return whether the vectors of the embedder of this name can be compared with the collection's.
@@ -75,7 +107,8 @@ class Collection:
         compared = f"{index.metric_type.value}/{index.metric_aggregation_type.value}"
         vectors = f"embedded by {self.embedder!r}" if self.embedder else "brought by callers"
         threshold = "" if self.gate_threshold is None else f", gate_threshold {self.gate_threshold:g}"
-        return f"{compared} of {index.dimensions} dimensions, {vectors}{threshold}"
+        place = "" if self.attached is None else f", attached to {self.attached}"
+        return f"{compared} of {index.dimensions} dimensions, {vectors}{threshold}{place}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

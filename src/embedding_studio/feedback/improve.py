@@ -24,6 +24,7 @@ from embedding_studio.embedders import Embedder
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES
 from embedding_studio.errors import (
+    AttachedUnavailableError,
     CollectionNotFoundError,
     EmbedderUnavailableError,
     EmbeddingError,
@@ -217,7 +218,15 @@ class Improver:
             return self._fail(
                 in_hand, entries[0], "the worker ended while it learnt from this user, in every attempt"
             )
-        learnt = attempt(partial(self._learn, name, entries, in_hand))
+        try:
+            learnt = attempt(partial(self._learn, name, entries, in_hand))
+        except AttachedUnavailableError as error:  # the others are learnt meanwhile
+            logger.warning("%d users of %s wait: %s", len(entries), name, error)
+            return [
+                outcome
+                for each in entries
+                for outcome in self._fail(in_hand, each, detail_of(error), is_outage=True)
+            ]
         if not isinstance(learnt, Exception):
             return learnt
         if isinstance(learnt, CollectionNotFoundError):

@@ -1,13 +1,15 @@
 """The loop around learning: all that is due, then wait for a click or for the interval."""
 
 import logging
+import math
 import threading
 import time
 
 from embedding_studio.datetime_utils import utc_timestamp
-from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.errors import AttachedUnavailableError, EmbeddingStudioError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.retention import Retention
+from embedding_studio.storage.attached import reconcile
 from embedding_studio.storage.ports import Storage
 from embedding_studio.telemetry.metrics import WorkerMetrics
 from embedding_studio.tuning import OwnPastKeeper
@@ -17,6 +19,7 @@ logger = logging.getLogger(__name__)
 INTERVAL_SECONDS = 1800
 USERS_PER_BATCH = 100
 TIDY_EVERY_SECONDS = 3_600
+RECONCILE_EVERY_SECONDS = 60
 
 _POLL_SECONDS = 1.0
 """Bound on one wait: so late are a stop, an order given back for later, and one whose notice was lost."""
@@ -57,6 +60,7 @@ class Worker:
         self._metrics = metrics or WorkerMetrics()
         self._own_past = own_past
         self._tidied_at = 0.0
+        self._reconciled_at = -math.inf
         self._retention = retention
 
     def run(self, stop: threading.Event) -> None:
@@ -66,6 +70,7 @@ class Worker:
             try:
                 self._drain(stop)
                 self._tidy(time.time())
+                self._reconcile(time.monotonic())
                 if self._own_past is not None and self._own_past.is_due(now := utc_timestamp()):
                     self._own_past.fit(now)
                 if self._retention is not None and self._retention.is_due(now := utc_timestamp()):
@@ -101,6 +106,20 @@ class Worker:
         if now >= self._tidied_at + TIDY_EVERY_SECONDS:
             self._tidied_at = now
             self._storage.clickstream.drop_waiting(now)
+
+    def _reconcile(self, now: float) -> None:
+        """Look, once a minute, whether what was learnt from is still the same in attached stores."""
+        if now < self._reconciled_at + RECONCILE_EVERY_SECONDS:
+            return
+        self._reconciled_at = now
+        for collection in self._storage.collections.list():
+            if collection.attached is not None:
+                try:
+                    found = reconcile(self._storage, collection)
+                except AttachedUnavailableError as error:
+                    logger.warning("whether objects of %s changed is not known: %s", collection.name, error)
+                else:
+                    self._metrics.count_originals(changed=found.changed, gone=found.gone)
 
     def _wait(self, stop: threading.Event) -> None:
         if self._wake_on_click:

@@ -17,6 +17,7 @@ from embedding_studio.domain.sessions import MAX_REACH, SearchRequest, SortBy
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import blend, weighed_distances
 from embedding_studio.embeddings.similarity import distances, similarities_of
+from embedding_studio.storage.attached import current_copies
 from embedding_studio.storage.ports import Storage, Vectors
 
 SORT_WINDOW = 1_000
@@ -168,7 +169,7 @@ class Lists:
         """Return object_id -> the user's own vectors, of those that have some."""
         if self.user_id is None or not object_ids:
             return {}
-        return self.storage.personal.copies(self.collection, self.user_id, object_ids)
+        return current_copies(self.storage, self.collection, self.user_id, object_ids)
 
     def sorted_by(self, sort_by: SortBy) -> tuple[list[Neighbour], bool]:
         """Return all within ``max_distance``, or the nearest ``SORT_WINDOW``, by a payload field.

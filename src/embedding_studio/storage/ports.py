@@ -22,6 +22,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.keys import ApiKey
 from embedding_studio.domain.objects import (
     JSON,
+    Attachment,
     CatalogueObject,
     Collection,
     NearMemories,
@@ -158,11 +159,13 @@ class Collections(Protocol):
         *,
         embedder: str | None = None,
         gate_threshold: float | None = None,
+        attached: Attachment | None = None,
     ) -> Collection:
         """Return the new collection, or the one of this name if it is the same in every respect.
 
         Args:
             gate_threshold: None is the same as whatever one that is there has, for it may have been tuned.
+            attached: where its objects are, if another system keeps them; it is not asked.
 
         Raises:
             InvalidInputError: ``index.dimensions`` is not known.
@@ -905,6 +908,33 @@ class Personal(Protocol):
 
         Those met them who were shown them, or clicked them, in a session that has an order. For base indexes
         that are elsewhere: one of the same storage does so in the transaction that changes the originals.
+        """
+        ...
+
+    def notice(self, collection: Collection, digests: Mapping[str, str | None]) -> list[str]:
+        """Keep what originals that are elsewhere are now; return those that are not what they were, sorted.
+
+        Of these users' copies are dropped, and who met them is marked, as by ``outdate``, in the transaction
+        that keeps what they are. So all copies of an object are of the original that is kept here.
+
+        Args:
+            digests: object_id -> of the original as it was just read (``elsewhere.digest_of``); None: there
+                is none.
+        """
+        ...
+
+    def noticed(
+        self,
+        collection: Collection,
+        *,
+        among: Sequence[str] | None = None,
+        after: str | None = None,
+        limit: int = 1000,
+    ) -> dict[str, str | None]:
+        """Return the first ``limit`` of what is kept by ``notice``, by object_id beyond ``after``.
+
+        Args:
+            among: of these objects alone, however many they are.
         """
         ...
 

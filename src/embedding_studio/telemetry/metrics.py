@@ -19,6 +19,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.errors import CollectionNotFoundError, StorageError
+from embedding_studio.storage.attached import count_if_told
 from embedding_studio.storage.ports import CodesInfo, QueueInfo, Storage
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "ServiceMetrics", "WorkerMetrics", "metrics_markdown"]
@@ -144,7 +145,9 @@ class ServiceMetrics:
         """
         collections = storage.collections.list()
         if not self.are_counted({each.name for each in collections}, now):
-            self.set_objects({each.name: storage.objects.count(each) for each in collections}, now)
+            counts = {each.name: count_if_told(storage, each) for each in collections}
+            self.set_objects({name: count for name, count in counts.items() if count is not None}, now)
+            self._counted = set(counts)  # what does not answer is not asked by each scrape
         searched = [each for each in collections if each.name in self.searched]
         self.set_codes({each.name: storage.objects.codes(each) for each in searched})
 
@@ -200,7 +203,15 @@ class WorkerMetrics:
             buckets=DELAY_SECONDS,
             registry=registry,
         )
+        self._attached = Counter(
+            "embedding_studio_attached_originals",
+            "Objects of attached collections that something was learnt from, and whose original changed or "
+            "is gone since: copies of it are left out, and who met it is learnt anew.",
+            ["became"],
+            registry=registry,
+        )
         for counter, outcomes in (
+            (self._attached, ("changed", "gone")),
             (self._passes, ("completed", "failed")),
             (self._users, ("learnt", "given_up")),
             (self._sessions, ("done", "refused", "failed")),
@@ -220,6 +231,11 @@ class WorkerMetrics:
         for delay in delays:
             self._users.labels("learnt").inc()
             self._delays.observe(delay)
+
+    def count_originals(self, *, changed: int, gone: int) -> None:
+        """Count what was found to have changed in attached stores."""
+        self._attached.labels("changed").inc(changed)
+        self._attached.labels("gone").inc(gone)
 
     def count_failed_pass(self) -> None:
         self._passes.labels("failed").inc()

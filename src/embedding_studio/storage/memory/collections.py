@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import (
+    Attachment,
     Collection,
     OwnPast,
 )
@@ -22,6 +23,7 @@ class MemoryCollections:
         *,
         embedder: str | None = None,
         gate_threshold: float | None = None,
+        attached: Attachment | None = None,
     ) -> Collection:
         if index.dimensions is None:
             raise InvalidInputError(
@@ -36,7 +38,7 @@ class MemoryCollections:
             if tables is not None and gate_threshold is None:
                 gate_threshold = tables.collection.gate_threshold
             hashed_as = tables.collection.hashed_as if tables else None
-            wanted = Collection(number, name, index, embedder, gate_threshold, own_past, hashed_as)
+            wanted = Collection(number, name, index, embedder, gate_threshold, own_past, hashed_as, attached)
             if tables is None:
                 self._state.schemas[name] = Tables(wanted)
             elif tables.collection != wanted:

@@ -62,12 +62,41 @@ class MemoryPersonal:
     ) -> list[Neighbour]:
         with self._state.lock:
             own = self.copies(collection, user_id, list(gates))
-            return nearest_of_user(objects, own, collection, queries, limit, gates=gates, filter=filter)
+            made_of = dict(self._state.tables(collection).noticed) if collection.attached else None
+            return nearest_of_user(
+                objects, own, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
+            )
 
     def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:
         with self._state.lock:
             self._state.wait_for_folds_of_collection(collection)
             self._state.fold_anew(self._state.tables(collection), set(object_ids))
+
+    def notice(self, collection: Collection, digests: Mapping[str, str | None]) -> list[str]:
+        with self._state.lock:
+            self._state.wait_for_folds_of_collection(collection)
+            tables = self._state.tables(collection)
+            known = tables.noticed
+            changed = sorted(each for each, digest in digests.items() if known.get(each, digest) != digest)
+            if changed:
+                self._state.fold_anew(tables, set(changed))
+            known.update(digests)
+            return changed
+
+    def noticed(
+        self,
+        collection: Collection,
+        *,
+        among: Sequence[str] | None = None,
+        after: str | None = None,
+        limit: int = 1000,
+    ) -> dict[str, str | None]:
+        with self._state.lock:
+            known = self._state.tables(collection).noticed
+            if among is not None:
+                return {each: known[each] for each in among if each in known}
+            beyond = sorted(each for each in known if after is None or each > after)
+            return {each: known[each] for each in beyond[:limit]}
 
     def copies(self, collection: Collection, user_id: str, object_ids: Sequence[str]) -> dict[str, Vectors]:
         with self._state.lock:

@@ -280,6 +280,7 @@ class Tables:
 
     Attributes:
         quarantined: user_id -> why, and since when in UTC seconds.
+        noticed: object_id -> digest of the original, of an attached collection.
         stack: absent from a write to the next search.
     """
 
@@ -288,6 +289,7 @@ class Tables:
     states: dict[str, PersonalState] = field(default_factory=dict)
     votes: Votes = field(default_factory=Votes)
     quarantined: dict[str, tuple[str, int]] = field(default_factory=dict)
+    noticed: dict[str, str | None] = field(default_factory=dict)
     stack: "Stack | None" = None
     margin: float | None = None
 

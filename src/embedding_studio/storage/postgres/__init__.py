@@ -9,15 +9,19 @@
     quarantine   from whom nothing is learnt
     personal     what is learnt                         votes   what users tell each other
     vectors      on the wire
-    keys         who may call the service
+    keys         who may call the service               tables  objects that stood in a table before
 
 Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from collections.abc import Collection as Container
 from functools import partial
 
+from embedding_studio.domain.objects import Attachment
+from embedding_studio.errors import AttachedUnavailableError
+from embedding_studio.storage.attached import AttachedObjects, ByCollection, Engine
 from embedding_studio.storage.ports import (
     LOCK_SECONDS,
     POOL_SIZE,
@@ -40,16 +44,24 @@ from embedding_studio.storage.postgres.quarantine import PostgresQuarantine
 from embedding_studio.storage.postgres.queue import PostgresQueue
 from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.schema import describe, measure
+from embedding_studio.storage.postgres.tables import Tables, TablesDatabase
 
 CODES = 4
 """The migration after which the program writes the codes of what is there already."""
 
 
 class PostgresBackend:
-    def __init__(self, database: Database, queue: PostgresQueue, searches: Searches) -> None:
+    def __init__(
+        self,
+        database: Database,
+        queue: PostgresQueue,
+        searches: Searches,
+        attached: "AttachedStores",
+    ) -> None:
         self._database = database
         self._queue = queue
         self._searches = searches
+        self._attached = attached
 
     def ping(self) -> None:
         self._database.check_writable()
@@ -61,9 +73,58 @@ class PostgresBackend:
         return Vitals(*self._database.read(measure))
 
     def close(self) -> None:
+        self._attached.close()
         self._queue.close()
         self._searches.close()
         self._database.close()
+
+
+class AttachedStores:
+    """The stores that collections are attached to, each opened when it is first asked.
+
+    Args:
+        address: of the database in which all else is kept, whose tables can be attached too.
+        stores: name -> address, of others.
+        limits: of a connection, as a ``Database`` takes them.
+    """
+
+    def __init__(
+        self, address: str | Callable[[], str], stores: Mapping[str, str], limits: Mapping[str, float]
+    ) -> None:
+        self._address = address
+        self._stores = stores
+        self._limits = limits
+        self._opened: dict[tuple[str, str | None], AttachedObjects] = {}
+        self._opening = threading.Lock()
+
+    def __call__(self, attached: Attachment) -> AttachedObjects:
+        """Return the base index of a store.
+
+        Raises:
+            AttachedUnavailableError: it has no address any more, or does not answer.
+        """
+        with self._opening:
+            key = attached.kind, attached.store
+            if key not in self._opened:
+                self._opened[key] = AttachedObjects(self.engine(attached))
+            return self._opened[key]
+
+    def engine(self, attached: Attachment) -> Engine:
+        if attached.store is not None and attached.store not in self._stores:
+            named = ", ".join(sorted(self._stores)) or "none"
+            raise AttachedUnavailableError(
+                f"there is no address of the store {attached.store!r}: ATTACHED_STORES names {named}; give "
+                f'one, as in {{"{attached.store}": "postgresql://USER:PASSWORD@HOST/NAME"}}'
+            )
+        address = self._address if attached.store is None else self._stores[attached.store]
+        database = TablesDatabase(address, name=attached.store, pool_size=POOL_SIZE, **self._limits)
+        return Tables(database, has_functions=attached.store is None)
+
+    def close(self) -> None:
+        with self._opening:
+            for opened in self._opened.values():
+                opened.close()
+            self._opened.clear()
 
 
 class PostgresStorage(Storage):
@@ -81,6 +142,7 @@ class PostgresStorage(Storage):
         pool_size: connections at the most; one more listens for orders while ``queue.wait`` is used.
         read_url: of a streaming replica on which searches are run while it is there.
         tell_replica: called with what became of it for each search, one of ``replica.OUTCOMES``.
+        attached_stores: name -> address, of what collections can be attached to.
 
     Raises:
         StorageUnavailableError: no server answers there.
@@ -99,6 +161,7 @@ class PostgresStorage(Storage):
         waiting_events: int = WAITING_EVENTS,
         read_url: str | None = None,
         tell_replica: Callable[[str], object] | None = None,
+        attached_stores: Mapping[str, str] | None = None,
     ) -> None:
         connect = partial(
             Database, pool_size=pool_size, statement_seconds=statement_seconds, lock_seconds=lock_seconds
@@ -111,16 +174,19 @@ class PostgresStorage(Storage):
         search = NearestSearch(recall_target)
         collections, queue = PostgresCollections(database), PostgresQueue(database)
         objects = PostgresObjects(database, search, outdate, searches)
+        personal = PostgresPersonal(database, search, searches)
+        limits = {"statement_seconds": statement_seconds, "lock_seconds": lock_seconds}
+        attached = AttachedStores(database_url, attached_stores or {}, limits)
         super().__init__(
             collections=collections,
-            objects=objects,
+            objects=ByCollection(objects, personal, attached),
             clickstream=PostgresClickstream(database, order_on, waiting_events),
             orders=PostgresOrders(database),
             quarantine=PostgresQuarantine(database),
             queue=queue,
-            personal=PostgresPersonal(database, search, searches),
+            personal=personal,
             keys=PostgresKeys(database),
-            backend=PostgresBackend(database, queue, searches),
+            backend=PostgresBackend(database, queue, searches, attached),
         )
         if CODES in database.applied:
             for collection in collections.list():

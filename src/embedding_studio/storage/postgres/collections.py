@@ -7,7 +7,7 @@ from psycopg import Cursor, sql
 from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import Collection, OwnPast
+from embedding_studio.domain.objects import Attachment, Collection, OwnPast
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.geometry import Geometry
@@ -32,6 +32,7 @@ class PostgresCollections:
         *,
         embedder: str | None = None,
         gate_threshold: float | None = None,
+        attached: Attachment | None = None,
     ) -> Collection:
         if index.dimensions is None:
             raise InvalidInputError(
@@ -42,9 +43,23 @@ class PostgresCollections:
             lock_names(connection)
             taken = _find(connection, name)
             if taken is None:
-                return _create(connection, name, index, embedder, gate_threshold)
+                return _create(
+                    connection,
+                    name,
+                    index,
+                    embedder=embedder,
+                    gate_threshold=gate_threshold,
+                    attached=attached,
+                )
             threshold = taken.gate_threshold if gate_threshold is None else gate_threshold
-            wanted = replace(taken, name=name, index=index, embedder=embedder, gate_threshold=threshold)
+            wanted = replace(
+                taken,
+                name=name,
+                index=index,
+                embedder=embedder,
+                gate_threshold=threshold,
+                attached=attached,
+            )
             if taken.name != name:
                 raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
             if taken != wanted:
@@ -220,7 +235,7 @@ def _find(connection: Connection, name: str) -> Collection | None:
 
 
 def _loaded(row: tuple[Any, ...]) -> Collection:
-    collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as = row
+    collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached = row
     return Collection(
         collection_id,
         name,
@@ -229,6 +244,7 @@ def _loaded(row: tuple[Any, ...]) -> Collection:
         gate_threshold,
         None if own_past is None else OwnPast(**own_past),
         hashed_as,
+        None if attached is None else Attachment(**attached | {"payload": tuple(attached["payload"])}),
     )
 
 
@@ -236,17 +252,20 @@ def _create(
     connection: Connection,
     name: str,
     index: SearchIndexInfo,
+    *,
     embedder: str | None,
     gate_threshold: float | None,
+    attached: Attachment | None,
 ) -> Collection:
     given = {
         "name": name,
         "index_info": Jsonb(index.model_dump(mode="json")),
         "embedder": embedder,
         "gate_threshold": gate_threshold,
+        "attached": None if attached is None else Jsonb(asdict(attached)),
     }
     (collection_id,) = only_row(connection.execute(_SQL["insert"], given))
-    collection = Collection(collection_id, name, index, embedder, gate_threshold)
+    collection = Collection(collection_id, name, index, embedder, gate_threshold, attached=attached)
     D = index.dimensions or 0
     pieces = Geometry(index).pieces() | {
         "schema": schema_of(collection.collection_id),

@@ -62,6 +62,7 @@ class Database:
         statement_seconds: a statement may take so long, but those of maintenance; 0: as long as it likes.
         lock_seconds: a statement may wait for a lock so long; 0: as long as it has to.
         is_replica: of another one; it is read as behind a pooler, and need not be there.
+        is_ours: False: it is somebody else's: no table is made there, and the server lets nothing be written.
     """
 
     def __init__(
@@ -72,12 +73,15 @@ class Database:
         statement_seconds: float = STATEMENT_SECONDS,
         lock_seconds: float = LOCK_SECONDS,
         is_replica: bool = False,
+        is_ours: bool = True,
     ) -> None:
         self._limits = {
             "statement_timeout": _milliseconds(statement_seconds),
             "lock_timeout": _milliseconds(lock_seconds),
             "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
         }
+        if not is_ours:
+            self._limits |= {"default_transaction_read_only": "on", "transaction_read_only": "on"}
         self._is_writable = True
         address = database_url if callable(database_url) else checked_address(database_url)
         self._locate = address if callable(address) else lambda: address
@@ -88,7 +92,7 @@ class Database:
         """Whether a pooler may stand between."""
         if not is_replica:
             with self.errors(), self.connect() as connection:
-                self.applied = migrate(connection)
+                self.applied = migrate(connection) if is_ours else []
                 self.is_pooled = _is_pooled(connection)
         self._pool = ConnectionPool(
             self._locate,

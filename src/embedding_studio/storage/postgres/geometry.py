@@ -13,7 +13,7 @@ from embedding_studio.storage.ports import Vectors
 LARGEST_INDEXED_DIMENSIONS = 2000
 """pgvector indexes more (what users asked, for shared evidence) at half precision only."""
 
-_OPERATORS = {MetricType.COSINE: "<=>", MetricType.DOT: "<#>", MetricType.EUCLID: "<->"}
+OPERATORS = {MetricType.COSINE: "<=>", MetricType.DOT: "<#>", MetricType.EUCLID: "<->"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Geometry:
 
     @property
     def operator(self) -> str:
-        return "<#>" if self.averages_decide else _OPERATORS[self.index.metric_type]
+        return "<#>" if self.averages_decide else OPERATORS[self.index.metric_type]
 
     @property
     def offset(self) -> float:
@@ -59,7 +59,7 @@ class Geometry:
         kind = "vector" if D <= LARGEST_INDEXED_DIMENSIONS else "halfvec"
         return {
             "operator": sql.SQL(self.operator),
-            "pair_operator": sql.SQL(_OPERATORS[self.index.metric_type]),
+            "pair_operator": sql.SQL(OPERATORS[self.index.metric_type]),
             "cosine_class": sql.SQL(f"{kind}_cosine_ops"),
             "cast": sql.SQL("" if kind == "vector" else f"::halfvec({D})"),
             "aggregate": sql.SQL("avg" if self.averages_draw else "min"),

@@ -16,11 +16,13 @@ from embedding_studio.domain.objects import (
     PersonalState,
     QueryMemory,
 )
+from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.ports import BaseIndex, OrderOutcome, PassedOver, Vectors
 from embedding_studio.storage.postgres.clickstream import keep_query_vectors, lock_users
 from embedding_studio.storage.postgres.collections import (
     ask_names,
+    lock_originals,
     lock_state,
     names_in,
     names_of,
@@ -95,9 +97,13 @@ class PostgresPersonal:
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
     ) -> list[Neighbour]:
+        if isinstance(objects, ByCollection):
+            objects = objects.of(collection)
         if not isinstance(objects, PostgresObjects) or objects.database is not self._database:
-            own = self.copies(collection, user_id, list(gates)) if gates else {}
-            return nearest_of_user(objects, own, collection, queries, limit, gates=gates, filter=filter)
+            own, made_of = self._copies(collection, user_id, list(gates)) if gates else ({}, None)
+            return nearest_of_user(
+                objects, own, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
+            )
         moved = Moved(user_id, gates) if gates else None
         return self._searches.read(
             lambda connection: self._search(
@@ -110,13 +116,58 @@ class PostgresPersonal:
     def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:
         self._database.write(lambda connection: outdate(connection, collection, object_ids))
 
-    def copies(self, collection: Collection, user_id: str, object_ids: Sequence[str]) -> dict[str, Vectors]:
-        given = {"user_id": user_id, "object_ids": list(object_ids)}
+    def notice(self, collection: Collection, digests: Mapping[str, str | None]) -> list[str]:
+        given = {"object_ids": sorted(digests), "digests": [digests[each] for each in sorted(digests)]}
+
+        def news(connection: Connection) -> list[tuple[str, bool]]:
+            return connection.execute(_of(collection, "not_noticed"), given).fetchall()
+
+        def work(connection: Connection) -> list[str]:
+            lock_originals(connection, collection)
+            changed = [object_id for object_id, is_new in news(connection) if not is_new]
+            if changed:
+                outdate(connection, collection, changed)
+            connection.execute(_of(collection, "notice"), given)
+            return changed
+
+        return self._database.write(work) if self._database.read(news) else []
+
+    def noticed(
+        self,
+        collection: Collection,
+        *,
+        among: Sequence[str] | None = None,
+        after: str | None = None,
+        limit: int = 1000,
+    ) -> dict[str, str | None]:
+        name = "noticed" if among is None else "made_of"
+        given = {"object_ids": list(among or ()), "after": after, "limit": limit}
         return self._database.read(
-            lambda connection: grouped_parts(
-                connection.execute(_of(collection, "copies"), given, binary=True).fetchall()
-            )
+            lambda connection: dict(connection.execute(_of(collection, name), given).fetchall())
         )
+
+    def copies(self, collection: Collection, user_id: str, object_ids: Sequence[str]) -> dict[str, Vectors]:
+        copies, _ = self._copies(collection, user_id, object_ids)
+        return copies
+
+    def _copies(
+        self, collection: Collection, user_id: str, object_ids: Sequence[str]
+    ) -> tuple[dict[str, Vectors], dict[str, str | None] | None]:
+        """Return the copies and, of an attached collection, the digests of what they were made of."""
+        given = {"user_id": user_id, "object_ids": list(object_ids)}
+
+        def work(
+            connection: Connection,
+        ) -> tuple[dict[str, Vectors], dict[str, str | None] | None]:
+            if collection.attached is None:
+                rows = connection.execute(_of(collection, "copies"), given, binary=True)
+                return grouped_parts(rows.fetchall()), None
+            with connection.pipeline():  # in this order, as ``attached.current_copies`` says
+                made_of = connection.execute(_of(collection, "made_of"), given)
+                rows = connection.execute(_of(collection, "copies"), given, binary=True)
+            return grouped_parts(rows.fetchall()), dict(made_of.fetchall())
+
+        return self._database.read(work)
 
     def state(self, collection: Collection, user_id: str) -> PersonalState:
         given = {"user_id": user_id}

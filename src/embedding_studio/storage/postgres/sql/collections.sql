@@ -8,16 +8,16 @@ SELECT pg_advisory_xact_lock(%(lock_class)s, %(collection_id)s::int)
 SELECT pg_advisory_xact_lock_shared(%(lock_class)s, %(collection_id)s::int)
 
 -- name: insert
-INSERT INTO embedding_studio.collections (name, index_info, embedder, gate_threshold)
-VALUES (%(name)s, %(index_info)s, %(embedder)s, %(gate_threshold)s)
+INSERT INTO embedding_studio.collections (name, index_info, embedder, gate_threshold, attached)
+VALUES (%(name)s, %(index_info)s, %(embedder)s, %(gate_threshold)s, %(attached)s)
 RETURNING collection_id
 
 -- name: get
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached
 FROM embedding_studio.collections
 WHERE name = %(name)s
 UNION ALL
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached
 FROM embedding_studio.collection_aliases JOIN embedding_studio.collections USING (collection_id)
 WHERE alias = %(name)s
 
@@ -27,7 +27,7 @@ UNION ALL
 SELECT alias FROM embedding_studio.collection_aliases WHERE collection_id = %(collection_id)s
 
 -- name: list
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached
 FROM embedding_studio.collections
 ORDER BY name
 
@@ -70,6 +70,8 @@ WHERE alias = %(alias)s
 CREATE SCHEMA {schema}
 
 -- name: create_objects
+-- Of a collection that is attached to another store: those alone that something was learnt from, or asked of; the hash
+-- is of the original as it was read last, NULL where there was none.
 CREATE TABLE {schema}.objects (
     object_id text COLLATE "C" PRIMARY KEY,
     payload jsonb NOT NULL,

@@ -69,3 +69,28 @@ WHERE user_id IS NOT NULL AND collection = ANY(%(collections)s::text[]) AND sess
     UNION ALL
     SELECT session_id FROM embedding_studio.session_events WHERE object_id = ANY(%(object_ids)s::text[])
 )
+
+-- name: made_of
+-- What the copies were made of: copies of another original go in the transaction in which this changes.
+SELECT object_id, content_hash FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])
+
+-- name: not_noticed
+-- What is not as it was noticed, and whether it never was.
+SELECT given.object_id, o.object_id IS NULL
+FROM unnest(%(object_ids)s::text[], %(digests)s::text[]) AS given(object_id, digest)
+LEFT JOIN {schema}.objects AS o ON o.object_id = given.object_id
+WHERE o.object_id IS NULL OR o.content_hash IS DISTINCT FROM given.digest
+ORDER BY given.object_id COLLATE "C"
+
+-- name: notice
+INSERT INTO {schema}.objects (object_id, payload, content_hash, object_no)
+SELECT object_id, '{{}}', digest, 0
+FROM unnest(%(object_ids)s::text[], %(digests)s::text[]) AS given(object_id, digest)
+ON CONFLICT (object_id) DO UPDATE SET content_hash = excluded.content_hash
+
+-- name: noticed
+SELECT object_id, content_hash
+FROM {schema}.objects
+WHERE %(after)s::text IS NULL OR object_id > %(after)s::text
+ORDER BY object_id
+LIMIT %(limit)s

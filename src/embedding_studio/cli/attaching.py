@@ -1,0 +1,65 @@
+"""A table that is there already: attach."""
+
+from typing import Annotated
+
+import typer
+
+from embedding_studio.cli.console import err, opened_context, tell
+from embedding_studio.domain.index import MetricType
+
+
+def attach(
+    collection: Annotated[
+        str | None, typer.Argument(help="Name of the collection. Default: that of the table.")
+    ] = None,
+    *,
+    table: Annotated[
+        str,
+        typer.Option(
+            help="The table or view, as in SQL: `products`, `shop.products`, `'shop.\"Products\"'`."
+        ),
+    ],
+    object_id: Annotated[str, typer.Option("--id", help="Its column of ids.")] = "id",
+    vector: Annotated[str, typer.Option(help="Its column of vectors.")] = "embedding",
+    payload: Annotated[
+        list[str] | None,
+        typer.Option(help="A column that filters and results see; may be given again. Default: all others."),
+    ] = None,
+    document: Annotated[
+        str | None, typer.Option(help="A column of JSON that is the payload, instead of columns.")
+    ] = None,
+    metric: Annotated[
+        MetricType | None,
+        typer.Option(help="How vectors are compared. Default: as its index does, or cosine."),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="The name in ATTACHED_STORES of the database in which it is. Default: DATABASE_URL."
+        ),
+    ] = None,
+) -> None:
+    """Make a collection of a table with vectors: it is only ever read, and nothing is copied.
+
+    Its own index finds what is near. What users do is kept beside it, and bends what they find.
+    """
+    from embedding_studio.storage.attached import ByCollection
+
+    name = collection or table.rpartition(".")[2].strip('"')
+    with opened_context() as context:
+        known = context.attach(
+            name,
+            table,
+            object_id=object_id,
+            vector=vector,
+            payload=payload or (),
+            document=document,
+            metric_type=metric,
+            store=store,
+        )
+        objects = context.storage.objects
+        if isinstance(objects, ByCollection) and (examined := objects.examined(known)) is not None:
+            for advice in examined.advice:
+                tell("warning", advice)
+        number = objects.count(known)
+    err.print(f"There is a collection {known.name!r} of {number:,} objects: {known.kind()}.")

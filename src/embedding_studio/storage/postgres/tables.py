@@ -1,0 +1,510 @@
+"""A table that was there before, as the objects of a collection: read by its own index, and never written.
+
+Its database may be the one in which all else is kept, or another; either way the connections are of their
+own, and the server lets none of them write.
+"""
+
+import math
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg_pool import PoolTimeout
+
+from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, PayloadFilter, Query
+from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
+from embedding_studio.errors import AttachedUnavailableError, EmbeddingStudioError, InvalidInputError, shown
+from embedding_studio.storage.attached import Candidates, Examined
+from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.filters import condition
+from embedding_studio.storage.postgres.geometry import OPERATORS
+from embedding_studio.storage.postgres.schema import without_password
+from embedding_studio.storage.postgres.sql import statements
+from embedding_studio.storage.postgres.vectors import pack, unpack
+
+KIND = "table"
+LOOK_AGAIN_SECONDS = 60.0
+"""So long an index that is made, or dropped, is not noticed."""
+MANY_ROWS = 10_000
+"""To compare more at each search takes long."""
+MOST_CANDIDATES = 1_000
+"""The largest ``hnsw.ef_search``."""
+ARGUMENTS = 100
+"""Of one function, at the most."""
+
+ID_TYPES = {"text": "text", "varchar": "text", "uuid": "uuid", "int2": "int2", "int4": "int4", "int8": "int8"}
+VECTOR_TYPES = ("vector", "halfvec")
+NO_PAYLOAD = ("sparsevec", "bytea", "tsvector", "bit", "varbit")
+"""Types of columns, beside vectors, that nobody filters or shows."""
+NUMBER = re.compile(r"0|-?[1-9]\d{0,18}")
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+LARGEST = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
+
+_METRICS = {"cosine": MetricType.COSINE, "ip": MetricType.DOT, "l2": MetricType.EUCLID}
+_CLASSES = {metric: name for name, metric in _METRICS.items()}
+_SQL = statements("tables.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class VectorIndex:
+    """An index of the column of vectors.
+
+    Attributes:
+        method: ``hnsw`` or ``ivfflat``.
+        is_cast: whether it holds the column as ``halfvec``.
+    """
+
+    name: str
+    method: str
+    metric: MetricType
+    is_cast: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a table is at one moment.
+
+    Attributes:
+        name: of schema and table, quoted where that is needed.
+        columns: name -> type, those of vectors with their number of dimensions (-1: any).
+    """
+
+    oid: int
+    schema: str
+    relation: str
+    columns: dict[str, tuple[str, int]]
+    indexes: tuple[VectorIndex, ...]
+    is_unique: bool
+    rows: float
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(_escaped(self.schema), _escaped(self.relation))
+
+    def index(self, metric: MetricType) -> VectorIndex | None:
+        """Return the index that finds what is near by a metric, if there is one."""
+        return next((each for each in self.indexes if each.metric is metric), None)
+
+
+class TablesDatabase(Database):
+    """A database whose tables are read; no statement can write there."""
+
+    def __init__(self, *given: Any, name: str | None, **limits: Any) -> None:
+        self._name = name
+        super().__init__(*given, is_ours=False, **limits)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise whatever the driver raises as one kind of error, that says which store and what to do."""
+        try:
+            with super().errors():
+                yield
+        except EmbeddingStudioError as error:
+            if not isinstance(cause := error.__cause__, psycopg.Error | PoolTimeout):
+                raise
+            place = without_password(self.url) if hasattr(self, "url") else "its database"
+            store = place if self._name is None else f"the store {self._name!r} ({place})"
+            raise AttachedUnavailableError(
+                f"{store} cannot be read: {str(cause).splitlines()[0]}{_remedy(cause)}"
+            ) from error
+
+
+def _remedy(cause: Exception) -> str:
+    match cause:
+        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
+            return "; put it back, or drop the collection and attach anew"
+        case psycopg.errors.InsufficientPrivilege():
+            return "; GRANT SELECT to its user"
+        case psycopg.errors.UndefinedObject() | psycopg.errors.UndefinedFunction():
+            return "; CREATE EXTENSION vector there, in a schema of its user's search_path"
+        case psycopg.errors.QueryCanceled():
+            return "; give it an index that finds what is near, or raise STATEMENT_SECONDS"
+        case _:
+            return ""
+
+
+class Tables:
+    """The engine of all tables of one database.
+
+    Args:
+        has_functions: whether it is the database in which our functions for filters stand.
+    """
+
+    def __init__(self, database: Database, *, has_functions: bool) -> None:
+        self.database = database
+        self._has_functions = has_functions
+        self._seen: dict[Attachment, tuple[float, Table]] = {}
+        self._seeing = threading.Lock()
+
+    def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
+        attached, table = self._of(collection)
+        kind = ID_TYPES[table.columns[attached.object_id][0]]
+        wanted = [object_id for object_id in object_ids if _can_be(kind, object_id)]
+        statement = _SQL["get"].format(**_pieces(attached, table), type=sql.SQL(kind))
+        return self._objects(statement, {"object_ids": wanted}) if wanted else []
+
+    def scroll(
+        self,
+        collection: Collection,
+        *,
+        after: str | None,
+        limit: int,
+        filter: PayloadFilter | None,  # noqa: A002, the port's name
+    ) -> list[CatalogueObject]:
+        attached, table = self._of(collection)
+        matches, values = self._condition(filter)
+        statement = _SQL["scroll"].format(**_pieces(attached, table), condition=matches)
+        return self._objects(statement, values | {"after": after, "limit": limit})
+
+    def count(self, collection: Collection) -> int:
+        attached, table = self._of(collection)
+        statement = _SQL["count"].format(**_pieces(attached, table))
+        number: int
+        (number,) = self.database.read(lambda connection: only_row(connection.execute(statement, {})))
+        return number
+
+    def near(
+        self,
+        collection: Collection,
+        query: Vectors,
+        limit: int,
+        *,
+        filter: PayloadFilter | None,  # noqa: A002, the port's name
+        is_exact: bool,
+    ) -> Candidates:
+        attached, table = self._of(collection)
+        index = None if is_exact else table.index(collection.index.metric_type)
+        matches, values = self._condition(filter)
+        given = values | {"query": pack(query[None])[0], "limit": limit}
+        statement = _near(collection, attached, table, index, matches)
+
+        def work(connection: Connection) -> list[tuple[Any, ...]]:
+            with connection.transaction(), connection.pipeline():
+                for name, value in _plan(index, limit).items():
+                    connection.execute("SELECT set_config(%s, %s, true)", (name, value))
+                # Never prepared: which plan is good depends on the values.
+                rows = connection.execute(statement, given, prepare=False, binary=True)
+            return rows.fetchall()
+
+        rows = self.database.read(work)
+        if len(rows) < limit and index is not None:  # an index may give up before it has found all that match
+            return self.near(collection, query, limit, filter=filter, is_exact=True)
+        furthest = max((row[3] for row in rows if not math.isnan(row[3])), default=-math.inf)
+        is_all = len(rows) < limit or math.isnan(rows[-1][3])  # what has no direction comes last
+        return Candidates(_read(rows), math.inf if is_all else furthest)
+
+    def examined(self, collection: Collection) -> Examined:
+        attached, table = self._of(collection, is_fresh=True)
+        metric = collection.index.metric_type
+        index = table.index(metric)
+        dimensions = table.columns[attached.vector][1]
+        advice = []
+        if dimensions not in (-1, collection.index.dimensions):
+            advice.append(
+                f"its vectors have {dimensions} dimensions by now, and the collection has "
+                f"{collection.index.dimensions}: nothing is found; drop the collection and attach anew"
+            )
+        if not table.is_unique:
+            advice.append(
+                f"no index holds each {attached.object_id} once: if one comes twice, either row is taken for "
+                f"the object; CREATE UNIQUE INDEX ON {attached.source} ({_quoted(attached.object_id)})"
+            )
+        if index is None and table.rows > MANY_ROWS:
+            kind = table.columns[attached.vector][0]
+            advice.append(
+                f"no index finds what is near by {metric.value}, so each search compares all "
+                f"{table.rows:,.0f} rows; CREATE INDEX ON {attached.source} USING hnsw "
+                f"({_quoted(attached.vector)} {kind}_{_CLASSES[metric]}_ops)"
+            )
+        found_by = "all compared by each search" if index is None else f"found by its index {index.name}"
+        told = f"{attached}, only read, by {attached.object_id} and {attached.vector}, {found_by}"
+        return Examined(told, tuple(advice), is_exact=index is None)
+
+    def found(
+        self, wanted: Attachment, metric: MetricType | None = None
+    ) -> tuple[Attachment, SearchIndexInfo]:
+        """Return what to attach to, and how its vectors are compared, after a look at the table.
+
+        Args:
+            wanted: its ``source`` as in a statement; without columns for the payload, all but those of
+                vectors are taken.
+            metric: None: that of the only index of the vectors, or cosine.
+
+        Raises:
+            InvalidInputError: it cannot be attached; the message says what to do.
+        """
+        table = self.database.read(lambda connection: _looked_at(connection, wanted))
+        attached = _completed(wanted, table)
+        kind, dimensions = table.columns[attached.vector]
+        if dimensions < 0:
+            dimensions = self._dimensions(attached, table)
+        self._check_ids(attached, table)
+        metrics = {each.metric for each in table.indexes}
+        if metric is None:
+            metric = metrics.pop() if len(metrics) == 1 else MetricType.COSINE
+        if dimensions > MAX_DIMENSIONS:
+            raise InvalidInputError(
+                f"the {kind} column {attached.vector!r} of {attached.source} has {dimensions} dimensions; at "
+                f"most {MAX_DIMENSIONS:,} can be learnt from"
+            )
+        return attached, SearchIndexInfo(dimensions=dimensions, metric_type=metric)
+
+    def close(self) -> None:
+        self.database.close()
+
+    def _of(self, collection: Collection, *, is_fresh: bool = False) -> tuple[Attachment, Table]:
+        attached = collection.attached
+        assert attached is not None  # noqa: S101, others do not come here
+        now = time.monotonic()
+        with self._seeing:
+            seen_at, table = self._seen.get(attached, (-math.inf, None))
+        if table is None or is_fresh or now >= seen_at + LOOK_AGAIN_SECONDS:
+            try:
+                table = self.database.read(lambda connection: _looked_at(connection, attached))
+            except InvalidInputError as error:
+                raise AttachedUnavailableError(
+                    f"the collection {collection.name!r} is attached to {attached}, which is no longer what "
+                    f"it was: {error}"
+                ) from error
+            with self._seeing:
+                self._seen[attached] = now, table
+        return attached, table
+
+    def _condition(self, payload_filter: PayloadFilter | None) -> tuple[sql.Composable, dict[str, Any]]:
+        if payload_filter is not None and not self._has_functions:
+            payload_filter = payload_filter.widened(_needs_no_function, _needs_no_function)
+        return (sql.SQL("true"), {}) if payload_filter is None else condition(payload_filter)
+
+    def _objects(self, statement: sql.Composed, given: dict[str, Any]) -> list[CatalogueObject]:
+        rows = self.database.read(
+            lambda connection: connection.execute(statement, given, prepare=False, binary=True).fetchall()
+        )
+        return _read(rows)
+
+    def _dimensions(self, attached: Attachment, table: Table) -> int:
+        statement = _SQL["dimensions"].format(**_pieces(attached, table), schema=sql.SQL(""))
+        least, most = self.database.read(lambda connection: only_row(connection.execute(statement, {})))
+        column = f"the column {attached.vector!r} of {attached.source}"
+        if least is None:
+            raise InvalidInputError(
+                f"{column} holds no vector and does not say how many dimensions it has; declare it, as in "
+                f"ALTER TABLE {attached.source} ALTER COLUMN {_quoted(attached.vector)} TYPE vector(384)"
+            )
+        if least != most:
+            raise InvalidInputError(
+                f"{column} holds vectors of {least} to {most} dimensions; attach a view of those of one model"
+            )
+        number: int = least
+        return number
+
+    def _check_ids(self, attached: Attachment, table: Table) -> None:
+        if table.is_unique:
+            return
+        statement = _SQL["repeated"].format(**_pieces(attached, table))
+        repeated = self.database.read(lambda connection: connection.execute(statement, {}).fetchone())
+        if repeated is not None:
+            raise InvalidInputError(
+                f"{attached.object_id!r} of {attached.source} is {shown(repeated[0])} in several rows; name "
+                "a column that tells each row from all others"
+            )
+
+
+def _looked_at(connection: Connection, attached: Attachment) -> Table:
+    """Return what the table is now.
+
+    Raises:
+        InvalidInputError: it cannot be attached; the message says why, and what to do.
+    """
+    place = f"database {connection.info.dbname!r}"
+    try:
+        found = connection.execute(_SQL["find"], {"name": attached.source}).fetchone()
+    except (psycopg.errors.InvalidName, psycopg.errors.SyntaxError) as error:
+        told = f"{attached.source!r} is no name of a table: {error.diag.message_primary}"
+        raise InvalidInputError(told) from None
+    if found is None:
+        raise InvalidInputError(
+            f"there is no table {attached.source!r} in {place}, or none that this user may see; write "
+            "schema.table, and in double quotes what has capitals"
+        )
+    oid, schema, relation, kind, is_readable, rows = found
+    if schema == "embedding_studio" or re.fullmatch(r"collection_\d+", schema) or schema.startswith("pg_"):
+        raise InvalidInputError(
+            f"{schema}.{relation} is not a table of yours; name one that holds your objects"
+        )
+    if kind not in "rpmvf":
+        raise InvalidInputError(f"{attached.source!r} is no table and no view")
+    if not is_readable:
+        raise InvalidInputError(
+            f"the user {connection.info.user!r} may not read {attached.source}; GRANT SELECT ON "
+            f"{attached.source} TO {_quoted(connection.info.user)}"
+        )
+    columns = _columns(connection, oid, attached)
+    given = {"table": oid, "column": attached.object_id}
+    (is_unique,) = only_row(connection.execute(_SQL["is_unique"], given))
+    indexes = [
+        index
+        for row in connection.execute(_SQL["indexes"], given).fetchall()
+        if (index := _index(attached.vector, *row)) is not None
+    ]
+    return Table(oid, schema, relation, columns, tuple(indexes), is_unique, rows)
+
+
+def _columns(connection: Connection, table: int, attached: Attachment) -> dict[str, tuple[str, int]]:
+    """Return name -> type and size of a table's columns.
+
+    Raises:
+        InvalidInputError: those that are named are not there, or of another type than they have to be.
+    """
+    given = {"table": table}
+    columns = {
+        name: (kind, size) for name, kind, size in connection.execute(_SQL["columns"], given).fetchall()
+    }
+    for name in (attached.object_id, attached.vector, *attached.payload, *filter(None, [attached.document])):
+        if name not in columns:
+            raise InvalidInputError(f"{attached.source} has no column {name!r}; it has {', '.join(columns)}")
+    if (kind := columns[attached.object_id][0]) not in ID_TYPES:
+        raise InvalidInputError(
+            f"the ids of {attached.source} are of the type {kind}, and can be text, varchar, uuid, smallint, "
+            f"integer or bigint; attach a view with {_quoted(attached.object_id)}::text"
+        )
+    if (kind := columns[attached.vector][0]) not in VECTOR_TYPES:
+        raise InvalidInputError(
+            f"the column {attached.vector!r} of {attached.source} is of the type {kind}, and vectors are "
+            "vector or halfvec"
+        )
+    if attached.document is not None and (kind := columns[attached.document][0]) not in ("json", "jsonb"):
+        raise InvalidInputError(
+            f"the column {attached.document!r} of {attached.source} is of the type {kind}; the payload can "
+            "be one column of json or jsonb, or several of any type"
+        )
+    return columns
+
+
+def _index(column: str, name: str, method: str, operators: str, held: str) -> VectorIndex | None:
+    """Return an index if it is of a column, and of a metric that collections have."""
+    parts = re.fullmatch(r"(vector|halfvec)_(cosine|ip|l2)_ops", operators)
+    plain = _quoted(column)
+    is_cast = re.fullmatch(rf"\(?{re.escape(plain)}::halfvec\(\d+\)\)?", held) is not None
+    if parts is None or not (is_cast or held in (plain, column)):
+        return None
+    return VectorIndex(name, method, _METRICS[parts[2]], is_cast)
+
+
+def _completed(wanted: Attachment, table: Table) -> Attachment:
+    """Return an attachment with the whole name of its table, and the columns that are its payload."""
+    payload = wanted.payload
+    if not payload and wanted.document is None:
+        payload = tuple(
+            name
+            for name, (kind, _) in table.columns.items()
+            if name not in (wanted.object_id, wanted.vector) and kind not in (*VECTOR_TYPES, *NO_PAYLOAD)
+        )
+    return replace(wanted, source=f"{_quoted(table.schema)}.{_quoted(table.relation)}", payload=payload)
+
+
+def _pieces(attached: Attachment, table: Table) -> dict[str, sql.Composable]:
+    return {
+        "table": table.identifier,
+        "object_id": sql.Identifier(_escaped(attached.object_id)),
+        "vector": sql.Identifier(_escaped(attached.vector)),
+        "payload": _payload(attached),
+    }
+
+
+def _payload(attached: Attachment) -> sql.Composable:
+    if attached.document is not None:
+        column = sql.Identifier(_escaped(attached.document))
+        return sql.SQL(
+            "CASE jsonb_typeof(t.{0}::jsonb) WHEN 'object' THEN t.{0}::jsonb ELSE '{{}}'::jsonb END"
+        ).format(column)
+    objects = [
+        sql.SQL("jsonb_build_object({})").format(
+            sql.SQL(", ").join(
+                sql.SQL("{}::text, t.{}").format(sql.Literal(_escaped(name)), sql.Identifier(_escaped(name)))
+                for name in some
+            )
+        )
+        for start in range(0, len(attached.payload), ARGUMENTS // 2)
+        if (some := attached.payload[start : start + ARGUMENTS // 2])
+    ]
+    return sql.SQL(" || ").join(objects) if objects else sql.SQL("'{{}}'::jsonb").format()
+
+
+def _near(
+    collection: Collection,
+    attached: Attachment,
+    table: Table,
+    index: VectorIndex | None,
+    matches: sql.Composable,
+) -> sql.Composed:
+    column = sql.SQL("t.{}").format(sql.Identifier(_escaped(attached.vector)))
+    D = collection.index.dimensions or 0
+    kind = table.columns[attached.vector][0]
+    is_half = kind == "halfvec" or (index is not None and index.is_cast)
+    ordered = column
+    if index is not None and index.is_cast:
+        ordered = sql.SQL("{}::halfvec({})").format(column, sql.Literal(D))
+    half = sql.SQL("::halfvec({})").format(sql.Literal(D)) if is_half else sql.SQL("")
+    return _SQL["near"].format(
+        **_pieces(attached, table),
+        condition=matches,
+        ordered=ordered,
+        operator=sql.SQL(OPERATORS[collection.index.metric_type]),
+        query=sql.SQL("%(query)b::vector{}").format(half),
+    )
+
+
+def _plan(index: VectorIndex | None, limit: int) -> dict[str, str]:
+    """Return the settings of the server under which candidates are looked for."""
+    if index is None:
+        return {"enable_indexscan": "off"}
+    if index.method == "ivfflat":
+        return {"ivfflat.iterative_scan": "relaxed_order"}
+    return {"hnsw.iterative_scan": "strict_order", "hnsw.ef_search": str(min(limit, MOST_CANDIDATES))}
+
+
+def _read(rows: Sequence[tuple[Any, ...]]) -> list[CatalogueObject]:
+    of_size: dict[int, list[tuple[Any, ...]]] = {}
+    for row in rows:
+        of_size.setdefault(len(row[1]), []).append(row)
+    found: dict[str, CatalogueObject] = {}
+    for some in of_size.values():
+        for (object_id, _, payload, *_), part in zip(some, unpack([row[1] for row in some]), strict=True):
+            found.setdefault(object_id, CatalogueObject(object_id, part[None], _as_payload(payload)))
+    return [found[object_id] for object_id in dict.fromkeys(row[0] for row in rows)]
+
+
+def _as_payload(given: Any) -> JSON:
+    return given if isinstance(given, dict) else {}
+
+
+def _can_be(kind: str, object_id: str) -> bool:
+    """Return whether an id can be a value of a column, written as the server writes it."""
+    if kind == "text":
+        return "\x00" not in object_id
+    if kind == "uuid":
+        return UUID.fullmatch(object_id) is not None
+    if NUMBER.fullmatch(object_id) is None:
+        return False
+    return -LARGEST[kind] <= int(object_id) < LARGEST[kind]
+
+
+def _needs_no_function(query: Query) -> bool:
+    return not isinstance(query, MatchQuery | MatchPhraseQuery)
+
+
+def _quoted(name: str) -> str:
+    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+
+
+def _escaped(name: str) -> str:
+    """Return a name as it stands in a statement with parameters."""
+    return name.replace("%", "%%")
