@@ -656,9 +656,16 @@ def the_folder_of_the_embedded_server(world):
         return [each.name for each in set(world.folder.iterdir()) - before]
 
 
+def another_database(world):
+    url = world.request.getfixturevalue("postgres_url")
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE EXTENSION vector")
+    return json.dumps({"shop": url})
+
+
 @acts(
     "attached_stores",
-    lambda world: json.dumps({"shop": world.request.getfixturevalue("postgres_server")}),
+    another_database,
     sees=("no address of the store 'shop'", "no table 'products'"),
 )
 def why_a_table_of_another_database_cannot_be_attached(world):

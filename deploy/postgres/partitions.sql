@@ -55,7 +55,7 @@ FROM (VALUES
     ('session_events', 'session_id'),
     ('sessions_for_improvement', 'session_id'),
     ('waiting_events', 'session_id'),
-    ('folds', 'user_id')
+    ('queue', 'user_id')
 ) AS given(name, key);
 
 SELECT pg_temp.spread(format('collection_%s.%I', collection_id, given.name)::regclass, 'user_id', 16)
