@@ -16,6 +16,8 @@ from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory, SharedVote
 from embedding_studio.domain.sessions import (
+    RecordedSession,
+    SearchResultItem,
     Session,
     SessionEvent,
     SessionForImprovementCreateSchema,
@@ -30,6 +32,7 @@ from embedding_studio.errors import (
 from embedding_studio.search import SearchService
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
+from embedding_studio.storage.postgres import clickstream as pg_clickstream
 from embedding_studio.storage.postgres import codes as pg_codes
 from embedding_studio.storage.postgres import nearest as pg_nearest
 
@@ -822,3 +825,37 @@ def test_an_object_is_neighbour_or_moved_never_both_or_neither_while_it_is_being
     finally:
         is_over.set()
         learning.join(timeout=60)
+
+
+@pytest.mark.parametrize("route", ["record", "register_session"])
+def test_a_session_that_is_sent_again_while_its_user_is_forgotten_fails_no_batch(
+    postgres, postgres_url, monkeypatch, route
+):
+    """Found by an audit: the whole batch was answered 404, and nothing of it was recorded."""
+    filled(postgres, info())
+    shown = [SearchResultItem(object_id="o1")]
+    sent = [
+        Session(session_id=f"of {user}", user_id=user, collection="things", search_results=shown)
+        for user in ("ann", "bob")
+    ]
+    postgres.clickstream.record([RecordedSession(sent[0])])
+    look = pg_clickstream._stored
+    forgotten = []
+
+    def stored(connection, session_ids):
+        if not forgotten:
+            with closing(PostgresStorage(postgres_url)) as other:
+                forgotten.append(other.clickstream.forget_user("ann")["sessions"])
+        return look(connection, session_ids)
+
+    monkeypatch.setattr(pg_clickstream, "_stored", stored)
+    if route == "record":
+        became = [
+            each.disposition for each in postgres.clickstream.record([RecordedSession(s) for s in sent])
+        ]
+    else:
+        became = [postgres.clickstream.register_session(sent[0])]
+
+    assert forgotten == [1]
+    assert became == (["recorded", "recorded"] if route == "record" else [True])
+    assert postgres.clickstream.get_session("of ann").user_id == "ann"

@@ -42,7 +42,7 @@ from embedding_studio.storage.postgres.collections import (
     names_by_alias,
     names_of,
 )
-from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.database import Connection, Database, GoneError, only_row
 from embedding_studio.storage.postgres.orders import place
 from embedding_studio.storage.postgres.quarantine import forget
 from embedding_studio.storage.postgres.queue import mark_learnt
@@ -545,13 +545,13 @@ def _known(connection: Connection, sessions: Sequence[Session]) -> tuple[dict[st
 
     Raises:
         CollectionNotFoundError: one is not stored, and its collection does not exist.
-        SessionNotFoundError: one is not stored, for its user was forgotten just now.
+        GoneError: one is not stored, for its user was forgotten just now.
     """
     rows, positions = _stored(connection, [session.session_id for session in sessions])
     for session in sessions:
         if session.session_id not in rows:
             find_collection(connection, session.collection)
-            raise _not_found(session.session_id)
+            raise GoneError(f"session {session.session_id!r} was removed just now; send it again")
     return rows, positions
 
 

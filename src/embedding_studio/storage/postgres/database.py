@@ -13,6 +13,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from embedding_studio.errors import (
     CollectionNotFoundError,
     InvalidInputError,
+    SessionNotFoundError,
     StorageError,
     StorageNotWritableError,
     StorageTimeoutError,
@@ -43,6 +44,10 @@ _BEGIN_ONE_MOMENT = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 NOT_WRITABLE = (psycopg.errors.DiskFull, psycopg.errors.ReadOnlySqlTransaction)
+
+
+class GoneError(SessionNotFoundError):
+    """A session went between two statements of a transaction, which is then done anew."""
 
 
 class BehindError(Exception):
@@ -153,13 +158,13 @@ class Database:
             alone: it writes by one statement, which is a transaction without being told so.
             is_upkeep: it may take as long as it needs.
 
-        It is repeated after a deadlock, for then nothing of it was done, and, where nobody waits for it,
-        after it waited too long for a lock; not where the connection is lost, for then that is unknown. A
-        connection lost *before* is noticed and replaced.
+        It is repeated after a deadlock or a ``GoneError``, for then nothing of it was done, and, where
+        nobody waits for it, after it waited too long for a lock; not where the connection is lost, for then
+        that is unknown. A connection lost *before* is noticed and replaced.
         """
-        again: tuple[type[psycopg.Error], ...] = CONFLICTS
+        again: tuple[type[Exception], ...] = (*CONFLICTS, GoneError)
         if WAITER.get() is None:
-            again = (*CONFLICTS, psycopg.errors.LockNotAvailable)
+            again = (*again, psycopg.errors.LockNotAvailable)
         with self.errors():
             for _ in range(RETRIED_CONFLICTS):
                 try:
