@@ -16,7 +16,7 @@ from embedding_studio.storage.memory.personal import MemoryPersonal
 from embedding_studio.storage.memory.quarantine import MemoryQuarantine
 from embedding_studio.storage.memory.queue import MemoryQueue
 from embedding_studio.storage.memory.state import State
-from embedding_studio.storage.ports import WAITING_EVENTS, Storage, Vitals
+from embedding_studio.storage.ports import SHARED_HALF_LIFE, WAITING_EVENTS, Storage, Vitals
 
 
 class MemoryBackend:
@@ -36,6 +36,10 @@ class MemoryBackend:
 class MemoryStorage(Storage):
     """A storage that is gone when the process ends.
 
+    Args:
+        shared_half_life: seconds by which what others clicked loses half of its weight; for measuring, which
+            of them is right (``benchmarks/months.py``).
+
     >>> import numpy as np
     >>> from embedding_studio import CatalogueObject, SearchIndexInfo
     >>> storage = MemoryStorage()
@@ -50,8 +54,9 @@ class MemoryStorage(Storage):
         *,
         order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"}),
         waiting_events: int = WAITING_EVENTS,
+        shared_half_life: float = SHARED_HALF_LIFE,
     ) -> None:
-        state = State(order_on, waiting_events)
+        state = State(order_on, waiting_events, shared_half_life)
         super().__init__(
             collections=MemoryCollections(state),
             objects=MemoryObjects(state),

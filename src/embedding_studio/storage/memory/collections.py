@@ -10,6 +10,7 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.memory.state import State, Tables
+from embedding_studio.storage.memory.votes import Votes
 
 
 class MemoryCollections:
@@ -40,7 +41,7 @@ class MemoryCollections:
             hashed_as = tables.collection.hashed_as if tables else None
             wanted = Collection(number, name, index, embedder, gate_threshold, own_past, hashed_as, attached)
             if tables is None:
-                self._state.schemas[name] = Tables(wanted)
+                self._state.schemas[name] = Tables(wanted, Votes(self._state.shared_half_life))
             elif tables.collection != wanted:
                 raise tables.collection.conflict(wanted)
             return wanted

@@ -60,6 +60,7 @@ class State:
         schemas: by the collection's name.
         of_user: user_id -> session_id -> session, so that a user's are found without a look at all.
         most_waiting: so many events wait.
+        shared_half_life: seconds.
         waiting: session_id -> event_id -> event and UTC seconds of its arrival, of sessions not recorded yet.
         queue: (name of a collection, user_id) -> whose state is stale.
         folding: (collection_id, user_id) of those that somebody is folding anew just now.
@@ -68,6 +69,7 @@ class State:
 
     order_on: Container[str]
     most_waiting: int
+    shared_half_life: float
     lock: threading.Condition = field(default_factory=threading.Condition)
     schemas: dict[str, "Tables"] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
@@ -285,9 +287,9 @@ class Tables:
     """
 
     collection: Collection
+    votes: Votes
     objects: dict[str, CatalogueObject] = field(default_factory=dict)
     states: dict[str, PersonalState] = field(default_factory=dict)
-    votes: Votes = field(default_factory=Votes)
     quarantined: dict[str, tuple[str, int]] = field(default_factory=dict)
     noticed: dict[str, str | None] = field(default_factory=dict)
     stack: "Stack | None" = None

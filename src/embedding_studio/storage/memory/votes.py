@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from embedding_studio.domain.objects import SharedMemory, SharedObject, SharedVote
 from embedding_studio.storage.ports import (
     MOST_HALF_LIVES,
-    SHARED_HALF_LIFE,
     SHARED_QUERIES,
     SHARED_VOTES,
     Vectors,
@@ -23,11 +22,13 @@ class Votes:
     """What users say for queries.
 
     Attributes:
+        half_life: seconds by which clicks and looks lose half of their weight.
         of_query: query_key -> user_id -> vote; those of one key have one and the same query.
         latest: query_key -> its votes, the latest first (ties by user_id); absent since one of them changed.
         asked: the queries, to be compared with; None since a key went.
     """
 
+    half_life: float
     of_query: dict[str, dict[str, SharedVote]] = field(default_factory=dict)
     latest: dict[str, list[tuple[str, SharedVote]]] = field(default_factory=dict)
     asked: "Asked | None" = None
@@ -79,7 +80,7 @@ class Votes:
             return []
         latest_first = sorted((vote.created_at for _, told in said for vote in told), reverse=True)
         now = latest_first[max(shared_by, 1) - 1]
-        return [_memory(query, told, now) for query, told in said]
+        return [_memory(query, told, now, self.half_life) for query, told in said]
 
     def _latest(self, key: str) -> list[tuple[str, SharedVote]]:
         if key not in self.latest:
@@ -116,13 +117,13 @@ class Asked:
         return [self._keys[row] for row in rows[:SHARED_QUERIES]]
 
 
-def _memory(query: Vectors, votes: Sequence[SharedVote], now: int) -> SharedMemory:
+def _memory(query: Vectors, votes: Sequence[SharedVote], now: int, half_life: float) -> SharedMemory:
     mean = np.stack([vote.clicked_mean for vote in votes]).mean(axis=0, dtype=np.float64)
     users: dict[str, int] = defaultdict(int)
     clicks: dict[str, float] = defaultdict(float)
     looks: dict[str, float] = defaultdict(float)
     for vote in votes:
-        weight = 0.5 ** min(max(now - vote.created_at, 0) / SHARED_HALF_LIFE, MOST_HALF_LIVES)
+        weight = 0.5 ** min(max(now - vote.created_at, 0) / half_life, MOST_HALF_LIVES)
         for seen in vote.seen:
             users[seen.object_id] += seen.clicks > 0
             clicks[seen.object_id] += weight * seen.clicks
