@@ -1,6 +1,7 @@
 """What would a log have been with other settings? replay."""
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -73,6 +74,9 @@ def replay(
     """Rank the searches of a log anew, each at its own time by each method, and compare with plain search."""
     check_writable(json_file, html, markdown)
     with opened_context() as context, shown_progress() as show:
+        logging.getLogger("embedding_studio.tuning").setLevel(
+            logging.WARNING
+        )  # of replayed days, not of today
         first, last = given_time("--from", since), given_time("--until", until)
         told = _read(about) if about else ""
         measured_from = given_time("--measure-from", measure_from)

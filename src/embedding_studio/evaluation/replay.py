@@ -174,10 +174,10 @@ def replay(
     )
 
 
-def _values(ranks: Sequence[int | None]) -> list[float]:
+def values_of(ranks: Sequence[int | None]) -> list[float]:
     """Return ``METRICS`` of a ranking, where each clicked object is worth the same.
 
-    >>> _values([2, None])
+    >>> values_of([2, None])
     [0.5, 0.387, 0.0, 1.0]
     """
     found = [rank for rank in ranks if rank is not None]
@@ -207,7 +207,7 @@ def _results(
     plain = [ranks_of(step.search.plain, step.clicked) for step in steps.measured]
     ranks = [plain, *(each.ranks for each in played.values())]
     values = np.array(  # [N, 1 + M, K]
-        [[_values(of_one) for of_one in of_search] for of_search in zip(*ranks, strict=True)]
+        [[values_of(of_one) for of_one in of_search] for of_search in zip(*ranks, strict=True)]
     )
     kept = np.array([each.places_kept for each in played.values()])  # [M, N]
     sizes: dict[str, SliceSize] = {}
@@ -217,13 +217,13 @@ def _results(
         meaning = SLICE_MEANINGS.get(name, f"searches of the month {name}")
         sizes[name] = SliceSize(len(rows), len(set(users)), meaning)
         for method, result in zip(
-            played, _compared(users, values[rows], kept[:, rows].mean(axis=1), seed), strict=True
+            played, compared(users, values[rows], kept[:, rows].mean(axis=1), seed), strict=True
         ):
             results[method][name] = result
     return sizes, results
 
 
-def _compared(
+def compared(
     user_ids: Sequence[str], values: NDArray[np.float64], kept: NDArray[np.float64], seed: int
 ) -> list[ReplayedSlice]:
     """Return what each method comes to; users are drawn anew with all their searches.
