@@ -301,25 +301,27 @@ class Context:
     def attach(
         self,
         name: str,
-        table: str,
+        source: str,
         *,
-        object_id: str = "id",
-        vector: str = "embedding",
+        object_id: str | None = None,
+        vector: str | None = None,
         payload: Sequence[str] = (),
         document: str | None = None,
         metric_type: MetricType | None = None,
         store: str | None = None,
     ) -> Collection:
-        """Return a collection of what stands in a table already; it is only ever read, and nothing is copied.
+        """Return a collection of what another system keeps already; it is only read, and nothing is copied.
 
         Args:
             name: of the collection.
-            table: ``schema.table`` or what the search path finds; a view will do.
-            object_id, vector: the columns of these; each row is an object of one part.
+            source: a table or view, ``schema.table`` or what the search path finds; or Qdrant's collection.
+            object_id, vector: the columns of these, ``id`` and ``embedding`` if absent; a row is an object of
+                one part. Of Qdrant the field of the payload, and the name of the vector; absent: the ids of
+                the points, and the vector without a name.
             payload: columns that filters and results see; none: all but those of vectors.
             document: a column of JSON that is the payload instead.
             metric_type: None: that of the only index of the vectors, or cosine.
-            store: the name in ATTACHED_STORES of the database in which it is; None: where all else is.
+            store: the name in ATTACHED_STORES of the store in which it is; None: the database of all else.
 
         Raises:
             InvalidInputError: it cannot be attached; the message says what to do.
@@ -328,7 +330,7 @@ class Context:
         """
         if payload and document is not None:
             raise InvalidInputError("the payload is columns, or one document; give only one of the two")
-        wanted = Attachment("table", table, store, object_id, vector, tuple(payload), document)
+        wanted = Attachment("", source, store, object_id or "", vector or "", tuple(payload), document)
         objects = self.storage.objects
         if not isinstance(objects, ByCollection):
             raise ConflictError("this storage has a base index of its own; attach to one of PostgreSQL")

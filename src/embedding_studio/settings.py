@@ -270,7 +270,8 @@ class Settings(BaseSettings):
     )
     attached_stores: dict[str, SecretStr] = Field(
         default={},
-        description="Other databases whose tables collections can be attached to (JSON: name and address).",
+        description="What collections can be attached to beside the own database (JSON: name and address):"
+        " other databases, and servers of Qdrant (`https://:KEY@host:6333`).",
     )
     embedder: str = Field(
         default="all-MiniLM-L6-v2",

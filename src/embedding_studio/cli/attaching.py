@@ -1,4 +1,4 @@
-"""A table that is there already: attach."""
+"""What another system keeps already: attach."""
 
 from typing import Annotated
 
@@ -16,11 +16,17 @@ def attach(
     table: Annotated[
         str,
         typer.Option(
-            help="The table or view, as in SQL: `products`, `shop.products`, `'shop.\"Products\"'`."
+            help="The table or view as in SQL, `products` or `shop.products`; or Qdrant's collection."
         ),
     ],
-    object_id: Annotated[str, typer.Option("--id", help="Its column of ids.")] = "id",
-    vector: Annotated[str, typer.Option(help="Its column of vectors.")] = "embedding",
+    object_id: Annotated[
+        str | None,
+        typer.Option("--id", help="Its column of ids. Default: id; of Qdrant the ids of the points."),
+    ] = None,
+    vector: Annotated[
+        str | None,
+        typer.Option(help="Its column of vectors. Default: embedding; of Qdrant the one without a name."),
+    ] = None,
     payload: Annotated[
         list[str] | None,
         typer.Option(help="A column that filters and results see; may be given again. Default: all others."),
@@ -34,12 +40,10 @@ def attach(
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(
-            help="The name in ATTACHED_STORES of the database in which it is. Default: DATABASE_URL."
-        ),
+        typer.Option(help="The name in ATTACHED_STORES of where it is. Default: the database of all else."),
     ] = None,
 ) -> None:
-    """Make a collection of a table with vectors: it is only ever read, and nothing is copied.
+    """Make a collection of a table with vectors, or of one of Qdrant: only read, and nothing is copied.
 
     Its own index finds what is near. What users do is kept beside it, and bends what they find.
     """

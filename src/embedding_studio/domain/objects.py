@@ -39,10 +39,11 @@ class Attachment:
     """Where the objects of a collection are kept if by another system, which is only ever read.
 
     Attributes:
-        kind: of store: ``table``.
-        source: what it is called there: ``schema.table``, quoted where that is needed.
+        kind: of store: ``table`` of PostgreSQL, or ``qdrant``.
+        source: what it is called there: ``schema.table``, quoted where that is needed; or a collection.
         store: the name of its address in ATTACHED_STORES; None: the database in which all else is kept.
-        object_id, vector: the columns of these.
+        object_id, vector: the columns of these; of Qdrant the field of the payload and the name of the
+            vector, empty where a point has one without a name, and its own id is the object's.
         payload: the columns that make the payload.
         document: the column of JSON that is the payload instead.
     """
@@ -50,8 +51,8 @@ class Attachment:
     kind: str
     source: str
     store: str | None = None
-    object_id: str = "id"
-    vector: str = "embedding"
+    object_id: str = ""
+    vector: str = ""
     payload: tuple[str, ...] = ()
     document: str | None = None
 
@@ -61,7 +62,8 @@ class Attachment:
         >>> str(Attachment("table", "public.products", store="shop"))
         'the table public.products of shop'
         """
-        return f"the {self.kind} {self.source}" + ("" if self.store is None else f" of {self.store}")
+        what = "Qdrant's collection" if self.kind == "qdrant" else "the table"
+        return f"{what} {self.source}" + ("" if self.store is None else f" of {self.store}")
 
 
 @dataclass(frozen=True, slots=True)

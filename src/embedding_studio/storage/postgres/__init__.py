@@ -45,6 +45,7 @@ from embedding_studio.storage.postgres.queue import PostgresQueue
 from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.schema import describe, measure
 from embedding_studio.storage.postgres.tables import Tables, TablesDatabase
+from embedding_studio.storage.qdrant import Qdrant
 
 CODES = 4
 """The migration after which the program writes the codes of what is there already."""
@@ -94,7 +95,7 @@ class AttachedStores:
         self._address = address
         self._stores = stores
         self._limits = limits
-        self._opened: dict[tuple[str, str | None], AttachedObjects] = {}
+        self._opened: dict[str | None, AttachedObjects] = {}
         self._opening = threading.Lock()
 
     def __call__(self, attached: Attachment) -> AttachedObjects:
@@ -104,12 +105,11 @@ class AttachedStores:
             AttachedUnavailableError: it has no address any more, or does not answer.
         """
         with self._opening:
-            key = attached.kind, attached.store
-            if key not in self._opened:
-                self._opened[key] = AttachedObjects(self.engine(attached))
-            return self._opened[key]
+            if attached.store not in self._opened:
+                self._opened[attached.store] = AttachedObjects(self._engine(attached))
+            return self._opened[attached.store]
 
-    def engine(self, attached: Attachment) -> Engine:
+    def _engine(self, attached: Attachment) -> Engine:
         if attached.store is not None and attached.store not in self._stores:
             named = ", ".join(sorted(self._stores)) or "none"
             raise AttachedUnavailableError(
@@ -117,6 +117,8 @@ class AttachedStores:
                 f'one, as in {{"{attached.store}": "postgresql://USER:PASSWORD@HOST/NAME"}}'
             )
         address = self._address if attached.store is None else self._stores[attached.store]
+        if isinstance(address, str) and address.startswith(("http://", "https://")):
+            return Qdrant(address, name=attached.store, statement_seconds=self._limits["statement_seconds"])
         database = TablesDatabase(address, name=attached.store, pool_size=POOL_SIZE, **self._limits)
         return Tables(database, has_functions=attached.store is None)
 

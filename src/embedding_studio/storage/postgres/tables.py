@@ -31,6 +31,8 @@ from embedding_studio.storage.postgres.sql import statements
 from embedding_studio.storage.postgres.vectors import pack, unpack
 
 KIND = "table"
+OBJECT_ID, VECTOR = "id", "embedding"
+"""The columns where none are named."""
 LOOK_AGAIN_SECONDS = 60.0
 """So long an index that is made, or dropped, is not noticed."""
 MANY_ROWS = 10_000
@@ -241,6 +243,12 @@ class Tables:
         Raises:
             InvalidInputError: it cannot be attached; the message says what to do.
         """
+        wanted = replace(
+            wanted,
+            kind=KIND,
+            object_id=wanted.object_id or OBJECT_ID,
+            vector=wanted.vector or VECTOR,
+        )
         table = self.database.read(lambda connection: _looked_at(connection, wanted))
         attached = _completed(wanted, table)
         kind, dimensions = table.columns[attached.vector]

@@ -1,0 +1,426 @@
+"""A collection of Qdrant that was there before, as the objects of one of ours: read over HTTP, never written.
+
+What Qdrant means by a filter is not what is meant here: a condition on a field also finds lists that hold the
+value, texts are split into words as its index has it, and whole numbers are not numbers with a fraction. So
+it is asked for more than what matches, and what it brings is looked at.
+
+Source: https://api.qdrant.tech, of version 1.19.
+"""
+
+import heapq
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+import numpy as np
+
+from embedding_studio.domain.filters import (
+    BoolQuery,
+    ListHasAllQuery,
+    ListHasAnyQuery,
+    PayloadFilter,
+    Query,
+    RangeQuery,
+    TermQuery,
+    TermsQuery,
+    ways,
+)
+from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import Attachment, CatalogueObject, Collection
+from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, shown
+from embedding_studio.storage.attached import Candidates, Examined
+from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
+
+KIND = "qdrant"
+READ_AT_ONCE = 1_000
+"""Points a request, where all are read."""
+LARGEST_NUMBER = 2**64
+METRICS = {"Cosine": MetricType.COSINE, "Dot": MetricType.DOT, "Euclid": MetricType.EUCLID}
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+NUMBER = re.compile(r"0|[1-9]\d{0,19}")
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+JSON = dict[str, Any]
+
+
+class Qdrant:
+    """The engine of all collections of one server.
+
+    Args:
+        address: ``http://host:6333``; a key stands as the password, ``https://:KEY@host:6333``.
+        name: by which the store is told of.
+        statement_seconds: a request may take so long; 0: as long as it likes.
+    """
+
+    def __init__(
+        self, address: str, *, name: str | None = None, statement_seconds: float = STATEMENT_SECONDS
+    ) -> None:
+        parts = urlsplit(address)
+        self._name = name
+        self._place = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+        self._client = httpx.Client(
+            base_url=f"{self._place}{parts.path}",
+            headers={"api-key": parts.password} if parts.password else {},
+            timeout=statement_seconds or None,
+        )
+
+    def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
+        attached = _of(collection)
+        if attached.object_id:
+            return [
+                found
+                for point in self._points(attached, _one_of(attached.object_id, object_ids))
+                if (found := _object(attached, point)) is not None
+            ]
+        ids = [point_id for each in object_ids if (point_id := _point_id(each)) is not None]
+        if not ids:
+            return []
+        body = {"ids": ids, "with_payload": True, "with_vector": _with_vector(attached)}
+        points = self._ask("POST", f"{_path(attached)}/points", body)
+        return [found for point in points if (found := _object(attached, point)) is not None]
+
+    def scroll(
+        self,
+        collection: Collection,
+        *,
+        after: str | None,
+        limit: int,
+        filter: PayloadFilter | None,  # noqa: A002, the port's name
+    ) -> list[CatalogueObject]:
+        """Return as ``Engine.scroll``; each page reads the ids of all, for Qdrant has another order."""
+        attached = _of(collection)
+        ids = (
+            object_id
+            for point in self._points(attached, _condition(filter), with_vector=False)
+            if (object_id := _id_of(attached, point)) is not None
+            and (after is None or object_id > after)
+            and (filter is None or filter.matches(point.get("payload") or {}))
+        )
+        page = heapq.nsmallest(limit, ids, key=str.encode)
+        found = {each.object_id: each for each in self.get(collection, page)}
+        return [found[object_id] for object_id in page if object_id in found]
+
+    def count(self, collection: Collection) -> int:
+        answer = self._ask("POST", f"{_path(_of(collection))}/points/count", {"exact": True})
+        return int(answer["count"])
+
+    def near(
+        self,
+        collection: Collection,
+        query: Vectors,
+        limit: int,
+        *,
+        filter: PayloadFilter | None,  # noqa: A002, the port's name
+        is_exact: bool,
+    ) -> Candidates:
+        attached = _of(collection)
+        body: JSON = {
+            "query": query.astype(np.float64).tolist(),
+            "limit": limit,
+            "with_payload": True,
+            "with_vector": _with_vector(attached),
+            "params": {"exact": True} if is_exact else {"hnsw_ef": limit},
+        }
+        if attached.vector:
+            body["using"] = attached.vector
+        if (condition := _condition(filter)) is not None:
+            body["filter"] = condition
+        points = self._ask("POST", f"{_path(attached)}/points/query", body)["points"]
+        if len(points) < limit and not is_exact:  # a graph may give up before it has found all that match
+            return self.near(collection, query, limit, filter=filter, is_exact=True)
+        objects = [found for point in points if (found := _object(attached, point)) is not None]
+        if len(points) < limit:
+            return Candidates(objects, math.inf)
+        furthest = max(_distance(collection.index.metric_type, point["score"]) for point in points)
+        return Candidates(objects, furthest)
+
+    def examined(self, collection: Collection) -> Examined:
+        attached = _of(collection)
+        try:
+            index = self._index_of(attached, None)
+        except InvalidInputError as error:
+            raise AttachedUnavailableError(
+                f"the collection {collection.name!r} is attached to {attached}, which is no longer what it "
+                f"was: {error}"
+            ) from error
+        advice = []
+        if index != collection.index.model_copy(
+            update={"metric_aggregation_type": index.metric_aggregation_type}
+        ):
+            advice.append(
+                f"it has {index.dimensions} dimensions compared by {index.metric_type.value} by now; drop "
+                "the collection and attach anew"
+            )
+        by = attached.object_id or "the ids of its points"
+        told = f"{attached}, only read, by {by}, found by its own index"
+        return Examined(told, tuple(advice), is_exact=False)
+
+    def found(self, wanted: Attachment, metric: MetricType | None) -> tuple[Attachment, SearchIndexInfo]:
+        wanted = replace(wanted, kind=KIND)
+        index = self._index_of(wanted, metric)
+        self._check_ids(wanted)
+        return wanted, index
+
+    def _index_of(self, wanted: Attachment, metric: MetricType | None) -> SearchIndexInfo:
+        """Return how the vectors of a collection are compared.
+
+        Raises:
+            InvalidInputError: it cannot be attached; the message says what to do.
+        """
+        if wanted.payload or wanted.document is not None:
+            raise InvalidInputError(
+                "the whole payload of a point is the payload of an object; name no part of it"
+            )
+        try:
+            info = self._ask("GET", _path(wanted), None)
+        except _NotFoundError:
+            there = ", ".join(
+                sorted(each["name"] for each in self._ask("GET", "/collections", None)["collections"])
+            )
+            raise InvalidInputError(
+                f"{self._told()} has no collection {wanted.source!r}; it has {there or 'none'}"
+            ) from None
+        vectors = info["config"]["params"].get("vectors") or {}
+        named = {"": vectors} if "size" in vectors else vectors
+        if wanted.vector not in named:
+            raise InvalidInputError(
+                f"the points of {wanted.source!r} have no vector {wanted.vector!r}; name one of "
+                f"{', '.join(map(repr, named)) or 'none'}"
+            )
+        given = named[wanted.vector]
+        own = METRICS.get(given["distance"])
+        if own is None or given.get("multivector_config") is not None:
+            what = "several vectors a point" if own else f"the distance {given['distance']}"
+            raise InvalidInputError(
+                f"{wanted.source!r} has {what}, and can be attached with one vector a point, compared by "
+                f"{', '.join(METRICS)}"
+            )
+        if metric not in (None, own):
+            raise InvalidInputError(f"{wanted.source!r} is compared by {own.value}, and not by {metric}")
+        if given["size"] > MAX_DIMENSIONS:
+            raise InvalidInputError(
+                f"{wanted.source!r} has {given['size']} dimensions; at most {MAX_DIMENSIONS:,} can be learnt "
+                "from"
+            )
+        return SearchIndexInfo(dimensions=given["size"], metric_type=own)
+
+    def _check_ids(self, attached: Attachment) -> None:
+        """Return if each point has an id of its own; reads all of them.
+
+        Raises:
+            InvalidInputError: one comes twice, or there are points and none has one.
+        """
+        if not attached.object_id:
+            return
+        seen: set[str] = set()
+        points = 0
+        for point in self._points(attached, None, with_vector=False, with_payload=[attached.object_id]):
+            points += 1
+            object_id = _id_of(attached, point)
+            if object_id in seen:
+                raise InvalidInputError(
+                    f"{attached.object_id!r} is {shown(object_id)} in several points of {attached.source!r}; "
+                    "name a field that tells each from all others, or none, for the ids of the points"
+                )
+            if object_id is not None:
+                seen.add(object_id)
+        if points and not seen:
+            raise InvalidInputError(
+                f"no point of {attached.source!r} has a text or a whole number as {attached.object_id!r} in "
+                "its payload; name another field, or none, for the ids of the points"
+            )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _points(
+        self,
+        attached: Attachment,
+        condition: JSON | None,
+        *,
+        with_vector: bool = True,
+        with_payload: bool | list[str] = True,
+    ) -> Iterator[JSON]:
+        body: JSON = {
+            "limit": READ_AT_ONCE,
+            "with_payload": with_payload,
+            "with_vector": _with_vector(attached) if with_vector else False,
+        }
+        if condition is not None:
+            body["filter"] = condition
+        while True:
+            page = self._ask("POST", f"{_path(attached)}/points/scroll", body)
+            yield from page["points"]
+            if (following := page.get("next_page_offset")) is None:
+                return
+            body["offset"] = following
+
+    def _ask(self, method: str, path: str, body: JSON | None) -> Any:
+        try:
+            answer = self._client.request(method, path, json=body)
+        except httpx.TimeoutException as error:
+            raise AttachedUnavailableError(
+                f"{self._told()} did not answer in time; is it up, and is STATEMENT_SECONDS enough?"
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise AttachedUnavailableError(f"{self._told()} cannot be reached: {error}; is it up?") from error
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            raise _NotFoundError(f"{self._told()} does not have {path}; put it back, or attach anew")
+        if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise AttachedUnavailableError(
+                f"{self._told()} wants another key; give it as in https://:KEY@HOST:6333"
+            )
+        try:
+            answer.raise_for_status()
+            return answer.json()["result"]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise AttachedUnavailableError(
+                f"{self._told()} answered {answer.status_code}, not as Qdrant would: {shown(answer.text)}"
+            ) from error
+
+    def _told(self) -> str:
+        return f"the store {self._name!r} ({self._place})"
+
+
+class _NotFoundError(AttachedUnavailableError):
+    """There is no such collection."""
+
+
+def _of(collection: Collection) -> Attachment:
+    assert collection.attached is not None  # noqa: S101, others do not come here
+    return collection.attached
+
+
+def _path(attached: Attachment) -> str:
+    return f"/collections/{quote(attached.source, safe='')}"
+
+
+def _with_vector(attached: Attachment) -> bool | list[str]:
+    return [attached.vector] if attached.vector else True
+
+
+def _point_id(object_id: str) -> int | str | None:
+    """Return the id of a point as Qdrant writes it; None: it is of no point."""
+    if NUMBER.fullmatch(object_id) and int(object_id) < LARGEST_NUMBER:
+        return int(object_id)
+    return object_id if UUID.fullmatch(object_id) else None
+
+
+def _id_of(attached: Attachment, point: Mapping[str, Any]) -> str | None:
+    if not attached.object_id:
+        return str(point["id"])
+    given = (point.get("payload") or {}).get(attached.object_id)
+    return str(given) if isinstance(given, str | int) and not isinstance(given, bool) else None
+
+
+def _object(attached: Attachment, point: Mapping[str, Any]) -> CatalogueObject | None:
+    """Return what a point is; None: it has no vector of that name, or no id."""
+    vector = point.get("vector")
+    if isinstance(vector, Mapping):
+        vector = vector.get(attached.vector)
+    object_id = _id_of(attached, point)
+    if object_id is None or not vector:
+        return None
+    payload = dict(point.get("payload") or {})
+    return CatalogueObject(object_id, np.array([vector], dtype=np.float32), payload)
+
+
+def _distance(metric: MetricType, score: float) -> float:
+    match metric:
+        case MetricType.COSINE:
+            return 1 - score
+        case MetricType.DOT:
+            return -score
+        case _:
+            return score
+
+
+def _one_of(field: str, object_ids: Sequence[str]) -> JSON:
+    key = _key([field])
+    numbers = [int(each) for each in object_ids if NUMBER.fullmatch(each) and int(each) < 2**63]
+    conditions: list[JSON] = [{"key": key, "match": {"any": list(object_ids)}}]
+    if numbers:
+        conditions.append({"key": key, "match": {"any": numbers}})
+    return {"should": conditions}
+
+
+def _condition(payload_filter: PayloadFilter | None) -> JSON | None:
+    """Return a filter of Qdrant that finds all that is meant, and perhaps more; None: it would find all."""
+    if payload_filter is None:
+        return None
+    wider = payload_filter.widened(lambda query: _translated(query) is not None, lambda _: False)
+    return None if wider is None else _clause(wider.query)
+
+
+def _clause(query: Query) -> JSON:
+    if not isinstance(query, BoolQuery):
+        return _translated(query) or {}
+    sides = {"must": [*(query.must or ()), *(query.filter or ())], "should": list(query.should or ())}
+    return {side: [_clause(each) for each in queries] for side, queries in sides.items() if queries}
+
+
+def _translated(query: Query) -> JSON | None:  # noqa: PLR0911, one case a kind of query
+    match query:
+        case TermQuery(term=term):
+            return _any(term.field, [term.value])
+        case TermsQuery(terms=terms):
+            return _any(terms.field, terms.values)
+        case ListHasAnyQuery(any=wanted):
+            return _any(wanted.field, wanted.values)
+        case ListHasAllQuery(all=wanted):
+            return _any(wanted.field, wanted.values[:1])
+        case RangeQuery(field=field, range=bounds):
+            given = bounds.bounds()
+            if any(isinstance(bound, str) for bound in given.values()):
+                return None
+            return _in_range(field, {name: float(bound) for name, bound in given.items()})
+        case _:
+            return None
+
+
+def _any(field: str, values: Iterable[Any]) -> JSON | None:
+    conditions: list[JSON] = []
+    for value in values:
+        one = _is(field, value)
+        if one is None:
+            return None
+        conditions += one["should"]
+    return {"should": conditions}
+
+
+def _is(field: str, value: Any) -> JSON | None:
+    if isinstance(value, str | bool):
+        return _by_each_way(field, {"match": {"value": value}})
+    try:
+        return _in_range(field, {"eq": float(value)})
+    except OverflowError:
+        return None
+
+
+def _in_range(field: str, bounds: Mapping[str, float]) -> JSON | None:
+    """Return a range with its ends: a number of more than 53 bits is no other than its neighbour there."""
+    ends = {"gte": "gte", "gt": "gte", "lte": "lte", "lt": "lte"}
+    wider: dict[str, float] = {}
+    for name, bound in bounds.items():
+        for end in ("gte", "lte") if name == "eq" else (ends[name],):
+            tighter = max if end == "gte" else min
+            wider[end] = bound if end not in wider else tighter(wider[end], bound)
+    return _by_each_way(field, {"range": wider})
+
+
+def _by_each_way(field: str, condition: JSON) -> JSON | None:
+    keys = [_key(steps) for steps in ways(field)]
+    if any(key is None for key in keys):
+        return None
+    return {"should": [{"key": key, **condition} for key in keys]}
+
+
+def _key(steps: Sequence[str]) -> str | None:
+    """Return a path in a payload as Qdrant writes it; None: it cannot be written."""
+    if any('"' in step or "\\" in step or not step for step in steps):
+        return None
+    return ".".join(step if PLAIN_KEY.fullmatch(step) else f'"{step}"' for step in steps)
