@@ -19,9 +19,9 @@ LINES: Mapping[str, str] = {
 }
 """Methods that are drawn, in colours that are seen on white and on black."""
 PANELS: Mapping[str, str] = {
-    "all": "nDCG@10 of all searches, less plain search's",
-    "later": "the same, by objects that came later alone",
-    "gini": "how unequally looks fall on objects (Gini)",
+    "all": "nDCG@10, less plain search's",
+    "later": "by objects that came later",
+    "gini": "how unequal looks are (Gini)",
 }
 WIDTH, HEIGHT, MARGIN, GAP, LINE = 250, 150, 46, 62, 18
 """Of a panel, what stands around it, and a line of the legend, in pixels."""
@@ -172,7 +172,15 @@ def _panel(left: int, top: int, title: str, curves: Mapping[str, Sequence[float 
         shapes.append(
             _text(left - 4, y(value), signed(value) if is_difference else f"{value:.2f}", anchor="end")
         )
-    shapes += [_text(x(month), top + HEIGHT + 12, str(month + 1), anchor="middle") for month in range(months)]
+    shapes += [
+        _text(
+            x(month),
+            top + HEIGHT + 12,
+            f"month {month + 1}" if month == 0 else str(month + 1),
+            anchor="middle",
+        )
+        for month in range(months)
+    ]
     for name, curve in curves.items():
         points = [f"{x(month):.1f} {y(value):.1f}" for month, value in enumerate(curve) if value is not None]
         shapes.append(f'<path d="M{"L".join(points)}" stroke="{LINES.get(name, GREY)}"/>')
