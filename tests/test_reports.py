@@ -78,7 +78,7 @@ def awaited(look):
     return report
 
 
-@pytest.mark.parametrize("kind", ["recall", "tune", "replay"])
+@pytest.mark.parametrize("kind", ["recall", "tune", "replay", "settings"])
 def test_a_report_is_made_over_http(context, kind):
     with serving(create_app(context)) as client:
         started = client.post(REPORTS, json={"kind": kind, "collection": "films"})
@@ -88,6 +88,10 @@ def test_a_report_is_made_over_http(context, kind):
 
     assert started.status_code == 202
     assert (started.json()["status"], started.json()["result"]) == ("running", None)
+    if kind == "settings":  # of three users
+        assert (report["status"], report["result"]) == ("failed", None)
+        assert "by 3 users, which is too few to tell" in report["detail"]
+        return
     assert report["status"] == "done", report["detail"]
     assert listed == [report]
     if kind == "recall":

@@ -1,7 +1,7 @@
 """Reports that take minutes: each is made by a process of its own, beside the one that serves.
 
 The process that serves keeps them, so they end with it. They say again at any time what
-`embedding-studio recall`, `tune` and `replay` would print.
+`embedding-studio recall`, `tune` (also with `--settings`) and `replay` would print.
 """
 
 import json
@@ -28,6 +28,7 @@ from embedding_studio.errors import ConflictError, EmbeddingStudioError, ReportN
 from embedding_studio.evaluation.replay import replay
 from embedding_studio.recall import measure_recall
 from embedding_studio.replaying import Replayed, World
+from embedding_studio.tuned_settings import tune_settings
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class ReportKind(StrEnum):
     RECALL = "recall"
     TUNE = "tune"
     REPLAY = "replay"
+    SETTINGS = "settings"
 
 
 class ReportStatus(StrEnum):
@@ -232,6 +234,8 @@ def make(context: Context, report: Report, show: Show) -> JSON:
     if report.kind is ReportKind.TUNE:
         tuned = tuning.tune(storage, name, gate_threshold=settings.gate_threshold, dry_run=report.dry_run)
         return tuning.as_json(*tuned)
+    if report.kind is ReportKind.SETTINGS:
+        return tune_settings(context, name, progress=show).to_json()
     collection = storage.collections.get(name)
     world = World(context, collection)
     log = world.log(None)

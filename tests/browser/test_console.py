@@ -682,10 +682,44 @@ TUNED = {
     },
 }
 
+GAIN = {"difference": {"mean": 0.021, "low": 0.004, "high": 0.04}, "users_better": 0.31, "users_worse": 0.025}
+OTHER_SETTINGS = {
+    "told": "Set QUERY_SHIFT=0.8: it wins on later searches.",
+    "changes": {"query_shift": 0.8},
+    "tuned_on": [2_000, 700],
+    "trials": [
+        {"settings": {"query_shift": 0.8}, "difference": 0.03, "users_worse": 0.01},
+        {"settings": {}, "difference": 0.01, "users_worse": 0.02},
+    ],
+    "judged": {
+        "all": {
+            "meaning": "all measured searches",
+            "searches": 3_000,
+            "users": 900,
+            "found_to_in_force": GAIN,
+            "found_to_plain": GAIN,
+            "in_force_to_plain": GAIN,
+        }
+    },
+    "notes": ["12 different settings were tried"],
+}
+
 
 @pytest.mark.parametrize(
     ("kind", "result", "told"),
     [
+        (
+            "settings",
+            OTHER_SETTINGS,
+            [
+                "Set QUERY_SHIFT=0.8",
+                "3,000 searches, 900 users",
+                "+0.021",
+                "31.0 %",
+                "those in force",
+                "12 different",
+            ],
+        ),
         ("recall", RECALL, ["find 99.1 % of the nearest", "2 standard errors (chosen)", "99.10 %", "4.5 ms"]),
         ("tune", TUNED, ["is 0.712", "Nothing was changed", "1,234 queries", "25 %"]),
     ],

@@ -21,7 +21,8 @@ ReportId = Annotated[Id, Path()]
 class ReportBody(Body):
     kind: ReportKind = Field(
         description="recall: whether the nearest are found; tune: gate and own past that fit the log; "
-        "replay: what each method would have ranked where, on the collection's own log"
+        "replay: what each method would have ranked where, on the collection's own log; settings: whether "
+        "others than those in force serve that log better"
     )
     collection: Id = DEFAULT_COLLECTION
     dry_run: bool = Field(default=True, description="false: what recall and tune find is set at once")
