@@ -60,7 +60,7 @@ class Server:
 def _filter(given: JSON | None) -> Any:
     if given is None:
         return None
-    sides = {side: [_condition(each) for each in given[side]] for side in given}
+    sides: JSON = {side: [_condition(each) for each in given[side]] for side in given}
     return edge.Filter(**sides)
 
 

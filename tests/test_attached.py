@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from embedding_studio.api.app import create_app
 from embedding_studio.bootstrap import Context
+from embedding_studio.catalogue import CatalogueText
 from embedding_studio.cli import app
 from embedding_studio.doctor import examine
 from embedding_studio.domain.filters import PayloadFilter
@@ -351,6 +352,7 @@ def test_whatever_would_write_objects_is_refused_in_a_sentence(context):
     collection = attached(context)
     writes = [
         lambda: context.index_objects("products", [CatalogueObject("x", vectors(1))]),
+        lambda: context.index_objects("products", [CatalogueText("x", "without an embedder")]),
         lambda: context.storage.objects.delete(collection, ["p001"]),
         lambda: context.storage.objects.update_payloads(collection, {"p001": {}}),
     ]

@@ -6,7 +6,7 @@ import threading
 import time
 
 from embedding_studio.datetime_utils import utc_timestamp
-from embedding_studio.errors import AttachedUnavailableError, EmbeddingStudioError
+from embedding_studio.errors import AttachedUnavailableError, CollectionNotFoundError, EmbeddingStudioError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.retention import Retention
 from embedding_studio.storage.attached import reconcile
@@ -116,7 +116,7 @@ class Worker:
             if collection.attached is not None:
                 try:
                     found = reconcile(self._storage, collection)
-                except AttachedUnavailableError as error:
+                except (AttachedUnavailableError, CollectionNotFoundError) as error:
                     logger.warning("whether objects of %s changed is not known: %s", collection.name, error)
                 else:
                     self._metrics.count_originals(changed=found.changed, gone=found.gone)

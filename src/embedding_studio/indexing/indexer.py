@@ -10,6 +10,7 @@ from embedding_studio.domain.storable import check_id
 from embedding_studio.embedders import Embedder
 from embedding_studio.errors import CollectionNotFoundError, InvalidInputError, shown
 from embedding_studio.indexing.batches import THREADS, IndexingReport, index_objects
+from embedding_studio.storage.attached import refuse_writing
 from embedding_studio.storage.ports import Storage
 from embedding_studio.tuning import SAMPLED_OBJECTS, guard_gate
 
@@ -87,10 +88,13 @@ class Indexer:
 
         Raises:
             EmbeddingError: there is a text and no embedder, or it failed.
-            ConflictError: there is a text, and the collection holds the vectors of another embedder.
+            ConflictError: there is a text, and the collection holds the vectors of another embedder; or its
+                objects are kept by another system.
             InvalidInputError: there is something that is neither, or vectors that do not fit.
         """
         collection = self.collection(name)
+        if collection.attached is not None:
+            refuse_writing(collection)  # before anything is embedded
         some_ids: list[str] = []
         report = index_objects(
             self._storage,

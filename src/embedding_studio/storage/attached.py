@@ -225,13 +225,13 @@ class AttachedObjects:
         return CodesInfo(parts=0, bytes_in_memory=0, margin=None)
 
     def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:  # noqa: ARG002
-        _refuse(collection)
+        refuse_writing(collection)
 
     def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:  # noqa: ARG002
-        _refuse(collection)
+        refuse_writing(collection)
 
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:  # noqa: ARG002
-        _refuse(collection)
+        refuse_writing(collection)
 
     def set_margin(self, collection: Collection, margin: float | None) -> None:  # noqa: ARG002
         raise ConflictError(f"{_attached(collection)}: its own index finds what is near, and has no margin")
@@ -422,7 +422,12 @@ def _attached(collection: Collection) -> str:
     return f"the collection {collection.name!r} is attached to {collection.attached}"
 
 
-def _refuse(collection: Collection) -> NoReturn:
+def refuse_writing(collection: Collection) -> NoReturn:
+    """Say that another system keeps the objects.
+
+    Raises:
+        ConflictError: always.
+    """
     raise ConflictError(
         f"{_attached(collection)}, which is only read; write there, and the next search finds it"
     )
