@@ -1,15 +1,21 @@
 """Clicks of wrong clocks, out of order, sent twice, and of robots: over HTTP, and learnt."""
 
 import time
+from contextlib import closing, nullcontext
 from typing import Any
 
 import pytest
 
 from embedding_studio.api.app import create_app
+from embedding_studio.domain.sessions import SessionEvent
+from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.postgres import PostgresStorage
 from test_api_routes import EVENTS_OF_SESSIONS, SESSION, SESSIONS, fill, search_and_click
 from test_api_service import SEARCH, letters_context, serving
 
 ORDERS, QUARANTINE = "/api/v1/improvement/orders", "/api/v1/quarantine"
+ADMIN = "the-admin-key-0123456789-0123456789"
+WRITE = "the-write-key-0123456789-0123456789"
 FAR_AHEAD = 99_999_999_000
 SHOWN = [{"object_id": "all-a"}, {"object_id": "a-and-b"}, {"object_id": "all-b"}]
 
@@ -96,6 +102,47 @@ def test_an_event_that_comes_before_its_session_is_learnt_once_that_comes(client
     ]
     assert client.get(f"{ORDERS}/s1").json()["status"] == "done"
     assert is_raised(client, "all-b", user_id="ada")
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres"])
+def test_one_sender_leaves_others_as_many_places_to_wait_as_it_takes(kind, request):
+    """Found by an audit: one key that sent events of sessions that never came took the places of all."""
+    if kind == "memory":
+        opened: Any = nullcontext(MemoryStorage(waiting_events=20))
+    else:
+        opened = closing(PostgresStorage(request.getfixturevalue("postgres_url"), waiting_events=20))
+    with opened as storage:
+        push = storage.clickstream.push_events
+
+        flood = push([SessionEvent(session_id=f"s{n}", object_id="a") for n in range(21)], sender="one")
+        again = push([SessionEvent(session_id="s-1", object_id="a")], sender="one")
+        others = [push([SessionEvent(session_id=f"t{n}", object_id="a")], sender="two") for n in range(4)]
+        nobody = push([SessionEvent(session_id="u", object_id="a")])
+        number = storage.clickstream.waiting_events()
+
+    assert flood == ["waiting"] * 10 + ["unknown_session"] * 11
+    assert again == ["unknown_session"]
+    assert others == [["waiting"]] * 4
+    assert nobody == ["waiting"]
+    assert number == 15
+
+
+def test_one_key_leaves_room_for_the_events_of_another(tmp_path):
+    storage = MemoryStorage(waiting_events=4)
+    context = letters_context(tmp_path, storage, admin_api_key=ADMIN, write_api_key=WRITE)
+    with serving(create_app(context)) as client:
+        events = [{"session_id": f"s{n}", "object_id": "all-a"} for n in range(4)]
+
+        def pushed(key):
+            headers = {"Authorization": f"Bearer {key}"}
+            return dispositions(client.post(EVENTS_OF_SESSIONS, json={"events": events}, headers=headers))
+
+        of_one = pushed(WRITE)
+        events = [{"session_id": f"t{n}", "object_id": "all-a"} for n in range(4)]
+        of_other = pushed(ADMIN)
+
+    assert of_one == ["waiting"] * 2 + ["unknown_session"] * 2
+    assert of_other == ["waiting"] + ["unknown_session"] * 3
 
 
 def test_what_a_collector_sends_before_its_search_waits_for_it(client):

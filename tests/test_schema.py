@@ -140,8 +140,19 @@ def test_a_model_behind_an_endpoint_loses_its_address_and_nothing_is_embedded_ag
     assert definitions(connection) == made
 
 
+def without_senders(connection):
+    """Make events that wait what they were when none said who had sent it."""
+    connection.execute(
+        """
+        ALTER TABLE embedding_studio.waiting_events DROP COLUMN sender;
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 17;
+        """
+    )
+
+
 def without_attached(connection):
     """Make tables what they were when every collection's objects were here."""
+    without_senders(connection)
     connection.execute(
         """
         ALTER TABLE embedding_studio.collections DROP COLUMN attached;

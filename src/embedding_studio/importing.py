@@ -88,6 +88,7 @@ class Importer:
         is_rehearsal: whether nothing is stored.
         pushed: is told of events as they are stored.
         may_wait: whether events are kept for a while whose search is neither in the log nor recorded.
+        sender: who sends them, as for ``Clickstream.push_events``.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Importer:
         is_rehearsal: bool = False,
         pushed: Pushed | None = None,
         may_wait: bool = False,
+        sender: str = "",
     ) -> None:
         self.report = ImportReport()
         self._storage = storage
@@ -113,6 +115,7 @@ class Importer:
         self._is_rehearsal = is_rehearsal
         self._pushed = pushed
         self._may_wait = may_wait
+        self._sender = sender
         self._searched_at: dict[str, int] = {}
         self._is_object: dict[str, bool] = {}
         self._taken: set[str] = set()
@@ -251,7 +254,7 @@ class Importer:
         if not ours:
             return []
         pushed = [_session_event(event) for _, event in ours]
-        became = self._storage.clickstream.push_events(pushed, may_wait=may_wait)
+        became = self._storage.clickstream.push_events(pushed, may_wait=may_wait, sender=self._sender)
         if self._pushed is not None:
             self._pushed(pushed, became)
         late = []

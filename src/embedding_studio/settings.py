@@ -420,7 +420,7 @@ class Settings(BaseSettings):
         default=WAITING_EVENTS,
         ge=0,
         description="So many events are kept, for a day, whose session is not recorded yet; 0: none. For one"
-        f" session {WAITING_EVENTS_OF_SESSION} at the most.",
+        f" session {WAITING_EVENTS_OF_SESSION} at the most, and of one key no more than leave as many free.",
     )
 
     def fingerprint(self) -> str:

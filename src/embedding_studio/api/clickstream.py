@@ -507,7 +507,7 @@ def _pushed(events: list[SessionEvent], context: Context, caller: Caller) -> lis
     Nor do its events wait for a session: it might become another's.
     """
     if not caller.is_bound:
-        return context.clickstream_dao.push_events(events)
+        return context.clickstream_dao.push_events(events, sender=caller.name)
     is_own = own_sessions(context, caller, [event.session_id for event in events])
     own = [event for event in events if is_own.get(event.session_id)]
     became = iter(context.clickstream_dao.push_events(own, may_wait=False))

@@ -120,7 +120,9 @@ def push_algolia_events(body: Json, context: InContext, metrics: InMetrics, call
         if collection is None:
             received.left_out[f"there is no collection {index!r}"] = len(entries)
         else:
-            _store(context, metrics, collection, own_entries(context, caller, entries), received)
+            _store(
+                context, metrics, collection, caller, own_entries(context, caller, entries), received=received
+            )
     return received
 
 
@@ -171,7 +173,7 @@ def _ubi(body: Any, context: Context, metrics: ServiceMetrics, caller: Caller) -
         )
         require_collection(context, caller, collection.name)
         entries = own_entries(context, caller, placed_entries(ubi.read, theirs, source="row"))
-        _store(context, metrics, collection, entries, received)
+        _store(context, metrics, collection, caller, entries, received=received)
     return received
 
 
@@ -202,7 +204,9 @@ def _store(
     context: Context,
     metrics: ServiceMetrics,
     collection: Collection,
+    caller: Caller,
     entries: Iterable[Placed],
+    *,
     received: Received,
 ) -> None:
     importer = Importer(
@@ -211,6 +215,7 @@ def _store(
         weights=context.settings.event_weights,
         pushed=metrics.count_events,
         may_wait=True,
+        sender=caller.name,
     )
     report = importer.run(join_recorded(context.clickstream_dao, collection, entries))
     for told, became in ((received.sessions, report.sessions), (received.events, report.events)):

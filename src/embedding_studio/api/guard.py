@@ -48,12 +48,14 @@ class Caller:
         collections: names of those that it may use; empty: all.
         is_one_user: whether it speaks for the user of its token alone, or for nobody where it sent none.
         user_id: of the token.
+        name: of the key.
     """
 
     scopes: frozenset[Scope]
     collections: tuple[str, ...] = ()
     is_one_user: bool = False
     user_id: str | None = None
+    name: str = ""
 
     @property
     def is_bound(self) -> bool:
@@ -157,7 +159,11 @@ class Guard:
         user_id = None if token is None else await self._user_of(token)
         _check_rate(self._of_users, user_id, "this user")
         return Caller(
-            known.scopes, known.collections, known.requires_user_token or user_id is not None, user_id
+            known.scopes,
+            known.collections,
+            known.requires_user_token or user_id is not None,
+            user_id,
+            known.name,
         )
 
     async def _known(self, key: str | None, address: str) -> _Known:

@@ -124,6 +124,21 @@ def require_active(key: ApiKey, now: int) -> None:
         raise ConflictError(f"the key {key.key_id!r} is {status}; create a new one instead")
 
 
+def room_of(sender: str, *, free: int, held: int) -> int:
+    """Return how many more events of one sender may wait.
+
+    So many that as many places stay free as it holds: one alone has half of all, and the next finds room.
+
+    >>> room_of("a key", free=100, held=0), room_of("a key", free=50, held=50), room_of("", free=100, held=0)
+    (50, 0, 100)
+
+    Args:
+        free: places that nobody holds.
+        held: by this sender.
+    """
+    return max(0, (free - held) // 2) if sender else free
+
+
 def admit(
     events: Sequence[SessionEvent], waiting: Mapping[str, Mapping[str, EventContent]], room: int
 ) -> tuple[list[EventDisposition], list[SessionEvent]]:
@@ -422,7 +437,9 @@ class Clickstream(Protocol):
         """
         ...
 
-    def push_events(self, events: Sequence[SessionEvent], *, may_wait: bool = True) -> list[EventDisposition]:
+    def push_events(
+        self, events: Sequence[SessionEvent], *, may_wait: bool = True, sender: str = ""
+    ) -> list[EventDisposition]:
         """Record events, one disposition each in order.
 
         In the same transaction an order is placed for each session that got a new event of a type
@@ -432,6 +449,8 @@ class Clickstream(Protocol):
         Args:
             may_wait: whether those are kept whose session is not recorded yet: for ``WAITING_SECONDS``, up to
                 ``WAITING_EVENTS_OF_SESSION`` for each, and as many as the storage was opened for in all.
+            sender: who sent them, of whom never more begin to wait than ``room_of`` leaves; empty: nobody in
+                particular.
         """
         ...
 

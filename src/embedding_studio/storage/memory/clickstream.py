@@ -28,6 +28,7 @@ from embedding_studio.storage.ports import (
     Vectors,
     admit,
     require_shown,
+    room_of,
 )
 
 UNKNOWN = EventDisposition.UNKNOWN_SESSION
@@ -67,7 +68,9 @@ class MemoryClickstream:
         with self._state.lock:
             self._show(self._state.stored_session(session_id), results)
 
-    def push_events(self, events: Sequence[SessionEvent], *, may_wait: bool = True) -> list[EventDisposition]:
+    def push_events(
+        self, events: Sequence[SessionEvent], *, may_wait: bool = True, sender: str = ""
+    ) -> list[EventDisposition]:
         with self._state.lock:
             dispositions = []
             touched: dict[str, None] = {}
@@ -80,7 +83,7 @@ class MemoryClickstream:
                     touched[event.session_id] = None
             for session_id in sorted(touched, key=lambda each: self._state.sessions[each].unit()):
                 self._state.place(session_id)
-            return self._let_wait(events, dispositions) if may_wait else dispositions
+            return self._let_wait(events, dispositions, sender) if may_wait else dispositions
 
     def waiting_events(self) -> int:
         with self._state.lock:
@@ -90,7 +93,7 @@ class MemoryClickstream:
         with self._state.lock:
             before = self.waiting_events()
             for session_id, events in list(self._state.waiting.items()):
-                for event_id, (_, arrived_at) in list(events.items()):
+                for event_id, (_, arrived_at, _) in list(events.items()):
                     if arrived_at <= now - WAITING_SECONDS:
                         del events[event_id]
                 if not events:
@@ -205,7 +208,7 @@ class MemoryClickstream:
     def take_back(self, session_id: str, object_id: str) -> int:
         with self._state.lock:
             waiting = self._state.waiting.get(session_id, {})
-            dropped = [key for key, (event, _) in waiting.items() if event.object_id == object_id]
+            dropped = [key for key, (event, *_) in waiting.items() if event.object_id == object_id]
             for event_id in dropped:
                 del waiting[event_id]
             if dropped and not waiting:
@@ -224,7 +227,7 @@ class MemoryClickstream:
             became.append(self._add(each.session, each.query_vectors))
             if became[-1] is SessionDisposition.RECORDED:
                 early = self._state.waiting.pop(each.session.session_id, {}).values()
-                waited += [event for event, _ in early]
+                waited += [event for event, *_ in early]
         events = [
             () if disposition is SessionDisposition.TAKEN else each.session.events
             for each, disposition in zip(sessions, became, strict=True)
@@ -256,7 +259,7 @@ class MemoryClickstream:
         return SessionDisposition.RECORDED if stored is None else SessionDisposition.CONTINUED
 
     def _let_wait(
-        self, events: Sequence[SessionEvent], dispositions: Sequence[EventDisposition]
+        self, events: Sequence[SessionEvent], dispositions: Sequence[EventDisposition], sender: str
     ) -> list[EventDisposition]:
         """Let events wait whose sessions are not recorded; return what became of all."""
         early = [event for event, each in zip(events, dispositions, strict=True) if each is UNKNOWN]
@@ -265,12 +268,14 @@ class MemoryClickstream:
         now = time.time()
         self.drop_waiting(now)
         waiting = {
-            session_id: {key: (event.object_id, event.event_type) for key, (event, _) in theirs.items()}
+            session_id: {key: (event.object_id, event.event_type) for key, (event, *_) in theirs.items()}
             for session_id, theirs in self._state.waiting.items()
         }
-        told, admitted = admit(early, waiting, self._state.most_waiting - self.waiting_events())
+        senders = [who for theirs in self._state.waiting.values() for _, _, who in theirs.values()]
+        free = self._state.most_waiting - len(senders)
+        told, admitted = admit(early, waiting, room_of(sender, free=free, held=senders.count(sender)))
         for event in admitted:
-            self._state.waiting.setdefault(event.session_id, {})[event.event_id] = event, now
+            self._state.waiting.setdefault(event.session_id, {})[event.event_id] = event, now, sender
         of_early = iter(told)
         return [next(of_early) if each is UNKNOWN else each for each in dispositions]
 

@@ -61,7 +61,8 @@ class State:
         of_user: user_id -> session_id -> session, so that a user's are found without a look at all.
         most_waiting: so many events wait.
         shared_half_life: seconds.
-        waiting: session_id -> event_id -> event and UTC seconds of its arrival, of sessions not recorded yet.
+        waiting: session_id -> event_id -> event, UTC seconds of its arrival and who sent it, of sessions that
+            are not recorded yet.
         queue: (name of a collection, user_id) -> whose state is stale.
         folding: (collection_id, user_id) of those that somebody is folding anew just now.
         ticks: numbers every change of an order, so that two within one second have an order.
@@ -76,7 +77,7 @@ class State:
     sessions: dict[str, "StoredSession"] = field(default_factory=dict)
     of_user: dict[str | None, dict[str, "StoredSession"]] = field(default_factory=dict)
     orders: dict[str, "StoredOrder"] = field(default_factory=dict)
-    waiting: dict[str, dict[str, tuple[SessionEvent, float]]] = field(default_factory=dict)
+    waiting: dict[str, dict[str, tuple[SessionEvent, float, str]]] = field(default_factory=dict)
     decisions: dict[str, QuarantineDecision] = field(default_factory=dict)
     queue: dict[tuple[str, str], "StoredEntry"] = field(default_factory=dict)
     folding: set[tuple[int, str]] = field(default_factory=set)

@@ -34,6 +34,7 @@ from embedding_studio.storage.ports import (
     Vectors,
     admit,
     require_shown,
+    room_of,
 )
 from embedding_studio.storage.postgres.collections import (
     find_collection,
@@ -124,16 +125,20 @@ class PostgresClickstream:
 
         self._database.write(work)
 
-    def push_events(self, events: Sequence[SessionEvent], *, may_wait: bool = True) -> list[EventDisposition]:
+    def push_events(
+        self, events: Sequence[SessionEvent], *, may_wait: bool = True, sender: str = ""
+    ) -> list[EventDisposition]:
         became = self._database.write(lambda connection: _push(connection, events, self._order_on))
         early = _unknown(events, became)
         if not (early and may_wait and self._waiting_events):
             return became
-        return _with(became, self._database.write(lambda connection: self._push_early(connection, early)))
+        return _with(
+            became, self._database.write(lambda connection: self._push_early(connection, early, sender))
+        )
 
     def waiting_events(self) -> int:
-        (number,) = self._database.read(
-            lambda connection: only_row(connection.execute(_SQL["count_waiting"]))
+        number, _ = self._database.read(
+            lambda connection: only_row(connection.execute(_SQL["count_waiting"], {"sender": ""}))
         )
         return int(number)
 
@@ -324,7 +329,9 @@ class PostgresClickstream:
         # Alone it is a transaction, without the round trips of one.
         return not recorded.session.events and self._database.write(work, alone=True)
 
-    def _push_early(self, connection: Connection, events: Sequence[SessionEvent]) -> list[EventDisposition]:
+    def _push_early(
+        self, connection: Connection, events: Sequence[SessionEvent], sender: str
+    ) -> list[EventDisposition]:
         """Record events of sessions that were not recorded just now; let those wait that still are not."""
         session_ids = list({event.session_id for event in events})
         connection.execute(_SQL["lock_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
@@ -332,14 +339,16 @@ class PostgresClickstream:
         with connection.pipeline():
             connection.execute(_SQL["drop_waiting"], {"now": None, "seconds": WAITING_SECONDS})
             there = connection.execute(_SQL["waiting"], {"session_ids": session_ids})
-            counted = connection.execute(_SQL["count_waiting"])
+            counted = connection.execute(_SQL["count_waiting"], {"sender": sender})
         waiting: dict[str, dict[str, EventContent]] = defaultdict(dict)
         for session_id, event_id, *content in there:
             waiting[session_id][event_id] = content[0], content[1]
-        (number,) = only_row(counted)
-        told, admitted = admit(_unknown(events, became), waiting, self._waiting_events - number)
+        number, held = only_row(counted)
+        room = room_of(sender, free=self._waiting_events - number, held=held)
+        told, admitted = admit(_unknown(events, became), waiting, room)
         if admitted:
-            connection.execute(_SQL["let_wait"], {"events": _rows(map(vars, admitted))})
+            given = {"events": _rows(map(vars, admitted)), "sender": sender}
+            connection.execute(_SQL["let_wait"], given)
         return _with(became, told)
 
 

@@ -148,11 +148,11 @@ FROM embedding_studio.waiting_events
 WHERE session_id = ANY(%(session_ids)s::text[])
 
 -- name: count_waiting
-SELECT count(*) FROM embedding_studio.waiting_events
+SELECT count(*), count(*) FILTER (WHERE sender = %(sender)s) FROM embedding_studio.waiting_events
 
 -- name: let_wait
-INSERT INTO embedding_studio.waiting_events (session_id, event_id, object_id, event_type, created_at, meta)
-SELECT *
+INSERT INTO embedding_studio.waiting_events (session_id, event_id, object_id, event_type, created_at, meta, sender)
+SELECT *, %(sender)s
 FROM json_to_recordset(%(events)s::json) AS event(
     session_id text, event_id text, object_id text, event_type text, created_at bigint, meta jsonb
 )
