@@ -74,7 +74,7 @@ class Plan:
         stay_days: mean of an exponential: most users are gone after two months, as in a shop.
         days_between: mean days from a user's search to the next.
         interest_days: mean of an exponential after which a user wants something else: the drift.
-        other: share of searches for something but the present interest; then 40 to 50 % are repeats.
+        other: share of searches for something but the present interest; then about half are repeats.
         wishes: different queries asked; few enough that the most asked has hundreds of searches.
         relevant: fewest relevant objects of a query that is asked.
         items: so many objects of a larger folder are kept: all that are relevant, and others at random.
