@@ -155,7 +155,7 @@ def test_an_object_that_came_is_found_at_the_search_that_first_shows_it(world):
     of_query = [
         row for row, each in enumerate(world.asked) if each.query.text == text and name in each.grades
     ]
-    pages = [() for _ in world.asked]
+    pages: list[tuple[str, ...]] = [() for _ in world.asked]
     pages[of_query[2]] = (name,)
     never = months.Lived([() for _ in pages], [], 0)
 
