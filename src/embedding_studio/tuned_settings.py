@@ -126,7 +126,9 @@ class TunedSettings:
         """Name -> value, of what is recommended; empty where nothing is."""
         if not self.is_recommended:
             return {}
-        return {name: value for name, value in self.after.items() if value != self.before[name]}
+        return {
+            name: self.after[name] for name in sorted(self.after) if self.after[name] != self.before[name]
+        }
 
     def to_json(self) -> JSON:
         return asdict(self) | {"changes": self.changes}
