@@ -601,6 +601,29 @@ def test_a_collections_gate_is_set_and_set_back(client):
     assert client.patch("/api/v1/collections/default", json={"gate_threshold": 1}).status_code == 422
 
 
+def test_the_settings_of_learning_are_told_with_what_presets_did(client):
+    told = client.get("/api/v1/settings").json()
+    settings = {each["name"]: each for each in told["settings"]}
+    rate = settings["ADJUSTMENT_RATE"]
+
+    assert {"QUERY_SHIFT", "GATE_THRESHOLD", "SHARED_MIN_USERS", "NUM_ITERATIONS"} <= settings.keys()
+    assert not [name for name in settings if "KEY" in name or "URL" in name or "SECRET" in name]
+    assert (rate["value"], rate["default"], rate["preset"]) == (0.1, 0.1, "balanced")
+    assert [(each["name"], each["value"]) for each in rate["presets"]] == [
+        ("conservative", 0.03),
+        ("balanced", 0.1),
+        ("aggressive", 0.3),
+    ]
+    assert settings["QUERY_SHIFT"]["presets"] == []
+    for name in ("ADJUSTMENT_RATE", "NUM_ITERATIONS"):
+        for preset in settings[name]["presets"]:
+            assert {(each["collection"], each["clicks"]) for each in preset["effects"]} == {
+                (each["collection"], each["clicks"]) for each in told["served"]
+            }
+    assert rate["presets"][1]["effects"] == told["served"]  # balanced is what is served
+    assert "benchmarks/presets.py" in told["measured_by"]
+
+
 def test_the_doctor_says_over_http_what_it_says_at_the_machine(client):
     fill(client)
 
@@ -1119,6 +1142,7 @@ def test_a_collection_is_made_shown_listed_aliased_and_dropped(client):
         "gate_threshold": None,
         "own_past": None,
         "aliases": [],
+        "attached": None,
         "objects": 0,
     }
     assert aliased.json() == {"alias": "best", "collection": "shoes"}

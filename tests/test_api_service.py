@@ -662,6 +662,7 @@ ROUTES_OF_THE_DESIGN = {
     "GET /api/v1/users/{user_id}/state",
     "GET /api/v1/users/{user_id}/map",
     "GET /api/v1/doctor",
+    "GET /api/v1/settings",
     "GET /api/v1/reports",
     "POST /api/v1/reports",
     "GET /api/v1/reports/{report_id}",

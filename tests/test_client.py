@@ -693,6 +693,7 @@ NOT_COVERED = {
     "get_user_state": "as above",
     "get_user_map": "as above",
     "get_findings": "as above",
+    "get_settings": "as above",
     "update_collection": "as above",
     "start_report": "as above",
     "list_reports": "as above",

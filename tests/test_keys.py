@@ -85,6 +85,7 @@ NEEDS: dict[str, Scope | None] = {
     "get_user_state": Scope.ADMIN,
     "get_user_map": Scope.ADMIN,
     "get_findings": Scope.ADMIN,
+    "get_settings": Scope.ADMIN,
     "start_report": Scope.ADMIN,
     "list_reports": Scope.ADMIN,
     "get_report": Scope.ADMIN,

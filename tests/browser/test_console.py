@@ -621,6 +621,18 @@ def test_a_collection_that_cannot_be_made_says_why(shop, page, troubles):
     expected(troubles, WORDS_OF_LOADING)
 
 
+def test_settings_are_told_with_what_their_presets_did(shop, page):
+    page.goto(shop.at("collections/shop"))
+    page.get_by_text("Settings of learning").click()
+    panel = page.locator("details.knobs")
+
+    rate = panel.locator("dl > div").filter(has_text="ADJUSTMENT_RATE")
+    expect(rate).to_contain_text("0.1 balanced")
+    expect(rate.get_by_role("listitem").filter(has_text="conservative")).to_contain_text("of the users")
+    expect(panel.locator("dl > div").filter(has_text="QUERY_SHIFT").get_by_role("listitem")).to_have_count(0)
+    assert not axe_findings(page)
+
+
 # Reports
 
 

@@ -25,6 +25,7 @@ from embedding_studio.api import (
     health,
     improvement,
     keys,
+    presets,
     quarantine,
     reports,
     static,
@@ -105,6 +106,7 @@ TAGS = [
     {"name": "users", "description": "Forgetting."},
     {"name": "keys", "description": "Who may do what."},
     {"name": "quarantine", "description": "Users from whom nothing is learnt."},
+    {"name": "settings", "description": "What decides how is learnt, and what its presets do."},
     {"name": "reports", "description": "What takes minutes: recall, tuning, the log replayed."},
     {"name": "health", "description": "Whether the service lives, can serve, and how it fares."},
 ]
@@ -173,7 +175,9 @@ def create_app(
     app.state.templates = {}
 
     learning = (embeddings, elsewhere, clickstream, improvement)
-    versioned = [each.router for each in (*learning, collections, users, keys, quarantine, reports, doctor)]
+    versioned = [
+        each.router for each in (*learning, collections, users, keys, quarantine, reports, doctor, presets)
+    ]
     console = [static.CONSOLE] if settings.console else []
     others = [collectors.router, health.router, static.pages(static.DOCS, *console, *shown)]
     for prefix, routers in {PREFIX: versioned, "": others}.items():

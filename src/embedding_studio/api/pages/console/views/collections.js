@@ -110,6 +110,7 @@ const Details = ({ collection, objects, name, changed, askCollections }) => {
       <${Gate} key=${collection.gate_threshold} collection=${collection} changed=${changed} />
       <${Aliases} aliases=${aliases} own=${own} changed=${changed} />
     </div>
+    <${Settings} />
     <h2>Objects</h2>
     ${objects.length ? html`
       <p class="lead">The first ${objects.length} by id, as they are stored.</p>
@@ -118,6 +119,37 @@ const Details = ({ collection, objects, name, changed, askCollections }) => {
           <p class="text faint">${textOf(each.payload) || cut(JSON.stringify(each.payload), 160)}</p></li>`)}</ul>`
     : html`<${Empty} title="It is empty">Store objects with <code>embedding-studio index catalogue.csv --collection ${own}</code>, or over HTTP: <code>POST /api/v1/embeddings/upsert</code>.<//>`}`;
 };
+
+const signed = (number) => (number < 0 ? "−" : "+") + Math.abs(number).toFixed(3).replace(/^0/, "");
+const CLICKS = { standard: "", noisy: " where clicks are noisy" };
+
+/** Of the effects of a preset: what it gains over plain search where the same is asked again, and whom it harms. */
+const effect = ({ collection, clicks, same, users_worse: worse }) =>
+  `${signed(same)} on ${collection}${CLICKS[clicks]}, worse for ${Math.round(100 * worse)} % of the users`;
+
+const Settings = () => {
+  const asked = useAsked(() => call("settings"), []);
+  return html`
+    <details class="panel knobs">
+      <summary>Settings of learning</summary>
+      <${Told} asked=${asked} of=${({ settings, measured_by: command }) => html`
+        <p class="faint">They hold for all collections, and are set in the environment of the service and its workers. The figures
+          are differences in nDCG@10 to plain search after ten sessions, on simulated users (<code>${command}</code>). What they do on
+          your own log is for a report to say: “Measure and tune it”.</p>
+        <dl class="settings">${settings.map((each) => html`<${Setting} key=${each.name} ...${each} />`)}</dl>`} />
+    </details>`;
+};
+
+const Setting = ({ name, value, default: usual, description, preset, presets }) => html`
+  <div>
+    <dt><code>${name}</code> <strong>${String(value)}</strong>${preset && html` <span class="badge">${preset}</span>`}
+      ${value !== usual && html` <span class="faint">by default ${String(usual)}</span>`}</dt>
+    <dd>
+      <p class="faint">${description}</p>
+      ${presets.length > 0 && html`<ul class="lines">${presets.map((each) => html`
+        <li key=${each.name}><strong>${each.name}</strong> (${each.value})${each.effects.length ? `: ${each.effects.map(effect).join("; ")}` : ""}</li>`)}</ul>`}
+    </dd>
+  </div>`;
 
 const Gate = ({ collection, changed }) => {
   const { name, gate_threshold: gate } = collection;
