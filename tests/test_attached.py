@@ -2,8 +2,11 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import psycopg
@@ -17,22 +20,26 @@ from embedding_studio.cli import app
 from embedding_studio.doctor import examine
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType
-from embedding_studio.domain.objects import CatalogueObject, PersonalState
+from embedding_studio.domain.objects import Attachment, CatalogueObject, PersonalState
 from embedding_studio.domain.sessions import SessionEvent
 from embedding_studio.errors import (
     AttachedUnavailableError,
     ConflictError,
     EmbeddingStudioError,
     InvalidInputError,
+    InvalidSettingError,
 )
 from embedding_studio.settings import Settings
+from embedding_studio.storage import postgres as pg
 from embedding_studio.storage.attached import reconcile
 from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.postgres import AttachedStores
 from test_api_service import SEARCH, serving
 from test_filters import CASES
 
 D = 5
 N = 311
+LIMITS = {"statement_seconds": 0, "lock_seconds": 0}
 CLASSES = {MetricType.COSINE: "cosine", MetricType.DOT: "ip", MetricType.EUCLID: "l2"}
 
 
@@ -587,6 +594,80 @@ def test_a_store_that_does_not_answer_is_named_without_its_password(postgres_url
         context.attach("products", "products", store="shop")
 
     assert "secret" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://ann:p%zzsecret@db.example/shop",
+        "mysql://ann:secret@db.example/shop",
+        "https://:secret/1@db.example:6333",
+        "https://:secret#1@db.example:6333",
+        "https://:secreté@db.example:6333",
+        "http://[secret",
+    ],
+)
+def test_an_address_of_a_store_that_is_none_is_told_at_the_start_without_its_password(postgres_url, address):
+    with (
+        pytest.raises(InvalidSettingError, match=r"^ATTACHED_STORES, of 'shop', is no address") as e,
+        opened(postgres_url, attached_stores={"shop": address}) as context,
+    ):
+        context.storage.collections.list()
+
+    assert "secret" not in str(e.value)
+
+
+def test_a_store_that_hangs_keeps_nobody_from_another_and_its_own_wait_only_the_first_time(
+    postgres_url, monkeypatch
+):
+    tried, go_on = threading.Semaphore(0), threading.Event()
+
+    def hang(*_, **__):
+        tried.release()
+        go_on.wait(30)
+        raise AttachedUnavailableError("it hangs")
+
+    monkeypatch.setattr(pg, "TablesDatabase", hang)
+    stores = AttachedStores(postgres_url, {"hangs": postgres_url, "there": "http://db.example"}, LIMITS)
+    hanging = Attachment("", "products", "hangs", "", "")
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(stores, hanging)
+        assert tried.acquire(timeout=30)
+        other = threads.submit(stores, replace(hanging, store="there"))
+        try:
+            assert other.result(timeout=10)
+        finally:
+            go_on.set()
+        with pytest.raises(AttachedUnavailableError, match="it hangs"):
+            first.result()
+
+    with pytest.raises(AttachedUnavailableError, match="it hangs"):
+        stores(hanging)
+    assert not tried.acquire(blocking=False), "it was left alone for a while"
+    stores.close()
+
+
+def test_an_index_of_a_column_whose_name_is_a_word_of_sql_is_used(shop, context):
+    shop.execute('CREATE TABLE shop.pages (id int PRIMARY KEY, "values" vector(3))')
+    shop.execute('CREATE INDEX "by" ON shop.pages USING hnsw ("values" vector_ip_ops)')
+    shop.execute('CREATE INDEX half ON shop.pages USING hnsw (("values"::halfvec(3)) halfvec_l2_ops)')
+
+    for metric, name in [(MetricType.DOT, "by"), (MetricType.EUCLID, "half")]:
+        collection = context.attach(metric.value, "shop.pages", vector="values", metric_type=metric)
+        assert f"found by its index {name}" in context.storage.objects.examined(collection).told
+
+
+@pytest.mark.parametrize("has_index", [False, True])
+def test_a_query_beyond_half_precision_finds_what_is_near(shop, context, has_index):
+    shop.execute("CREATE TABLE shop.halves (id int PRIMARY KEY, embedding halfvec(3))")
+    shop.execute("INSERT INTO shop.halves VALUES (1, '[0, 9, 0]'), (2, '[9, 0, 0]')")
+    if has_index:
+        shop.execute("CREATE INDEX ON shop.halves USING hnsw (embedding halfvec_l2_ops)")
+    collection = context.attach("halves", "shop.halves", metric_type=MetricType.EUCLID)
+
+    found = context.storage.objects.nearest(collection, np.array([[1e6, 0, 0]], dtype=np.float32), 5)
+
+    assert [each.object_id for each in found] == ["2", "1"]
 
 
 def test_quoted_names_and_hostile_ones_are_names(shop, context):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import ExitStack, closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,6 +160,44 @@ def test_a_replica_is_not_used_that_knows_less_than_what_was_there_some_time_ago
 
     assert "new" in ids[:2]
     assert told == {"behind": 1}
+
+
+class Log:
+    """A database whose log stands somewhere; ``meanwhile`` happens while it is asked where."""
+
+    def __init__(self):
+        self.stands, self.meanwhile = "0/1", lambda: None
+
+    def read(self, _):
+        place, meanwhile, self.meanwhile = self.stands, self.meanwhile, lambda: None
+        meanwhile()
+        return (place,)
+
+
+def test_what_a_search_has_to_see_is_never_older_than_two_seconds(monkeypatch):
+    log, clock, beside = Log(), [0.0], []
+    monkeypatch.setattr(pg_replica, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    searches = pg_replica.Searches(log)
+
+    def needed():
+        return searches._place_reached()
+
+    def search_beside():
+        beside.append(needed())
+
+    log.meanwhile = search_beside  # at the start
+    assert needed() == "0/1"
+    clock[0], log.stands = 3600.0, "0/2"  # nobody searched for an hour, and then two at once
+    log.meanwhile = search_beside
+    assert needed() == "0/2"
+    assert beside == ["0/1", "0/2"]
+    for tenth in range(1, 100):  # some search all the time
+        clock[0], log.stands = 3600 + 19 * tenth / 10, f"0/{tenth + 2}"
+        first = int(needed()[2:]) - 2
+        clock[0] += 0.7
+        second = int(needed()[2:]) - 2
+        assert tenth - first <= 1
+        assert 3600 + 1.9 * second > clock[0] - 2 - 1e-6
 
 
 def test_codes_that_were_brought_up_to_date_by_the_database_are_not_asked_of_an_older_replica(world, replica):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 import numpy as np
@@ -31,7 +31,7 @@ from embedding_studio.domain.filters import (
 )
 from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, CatalogueObject, Collection
-from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, shown
+from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, shown
 from embedding_studio.storage.attached import Candidates, Examined
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
@@ -47,6 +47,32 @@ PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 JSON = dict[str, Any]
 
 
+def place_and_key(address: str, setting: str = "ATTACHED_STORES") -> tuple[str, str, str]:
+    """Return server, path and key of an address.
+
+    >>> place_and_key("https://:s%2Fecret@qdrant.example:6333/one")
+    ('https://qdrant.example:6333', '/one', 's/ecret')
+
+    Raises:
+        InvalidSettingError: it is none; the message says nothing of it, for any part may be the key.
+    """
+    try:
+        parts = urlsplit(address.strip())
+        port = parts.port
+        key = unquote(parts.password or "")
+        is_one = (
+            bool(parts.hostname) and "@" not in parts.path + parts.query + parts.fragment and key.isascii()
+        )
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise InvalidSettingError(
+            f"{setting} is no address of a server of Qdrant: write https://:KEY@HOST:6333, and in KEY "
+            "%2F for /, %40 for @, %3A for :, %3F for ?, %23 for # and %25 for %"
+        )
+    return f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else ""), parts.path, key
+
+
 class Qdrant:
     """The engine of all collections of one server.
 
@@ -59,12 +85,11 @@ class Qdrant:
     def __init__(
         self, address: str, *, name: str | None = None, statement_seconds: float = STATEMENT_SECONDS
     ) -> None:
-        parts = urlsplit(address)
         self._name = name
-        self._place = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+        self._place, path, key = place_and_key(address)
         self._client = httpx.Client(
-            base_url=f"{self._place}{parts.path}",
-            headers={"api-key": parts.password} if parts.password else {},
+            base_url=f"{self._place}{path}",
+            headers={"api-key": key} if key else {},
             timeout=statement_seconds or None,
         )
 

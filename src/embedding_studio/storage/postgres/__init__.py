@@ -14,9 +14,12 @@
 Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from collections.abc import Collection as Container
+from dataclasses import dataclass, field
 from functools import partial
 
 from embedding_studio.domain.objects import Attachment
@@ -42,11 +45,12 @@ from embedding_studio.storage.postgres.orders import PostgresOrders
 from embedding_studio.storage.postgres.personal import PostgresPersonal, outdate
 from embedding_studio.storage.postgres.quarantine import PostgresQuarantine
 from embedding_studio.storage.postgres.queue import PostgresQueue
-from embedding_studio.storage.postgres.replica import Searches
+from embedding_studio.storage.postgres.replica import AWAY_SECONDS, Searches
 from embedding_studio.storage.postgres.schema import describe, measure
 from embedding_studio.storage.postgres.tables import Tables, TablesDatabase
-from embedding_studio.storage.qdrant import Qdrant
+from embedding_studio.storage.qdrant import Qdrant, place_and_key
 
+HTTP = ("http://", "https://")
 CODES = 4
 """The migration after which the program writes the codes of what is there already."""
 
@@ -80,6 +84,16 @@ class PostgresBackend:
         self._database.close()
 
 
+@dataclass(slots=True)
+class _Opening:
+    """A store that is opened when it is first asked, by one while others of it wait."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    opened: AttachedObjects | None = None
+    failed: AttachedUnavailableError | None = None
+    failed_at: float = -math.inf
+
+
 class AttachedStores:
     """The stores that collections are attached to, each opened when it is first asked.
 
@@ -93,21 +107,36 @@ class AttachedStores:
         self, address: str | Callable[[], str], stores: Mapping[str, str], limits: Mapping[str, float]
     ) -> None:
         self._address = address
-        self._stores = stores
+        self._stores = {name: _checked(name, given) for name, given in stores.items()}
         self._limits = limits
-        self._opened: dict[str | None, AttachedObjects] = {}
-        self._opening = threading.Lock()
+        self._stores_opened: dict[str | None, _Opening] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, attached: Attachment) -> AttachedObjects:
-        """Return the base index of a store.
+        """Return the base index of a store. One that does not answer keeps nobody from the others.
 
         Raises:
-            AttachedUnavailableError: it has no address any more, or does not answer.
+            AttachedUnavailableError: it has no address any more, or does not answer, or did not just now.
         """
-        with self._opening:
-            if attached.store not in self._opened:
-                self._opened[attached.store] = AttachedObjects(self._engine(attached))
-            return self._opened[attached.store]
+        with self._lock:
+            opening = self._stores_opened.setdefault(attached.store, _Opening())
+        if opening.opened is not None:
+            return opening.opened
+        # By one at a time: those who come first wait for it, those who come when it failed before do not.
+        if not opening.lock.acquire(blocking=opening.failed is None):
+            raise AttachedUnavailableError(str(opening.failed)) from opening.failed
+        try:
+            if opening.opened is None:
+                if opening.failed is not None and time.monotonic() < opening.failed_at + AWAY_SECONDS:
+                    raise AttachedUnavailableError(str(opening.failed)) from opening.failed
+                try:
+                    opening.opened = AttachedObjects(self._engine(attached))
+                except AttachedUnavailableError as error:
+                    opening.failed, opening.failed_at = error, time.monotonic()
+                    raise
+            return opening.opened
+        finally:
+            opening.lock.release()
 
     def _engine(self, attached: Attachment) -> Engine:
         if attached.store is not None and attached.store not in self._stores:
@@ -117,16 +146,30 @@ class AttachedStores:
                 f'one, as in {{"{attached.store}": "postgresql://USER:PASSWORD@HOST/NAME"}}'
             )
         address = self._address if attached.store is None else self._stores[attached.store]
-        if isinstance(address, str) and address.startswith(("http://", "https://")):
+        if isinstance(address, str) and address.startswith(HTTP):
             return Qdrant(address, name=attached.store, statement_seconds=self._limits["statement_seconds"])
         database = TablesDatabase(address, name=attached.store, pool_size=POOL_SIZE, **self._limits)
         return Tables(database, has_functions=attached.store is None)
 
     def close(self) -> None:
-        with self._opening:
-            for opened in self._opened.values():
-                opened.close()
-            self._opened.clear()
+        with self._lock:
+            for opening in self._stores_opened.values():
+                if opening.opened is not None:
+                    opening.opened.close()
+            self._stores_opened.clear()
+
+
+def _checked(name: str, address: str) -> str:
+    """Return the address of a store if it is one.
+
+    Raises:
+        InvalidSettingError: it is none; the message says nothing of it, for any part may be the password.
+    """
+    setting = f"ATTACHED_STORES, of {name!r},"
+    if address.startswith(HTTP):
+        place_and_key(address, setting)
+        return address
+    return checked_address(address, setting)
 
 
 class PostgresStorage(Storage):

@@ -12,6 +12,7 @@ Where it does not know them yet, or does not answer, the database searches.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the log of the database stood at a time, in seconds, or later."""
+
+    at: float
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Need:
     """What a search is to see: a place in the log, and the user's state, if there is a user."""
 
@@ -61,8 +70,8 @@ class Searches:
         self._tell = tell or (lambda _: None)
         self._lock = threading.Lock()
         self._away_until = 0.0
-        self._place = self._next_place = "0/0"
-        self._asked_at = -2 * LAG_SECONDS
+        self._place = self._next_place = _Place(-math.inf, "0/0")
+        self._asked_at = -math.inf
 
     def read(
         self,
@@ -119,19 +128,22 @@ class Searches:
             return False
 
     def _place_reached(self) -> str:
-        """Return where the log of the database stood a second ago, or two."""
+        """Return where the log of the database stood a second ago, or two, or now where that is not known."""
         with self._lock:
             now = time.monotonic()
-            is_long_ago = now >= self._asked_at + 2 * LAG_SECONDS
-            if now < self._asked_at + LAG_SECONDS:
-                return self._place
-            self._place, self._asked_at = self._next_place, now
+            if now >= min(self._asked_at + LAG_SECONDS, self._place.at + 2 * LAG_SECONDS):
+                self._place = self._next_place
+            is_known = now < self._place.at + 2 * LAG_SECONDS
+            if is_known and now < self._asked_at + LAG_SECONDS:
+                return self._place.place
+            if is_known:  # others need not ask, too
+                self._asked_at = now
         (reached,) = self._database.read(lambda connection: only_row(connection.execute(_SQL["reached"])))
         with self._lock:
-            self._next_place = reached
-            if is_long_ago:
-                self._place = reached
-            return self._place
+            self._next_place = _Place(now, reached)
+            if not is_known:
+                self._place, self._asked_at = self._next_place, now
+            return self._place.place
 
     @staticmethod
     def _state(database: Database, collection: Collection, user_id: str | None) -> tuple[Any, ...] | None:

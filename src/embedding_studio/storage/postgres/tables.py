@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import psycopg
 from psycopg import sql
 from psycopg_pool import PoolTimeout
@@ -39,6 +40,7 @@ MANY_ROWS = 10_000
 """To compare more at each search takes long."""
 MOST_CANDIDATES = 1_000
 """The largest ``hnsw.ef_search``."""
+LARGEST_HALF = 65_504.0
 ARGUMENTS = 100
 """Of one function, at the most."""
 
@@ -184,6 +186,8 @@ class Tables:
     ) -> Candidates:
         attached, table = self._of(collection)
         index = None if is_exact else table.index(collection.index.metric_type)
+        if index is not None and _is_half(attached, table, index) and np.abs(query).max() > LARGEST_HALF:
+            index = None  # it cannot be asked
         matches, values = self._condition(filter)
         given = values | {"query": pack(query[None])[0], "limit": limit}
         statement = _near(collection, attached, table, index, matches)
@@ -399,9 +403,10 @@ def _columns(connection: Connection, table: int, attached: Attachment) -> dict[s
 def _index(column: str, name: str, method: str, operators: str, held: str) -> VectorIndex | None:
     """Return an index if it is of a column, and of a metric that collections have."""
     parts = re.fullmatch(r"(vector|halfvec)_(cosine|ip|l2)_ops", operators)
-    plain = _quoted(column)
-    is_cast = re.fullmatch(rf"\(?{re.escape(plain)}::halfvec\(\d+\)\)?", held) is not None
-    if parts is None or not (is_cast or held in (plain, column)):
+    names = {column, _quoted(column), _in_quotes(column)}  # the server also quotes words of SQL, as "values"
+    cast = re.fullmatch(r"\(?(.*)::halfvec\(\d+\)\)?", held, re.DOTALL)
+    is_cast = cast is not None and cast[1] in names
+    if parts is None or not (is_cast or held in names):
         return None
     return VectorIndex(name, method, _METRICS[parts[2]], is_cast)
 
@@ -455,9 +460,8 @@ def _near(
 ) -> sql.Composed:
     column = sql.SQL("t.{}").format(sql.Identifier(_escaped(attached.vector)))
     D = collection.index.dimensions or 0
-    kind = table.columns[attached.vector][0]
-    is_half = kind == "halfvec" or (index is not None and index.is_cast)
-    ordered = column
+    is_half = index is not None and _is_half(attached, table, index)
+    ordered = column if index is not None else sql.SQL("{}::vector").format(column)
     if index is not None and index.is_cast:
         ordered = sql.SQL("{}::halfvec({})").format(column, sql.Literal(D))
     half = sql.SQL("::halfvec({})").format(sql.Literal(D)) if is_half else sql.SQL("")
@@ -468,6 +472,11 @@ def _near(
         operator=sql.SQL(OPERATORS[collection.index.metric_type]),
         query=sql.SQL("%(query)b::vector{}").format(half),
     )
+
+
+def _is_half(attached: Attachment, table: Table, index: VectorIndex) -> bool:
+    """Return whether an index compares at half precision."""
+    return index.is_cast or table.columns[attached.vector][0] == "halfvec"
 
 
 def _plan(index: VectorIndex | None, limit: int) -> dict[str, str]:
@@ -510,7 +519,11 @@ def _needs_no_function(query: Query) -> bool:
 
 
 def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else _in_quotes(name)
+
+
+def _in_quotes(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _escaped(name: str) -> str:
