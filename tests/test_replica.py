@@ -178,7 +178,7 @@ class Log:
 def test_what_a_search_has_to_see_is_never_older_than_two_seconds(monkeypatch):
     log, clock, beside = Log(), [0.0], []
     monkeypatch.setattr(pg_replica, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    searches = pg_replica.Searches(cast(Any, log))
+    searches = pg_replica.Searches(cast("Any", log))
 
     def needed():
         return searches._place_reached()
