@@ -1,7 +1,9 @@
 import gzip
 import json
+import multiprocessing
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -319,6 +321,31 @@ def test_a_method_that_fails_is_named_in_a_sentence(tmp_path, processes):
 def test_a_process_that_is_killed_is_told_in_a_sentence(tmp_path):
     with pytest.raises(EmbeddingStudioError, match="a process that replayed a method ended"):
         play(steps(read(tmp_path, LOG)), {"plain": Plain, "killed": killed}, processes=2)
+
+
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+    return Plain()
+
+
+def test_ctrl_c_is_for_the_command_and_not_for_the_processes_that_it_started(tmp_path):
+    """Else each of them writes a traceback to the terminal."""
+    played = play(steps(read(tmp_path, LOG)), {"one": interrupted, "other": interrupted}, processes=2)
+
+    assert played["one"] == played["other"]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def slow():
+    time.sleep(2)
+    return Plain()
+
+
+def test_no_process_is_left_when_a_method_failed(tmp_path):
+    with pytest.raises(EmbeddingStudioError, match="'bad' cannot be replayed"):
+        play(steps(read(tmp_path, LOG)), {"slow": slow, "bad": Failing}, processes=2)
+
+    assert multiprocessing.active_children() == []
 
 
 def test_of_ten_places_those_are_kept_that_stay_among_the_ten(tmp_path):

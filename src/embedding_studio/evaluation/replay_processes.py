@@ -1,6 +1,7 @@
 """Methods taken through the steps of a log, several at once, each in a process of its own."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -58,7 +59,10 @@ def play(
             played[name] = _played(name, open_method, steps, tell_of_one)
         return played
     with _pool(steps, min(processes, len(methods))) as (pool, done):
-        futures = {name: pool.submit(_play_here, name, open_method) for name, open_method in methods.items()}
+        with _uninterrupted():
+            futures = {
+                name: pool.submit(_play_here, name, open_method) for name, open_method in methods.items()
+            }
         waiting = set(futures.values())
         while waiting:
             ended, waiting = wait(waiting, POLL_SECONDS, return_when=FIRST_EXCEPTION)
@@ -139,12 +143,25 @@ def _pool(steps: Sequence[Step], processes: int) -> Iterator[tuple[ProcessPoolEx
                 yield pool, task.done
             finally:
                 task.is_over.set()
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)
     except BrokenProcessPool as error:
         raise EmbeddingStudioError(
             "a process that replayed a method ended before it was done; is there memory enough? "
             "--processes 1 needs the least"
         ) from error
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let processes that start here never hear Ctrl-C: they are told to end, and say nothing."""
+    if not hasattr(signal, "pthread_sigmask"):  # as on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(task: _Task) -> None:
