@@ -263,6 +263,7 @@ def judged(*, in_force=EVEN, to_plain=WON, to_in_force=WON):
         (judged(to_plain=EVEN), "does not win against plain search"),
         (judged(to_plain=compared(0.1, 0.05, 0.15, worse=0.11)), "11.0% of the users fare worse"),
         (judged(to_in_force=compared(0.1, 0.05, 0.15, better=0.19)), "a difference to 19 users"),
+        (judged(to_plain=compared(0.01, 0.001, 0.02, better=0.04)), "all but 4 users it is as good as plain"),
         (judged(to_in_force=None, to_plain=None), "none does better"),
     ],
 )

@@ -135,7 +135,9 @@ def reasons_against(judged: Judged, max_worse: float) -> list[str]:
         most = f"at most {max_worse:.1%} of the users may fare worse than with plain search"
         return [f"of the settings tried none does better on the earlier searches, where {most}"]
     reasons = []
-    apart = round((gain.users_better + gain.users_worse) * judged.users)
+    apart, apart_from_plain = (
+        round((each.users_better + each.users_worse) * judged.users) for each in (gain, over_plain)
+    )
     if gain.difference.low <= 0:
         reasons.append(
             f"what did best on the earlier searches gains {interval(gain.difference)} in reciprocal rank on "
@@ -148,6 +150,11 @@ def reasons_against(judged: Judged, max_worse: float) -> list[str]:
         )
     if over_plain.difference.low <= 0:
         reasons.append(f"it does not win against plain search there ({interval(over_plain.difference)})")
+    elif apart_from_plain < FEWEST_USERS:
+        reasons.append(
+            f"for all but {apart_from_plain} users it is as good as plain search there, and it takes "
+            f"{FEWEST_USERS} to tell"
+        )
     if over_plain.users_worse > max_worse:
         reasons.append(
             f"with it {over_plain.users_worse:.1%} of the users fare worse than with plain search there, and "
