@@ -213,7 +213,11 @@ def tune_settings(
         judged=judged,
         trials=trying.best_first(),
         notes=_notes(
-            collection.gate_threshold, trying.count, sampled, is_shared=slice_name == "all", share=share
+            collection.gate_threshold,
+            trying.count,
+            sampled,
+            is_shared=slice_name == "all",
+            share=share if "shared_min_users" in space else None,
         ),
         seed=seed,
     )
