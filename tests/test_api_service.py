@@ -229,6 +229,7 @@ def test_every_error_has_its_status_and_what_is_our_fault_tells_nothing_of_the_i
         errors.StorageUnavailableError: "1",
         errors.EmbedderUnavailableError: "1",
         errors.StorageTimeoutError: "5",
+        errors.AttachedUnavailableError: "5",
         errors.StorageNotWritableError: "30",
     }
 

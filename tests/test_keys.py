@@ -1138,7 +1138,7 @@ def test_who_asks_too_often_is_told_when_to_ask_again_and_others_are_not(make_co
         metrics = client.get("/metrics", headers=bearer(ADMIN)).text
 
     assert [each.status_code for each in answers] == [200, 200, 429]  # as many as in ten seconds
-    assert answers[2].headers["retry-after"] in {"4", "5"}
+    assert 1 <= int(answers[2].headers["retry-after"]) <= 5  # one in five seconds
     assert others.status_code == 200
     assert 'embedding_studio_refused_requests_total{reason="rate"} 1.0' in metrics
 

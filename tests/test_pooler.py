@@ -148,7 +148,7 @@ def test_behind_a_pooler_who_waits_for_work_is_woken_by_a_click(pooled, pooled_u
 
 
 def test_what_fails_behind_a_pooler_leaves_nothing_half_written(pooled):
-    database = pooled.objects.database
+    database = pooled.objects.own.database
     database.write(lambda connection: connection.execute("CREATE TABLE kept (number int)"), alone=True)
 
     def fail(connection):
