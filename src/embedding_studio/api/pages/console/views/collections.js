@@ -140,10 +140,12 @@ const Settings = () => {
     </details>`;
 };
 
+const inWords = (value) => (value === null ? "not set" : String(value));
+
 const Setting = ({ name, value, default: usual, description, preset, presets }) => html`
   <div>
-    <dt><code>${name}</code> <strong>${String(value)}</strong>${preset && html` <span class="badge">${preset}</span>`}
-      ${value !== usual && html` <span class="faint">by default ${String(usual)}</span>`}</dt>
+    <dt><code>${name}</code> <strong>${inWords(value)}</strong>${preset && html` <span class="badge">${preset}</span>`}
+      ${value !== usual && html` <span class="faint">by default ${inWords(usual)}</span>`}</dt>
     <dd>
       <p class="faint">${description}</p>
       ${presets.length > 0 && html`<ul class="lines">${presets.map((each) => html`

@@ -23,7 +23,7 @@ const KINDS = {
     needs: "It needs 100 different queries.", sets: "and use what it finds",
   },
   settings: {
-    title: "Settings", asks: "Would other settings help more?",
+    title: "Try settings", asks: "Would other settings help more?",
     told: "Tries settings on the earlier part of the log, and judges the best on the later part, once. What protects people is left as it is.",
     needs: "It takes minutes, and in each part 100 searches by 20 users who had clicked something before.",
   },
