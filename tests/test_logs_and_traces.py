@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from embedding_studio import SearchIndexInfo
 from embedding_studio.api.app import create_app
+from embedding_studio.cli.console import quiet
 from embedding_studio.errors import EmbeddingError, InvalidSettingError, StorageError
 from embedding_studio.telemetry import logs, traces
 from test_api_service import EVENTS, SEARCH, SESSION, letters_context, serving
@@ -344,3 +345,13 @@ def test_spans_are_sent_to_the_endpoint_that_the_variables_name(monkeypatch):
     assert path == "/v1/traces"
     assert b"embed query" in body
     assert b"shop-search" in body
+
+
+def test_a_command_that_was_quiet_leaves_loggers_as_they_were():
+    logger = logging.getLogger("embedding_studio")
+    before = logger.level
+
+    with quiet("embedding_studio"):
+        assert not logging.getLogger("embedding_studio.api").isEnabledFor(logging.INFO)
+
+    assert logger.level == before

@@ -114,6 +114,18 @@ def opened_context(make: "Callable[[], Context] | None" = None) -> "Iterator[Con
 
 
 @contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Let the loggers below a name tell of nothing that is less than a warning."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def sentences() -> Iterator[None]:
     """Say an error in a sentence, and exit with 1."""
     try:

@@ -18,7 +18,7 @@ import typer
 
 from embedding_studio.bootstrap import Context
 from embedding_studio.cli.catalogue import store
-from embedding_studio.cli.console import on_stop, opened_context, out
+from embedding_studio.cli.console import on_stop, opened_context, out, quiet
 from embedding_studio.cli.serving import bound, url_of
 from embedding_studio.demo.story import Demo
 from embedding_studio.demo.subjects import SHOP, SUBJECTS, Subject
@@ -138,8 +138,11 @@ def demo(
     """
     if keep_serving is None:
         keep_serving = sys.stdout.isatty() and not os.environ.get("CI")
-    with opened_context(_context) as context, bound(context.settings, None, None) as listening:
-        logging.getLogger("embedding_studio").setLevel(logging.WARNING)  # the worker's lines cut the tables
+    with (
+        opened_context(_context) as context,
+        bound(context.settings, None, None) as listening,
+        quiet("embedding_studio"),  # the worker's lines cut the tables
+    ):
         stage = Stage(context, objects)
         for each in stage.shown:
             if each.subject is SHOP or not keep_serving:

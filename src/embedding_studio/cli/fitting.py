@@ -1,6 +1,5 @@
 """How well a collection is searched: tune, recall."""
 
-import logging
 import os
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from embedding_studio.cli.console import (
     opened_context,
     out,
     print_value,
+    quiet,
     shown_progress,
     tell,
 )
@@ -139,10 +139,8 @@ def _tune_settings(
 
     write = given.pop("write", None)
     check_writable(write)
-    with opened_context() as context, shown_progress() as show:
-        logging.getLogger("embedding_studio.tuning").setLevel(
-            logging.WARNING
-        )  # of replayed days, not of today
+    # Quiet, for it would tell of replayed days, not of today.
+    with opened_context() as context, quiet("embedding_studio.tuning"), shown_progress() as show:
         if reset:
             raise InvalidInputError(
                 "--reset takes back what a collection has stored; settings are in your environment or .env"

@@ -1,7 +1,6 @@
 """What would a log have been with other settings? replay."""
 
 import json
-import logging
 import os
 import shlex
 import sys
@@ -15,6 +14,7 @@ from embedding_studio.cli.console import (
     check_writable,
     opened_context,
     out,
+    quiet,
     shown_progress,
     tell,
 )
@@ -73,10 +73,8 @@ def replay(
 ) -> None:
     """Rank the searches of a log anew, each at its own time by each method, and compare with plain search."""
     check_writable(json_file, html, markdown)
-    with opened_context() as context, shown_progress() as show:
-        logging.getLogger("embedding_studio.tuning").setLevel(
-            logging.WARNING
-        )  # of replayed days, not of today
+    # Quiet, for it would tell of replayed days, not of today.
+    with opened_context() as context, quiet("embedding_studio.tuning"), shown_progress() as show:
         first, last = given_time("--from", since), given_time("--until", until)
         told = _read(about) if about else ""
         measured_from = given_time("--measure-from", measure_from)
