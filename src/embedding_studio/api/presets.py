@@ -28,7 +28,7 @@ class Effect(BaseModel):
     collection: str
     clicks: str = Field(description="standard, or noisy: three in ten wrong results looked at are clicked")
     same: float = Field(description="where the same is asked again")
-    near: float = Field(description="where something near is asked that is not wanted alike")
+    near: float = Field(description="where another query close to it is asked, never before")
     users_worse: float = Field(description="share of the users for whom the same query became worse by .01")
 
 

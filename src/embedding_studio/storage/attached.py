@@ -6,6 +6,7 @@ over every engine. ``ByCollection`` sends each collection to where its objects a
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
@@ -18,7 +19,7 @@ from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, C
 from embedding_studio.domain.storable import is_id
 from embedding_studio.embeddings.preparation import SMALLEST_SQUARE, squared_lengths
 from embedding_studio.embeddings.similarity import distances, similarities_of
-from embedding_studio.errors import AttachedUnavailableError, ConflictError
+from embedding_studio.errors import AttachedUnavailableError, ConflictError, InvalidInputError
 from embedding_studio.storage.elsewhere import digest_of
 from embedding_studio.storage.ports import BaseIndex, CodesInfo, Storage, Vectors
 
@@ -28,6 +29,8 @@ begin alike: an approximate index finds other neighbours where it is asked for m
 GROWTH = 4
 ROUNDING = 1e-6
 """So much, relatively, an engine's distance in float32 may differ from ours."""
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""As servers write it: another spelling is the id of nothing."""
 RECONCILED_AT_ONCE = 1000
 """Objects whose originals are compared at once."""
 
@@ -420,6 +423,11 @@ def _matches(payload_filter: PayloadFilter | None, found: CatalogueObject) -> bo
 
 def _attached(collection: Collection) -> str:
     return f"the collection {collection.name!r} is attached to {collection.attached}"
+
+
+def no_longer(collection: Collection, error: InvalidInputError) -> AttachedUnavailableError:
+    """Return what is said where a store could not be attached as it is now."""
+    return AttachedUnavailableError(f"{_attached(collection)}, which is no longer what it was: {error}")
 
 
 def refuse_writing(collection: Collection) -> NoReturn:

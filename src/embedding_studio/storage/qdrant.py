@@ -32,7 +32,7 @@ from embedding_studio.domain.filters import (
 from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, shown
-from embedding_studio.storage.attached import Candidates, Examined
+from embedding_studio.storage.attached import UUID, Candidates, Examined, no_longer
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
 KIND = "qdrant"
@@ -40,7 +40,6 @@ READ_AT_ONCE = 1_000
 """Points a request, where all are read."""
 LARGEST_NUMBER = 2**64
 METRICS = {"Cosine": MetricType.COSINE, "Dot": MetricType.DOT, "Euclid": MetricType.EUCLID}
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 NUMBER = re.compile(r"0|[1-9]\d{0,19}")
 PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -168,10 +167,7 @@ class Qdrant:
         try:
             index = self._index_of(attached, None)
         except InvalidInputError as error:
-            raise AttachedUnavailableError(
-                f"the collection {collection.name!r} is attached to {attached}, which is no longer what it "
-                f"was: {error}"
-            ) from error
+            raise no_longer(collection, error) from error
         advice = []
         if index != collection.index.model_copy(
             update={"metric_aggregation_type": index.metric_aggregation_type}

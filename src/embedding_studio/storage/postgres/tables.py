@@ -22,7 +22,7 @@ from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, Payloa
 from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, EmbeddingStudioError, InvalidInputError, shown
-from embedding_studio.storage.attached import Candidates, Examined
+from embedding_studio.storage.attached import UUID, Candidates, Examined, no_longer
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.filters import condition
@@ -49,7 +49,6 @@ VECTOR_TYPES = ("vector", "halfvec")
 NO_PAYLOAD = ("sparsevec", "bytea", "tsvector", "bit", "varbit")
 """Types of columns, beside vectors, that nobody filters or shows."""
 NUMBER = re.compile(r"0|-?[1-9]\d{0,18}")
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LARGEST = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
 
 _METRICS = {"cosine": MetricType.COSINE, "ip": MetricType.DOT, "l2": MetricType.EUCLID}
@@ -282,10 +281,7 @@ class Tables:
             try:
                 table = self.database.read(lambda connection: _looked_at(connection, attached))
             except InvalidInputError as error:
-                raise AttachedUnavailableError(
-                    f"the collection {collection.name!r} is attached to {attached}, which is no longer what "
-                    f"it was: {error}"
-                ) from error
+                raise no_longer(collection, error) from error
             with self._seeing:
                 self._seen[attached] = now, table
         return attached, table
