@@ -190,11 +190,11 @@ def test_the_command_serves_the_page_until_it_is_stopped(tmp_path):
         try:
             told = "".join(iter(process.stdout.readline, "\n")) + process.stdout.readline()
             [url] = re.findall(r"Open (\S+) in a browser", told)
-            page, state = httpx.get(url), httpx.get(url + "-state").json()
+            page, state = httpx.get(url, timeout=60), httpx.get(url + "-state", timeout=60).json()
             deadline = time.monotonic() + 120
             while not state["subjects"][1]["is_whole"] and time.monotonic() < deadline:
                 time.sleep(0.1)
-                state = httpx.get(url + "-state").json()
+                state = httpx.get(url + "-state", timeout=60).json()
             process.send_signal(signal.SIGINT)
             status = process.wait(60)
         finally:

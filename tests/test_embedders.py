@@ -417,7 +417,7 @@ def test_a_query_is_embedded_in_time_or_not_at_all(endpoint, behave, told):
         with pytest.raises(EmbedderUnavailableError, match=told):
             embedder.embed_queries(["a"], seconds=0.5)
 
-        assert time.monotonic() - started < 0.5 + 1  # the rest is for a busy machine
+        assert time.monotonic() - started < 0.5 + 5  # the rest is for a busy machine
 
 
 def test_an_answer_that_comes_in_drops_is_not_waited_for():
@@ -437,7 +437,7 @@ def test_an_answer_that_comes_in_drops_is_not_waited_for():
             started = time.monotonic()
             with pytest.raises(EmbedderUnavailableError, match=r"did not answer in 0\.5 s"):
                 embedder.embed_queries(["a"], seconds=0.5)
-            assert time.monotonic() - started < 0.5 + 1
+            assert time.monotonic() - started < 0.5 + 5
         stop.set()
 
 

@@ -72,7 +72,7 @@ def test_nobody_waits_while_a_wrong_body_is_refused(make_context, path, body):
 
     assert answers[0].status_code == 422
     assert len(problem_of(answers[0])["detail"]) < 1_000
-    assert max(worked) < 1  # up to 0.1, and 10 to 44 before
+    assert max(worked) < 5  # up to 0.1, and 10 to 44 before; all threads of this process count
 
 
 def test_a_body_of_a_legal_size_is_read_whole_however_large(make_context):

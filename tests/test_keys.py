@@ -306,8 +306,7 @@ def test_a_key_that_is_revoked_elsewhere_is_not_known_within_seconds(context, cl
     context.storage.keys.revoke(parsed_key(key)[0], now=utc_timestamp())  # as another process would
     began = time.monotonic()
     while client.post(SEARCH, json=QUERY, headers=bearer(key)).status_code == 200:
-        assert time.monotonic() < began + 10
-    assert time.monotonic() < began + keyring.LIFE_SECONDS + 2
+        assert time.monotonic() < began + keyring.LIFE_SECONDS + 10
 
 
 def test_wrong_keys_of_one_address_are_slowed_and_right_ones_are_not(context, client):

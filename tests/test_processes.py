@@ -67,7 +67,7 @@ def test_a_worker_tells_what_it_learnt_until_it_is_told_to_end(environment):
             )
             storage.clickstream.register_session(session, np.ones((1, 384), dtype=np.float32))
             storage.clickstream.push_events([SessionEvent(session_id="s", object_id="heat")])
-        exposed = eventually(30, lambda: learnt in (text := httpx.get(url).text) and text)
+        exposed = eventually(60, lambda: learnt in (text := httpx.get(url).text) and text)
         worker.send_signal(signal.SIGTERM)
         ended = worker.wait(timeout=30)
 
@@ -108,7 +108,7 @@ def test_a_click_over_http_changes_this_users_next_search_and_nobody_elses(envir
                 "events": [{"object_id": clicked, "event_type": "click"}],
             },
         )
-        after = eventually(30, lambda: (now := ids(client, query, user_id="ann")) != before and now)
+        after = eventually(60, lambda: (now := ids(client, query, user_id="ann")) != before and now)
 
         assert events.status_code == 200
         assert after.index(clicked) < before.index(clicked)
@@ -136,7 +136,7 @@ def test_one_process_serves_and_learns_and_stops_gracefully(environment):
             json={"session_id": shown["session_id"], "events": [{"object_id": before[4]}]},
         ).raise_for_status()
 
-        eventually(30, lambda: ids(client, query, user_id="ann") != before)
+        eventually(60, lambda: ids(client, query, user_id="ann") != before)
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(timeout=60) == 0

@@ -24,7 +24,7 @@ from embedding_studio.feedback.worker import Worker
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import Storage
 
-LONG = 20.0
+LONG = 60.0
 """Seconds after which a condition that is awaited is taken not to come."""
 
 DONE = SessionForImprovementStatus.DONE

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-SECONDS = 10
+SECONDS = 60
 """So long a page may take for what a test waits for."""
 
 CATALOGUE = {
@@ -134,6 +135,15 @@ def open_page(open_browser: Callable[..., BrowserContext]) -> Callable[..., Page
 @pytest.fixture
 def page(open_page: Callable[..., Page]) -> Page:
     return open_page()
+
+
+def meanwhile(page: Page, condition: Callable[[], Any]) -> Any:
+    """Return what a condition says, once it says something; what the page asks for is answered meanwhile."""
+    deadline = time.monotonic() + SECONDS
+    while not (seen := condition()):
+        assert time.monotonic() < deadline, f"not within {SECONDS} s"
+        page.wait_for_timeout(20)
+    return seen
 
 
 def keep_screenshot(page: Page, name: str, *, full_page: bool = True) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from browser.conftest import sample_of
+from browser.conftest import meanwhile, sample_of
 
 CACHE = Path.home() / ".cache" / "embedding-studio-tests"
 
@@ -106,14 +106,6 @@ def search(service, user_id):
     ).raise_for_status()
     found = answer.json()
     return found["session_id"], [each["object_id"] for each in found["search_results"]]
-
-
-def meanwhile(page, condition, seconds=15):
-    for _ in range(seconds * 20):
-        if seen := condition():
-            return seen
-        page.wait_for_timeout(50)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def events_of(service, session_id):

@@ -85,7 +85,7 @@ class Shop:
         return session_id
 
     def await_learnt(self, session_id: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.ask("GET", f"/improvement/orders/{session_id}")["status"] in {"pending", "processing"}:
             assert time.monotonic() < deadline
             time.sleep(0.02)

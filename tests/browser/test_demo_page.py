@@ -89,7 +89,7 @@ def test_the_tour_tells_what_the_lists_show(demo, open_page):
     assert names(page, "ada")[0] == RAINCOAT
     assert names(page, "bob") == before
     assert f"the {RAINCOAT} is at place 1 for Ada. For Bob it is still at place 8." in told
-    assert float(told.partition(" ")[0]) < 5
+    assert 0 < float(told.partition(" ")[0]) < 60
     expect(page.locator(".ada .row.clicked .why")).to_have_text("Here because Ada clicked it for this search")
     pointed = page.locator(".ada .row.pointed")
     risen = pointed.locator(".name").inner_text()

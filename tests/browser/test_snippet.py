@@ -9,7 +9,7 @@ import httpx
 import jwt
 import pytest
 
-from browser.conftest import sample_of
+from browser.conftest import meanwhile, sample_of
 
 NAME = "/clients/embedding-studio.js"
 
@@ -37,23 +37,6 @@ window.show = async (query, user_id) => {
 </script>"""
 
 PRODUCT = '<!doctype html><html lang=en><title>A product</title><link rel=icon href="data:,">'
-
-
-def eventually(seconds, condition):
-    deadline = time.monotonic() + seconds
-    while not (seen := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
-    return seen
-
-
-def meanwhile(page, seconds, condition):
-    """Return what a condition says, once it says something; the page's own time goes on."""
-    deadline = time.monotonic() + seconds
-    while not (seen := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        page.wait_for_timeout(20)
-    return seen
 
 
 @pytest.fixture
@@ -141,7 +124,7 @@ def test_the_sample_of_the_documentation_searches_and_tells_what_is_clicked(site
 
     assert page.get_by_role("link").count() == 5
     told = [(clicked.inner_text(), "click")]  # the catalogue's titles are its ids
-    meanwhile(page, 5, lambda: events_of(service, session) == told)
+    meanwhile(page, lambda: events_of(service, session) == told)
 
 
 def test_what_is_clicked_is_learnt_and_the_next_search_differs_for_this_user_alone(open_shop):
@@ -149,7 +132,7 @@ def test_what_is_clicked_is_learnt_and_the_next_search_differs_for_this_user_alo
     _, before = shown(page, "something warm", "ann")
 
     page.get_by_role("button", name=f"Add {before[4]}", exact=True).click()
-    after = meanwhile(page, 10, lambda: (now := shown(page, "something warm", "ann")[1]) != before and now)
+    after = meanwhile(page, lambda: (now := shown(page, "something warm", "ann")[1]) != before and now)
 
     assert after.index(before[4]) < 4
     assert shown(page, "something warm", "bob")[1] == before
@@ -163,7 +146,7 @@ def test_a_link_that_leaves_the_page_is_told_as_a_click(open_shop):
     page.get_by_role("link", name=ids[2], exact=True).click()
 
     page.wait_for_url("**/product.html")
-    assert eventually(5, lambda: events_of(service, session)) == [(ids[2], "click")]
+    assert meanwhile(page, lambda: events_of(service, session)) == [(ids[2], "click")]
 
 
 def test_a_link_opened_in_a_new_tab_and_a_button_within_a_result_are_told_too(open_shop):
@@ -175,8 +158,8 @@ def test_a_link_opened_in_a_new_tab_and_a_button_within_a_result_are_told_too(op
     page.get_by_role("heading").click()
     page.get_by_role("button", name=f"Add {ids[2]}", exact=True).click()
 
-    told = meanwhile(page, 5, lambda: events_of(service, session))
-    assert sorted(told) == sorted([(ids[0], "click"), (ids[2], "add_to_cart")])
+    told = sorted([(ids[0], "click"), (ids[2], "add_to_cart")])
+    meanwhile(page, lambda: sorted(events_of(service, session)) == told)
 
 
 def test_events_wait_for_a_pause_and_go_together_without_asking_first(open_shop, caplog):
@@ -188,7 +171,7 @@ def test_events_wait_for_a_pause_and_go_together_without_asking_first(open_shop,
 
     click_times(page, session, 45)
 
-    meanwhile(page, 5, lambda: kept(page) == 0)
+    meanwhile(page, lambda: kept(page) == 0)
     assert [len(json.loads(each.post_data)["events"]) for each in sent] == [20, 20, 5]
     assert {each.headers["content-type"] for each in sent} == {"text/plain;charset=UTF-8"}
     asked = [each.getMessage() for each in caplog.records if "OPTIONS" in each.getMessage()]
@@ -208,7 +191,7 @@ def test_while_the_service_is_away_nothing_is_lost_and_nothing_counts_twice(open
     assert kept(page) == 40
     service.start()
 
-    meanwhile(page, 30, lambda: kept(page) == 0)
+    meanwhile(page, lambda: kept(page) == 0)
     assert sorted(events_of(service, session)) == sorted([(each, "click") for each in ids] * 4)
     assert troubles
     troubles.clear()  # requests that nobody answered
@@ -227,7 +210,7 @@ def test_a_page_that_was_left_meanwhile_tells_it_when_it_is_next_opened(shop, op
     page = browser.new_page()
     go_to_shop(page, shop, service)
 
-    meanwhile(page, 30, lambda: kept(page) == 0)
+    meanwhile(page, lambda: kept(page) == 0)
     assert len(events_of(service, session)) == 400
 
 
@@ -237,7 +220,7 @@ def test_a_beacon_and_a_request_with_the_same_events_count_once(open_shop):
     click_times(page, session, 3)
 
     page.evaluate("dispatchEvent(new Event('pagehide'))")
-    eventually(5, lambda: events_of(service, session))
+    meanwhile(page, lambda: events_of(service, session))
     assert kept(page) == 3  # for nobody said whether the beacon arrived
     page.evaluate("studio.flush()")
 
@@ -269,13 +252,14 @@ def test_a_service_that_is_away_is_asked_as_it_says_and_within_an_hour(
     page.evaluate("void studio.flush()")
     for _ in range(7):
         page.clock.run_for(500)
+        meanwhile(page, lambda: len(troubles) == len(sizes))
         page.wait_for_timeout(50)
 
     assert 1 <= len(sizes) <= most
     assert len(sizes) > 1 or most == 1
     before = len(sizes)
     page.clock.fast_forward(1_000 * 3_600 * 5 // 4)  # a quarter more, so that not all pages come at once
-    meanwhile(page, 5, lambda: before < len(sizes) == len(troubles))  # each is told on the console too
+    meanwhile(page, lambda: before < len(sizes) == len(troubles))  # each is told on the console too
     assert kept(page) == 1
     troubles.clear()
 
@@ -329,7 +313,7 @@ def test_the_key_and_the_users_token_go_with_searches_beacons_and_requests(open_
     session, ids = shown(page, "something warm")
     click_times(page, session, 1, ids[0])
     page.evaluate("dispatchEvent(new Event('pagehide'))")
-    eventually(5, lambda: events_of(service, session))
+    meanwhile(page, lambda: events_of(service, session))
     click_times(page, session, 1, ids[1])
     page.evaluate("studio.flush()")
 
@@ -369,14 +353,14 @@ def test_what_a_user_clicked_waits_while_another_is_signed_in(shop, open_shop):
     page.evaluate("studio.flush()")
     page.evaluate("dispatchEvent(new Event('pagehide'))")
     go_to_shop(page, shop, service, options | {"userToken": token("bob")})
-    meanwhile(page, 5, lambda: len(sizes) == 2)
+    meanwhile(page, lambda: len(sizes) == 2)
     page.evaluate("studio.flush()")
 
     assert sizes == [3, 3]  # each page tries once
     assert kept(page) == 3
     assert events_of(service, session) == []
     go_to_shop(page, shop, service, options)
-    meanwhile(page, 5, lambda: kept(page) == 0)
+    meanwhile(page, lambda: kept(page) == 0)
     assert events_of(service, session) == [(ids[0], "click")] * 3
 
 

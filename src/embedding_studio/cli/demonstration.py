@@ -208,6 +208,7 @@ def serving(stage: Stage, listening: socket.socket) -> Iterator[None]:
     from embedding_studio.api.connections import server as server_of
 
     with staged(stage) as app:
+        listening.listen()  # who comes before the server is up waits, instead of being refused
         server = server_of(app, stage.context.settings)
         serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         serving.start()
