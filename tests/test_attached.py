@@ -432,7 +432,7 @@ def test_what_an_operator_should_know_is_told(shop, context):
     assert (good.advice, good.is_exact) == ((), False)
     assert "found by its index products_embedding" in good.told
     assert bad.is_exact
-    assert [each.split(";")[1].strip() for each in bad.advice] == ["CREATE UNIQUE INDEX ON shop.copy (sku)"]
+    assert [each.split(";")[1].strip() for each in bad.advice] == ['CREATE UNIQUE INDEX ON shop.copy ("sku")']
 
 
 def test_an_index_that_gives_up_is_followed_by_a_look_at_all(shop, context):
@@ -655,6 +655,44 @@ def test_an_index_of_a_column_whose_name_is_a_word_of_sql_is_used(shop, context)
     for metric, name in [(MetricType.DOT, "by"), (MetricType.EUCLID, "half")]:
         collection = context.attach(metric.value, "shop.pages", vector="values", metric_type=metric)
         assert f"found by its index {name}" in context.storage.objects.examined(collection).told
+
+
+def test_documents_and_numbers_that_only_the_table_can_hold_take_nothing_away(shop, context):
+    shop.execute(
+        r"""
+        CREATE TABLE shop.notes (id int PRIMARY KEY, note json, more json, long numeric, embedding vector(3));
+        INSERT INTO shop.notes VALUES
+            (1, '{"a": "\u0000"}', '"\ud800"', 7, '[1, 0, 0]'),
+            (2, '{"a": 1}', '[1]', 10::numeric ^ 4999, '[0, 1, 0]')
+        """
+    )
+    by_document = context.attach("document", "shop.notes", document="note")
+    by_columns = context.attach("columns", "shop.notes", payload=["more", "long"])
+    is_one = PayloadFilter.parse({"query": {"term": {"field": "a", "value": 1}}})
+
+    found = context.storage.objects.get(by_document, ["1", "2"])
+    assert [each.payload for each in found] == [{}, {"a": 1}]
+    found = context.storage.objects.get(by_columns, ["1", "2"])
+    assert [each.payload for each in found] == [
+        {"more": None, "long": 7},
+        {"more": [1], "long": "1" + "0" * 4999},
+    ]
+    [found] = context.storage.objects.nearest(by_document, np.eye(1, 3, dtype=np.float32), 5, filter=is_one)
+    assert found.object_id == "2"
+
+
+def test_a_large_table_that_nobody_ever_analysed_is_advised_an_index_by_a_statement_that_works(
+    shop, context, monkeypatch
+):
+    monkeypatch.setattr("embedding_studio.storage.postgres.tables.MANY_ROWS", 1)
+    shop.execute('CREATE TABLE shop.kinds (id int PRIMARY KEY, "order" vector(3))')
+    shop.execute("INSERT INTO shop.kinds VALUES (1, '[1, 0, 0]'), (2, '[1, 0, 0]')")
+    collection = context.attach("kinds", "shop.kinds", vector="order")
+
+    [advice] = context.storage.objects.examined(collection).advice
+    assert "compares all 2 rows" in advice
+    shop.execute(advice.split(";")[1])
+    assert context.storage.objects.examined(collection).advice == ()
 
 
 @pytest.mark.parametrize("has_index", [False, True])

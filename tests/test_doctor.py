@@ -1,5 +1,6 @@
 """What the doctor says of keys, clock, disk and queue; test_recall has what it says of collections."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -44,6 +45,24 @@ def test_a_database_whose_clock_is_another_is_told(memory, monkeypatch, ahead, g
 
     assert found_grade == grade
     assert ("ahead of" in told) == (ahead > 0)
+
+
+@pytest.mark.parametrize(
+    ("lag", "told"),
+    [
+        (None, None),
+        (0.2, ("OK", "shows what was true 0.2 s ago")),
+        (60, ("WARN", "shows what was true 60.0 s ago; the database searches for whom it misses something")),
+        (math.inf, ("WARN", "does not answer, so the database searches")),
+    ],
+)
+def test_a_replica_that_is_late_or_away_is_told(memory, monkeypatch, lag, told):
+    monkeypatch.setattr(memory.backend, "vitals", lambda: Vitals(0, 0, replica_lag=lag))
+
+    grade, said = found(memory).get("replica", (None, ""))
+
+    assert (told is None) == (grade is None)
+    assert told is None or (grade == told[0] and said.startswith(told[1]))
 
 
 @pytest.mark.parametrize(("free", "grade"), [(2**40, "OK"), (2**29, "WARN"), (2**20, "FAIL")])

@@ -60,6 +60,9 @@ def test_a_pooler_is_noticed_and_a_server_is_not_taken_for_one(pooled_url, postg
         noticed = behind.is_pooled, at.is_pooled
 
     assert noticed == (True, False)
+    with closing(PostgresStorage(pooled_url)) as behind_one, closing(PostgresStorage(postgres_url)) as at_one:
+        assert behind_one.about().endswith(", behind a pooler")
+        assert "pooler" not in at_one.about()
 
 
 @pytest.mark.parametrize("large", [40, 3000])

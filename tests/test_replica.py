@@ -1,5 +1,6 @@
 """Searches on a real streaming replica: what a user did is seen at once, what others did a little later."""
 
+import math
 from collections import Counter
 from contextlib import ExitStack, closing
 from types import SimpleNamespace
@@ -230,13 +231,25 @@ def test_while_a_replica_is_away_the_database_searches(postgres_server, postgres
         whole = found(split)
         lost.stop()
 
-        away = found(split), found(split)
+        away = found(split), found(split), split.vitals().replica_lag
         lost.start()
-        back = found(split)
+        back = found(split), split.vitals().replica_lag
 
-    assert away == (whole, whole)
-    assert back == whole
+    assert away == (whole, whole, math.inf)
+    assert back == (whole, 0)
     assert told == {"used": 2, "away": 2}
+
+
+def test_how_far_a_replica_is_behind_is_told(world, replica):
+    split, direct, _ = world
+    replica.catch_up()
+    before = split.vitals().replica_lag
+    replica.pause()
+    direct.objects.delete(direct.collections.get("things"), ["o1"])
+
+    assert before == 0
+    assert 0 < split.vitals().replica_lag < 600
+    assert direct.vitals().replica_lag is None
 
 
 def test_a_service_starts_whose_replica_is_not_there(postgres_url):

@@ -1,5 +1,6 @@
 """What an operator wants to know in one look: does everything answer, and how is each collection searched?"""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ Grade = Literal["OK", "WARN", "FAIL"]
 
 CLOCK_SECONDS = 5
 """The database's clock may differ from ours by so much; events are dated by ours, and leases by its."""
+LAG_SECONDS = 10
+"""A replica that is further behind is told of."""
 LITTLE_DISK = 2**30
 TOO_LITTLE_DISK = 2**27
 """Bytes that are free."""
@@ -52,6 +55,7 @@ def examine(context: Context, *, load_embedder: bool = False) -> list[Finding]:
     findings += _told("storage", partial(_storage, context))
     if findings[-1].grade == "FAIL":
         return findings
+    findings += _told("replica", partial(_replica, context))
     findings += _told("clock", partial(_clock, context))
     findings += _told("disk", partial(_disk, context))
     findings += _told("collections", partial(_collections, context))
@@ -116,6 +120,19 @@ def _embedder(context: Context, *, load: bool) -> Iterator[Finding]:
 
 def _storage(context: Context) -> Iterator[Finding]:
     yield Finding("OK", "storage", context.storage.about())
+
+
+def _replica(context: Context) -> Iterator[Finding]:
+    lag = context.storage.vitals().replica_lag
+    if lag is None:
+        return
+    if lag == math.inf:
+        told = "does not answer, so the database searches; does what DATABASE_READ_URL names run?"
+    else:
+        told = f"shows what was true {lag:,.1f} s ago"
+        if lag > LAG_SECONDS:
+            told += "; the database searches for whom it misses something; is its machine fast enough?"
+    yield Finding("WARN" if lag > LAG_SECONDS else "OK", "replica", told)
 
 
 def _clock(context: Context) -> Iterator[Finding]:

@@ -1032,10 +1032,13 @@ class Vitals:
     Attributes:
         clock: UTC seconds by its own clock.
         bytes: its size on disk.
+        replica_lag: how many seconds ago what is searched on its replica was true; infinite: the replica
+            does not answer; None: there is none.
     """
 
     clock: float
     bytes: int
+    replica_lag: float | None = None
 
 
 class Backend(Protocol):

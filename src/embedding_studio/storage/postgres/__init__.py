@@ -72,10 +72,11 @@ class PostgresBackend:
         self._database.check_writable()
 
     def about(self) -> str:
-        return self._database.read(describe)
+        told = self._database.read(describe)
+        return f"{told}, behind a pooler" if self._database.is_pooled else told
 
     def vitals(self) -> Vitals:
-        return Vitals(*self._database.read(measure))
+        return Vitals(*self._database.read(measure), replica_lag=self._searches.lag())
 
     def close(self) -> None:
         self._attached.close()

@@ -35,10 +35,22 @@ WAIT_FOR_CONNECTION_SECONDS = 30.0
 WAIT_FOR_REPLICA_SECONDS = 1.0
 RECONNECT_SECONDS = 300.0
 CANCEL_SECONDS = 2.0
+SILENT_SECONDS = 20
+"""A server whose machine does not even say that it received something is taken to be gone."""
 IDLE_IN_TRANSACTION_SECONDS = 60.0
 RETRIED_CONFLICTS = 3
 PAUSE_SECONDS = 0.05
 
+_CONNECTING: dict[str, Any] = {
+    "autocommit": True,
+    "connect_timeout": CONNECT_SECONDS,
+    "fallback_application_name": APPLICATION_NAME,
+    # Of what was sent, and where nothing is to be sent.
+    "tcp_user_timeout": SILENT_SECONDS * 1000,
+    "keepalives_idle": SILENT_SECONDS // 2,
+    "keepalives_interval": SILENT_SECONDS // 4,
+    "keepalives_count": 2,
+}
 _BEGIN = b"BEGIN"
 _BEGIN_ONE_MOMENT = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -105,9 +117,7 @@ class Database:
             max_size=pool_size,
             open=False,
             kwargs={
-                "autocommit": True,
-                "connect_timeout": CONNECT_SECONDS,
-                "fallback_application_name": APPLICATION_NAME,
+                **_CONNECTING,
                 **({"prepare_threshold": None} if self.is_pooled else {}),
             },
             configure=self._configure,
@@ -124,10 +134,8 @@ class Database:
         """Return a connection of its own, outside the pool; for the caller to close."""
         return psycopg.connect(
             self._locate(),
-            autocommit=True,
-            connect_timeout=CONNECT_SECONDS,
-            fallback_application_name=APPLICATION_NAME,
             prepare_threshold=None,
+            **_CONNECTING,
         )
 
     def read(self, work: Callable[[Connection], T], *, begins: bool = False) -> T:

@@ -113,6 +113,18 @@ class Searches:
                 time.sleep(PAUSE_SECONDS)
         return self._database.read(search, begins=True)
 
+    def lag(self) -> float | None:
+        """Return how many seconds ago what the replica shows was true (``Vitals``)."""
+        if self._replica is None:
+            return None
+        (reached,) = self._database.read(lambda connection: only_row(connection.execute(_SQL["reached"])))
+        given = {"place": reached}
+        try:
+            (lag,) = self._replica.read(lambda connection: only_row(connection.execute(_SQL["lag"], given)))
+        except StorageError:
+            return math.inf
+        return float(lag)
+
     def close(self) -> None:
         if self._replica is not None:
             self._replica.close()

@@ -4,6 +4,7 @@ Its database may be the one in which all else is kept, or another; either way th
 own, and the server lets none of them write.
 """
 
+import json
 import math
 import re
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import psycopg
 from psycopg import sql
+from psycopg.types.json import set_json_loads
 from psycopg_pool import PoolTimeout
 
 from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, PayloadFilter, Query
@@ -41,6 +43,10 @@ MANY_ROWS = 10_000
 MOST_CANDIDATES = 1_000
 """The largest ``hnsw.ef_search``."""
 LARGEST_HALF = 65_504.0
+MOST_DIGITS = 4_000
+"""A longer number of a payload is told as a text: Python reads no more than 4,300."""
+CHECKS_SINCE = 160_000
+"""The version of the server that has ``pg_input_is_valid``."""
 ARGUMENTS = 100
 """Of one function, at the most."""
 
@@ -78,6 +84,8 @@ class Table:
     Attributes:
         name: of schema and table, quoted where that is needed.
         columns: name -> type, those of vectors with their number of dimensions (-1: any).
+        rows: as far as the server knows; -1: it never looked.
+        has_checks: whether the server can say what is no ``jsonb``, as from version 16 on.
     """
 
     oid: int
@@ -87,6 +95,7 @@ class Table:
     indexes: tuple[VectorIndex, ...]
     is_unique: bool
     rows: float
+    has_checks: bool
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -118,6 +127,14 @@ class TablesDatabase(Database):
             raise AttachedUnavailableError(
                 f"{store} cannot be read: {str(cause).splitlines()[0]}{_remedy(cause)}"
             ) from error
+
+    def _configure(self, connection: Connection) -> None:
+        super()._configure(connection)
+        set_json_loads(_loads, connection)
+
+
+def _loads(data: str | bytes) -> Any:
+    return json.loads(data, parse_int=lambda digits: int(digits) if len(digits) <= MOST_DIGITS else digits)
 
 
 def _remedy(cause: Exception) -> str:
@@ -220,14 +237,15 @@ class Tables:
         if not table.is_unique:
             advice.append(
                 f"no index holds each {attached.object_id} once: if one comes twice, either row is taken for "
-                f"the object; CREATE UNIQUE INDEX ON {attached.source} ({_quoted(attached.object_id)})"
+                f"the object; CREATE UNIQUE INDEX ON {attached.source} ({_in_quotes(attached.object_id)})"
             )
-        if index is None and table.rows > MANY_ROWS:
+        rows = self.count(collection) if table.rows < 0 else table.rows  # never analysed
+        if index is None and rows > MANY_ROWS:
             kind = table.columns[attached.vector][0]
             advice.append(
                 f"no index finds what is near by {metric.value}, so each search compares all "
-                f"{table.rows:,.0f} rows; CREATE INDEX ON {attached.source} USING hnsw "
-                f"({_quoted(attached.vector)} {kind}_{_CLASSES[metric]}_ops)"
+                f"{rows:,.0f} rows; CREATE INDEX ON {attached.source} USING hnsw "
+                f"({_in_quotes(attached.vector)} {kind}_{_CLASSES[metric]}_ops)"
             )
         found_by = "all compared by each search" if index is None else f"found by its index {index.name}"
         told = f"{attached}, only read, by {attached.object_id} and {attached.vector}, {found_by}"
@@ -304,7 +322,7 @@ class Tables:
         if least is None:
             raise InvalidInputError(
                 f"{column} holds no vector and does not say how many dimensions it has; declare it, as in "
-                f"ALTER TABLE {attached.source} ALTER COLUMN {_quoted(attached.vector)} TYPE vector(384)"
+                f"ALTER TABLE {attached.source} ALTER COLUMN {_in_quotes(attached.vector)} TYPE vector(384)"
             )
         if least != most:
             raise InvalidInputError(
@@ -352,7 +370,7 @@ def _looked_at(connection: Connection, attached: Attachment) -> Table:
     if not is_readable:
         raise InvalidInputError(
             f"the user {connection.info.user!r} may not read {attached.source}; GRANT SELECT ON "
-            f"{attached.source} TO {_quoted(connection.info.user)}"
+            f"{attached.source} TO {_in_quotes(connection.info.user)}"
         )
     columns = _columns(connection, oid, attached)
     given = {"table": oid, "column": attached.object_id}
@@ -362,7 +380,8 @@ def _looked_at(connection: Connection, attached: Attachment) -> Table:
         for row in connection.execute(_SQL["indexes"], given).fetchall()
         if (index := _index(attached.vector, *row)) is not None
     ]
-    return Table(oid, schema, relation, columns, tuple(indexes), is_unique, rows)
+    has_checks = connection.info.server_version >= CHECKS_SINCE
+    return Table(oid, schema, relation, columns, tuple(indexes), is_unique, rows, has_checks)
 
 
 def _columns(connection: Connection, table: int, attached: Attachment) -> dict[str, tuple[str, int]]:
@@ -381,7 +400,7 @@ def _columns(connection: Connection, table: int, attached: Attachment) -> dict[s
     if (kind := columns[attached.object_id][0]) not in ID_TYPES:
         raise InvalidInputError(
             f"the ids of {attached.source} are of the type {kind}, and can be text, varchar, uuid, smallint, "
-            f"integer or bigint; attach a view with {_quoted(attached.object_id)}::text"
+            f"integer or bigint; attach a view with {_in_quotes(attached.object_id)}::text"
         )
     if (kind := columns[attached.vector][0]) not in VECTOR_TYPES:
         raise InvalidInputError(
@@ -424,20 +443,19 @@ def _pieces(attached: Attachment, table: Table) -> dict[str, sql.Composable]:
         "table": table.identifier,
         "object_id": sql.Identifier(_escaped(attached.object_id)),
         "vector": sql.Identifier(_escaped(attached.vector)),
-        "payload": _payload(attached),
+        "payload": _payload(attached, table),
     }
 
 
-def _payload(attached: Attachment) -> sql.Composable:
+def _payload(attached: Attachment, table: Table) -> sql.Composable:
     if attached.document is not None:
-        column = sql.Identifier(_escaped(attached.document))
-        return sql.SQL(
-            "CASE jsonb_typeof(t.{0}::jsonb) WHEN 'object' THEN t.{0}::jsonb ELSE '{{}}'::jsonb END"
-        ).format(column)
+        return sql.SQL("CASE jsonb_typeof({0}) WHEN 'object' THEN {0} ELSE '{{}}'::jsonb END").format(
+            _value(attached.document, table)
+        )
     objects = [
         sql.SQL("jsonb_build_object({})").format(
             sql.SQL(", ").join(
-                sql.SQL("{}::text, t.{}").format(sql.Literal(_escaped(name)), sql.Identifier(_escaped(name)))
+                sql.SQL("{}::text, {}").format(sql.Literal(_escaped(name)), _value(name, table))
                 for name in some
             )
         )
@@ -445,6 +463,16 @@ def _payload(attached: Attachment) -> sql.Composable:
         if (some := attached.payload[start : start + ARGUMENTS // 2])
     ]
     return sql.SQL(" || ").join(objects) if objects else sql.SQL("'{{}}'::jsonb").format()
+
+
+def _value(name: str, table: Table) -> sql.Composable:
+    """Return a column's value; that of ``json`` as ``jsonb``, which does not hold all that is ``json``."""
+    column = sql.SQL("t.{}").format(sql.Identifier(_escaped(name)))
+    if table.columns[name][0] != "json":
+        return column
+    if not table.has_checks:
+        return sql.SQL("{}::jsonb").format(column)
+    return sql.SQL("CASE WHEN pg_input_is_valid({0}::text, 'jsonb') THEN {0}::jsonb END").format(column)
 
 
 def _near(
