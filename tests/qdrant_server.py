@@ -3,7 +3,6 @@
 What a request means is handed on; what is found, and how filters are understood, is the engine's own doing.
 """
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ import qdrant_edge as edge
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+
+from conftest import listening_socket
 
 JSON = dict[str, Any]
 
@@ -162,7 +163,7 @@ def app_of(server: Server) -> FastAPI:  # noqa: C901, one function a route
 def qdrant(folder: Path) -> Iterator[Server]:
     """Serve an empty Qdrant as long as the block runs."""
     server = Server(folder)
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listening_socket()
     running = uvicorn.Server(uvicorn.Config(app_of(server), log_level="warning"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -22,6 +22,7 @@ from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.requests import Request
 
+from conftest import listening_socket
 from embedding_studio import SearchIndexInfo, Session, errors
 from embedding_studio.api import connections, static
 from embedding_studio.api.app import STATUSES, create_app
@@ -75,7 +76,7 @@ def letters_context(folder: Path, storage: Storage | None = None, **settings: An
 @contextmanager
 def serving(app: FastAPI) -> Iterator[httpx.Client]:
     """Serve an app by HTTP on a free port, as ``embedding-studio serve`` does."""
-    listening = socket.create_server(("127.0.0.1", 0))  # connections queue here until uvicorn is up
+    listening = listening_socket()
     server = connections.server(app, app.state.context.settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -4,7 +4,6 @@ import os
 import re
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import pytest
 import uvicorn
 from rich.console import Console
 
+from conftest import listening_socket
 from embedding_studio import api
 from embedding_studio.api.app import create_app
 from embedding_studio.bootstrap import Context
@@ -46,10 +46,9 @@ SHOWN = {
 def service():
     """The real service with its worker, over the shop and a small part of the documentation."""
     documentation = [entry for entry in read_python_documentation() if entry.object_id in SHOWN]
-    with Context(storage=MemoryStorage()) as context, socket.socket() as listening:
+    with Context(storage=MemoryStorage()) as context, listening_socket() as listening:
         for subject, texts in ((SHOP, read_shop()), (PYTHON, documentation)):
             index_objects(context.storage, context.collection(subject.collection), texts, context.embedder)
-        listening.bind(("127.0.0.1", 0))
         application = create_app(context, background=context.worker().run)
         server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
         serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

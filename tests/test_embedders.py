@@ -69,6 +69,7 @@ class Endpoint(ThreadingHTTPServer):
 
 class Answering(BaseHTTPRequestHandler):
     server: "Endpoint"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the client's word that it has the head
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -8,7 +8,6 @@ small catalogue, ``serve`` starts one with other settings, ``site`` serves a pag
 import os
 import re
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-from conftest import new_database
+from conftest import listening_socket, new_database
 from embedding_studio.api.app import create_app
 from embedding_studio.api.connections import server
 from embedding_studio.bootstrap import Context
@@ -207,7 +206,7 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        listening = self._running.enter_context(socket.create_server(("127.0.0.1", self.port)))
+        listening = self._running.enter_context(listening_socket(self.port))
         self.port = listening.getsockname()[1]
         app = create_app(self.context, background=self.context.worker().run)
         uvicorn_server: uvicorn.Server = server(app, self.context.settings)

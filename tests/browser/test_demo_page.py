@@ -1,7 +1,6 @@
 """The demo as a first visitor meets it: the tour, free play, a key, a phone, a keyboard."""
 
 import re
-import socket
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -9,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from browser.conftest import axe_findings, keep_screenshot
-from conftest import new_database
+from conftest import listening_socket, new_database
 from embedding_studio.bootstrap import Context
 from embedding_studio.catalogue import read_python_documentation
 from embedding_studio.cli.demonstration import Shown, Stage, serving
@@ -33,7 +32,7 @@ def demo_over(embedder, database_url, **settings):
     given = Settings(_env_file=None, database_url=database_url, **settings)
     with (
         Context(given, embedder=embedder) as context,
-        socket.create_server(("127.0.0.1", 0)) as listening,
+        listening_socket() as listening,
     ):
         shown = [Shown(SHOP), Shown(replace(PYTHON, read=few_of_the_documentation))]
         stage = Stage(context, objects=100, shown=shown)

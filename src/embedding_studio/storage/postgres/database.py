@@ -111,6 +111,7 @@ class Database:
             with self.errors(), self.connect() as connection:
                 self.applied = migrate(connection) if is_ours else []
                 self.is_pooled = _is_pooled(connection)
+                register(connection)  # what is missing there is told at once; the pool would go on trying
         self._pool = ConnectionPool(
             self._locate,
             min_size=0 if is_replica else 1,
