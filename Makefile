@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test check lint types imports fuzz hashes vendor site docs chaos integrations format clean
+.PHONY: demo test check lint types types-src types-tests imports fuzz hashes vendor site docs chaos integrations format clean
 
 demo: .venv/installed
 	$(BIN)/embedding-studio demo
@@ -12,7 +12,9 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
-check: lint types imports test
+check: .venv/installed-dev
+	$(MAKE) --jobs=2 lint types imports
+	$(MAKE) test
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
@@ -21,9 +23,13 @@ lint: .venv/installed-dev
 	$(BIN)/python .ci/licences.py
 	$(BIN)/cog --check README.md docs/*.md
 
-types: .venv/installed-dev
-	$(BIN)/mypy
-	$(BIN)/mypy --config-file tests/mypy.ini
+types: types-src types-tests
+
+types-src: .venv/installed-dev
+	$(BIN)/mypy --cache-dir .mypy_cache/src
+
+types-tests: .venv/installed-dev
+	$(BIN)/mypy --config-file tests/mypy.ini --cache-dir .mypy_cache/tests
 
 imports: .venv/installed-dev
 	$(BIN)/lint-imports
