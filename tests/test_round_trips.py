@@ -336,9 +336,9 @@ ROUND_TRIPS = {
     search_of_a_new_user: (3, 3),  # aims for 2
     search_of_a_user_whose_past_is_far: (3, 3),  # aims for 2
     search_of_a_user_whose_past_is_near: (3, 3),  # aims for 2
-    search_of_a_user_who_moved_what_is_near: (6, 4),  # aims for 2
+    search_of_a_user_who_moved_what_is_near: (4, 4),  # aims for 2
     recorded_search: (3, 3),  # which issue 8 aims for
-    recorded_search_of_a_user_who_moved_what_is_near: (7, 5),  # aims for 3
+    recorded_search_of_a_user_who_moved_what_is_near: (5, 5),  # aims for 3
     search_recorded_under_the_callers_id: (3, 3),  # which issue 8 aims for
     register_session: (1, 1),
     push_a_click: (4, 4),
@@ -348,8 +348,8 @@ ROUND_TRIPS = {
     claim_of_nothing: (1, 1),
     pass_of_learning_from_one_order: (19, 19),
     http_search: (2, 2),  # which issue 8 aims for
-    http_search_of_a_user_who_moved_what_is_near: (6, 4),  # aims for 2
-    http_recorded_search_of_a_user_who_moved_what_is_near: (7, 5),  # aims for 3
+    http_search_of_a_user_who_moved_what_is_near: (4, 4),  # aims for 2
+    http_recorded_search_of_a_user_who_moved_what_is_near: (5, 5),  # aims for 3
     http_register_session: (4, 4),
     http_push_a_click: (4, 4),
 }

@@ -60,6 +60,9 @@ objects."""
 
 _SQL = statements("nearest.sql")
 
+_Sent = tuple[Cursor[tuple[Any, ...]], Cursor[tuple[Any, ...]]]
+"""The rows that a plan will bring, and the revision of originals after it."""
+
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -246,34 +249,25 @@ class NearestSearch:
                 connection.execute(_SQL["settings"])
                 asked = question.ask_copies(connection)
             copies = question.copies_in(asked)
-            plan = replace(question.exact(copies), needs_snapshot=False)
-            answer = self._ask(connection, question, plan, copies)
-            if not len(copies):
-                return answer
-            plan = question.chosen(copies.object_nos, copies, is_filtered=question.condition is not None)
-            return self._ask(connection, question, plan, copies).with_those_of(answer, question.limit)
+            is_filtered = question.condition is not None
+            with connection.pipeline():
+                others = question.send(connection, question.exact(copies))
+                moved = question.send(
+                    connection, question.chosen(copies.object_nos, copies, is_filtered=is_filtered)
+                )
+                moment.close()
+        answer = question.answer(moved, copies)
+        return answer.with_those_of(question.answer(others, copies), question.limit)
 
     def _ask(
         self, connection: Connection, question: "_Question", plan: "_Plan", copies: "_Copies"
     ) -> "_Answer":
         """Return what a plan brings, in one round trip."""
-        given = question.parameters | plan.parameters
         with connection.pipeline(), one_moment(connection) if plan.needs_snapshot else nullcontext():
             if plan.needs_snapshot:
                 connection.execute(_SQL["settings"])
-            found = connection.execute(plan.statement, given, binary=True)
-            revision = connection.execute(question.revision)
-        rows = found.fetchall()
-        distances = np.array([distance for _, distance, *_ in rows]) + question.geometry.offset
-        if len(copies):
-            distances = copies.blended(np.array([object_no for *_, object_no in rows]), distances)
-        neighbours = [
-            Neighbour(object_id, distance, payload)
-            for (object_id, _, payload, _), distance in zip(rows, distances.tolist(), strict=True)
-        ]
-        if len(copies):
-            neighbours = _in_order(neighbours)
-        return _Answer(neighbours[: question.limit], only_row(revision)[0], is_old=False)
+            sent = question.send(connection, plan)
+        return question.answer(sent, copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,6 +429,27 @@ class _Question:
         statement = self._statement("matching", "all")
         (packed,) = only_row(connection.execute(statement, self.parameters, prepare=False, binary=True))
         return unpack_numbers(packed)
+
+    def send(self, connection: Connection, plan: _Plan) -> _Sent:
+        """Send a plan, in a pipeline, and after it ask of which revision its answer is."""
+        given = self.parameters | plan.parameters
+        found = connection.execute(plan.statement, given, binary=True)
+        return found, connection.execute(self.revision)
+
+    def answer(self, sent: _Sent, copies: _Copies) -> _Answer:
+        """Return what a plan brought."""
+        found, revision = sent
+        rows = found.fetchall()
+        distances = np.array([distance for _, distance, *_ in rows]) + self.geometry.offset
+        if len(copies):
+            distances = copies.blended(np.array([object_no for *_, object_no in rows]), distances)
+        neighbours = [
+            Neighbour(object_id, distance, payload)
+            for (object_id, _, payload, _), distance in zip(rows, distances.tolist(), strict=True)
+        ]
+        if len(copies):
+            neighbours = _in_order(neighbours)
+        return _Answer(neighbours[: self.limit], only_row(revision)[0], is_old=False)
 
     def _statement(self, name: str, among: str) -> bytes:
         if self.condition is None:
