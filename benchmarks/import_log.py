@@ -2,11 +2,12 @@
 
     python benchmarks/import_log.py [--quick] [--json OUT]
 
-Logs of our own NDJSON and of OpenSearch UBI, of searches that show 10 objects and have 1, 3 or 10 events, of which
-each third is a click, from the first on; there are 2,000 users and 5,000 objects. PostgreSQL is the embedded one, with
-its durable settings. Over HTTP a process of its own sends 100 events or sessions a request, as one client or four.
-Python's CPU time is that of the process that imports or serves; PostgreSQL's is that of all its processes (Linux
-alone). On a machine that does nothing else, a file takes about as long as the larger of the two.
+Logs of our own NDJSON and of OpenSearch UBI, of searches that show 10 objects and have 1, 3 or 10 events, of
+which each third is a click, from the first on; there are 2,000 users and 5,000 objects. PostgreSQL is the
+embedded one, with its durable settings. Over HTTP a process of its own sends 100 events or sessions a
+request, as one client or four. Python's CPU time is that of the process that imports or serves, PostgreSQL's
+that of all its processes (Linux alone). On a machine that does nothing else, a file takes about as long as
+the larger of the two.
 """
 
 import argparse
@@ -93,7 +94,7 @@ DIALECTS: dict[str, Callable[[Row, list[Row]], Iterator[Row]]] = {"own": as_own,
 
 
 def postgres_seconds(data_dir: Path) -> float:
-    """Return the CPU time of a server's processes, also of those that ended; 0 where the system does not say."""
+    """Return the CPU time of a server's processes, also of those that ended; 0 where nothing tells it."""
     ticks = 0
     with suppress(OSError, StopIteration):
         first = next(data_dir.rglob("postmaster.pid")).read_text().split()[0]
@@ -208,7 +209,9 @@ def measure_http(context: Context, events: int, figures: Figures) -> None:
                     "search_query": search["query"],
                     "created_at": search["timestamp"],
                     "search_results": [{"object_id": each} for each in search["results"]],
-                    "events": [{"created_at" if k == "t" else k: v for k, v in each.items()} for each in done],
+                    "events": [
+                        {"created_at" if k == "t" else k: v for k, v in each.items()} for each in done
+                    ],
                 }
                 for search, done in searches(events, 3, f"http{clients}")
             ]

@@ -38,7 +38,7 @@ from embedding_studio.storage.postgres.nearest import FEWEST, margin_for
 
 SHOWN = 10
 SECONDS_A_TICK = 1 / os.sysconf("SC_CLK_TCK")
-LOG = ("sessions", "session_results", "session_events", "sessions_for_improvement")
+LOG = ("sessions", "session_events", "sessions_for_improvement")
 SEARCHES_A_MONTH, SHARE_CLICKED, MONTHS_KEPT, PEAK = 10, 0.4, 12, 4
 """Of the tables: searches of a user in a month, how many of them have a click, months that the log is kept,
 and how many times the mean the busiest hour has."""

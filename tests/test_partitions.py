@@ -101,7 +101,7 @@ def test_over_partitions_all_is_learnt_found_and_forgotten_as_in_one_table(world
 
     filled = filled_partitions(url)
     assert {name.split(".")[1] for name in filled} == {
-        *("sessions", "session_results", "session_events", "sessions_for_improvement", "waiting_events"),
+        *("sessions", "session_events", "sessions_for_improvement", "waiting_events"),
         *("queue", "personal_parts", "query_memory", "shared_votes"),
     }
     assert all(filled[f"embedding_studio.{name}"] > 4 for name in ("sessions", "session_events"))

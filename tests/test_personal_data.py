@@ -88,7 +88,6 @@ def test_a_forgotten_user_stands_nowhere_in_the_database_and_the_receipt_counts_
 
 TOLD = {
     "sessions": lambda lines: sum(each["kind"] == "session" for each in lines),
-    "session_results": lambda lines: sum(len(each.get("results", ())) for each in lines),
     "session_events": lambda lines: sum(len(each.get("clicks", ())) for each in lines),
     "sessions_for_improvement": lambda lines: sum(each["kind"] == "order" for each in lines),
     "personal_parts": lambda lines: sum(len(each["parts"]) for each in lines if each["kind"] == "vectors"),

@@ -140,8 +140,66 @@ def test_a_model_behind_an_endpoint_loses_its_address_and_nothing_is_embedded_ag
     assert definitions(connection) == made
 
 
+def without_shown(connection):
+    """Make sessions what they were when each of their results was a row."""
+    connection.execute(
+        """
+        CREATE TABLE embedding_studio.session_results (
+            session_id text COLLATE "C" REFERENCES embedding_studio.sessions ON DELETE CASCADE,
+            object_id text COLLATE "C",
+            position integer NOT NULL,
+            distance double precision,
+            personalised boolean NOT NULL,
+            propensity double precision NOT NULL,
+            meta jsonb,
+            PRIMARY KEY (session_id, object_id)
+        );
+        INSERT INTO embedding_studio.session_results
+        SELECT
+            session_id, shown[n], coalesce(positions[n], n), distances[n], coalesce(personalised[n], false),
+            coalesce(propensities[n], 1), nullif(metas -> (n - 1), 'null')
+        FROM embedding_studio.sessions CROSS JOIN LATERAL generate_subscripts(shown, 1) AS n;
+        ALTER TABLE embedding_studio.sessions
+            DROP COLUMN shown, DROP COLUMN positions, DROP COLUMN distances, DROP COLUMN personalised,
+            DROP COLUMN propensities, DROP COLUMN metas;
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 18;
+        """
+    )
+
+
+def test_sessions_whose_results_were_rows_show_the_same_as_before(connection, postgres_url):
+    told = {"personalised": True, "propensity": 0.5, "meta": {"a": [1]}}
+    a, b, c = ({"object_id": each} for each in "abc")
+    shown = {
+        "nothing": [],
+        "in order": [c, a, b],
+        "with a gap": [a | {"position": 2}, b | {"position": 2}, c],
+        "all that is known": [
+            c,
+            b | told | {"rank": 0.1, "position": 7},
+            a | {"position": 3, "rank": 1e-300},
+        ],
+    }
+    with closing(PostgresStorage(postgres_url)) as storage:
+        storage.collections.create("films", SearchIndexInfo(dimensions=3))
+        for session_id, results in shown.items():
+            session = Session(session_id=session_id, collection="films", search_results=results)
+            storage.clickstream.register_session(session, np.ones((2, 3), np.float32))
+        before = [each.session for each in storage.clickstream.scan()]
+    made = definitions(connection)
+    without_shown(connection)
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        after = [each.session for each in storage.clickstream.scan()]
+
+    assert after == before
+    assert sorted(len(each.search_results) for each in after) == [0, 3, 3, 3]
+    assert definitions(connection) == made
+
+
 def without_senders(connection):
     """Make events that wait what they were when none said who had sent it."""
+    without_shown(connection)
     connection.execute(
         """
         ALTER TABLE embedding_studio.waiting_events DROP COLUMN sender;

@@ -1806,7 +1806,6 @@ REMOVED = {
     "personal_parts": 2,
     "query_memory": 1,
     "session_events": 1,
-    "session_results": 6,
     "sessions": 2,
     "sessions_for_improvement": 1,
     "shared_votes": 0,

@@ -51,7 +51,6 @@ $$;
 SELECT pg_temp.spread(format('embedding_studio.%I', given.name)::regclass, given.key, 16)
 FROM (VALUES
     ('sessions', 'session_id'),
-    ('session_results', 'session_id'),
     ('session_events', 'session_id'),
     ('sessions_for_improvement', 'session_id'),
     ('waiting_events', 'session_id'),

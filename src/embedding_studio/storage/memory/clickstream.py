@@ -332,7 +332,6 @@ class MemoryClickstream:
             "quarantined": sum(user_id in each.quarantined for each in self._state.schemas.values()),
             "query_memory": sum(len(state.memories) for state in states),
             "session_events": sum(len(each.events) for each in sessions.values()),
-            "session_results": sum(len(each.results) for each in sessions.values()),
             "sessions": len(sessions),
             "sessions_for_improvement": len(self._state.orders_by_id([user_id])),
             "shared_votes": sum(len(state.votes) for state in states),

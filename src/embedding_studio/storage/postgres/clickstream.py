@@ -3,13 +3,12 @@
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, count, groupby, islice, repeat
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from psycopg import Cursor, sql
-from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
@@ -52,8 +51,8 @@ from embedding_studio.storage.postgres.sql import in_schema, statements
 from embedding_studio.storage.postgres.votes import ask_voted, replace_votes
 
 Row = tuple[Any, ...]
-Positions = dict[str, dict[str, int]]
-"""session_id -> object_id -> position, from 1 on."""
+FIRST_OF_SHOWN = 8
+"""The columns from here on in the row of a session are what it showed."""
 
 PAGE = 500
 """Sessions read at once."""
@@ -107,9 +106,10 @@ class PostgresClickstream:
         def work(connection: Connection) -> bool:
             new, waited = _insert_awaited(connection, [recorded])
             if not new:
-                rows, positions = _known(connection, [session])
-                _require_same(rows[session.session_id], session)
-                require_shown(session, positions.get(session.session_id, {}))
+                row = _known(connection, [session])[session.session_id]
+                _require_same(row, session)
+                there = _results(row)
+                require_shown(session, {result.object_id: result.position for result in there})
                 return False
             _push(connection, [*session.events, *waited], self._order_on)
             return True
@@ -118,10 +118,10 @@ class PostgresClickstream:
 
     def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
         def work(connection: Connection) -> None:
-            rows, positions = _stored(connection, [session_id])
+            rows = _stored(connection, [session_id])
             if session_id not in rows:
                 raise _not_found(session_id)
-            mark_learnt(connection, _show(connection, positions, {session_id: results}))
+            mark_learnt(connection, _show(connection, rows, {session_id: results}))
 
         self._database.write(work)
 
@@ -155,11 +155,12 @@ class PostgresClickstream:
 
     def get_session(self, session_id: str) -> Session:
         def work(connection: Connection) -> Session:
-            row = connection.execute(_SQL["get_sessions"], {"session_ids": [session_id]}).fetchone()
+            row = connection.execute(
+                _SQL["get_sessions"], {"session_ids": [session_id]}, binary=True
+            ).fetchone()
             if row is None:
                 raise _not_found(session_id)
-            results, events = _results_and_events(connection, [session_id])
-            return _built_session(row, results.get(session_id, ()), events.get(session_id, ()))
+            return _built_session(row, _events_of(connection, [session_id]).get(session_id, ()))
 
         return self._database.read(work)
 
@@ -202,10 +203,10 @@ class PostgresClickstream:
             names = None if collection is None else names_of(connection, collection)
             # Never prepared: which index is used depends on the values.
             rows = connection.execute(
-                _SQL["latest"], given | {"collections": names}, prepare=False
+                _SQL["latest"], given | {"collections": names}, prepare=False, binary=True
             ).fetchall()
-            results, events = _results_and_events(connection, [row[0] for row in rows])
-            return [_built_session(row, results.get(row[0], ()), events.get(row[0], ())) for row in rows]
+            events = _events_of(connection, [row[0] for row in rows])
+            return [_built_session(row, events.get(row[0], ())) for row in rows]
 
         at, session_id = before or (NEVER, LAST_ID)
         given = {"user_id": user_id, "before_at": at, "before_id": session_id, "limit": limit}
@@ -397,18 +398,10 @@ def _unpacked(query_vectors: bytes, dimensions: int) -> Vectors:
     return np.frombuffer(query_vectors, dtype="<f4").reshape(-1, dimensions).astype(np.float32)
 
 
-def _results_and_events(
-    connection: Connection, session_ids: Sequence[str]
-) -> tuple[dict[str, tuple[SearchResultItem, ...]], dict[str, tuple[SessionEvent, ...]]]:
-    """Return results by position and events by time, each under the id of its session."""
-    given = {"session_ids": list(session_ids)}
-    with connection.pipeline():
-        results = connection.execute(_SQL["results"], given, binary=True)
-        events = connection.execute(_SQL["events"], given, binary=True)
-    return (
-        {key: tuple(map(_result, rows)) for key, rows in groupby(results.fetchall(), itemgetter(0))},
-        {key: tuple(map(_event, rows)) for key, rows in groupby(events.fetchall(), itemgetter(0))},
-    )
+def _events_of(connection: Connection, session_ids: Sequence[str]) -> dict[str, tuple[SessionEvent, ...]]:
+    """Return events by time, under the id of their session."""
+    rows = connection.execute(_SQL["events"], {"session_ids": list(session_ids)}, binary=True)
+    return {key: tuple(map(_event, theirs)) for key, theirs in groupby(rows, itemgetter(0))}
 
 
 # What was validated on its way in is not validated again on its way out: that would take most of the
@@ -423,20 +416,19 @@ def _page(connection: Connection, given: dict[str, Any]) -> list[RecordedSession
 
 def _recorded(connection: Connection, rows: Sequence[Row]) -> list[RecordedSession]:
     """Return sessions, whole, of their rows with the columns of the query's vectors last."""
-    results, events = _results_and_events(connection, [row[0] for row in rows])
+    events = _events_of(connection, [row[0] for row in rows])
     return [
         RecordedSession(
-            _built_session(tuple(fields), results.get(fields[0], ()), events.get(fields[0], ())),
+            _built_session(tuple(fields), events.get(fields[0], ())),
             None if query_vectors is None else _unpacked(query_vectors, dimensions),
         )
         for *fields, query_vectors, dimensions in rows
     ]
 
 
-def _built_session(
-    row: Row, results: tuple[SearchResultItem, ...], events: tuple[SessionEvent, ...]
-) -> Session:
-    session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant = row
+def _built_session(row: Row, events: tuple[SessionEvent, ...]) -> Session:
+    *fields, request, is_irrelevant = row[:FIRST_OF_SHOWN]
+    session_id, search_query, user_id, created_at, collection, search_meta = fields
     return Session.model_construct(
         _fields_set=set(_SESSION_FIELDS),
         session_id=session_id,
@@ -444,7 +436,7 @@ def _built_session(
         user_id=user_id,
         created_at=created_at,
         collection=collection,
-        search_results=results,
+        search_results=_results(row),
         search_meta=search_meta,
         request=None if request is None else SearchRequest.model_validate(request),
         is_irrelevant=is_irrelevant,
@@ -452,17 +444,48 @@ def _built_session(
     )
 
 
-def _result(row: Row) -> SearchResultItem:
-    _, object_id, distance, meta, position, personalised, propensity = row
-    return SearchResultItem.model_construct(
-        _fields_set=set(_RESULT_FIELDS),
-        object_id=object_id,
-        rank=distance,
-        meta=meta,
-        position=position,
-        personalised=personalised,
-        propensity=propensity,
+def _results(row: Row) -> tuple[SearchResultItem, ...]:
+    """Return what a session showed, of its row."""
+    shown, positions, distances, personalised, propensities, metas = row[FIRST_OF_SHOWN:]
+    return tuple(
+        SearchResultItem.model_construct(
+            _fields_set=set(_RESULT_FIELDS),
+            object_id=object_id,
+            rank=distance,
+            meta=meta,
+            position=position,
+            personalised=is_personalised,
+            propensity=propensity,
+        )
+        for object_id, position, distance, is_personalised, propensity, meta in zip(
+            shown,
+            positions or count(1),
+            distances or repeat(None),
+            personalised or repeat(False),
+            propensities or repeat(1.0),
+            metas or repeat(None),
+            strict=False,
+        )
     )
+
+
+def _columns(results: Sequence[SearchResultItem]) -> dict[str, Any]:
+    """Return the columns of what a session showed, best first; absent: None."""
+    ordered = sorted(results, key=lambda each: (each.position or 0, each.object_id.encode()))
+    positions = [each.position for each in ordered]
+    return {
+        "shown": [each.object_id for each in ordered],
+        "positions": None if positions == [*range(1, len(ordered) + 1)] else positions,
+        "distances": _unless([each.rank for each in ordered], None),
+        "personalised": _unless([each.personalised for each in ordered], False),
+        "propensities": _unless([each.propensity for each in ordered], 1.0),
+        "metas": _unless([each.meta for each in ordered], None),
+    }
+
+
+def _unless(values: list[Any], usual: object) -> list[Any] | None:
+    """Return values; None where all are as usual."""
+    return None if all(value == usual for value in values) else values
 
 
 def _event(row: Row) -> SessionEvent:
@@ -500,26 +523,29 @@ def _ask_insert(
     Args:
         is_all: whether nothing else is done in this transaction: not those for which events wait.
     """
-    sessions = [each.session for each in recorded]
-    vectors = [_packed(each.query_vectors) for each in recorded]
-    given = {
-        "session_ids": [session.session_id for session in sessions],
-        "user_ids": [session.user_id for session in sessions],
-        "search_queries": [session.search_query for session in sessions],
-        "collections": [session.collection for session in sessions],
-        "created_ats": [session.created_at for session in sessions],
-        "irrelevant": [session.is_irrelevant for session in sessions],
-        "search_metas": [_json(session.search_meta) for session in sessions],
-        "requests": [
-            _json(session.request.model_dump() if session.request else None) for session in sessions
-        ],
-        "query_vectors": [column["query_vectors"] for column in vectors],
-        "query_dimensions": [column["query_dimensions"] for column in vectors],
-        "results": _new_results({}, {session.session_id: session.search_results for session in sessions}),
-        "is_all": is_all,
-        "lock_class": SESSION_LOCK,
-    }
+    given = {"sessions": _rows(map(_session_row, recorded)), "is_all": is_all, "lock_class": SESSION_LOCK}
     return connection.execute(_SQL["insert_sessions"], given)
+
+
+def _session_row(recorded: RecordedSession) -> dict[str, Any]:
+    session = recorded.session
+    row = {
+        "session_id": session.session_id,
+        "user_id": session.user_id,
+        "search_query": session.search_query,
+        "collection": session.collection,
+        "created_at": session.created_at,
+        "is_irrelevant": session.is_irrelevant,
+        **_columns(_with_new((), session.search_results)),
+    }
+    if session.search_meta is not None:
+        row["search_meta"] = session.search_meta
+    if session.request is not None:
+        row["request"] = session.request.model_dump()
+    if recorded.query_vectors is not None:
+        packed = _packed(recorded.query_vectors)
+        row |= packed | {"query_vectors": "\\x" + packed["query_vectors"].hex()}
+    return row
 
 
 def _continue(
@@ -532,7 +558,7 @@ def _continue(
     """
     if not sessions:
         return [], []
-    rows, positions = _known(connection, sessions)
+    rows = _known(connection, sessions)
     differences = [_difference(rows[session.session_id], session) for session in sessions]
     names = (
         names_by_alias(connection) if any(each and each[0] == "collection" for each in differences) else {}
@@ -546,42 +572,32 @@ def _continue(
         if same:
             shown[session.session_id] += session.search_results
     became = [SessionDisposition.CONTINUED if same else SessionDisposition.TAKEN for same in is_same]
-    return became, _show(connection, positions, shown)
+    return became, _show(connection, rows, shown)
 
 
-def _known(connection: Connection, sessions: Sequence[Session]) -> tuple[dict[str, Row], Positions]:
-    """Return what is stored of sessions, as ``_stored`` does.
+def _known(connection: Connection, sessions: Sequence[Session]) -> dict[str, Row]:
+    """Return the rows of sessions, as ``_stored`` does.
 
     Raises:
         CollectionNotFoundError: one is not stored, and its collection does not exist.
         GoneError: one is not stored, for its user was forgotten just now.
     """
-    rows, positions = _stored(connection, [session.session_id for session in sessions])
+    rows = _stored(connection, [session.session_id for session in sessions])
     for session in sessions:
         if session.session_id not in rows:
             find_collection(connection, session.collection)
             raise GoneError(f"session {session.session_id!r} was removed just now; send it again")
-    return rows, positions
+    return rows
 
 
-def _stored(connection: Connection, session_ids: Sequence[str]) -> tuple[dict[str, Row], Positions]:
-    """Return the rows of sessions by id, and where each shows what."""
-    given = {"session_ids": list(session_ids)}
-    with connection.pipeline():
-        rows = connection.execute(_SQL["get_sessions"], given)
-        results = connection.execute(_SQL["results"], given)
-    return {row[0]: row for row in rows}, _positions_in(results.fetchall())
-
-
-def _positions_in(rows: Iterable[Row]) -> Positions:
-    positions: Positions = defaultdict(dict)
-    for session_id, object_id, _, _, position, *_ in rows:
-        positions[session_id][object_id] = position
-    return positions
+def _stored(connection: Connection, session_ids: Sequence[str]) -> dict[str, Row]:
+    """Return the rows of sessions by id."""
+    rows = connection.execute(_SQL["get_sessions"], {"session_ids": list(session_ids)}, binary=True)
+    return {row[0]: row for row in rows}
 
 
 def _show(
-    connection: Connection, positions: Positions, shown: Mapping[str, Sequence[SearchResultItem]]
+    connection: Connection, rows: Mapping[str, Row], shown: Mapping[str, Sequence[SearchResultItem]]
 ) -> list[str]:
     """Add what sessions show for the first time, by session_id; return which show something new.
 
@@ -589,49 +605,38 @@ def _show(
     shown again teaches nothing.
 
     Args:
-        positions: as they were just now.
+        rows: of the sessions, as they were just now.
     """
     longer = [
         session_id
         for session_id, results in shown.items()
-        if any(result.object_id not in positions.get(session_id, {}) for result in results)
+        if not {result.object_id for result in results} <= set(rows[session_id][FIRST_OF_SHOWN])
     ]
     if not longer:
         return []
-    given = {"session_ids": longer}
     with connection.pipeline():
-        locked = connection.execute(_SQL["lock_sessions"], given)
-        results = connection.execute(_SQL["results"], given)
-    new = {session_id: shown[session_id] for (session_id,) in locked}
-    added = _new_results(_positions_in(results.fetchall()), new)
-    connection.execute(_SQL["insert_results"], {"results": added})
+        locked = connection.execute(_SQL["lock_sessions"], {"session_ids": longer})
+        now = connection.execute(_SQL["get_sessions"], {"session_ids": longer}, binary=True)
+    locked.fetchall()
+    added = ({"session_id": row[0]} | _columns(_with_new(_results(row), shown[row[0]])) for row in now)
+    connection.execute(_SQL["show"], {"shown": _rows(added)})
     return longer
 
 
-def _new_results(positions: Positions, shown: Mapping[str, Iterable[SearchResultItem]]) -> str:
-    """Return what is shown for the first time; what has no position comes after all that has one so far."""
-    new: dict[tuple[str, str], tuple[int, SearchResultItem]] = {}
-    for session_id, results in shown.items():
-        before = positions.get(session_id, {})
-        last = max(before.values(), default=0)
-        for result in results:
-            key = (session_id, result.object_id)
-            if result.object_id not in before and key not in new:
-                position = result.position or last + 1
-                new[key] = position, result
-                last = max(last, position)
-    return _rows(
-        {
-            "session_id": session_id,
-            "object_id": object_id,
-            "position": position,
-            "distance": result.rank,
-            "personalised": result.personalised,
-            "propensity": result.propensity,
-            "meta": result.meta,
-        }
-        for (session_id, object_id), (position, result) in new.items()
-    )
+def _with_new(
+    before: Sequence[SearchResultItem], shown: Iterable[SearchResultItem]
+) -> list[SearchResultItem]:
+    """Return results with those shown for the first time; what has no position comes after all so far."""
+    results = {result.object_id: result for result in before}
+    last = max((result.position or 0 for result in before), default=0)
+    for result in shown:
+        if result.object_id not in results:
+            position = result.position or last + 1
+            results[result.object_id] = (
+                result if result.position else result.model_copy(update={"position": position})
+            )
+            last = max(last, position)
+    return list(results.values())
 
 
 def _rows(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -654,18 +659,29 @@ def _push(
     if not events:
         mark_learnt(connection, longer)
         return []
-    given = _rows(vars(event) | {"ordinal": ordinal} for ordinal, event in enumerate(events))
-    rows = connection.execute(_SQL["push"], {"events": given}).fetchall()
+    first: dict[tuple[str, str], SessionEvent] = {}
+    for event in events:
+        first.setdefault((event.session_id, event.event_id), event)
+    given = {
+        "known_ids": sorted({session_id for session_id, _ in first}),
+        "session_ids": [session_id for session_id, _ in first],
+        "event_ids": [event_id for _, event_id in first],
+        "object_ids": [event.object_id for event in first.values()],
+        "event_types": [event.event_type for event in first.values()],
+        "created_ats": [event.created_at for event in first.values()],
+        "metas": [None if event.meta is None else as_json(event.meta).decode() for event in first.values()],
+    }
+    found = dict(zip(first, connection.execute(_SQL["push"], given), strict=True))
     touched = {
-        event.session_id
-        for event, (_, is_new, *_) in zip(events, rows, strict=True)
-        if is_new and event.event_type in order_on
+        session_id
+        for (session_id, event_id), (_, is_new, *_) in found.items()
+        if is_new and first[session_id, event_id].event_type in order_on
     }
     if touched:
         place(connection, sorted(touched), also=_ordered(connection, longer))
     else:
         mark_learnt(connection, longer)
-    return _dispositions(events, rows)
+    return _dispositions(events, first, found)
 
 
 def _ordered(connection: Connection, session_ids: Sequence[str]) -> list[str]:
@@ -676,17 +692,24 @@ def _ordered(connection: Connection, session_ids: Sequence[str]) -> list[str]:
     return [session_id for (session_id,) in found]
 
 
-def _dispositions(events: Sequence[SessionEvent], rows: Sequence[Row]) -> list[EventDisposition]:
-    """Return what became of events, by what the statement ``push`` tells of each."""
-    first: dict[tuple[str, str], tuple[str, str]] = {}
+def _dispositions(
+    events: Sequence[SessionEvent],
+    first: Mapping[tuple[str, str], SessionEvent],
+    found: Mapping[tuple[str, str], Row],
+) -> list[EventDisposition]:
+    """Return what became of events, by what the statement ``push`` tells of the first of each id."""
     became = []
-    for event, (is_known, is_new, is_shown, searched_at, *stored) in zip(events, rows, strict=True):
-        content = event.object_id, event.event_type
-        there = first.setdefault((event.session_id, event.event_id), content)
+    told = set()
+    for event in events:
+        key = event.session_id, event.event_id
+        is_known, is_new, is_shown, searched_at, stored = found[key]
+        is_repeated = key in told
+        told.add(key)
         if not is_known:
             became.append(EventDisposition.UNKNOWN_SESSION)
-        elif not is_new:
-            is_equal = content == (there if stored[0] is None else tuple(stored))
+        elif is_repeated or not is_new:
+            there = stored or [first[key].object_id, first[key].event_type]
+            is_equal = there == [event.object_id, event.event_type]
             became.append(EventDisposition.DUPLICATE if is_equal else EventDisposition.CONFLICT)
         elif event.created_at < searched_at - CLOCK_SECONDS:
             became.append(EventDisposition.TOO_EARLY)
@@ -739,7 +762,3 @@ def _is_of_name(difference: tuple[str, str | None], session: Session, names: Map
     return (
         what == "collection" and len({names.get(str(each), each) for each in (ours, session.collection)}) == 1
     )
-
-
-def _json(value: dict[str, Any] | None) -> Jsonb | None:
-    return None if value is None else Jsonb(value)

@@ -1,41 +1,31 @@
 -- name: insert_sessions
--- Those that are new and whose collection exists, with what they show; in one order, so that two who bring the same
--- do not wait in a circle. Where it is all that is done (is_all), not those for which events wait.
-WITH added AS (
-    INSERT INTO embedding_studio.sessions
-        (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, request,
-         query_vectors, query_dimensions)
-    SELECT *
-    FROM unnest(
-        %(session_ids)s::text[], %(user_ids)s::text[], %(search_queries)s::text[], %(collections)s::text[],
-        %(created_ats)s::bigint[], %(irrelevant)s::boolean[], %(search_metas)s::jsonb[], %(requests)s::jsonb[],
-        %(query_vectors)s::bytea[], %(query_dimensions)s::int[]
-    ) AS given(session_id, user_id, search_query, collection)
-    WHERE (
-            EXISTS (SELECT FROM embedding_studio.collections WHERE name = given.collection)
-            OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = given.collection)
-        )
-        AND NOT CASE
-            WHEN %(is_all)s THEN embedding_studio.is_awaited(%(lock_class)s, given.session_id)
-            ELSE false
-        END
-    ORDER BY session_id
-    ON CONFLICT (session_id) DO NOTHING
-    RETURNING session_id
-),
-shown AS (
-    INSERT INTO embedding_studio.session_results
-        (session_id, object_id, position, distance, personalised, propensity, meta)
-    SELECT shown.*
-    FROM added JOIN json_to_recordset(%(results)s::json) AS shown(
-        session_id text, object_id text, position int, distance float8, personalised boolean, propensity float8,
-        meta jsonb
-    ) USING (session_id)
+-- Those that are new and whose collection exists; in one order, so that two who bring the same do not wait in a circle.
+-- Where it is all that is done (is_all), not those for which events wait.
+INSERT INTO embedding_studio.sessions
+    (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, request,
+     query_vectors, query_dimensions, shown, positions, distances, personalised, propensities, metas)
+SELECT *
+FROM json_to_recordset(%(sessions)s::json) AS given(
+    session_id text, user_id text, search_query text, collection text, created_at bigint, is_irrelevant boolean,
+    search_meta jsonb, request jsonb, query_vectors bytea, query_dimensions int,
+    shown text[], positions int[], distances float8[], personalised boolean[], propensities float8[], metas jsonb
 )
-SELECT session_id FROM added
+WHERE (
+        EXISTS (SELECT FROM embedding_studio.collections WHERE name = given.collection)
+        OR EXISTS (SELECT FROM embedding_studio.collection_aliases WHERE alias = given.collection)
+    )
+    AND NOT CASE
+        WHEN %(is_all)s THEN embedding_studio.is_awaited(%(lock_class)s, given.session_id)
+        ELSE false
+    END
+ORDER BY session_id COLLATE "C"
+ON CONFLICT (session_id) DO NOTHING
+RETURNING session_id
 
 -- name: get_sessions
-SELECT session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant
+SELECT
+    session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant,
+    shown, positions, distances, personalised, propensities, metas
 FROM embedding_studio.sessions
 WHERE session_id = ANY(%(session_ids)s::text[])
 
@@ -52,75 +42,68 @@ WHERE session_id = ANY(%(session_ids)s::text[])
 ORDER BY session_id
 FOR UPDATE
 
--- name: results
-SELECT session_id, object_id, distance, meta, position, personalised, propensity
-FROM embedding_studio.session_results
-WHERE session_id = ANY(%(session_ids)s::text[])
-ORDER BY session_id, position, object_id
-
 -- name: events
 SELECT session_id, object_id, event_type, created_at, event_id, meta
 FROM embedding_studio.session_events
 WHERE session_id = ANY(%(session_ids)s::text[])
 ORDER BY session_id, created_at, event_id
 
--- name: insert_results
-INSERT INTO embedding_studio.session_results
-    (session_id, object_id, position, distance, personalised, propensity, meta)
-SELECT *
-FROM json_to_recordset(%(results)s::json) AS shown(
-    session_id text, object_id text, position int, distance float8, personalised boolean, propensity float8,
-    meta jsonb
+-- name: show
+UPDATE embedding_studio.sessions AS session
+SET shown = given.shown,
+    positions = given.positions,
+    distances = given.distances,
+    personalised = given.personalised,
+    propensities = given.propensities,
+    metas = given.metas
+FROM json_to_recordset(%(shown)s::json) AS given(
+    session_id text, shown text[], positions int[], distances float8[], personalised boolean[], propensities float8[],
+    metas jsonb
 )
+WHERE session.session_id = given.session_id
 
 -- name: push
--- One row an event, in order, with what was stored under its id before. The sessions are locked against being forgotten meanwhile. What was shown is asked
--- by scalar queries: EXISTS may be planned as a hash of all results that there are.
+-- Events of different ids. One row an event, in order, with what was stored under its id before. The sessions are locked
+-- against being forgotten meanwhile.
 WITH given AS MATERIALIZED (
-    SELECT
-        *,
-        row_number() OVER (PARTITION BY session_id, event_id ORDER BY ordinal) = 1 AS is_first
-    FROM json_to_recordset(%(events)s::json) AS event(
-        session_id text, event_id text, object_id text, event_type text, created_at bigint, meta jsonb, ordinal int
-    )
+    SELECT *
+    FROM unnest(
+        %(session_ids)b::text[], %(event_ids)b::text[], %(object_ids)b::text[], %(event_types)b::text[],
+        %(created_ats)b::bigint[], %(metas)b::text[]
+    ) WITH ORDINALITY AS event(session_id, event_id, object_id, event_type, created_at, meta, ordinal)
 ),
 known AS MATERIALIZED (
-    SELECT session_id, created_at
+    SELECT session_id, created_at, shown
     FROM embedding_studio.sessions
-    WHERE session_id IN (SELECT session_id FROM given)
+    WHERE session_id = ANY(%(known_ids)b::text[])
     ORDER BY session_id
     FOR KEY SHARE
 ),
 added AS (
     INSERT INTO embedding_studio.session_events
         (session_id, event_id, object_id, event_type, created_at, meta)
-    SELECT session_id, event_id, object_id, event_type, given.created_at, meta
+    SELECT session_id, event_id, object_id, event_type, given.created_at, meta::jsonb
     FROM given JOIN known USING (session_id)
-    WHERE is_first
-    ORDER BY session_id, event_id
+    ORDER BY session_id, event_id COLLATE "C"
     ON CONFLICT (session_id, event_id) DO NOTHING
     RETURNING session_id, event_id
 )
 SELECT
     known.session_id IS NOT NULL,
-    is_first AND added.session_id IS NOT NULL,
-    coalesce(
-        (
-            SELECT true
-            FROM embedding_studio.session_results
-            WHERE session_id = given.session_id AND object_id = given.object_id
-        ),
-        (SELECT false FROM embedding_studio.session_results WHERE session_id = given.session_id LIMIT 1),
-        true
-    ),
+    added.session_id IS NOT NULL,
+    cardinality(known.shown) = 0 OR given.object_id = ANY(known.shown),
     known.created_at,
-    stored.object_id,
-    stored.event_type
+    CASE
+        WHEN added.session_id IS NULL
+        THEN (
+            SELECT ARRAY[object_id, event_type]
+            FROM embedding_studio.session_events
+            WHERE session_id = given.session_id AND event_id = given.event_id
+        )
+    END
 FROM given
     LEFT JOIN known ON known.session_id = given.session_id
     LEFT JOIN added ON added.session_id = given.session_id AND added.event_id = given.event_id
-    LEFT JOIN embedding_studio.session_events AS stored
-        ON stored.session_id = given.session_id AND stored.event_id = given.event_id
 ORDER BY ordinal
 
 -- name: lock_ids
@@ -179,7 +162,7 @@ WHERE (session_id, event_id) IN (
 -- name: recent_sessions
 SELECT
     session.session_id, search_query, session.user_id, created_at, collection, search_meta, request,
-    is_irrelevant, query_vectors, query_dimensions
+    is_irrelevant, shown, positions, distances, personalised, propensities, metas, query_vectors, query_dimensions
 FROM unnest(%(user_ids)s::text[]) AS given(user_id)
     CROSS JOIN LATERAL (
         SELECT *
@@ -243,7 +226,7 @@ WHERE session.session_id = given.session_id
 -- name: scan
 SELECT
     session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant,
-    query_vectors, query_dimensions
+    shown, positions, distances, personalised, propensities, metas, query_vectors, query_dimensions
 FROM embedding_studio.sessions
 WHERE (created_at, session_id) > (%(after_at)s, %(after_id)s)
     AND created_at < %(until)s
@@ -253,7 +236,9 @@ ORDER BY created_at, session_id
 LIMIT %(limit)s
 
 -- name: latest
-SELECT session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant
+SELECT
+    session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant,
+    shown, positions, distances, personalised, propensities, metas
 FROM embedding_studio.sessions
 WHERE (created_at, session_id) < (%(before_at)s, %(before_id)s)
     AND (%(collections)s::text[] IS NULL OR collection = ANY(%(collections)s::text[]))

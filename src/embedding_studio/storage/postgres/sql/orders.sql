@@ -27,10 +27,10 @@ RETURNING session_id, user_id, collection, status, priority, attempts, detail, c
 coalesce((
     SELECT 1
     FROM embedding_studio.session_events AS event
-        JOIN embedding_studio.session_results AS result USING (session_id, object_id)
+        CROSS JOIN LATERAL array_position(session.shown, event.object_id) AS place
     WHERE event.session_id = session.session_id
         AND event.event_type = ANY(%(clicks)s::text[])
-        AND result.position > 3
+        AND coalesce(session.positions[place], place) > 3
     LIMIT 1
 ), 0)
 

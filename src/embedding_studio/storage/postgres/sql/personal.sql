@@ -65,7 +65,7 @@ DELETE FROM {schema}.personal_parts WHERE object_id = ANY(%(object_ids)s::text[]
 SELECT DISTINCT user_id
 FROM embedding_studio.sessions_for_improvement
 WHERE user_id IS NOT NULL AND collection = ANY(%(collections)s::text[]) AND session_id IN (
-    SELECT session_id FROM embedding_studio.session_results WHERE object_id = ANY(%(object_ids)s::text[])
+    SELECT session_id FROM embedding_studio.sessions WHERE shown && %(object_ids)s::text[]
     UNION ALL
     SELECT session_id FROM embedding_studio.session_events WHERE object_id = ANY(%(object_ids)s::text[])
 )

@@ -70,7 +70,7 @@ const One = ({ route: { id: user, query }, collection }) => {
 };
 
 const ROWS = {
-  sessions: "searches", session_results: "results shown", session_events: "clicks and other events", query_memory: "past queries",
+  sessions: "searches", session_events: "clicks and other events", query_memory: "past queries",
   personal_parts: "personal vectors", sessions_for_improvement: "orders to learn", quarantine_decisions: "decisions on quarantine",
 };
 
