@@ -33,7 +33,7 @@ from rich.table import Table
 from embedding_studio import Context, SearchIndexInfo, load_settings
 from embedding_studio.api.app import create_app
 from embedding_studio.domain.objects import CatalogueObject
-from embedding_studio.importing import Importer
+from embedding_studio.importing import Importer, collect_rarely
 from embedding_studio.logs import flat, open_log
 from embedding_studio.storage.embedded.server import EmbeddedServer
 
@@ -262,6 +262,7 @@ def main() -> None:
                 collection, [CatalogueObject(f"o{n}", each) for n, each in enumerate(vectors)]
             )
             figures = Figures(data_dir)
+            collect_rarely()
             measure_files(context, folder, events, figures)
             measure_http(context, events, figures)
     table = Table(*figures.rows[0], title=f"Import, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")

@@ -123,6 +123,38 @@ def test_the_same_log_again_changes_nothing(storage, name):
     assert again.left_out == first.left_out
 
 
+@pytest.mark.parametrize("ahead", [0, 10**6])
+def test_what_is_stored_unchecked_is_as_if_it_was_checked(monkeypatch, ahead):
+    monkeypatch.setattr("embedding_studio.domain.sessions.utc_timestamp", lambda: AT)
+    storage = MemoryStorage()
+    collection = with_objects(storage)
+    at = AT - 9 + ahead
+    entries = [
+        Search(at, "red  shoe", "ann", "s1", ("b", "a")),
+        Event(at + 1, "a", "click", "ann", "s1", meta={"position": 2}),
+        Event(at + 2, "b", "view", None, "s1", event_id="e1"),
+    ]
+
+    Importer(storage, collection).run(placed(entries))
+
+    [session] = recorded(storage, collection)
+    sent = [
+        SessionEvent(session_id="s1", object_id="a", created_at=at + 1, meta={"position": 2}),
+        SessionEvent(session_id="s1", object_id="b", event_type="view", created_at=at + 2, event_id="e1"),
+    ]
+    checked = Session(
+        session_id="s1",
+        search_query="red  shoe",
+        user_id="ann",
+        created_at=at,
+        collection="games",
+        search_results=[SearchResultItem(object_id="b"), SearchResultItem(object_id="a")],
+        events=sorted(sent, key=lambda each: (each.created_at, each.event_id)),
+    )
+    assert session == checked
+    assert session.model_dump_json() == checked.model_dump_json()
+
+
 def test_an_import_that_was_killed_is_run_again_and_ends_as_if_it_had_not_been(storage, monkeypatch):
     monkeypatch.setattr(importing, "BATCH", 2)
     collection = with_objects(storage)
@@ -485,6 +517,7 @@ def test_import_tells_what_became_of_what(command):
         (["-c", "absent"], "absent"),
         (["--since", "soon"], "--since is 'soon'; give a date"),
         (["--event-type", "purchase"], "write THEIRS=OURS"),
+        (["--event-type", "bought=" + "x" * 65], "a type of event has 1 to 64 characters"),
         (["--map", "colour=c"], "write FIELD=COLUMN"),
         (["-", "-"], "standard input is read once"),
     ],

@@ -21,9 +21,9 @@ from embedding_studio.cli.console import (
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.files import STDIN
-from embedding_studio.importing import Importer, ImportReport
+from embedding_studio.importing import Importer, ImportReport, collect_rarely
 from embedding_studio.logs import Placed, flat, open_log
-from embedding_studio.logs.entries import seconds_of
+from embedding_studio.logs.entries import MAX_TYPE_LENGTH, seconds_of, type_of
 
 ENTRIES_A_STEP = 1_000
 """After so many the bar moves."""
@@ -79,6 +79,7 @@ def import_log(
 ) -> None:
     """Store searches and clicks that another system logged; running it again changes nothing."""
     with opened_context() as context:
+        collect_rarely()
         mapped = flat.mapping(columns)
         importer = Importer(
             context.storage,
@@ -135,6 +136,11 @@ def _types(given: Iterable[str] | None) -> dict[str, str]:
         theirs, equals, ours = each.rpartition("=")
         if not equals or not theirs or not ours:
             raise InvalidInputError(f"--event-type is {each!r}; write THEIRS=OURS, as in conversion=purchase")
+        if type_of(ours) != ours:
+            raise InvalidInputError(
+                f"--event-type is {each!r}; a type of event has 1 to {MAX_TYPE_LENGTH} characters, none of "
+                "them a space at an end"
+            )
         types[theirs] = ours
     return types
 

@@ -66,6 +66,8 @@ def check_id(given: str, what: str = "an id") -> str:
 
 
 def _why_no_id(given: str) -> str | None:
+    if given.isascii() and 0 < len(given) <= MAX_ID_LENGTH and "\x00" not in given:
+        return None  # as nearly all are
     if not given:
         return "is empty"
     try:

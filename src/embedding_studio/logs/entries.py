@@ -99,6 +99,8 @@ def id_of(given: object) -> str | None:
     >>> id_of("a1"), id_of(17), id_of(17.0), id_of(""), id_of(1.5)
     ('a1', '17', '17', None, None)
     """
+    if type(given) is str:
+        return given if is_id(given) else None
     if isinstance(given, float) and given.is_integer() and abs(given) < LARGEST_EXACT:
         given = int(given)
     if type(given) is int:

@@ -13,8 +13,14 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from embedding_studio.domain.sessions import RecordedSession, SearchRequest, SearchResultItem, Session
-from embedding_studio.domain.storable import as_json, check_json
+from embedding_studio.domain.sessions import (
+    RecordedSession,
+    SearchRequest,
+    SearchResultItem,
+    Session,
+    trusted,
+)
+from embedding_studio.domain.storable import as_json, check_json, is_id
 from embedding_studio.files import replaced
 from embedding_studio.logs.entries import (
     Entry,
@@ -110,6 +116,10 @@ def session_row(recorded: RecordedSession, *, vectors: bool) -> Row:
 def _results(given: object) -> tuple[SearchResultItem, ...]:
     shown: dict[str, SearchResultItem] = {}
     for number, each in enumerate(given if isinstance(given, list) else (), start=1):
+        if is_id(each):
+            if each not in shown:
+                shown[each] = trusted(SearchResultItem, object_id=each, position=number)
+            continue
         row = {"position": number} | (each if isinstance(each, dict) else {"object_id": each})
         if (object_id := id_of(row.get("object_id"))) is None:
             raise Unusable("a session with a result without a usable object_id")

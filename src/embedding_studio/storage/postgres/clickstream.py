@@ -22,6 +22,7 @@ from embedding_studio.domain.sessions import (
     Session,
     SessionDisposition,
     SessionEvent,
+    trusted,
 )
 from embedding_studio.domain.storable import as_json
 from embedding_studio.errors import ConflictError, SessionNotFoundError
@@ -61,9 +62,6 @@ LAST_ID = "\U0010ffff"
 """After every session_id, in the order of its UTF-8 bytes."""
 
 _SQL = statements("clickstream.sql")
-_SESSION_FIELDS = frozenset(Session.model_fields)
-_RESULT_FIELDS = frozenset(SearchResultItem.model_fields)
-_EVENT_FIELDS = frozenset(SessionEvent.model_fields)
 
 
 class PostgresClickstream:
@@ -429,8 +427,8 @@ def _recorded(connection: Connection, rows: Sequence[Row]) -> list[RecordedSessi
 def _built_session(row: Row, events: tuple[SessionEvent, ...]) -> Session:
     *fields, request, is_irrelevant = row[:FIRST_OF_SHOWN]
     session_id, search_query, user_id, created_at, collection, search_meta = fields
-    return Session.model_construct(
-        _fields_set=set(_SESSION_FIELDS),
+    return trusted(
+        Session,
         session_id=session_id,
         search_query=search_query,
         user_id=user_id,
@@ -448,8 +446,8 @@ def _results(row: Row) -> tuple[SearchResultItem, ...]:
     """Return what a session showed, of its row."""
     shown, positions, distances, personalised, propensities, metas = row[FIRST_OF_SHOWN:]
     return tuple(
-        SearchResultItem.model_construct(
-            _fields_set=set(_RESULT_FIELDS),
+        trusted(
+            SearchResultItem,
             object_id=object_id,
             rank=distance,
             meta=meta,
@@ -471,11 +469,15 @@ def _results(row: Row) -> tuple[SearchResultItem, ...]:
 
 def _columns(results: Sequence[SearchResultItem]) -> dict[str, Any]:
     """Return the columns of what a session showed, best first; absent: None."""
-    ordered = sorted(results, key=lambda each: (each.position or 0, each.object_id.encode()))
-    positions = [each.position for each in ordered]
+    in_order = [*range(1, len(results) + 1)]
+    positions = [each.position for each in results]
+    ordered = results
+    if positions != in_order:
+        ordered = sorted(results, key=lambda each: (each.position or 0, each.object_id.encode()))
+        positions = [each.position for each in ordered]
     return {
         "shown": [each.object_id for each in ordered],
-        "positions": None if positions == [*range(1, len(ordered) + 1)] else positions,
+        "positions": None if positions == in_order else positions,
         "distances": _unless([each.rank for each in ordered], None),
         "personalised": _unless([each.personalised for each in ordered], False),
         "propensities": _unless([each.propensity for each in ordered], 1.0),
@@ -485,13 +487,13 @@ def _columns(results: Sequence[SearchResultItem]) -> dict[str, Any]:
 
 def _unless(values: list[Any], usual: object) -> list[Any] | None:
     """Return values; None where all are as usual."""
-    return None if all(value == usual for value in values) else values
+    return None if values.count(usual) == len(values) else values
 
 
 def _event(row: Row) -> SessionEvent:
     session_id, object_id, event_type, created_at, event_id, meta = row
-    return SessionEvent.model_construct(
-        _fields_set=set(_EVENT_FIELDS),
+    return trusted(
+        SessionEvent,
         session_id=session_id,
         object_id=object_id,
         event_type=event_type,
@@ -671,7 +673,7 @@ def _push(
         "created_ats": [event.created_at for event in first.values()],
         "metas": [None if event.meta is None else as_json(event.meta).decode() for event in first.values()],
     }
-    found = dict(zip(first, connection.execute(_SQL["push"], given), strict=True))
+    found = dict(zip(first, connection.execute(_SQL["push"], given, binary=True).fetchall(), strict=True))
     touched = {
         session_id
         for (session_id, event_id), (_, is_new, *_) in found.items()

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from psycopg import Cursor
+
 from embedding_studio.domain.sessions import (
     ANONYMOUS,
     SessionForImprovement,
@@ -28,12 +30,12 @@ class PostgresOrders:
         self._database = database
 
     def create(self, schema: SessionForImprovementCreateSchema) -> SessionForImprovement:
-        placed = self._database.write(lambda connection: place(connection, [schema.session_id]))
+        placed = self._database.write(lambda connection: place(connection, [schema.session_id]).fetchall())
         if not placed:
             raise SessionNotFoundError(
                 f"session {schema.session_id!r} was never registered; register it before learning from it"
             )
-        return placed[0]
+        return _loaded(placed[0])
 
     def get(self, session_id: str) -> SessionForImprovement:
         return self._database.read(lambda connection: _order(connection, session_id))
@@ -74,8 +76,10 @@ class PostgresOrders:
 
 def place(
     connection: Connection, session_ids: Sequence[str], *, also: Sequence[str] = ()
-) -> list[SessionForImprovement]:
+) -> Cursor[tuple[Any, ...]]:
     """Place an order for each session that exists, or place it anew, and let its user be folded anew.
+
+    The answer are the orders.
 
     Args:
         also: sessions of which only the users are marked.
@@ -83,8 +87,7 @@ def place(
     given = {"session_ids": list(session_ids), "clicks": CLICKS, "anonymous": ANONYMOUS}
     with connection.pipeline():
         mark(connection, session_ids, also)
-        placed = connection.execute(_statement("place"), given)
-    return [_loaded(row) for row in placed]
+        return connection.execute(_statement("place"), given)
 
 
 def _order(connection: Connection, session_id: str) -> SessionForImprovement:
