@@ -11,6 +11,7 @@ the larger of the two.
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -262,8 +263,10 @@ def main() -> None:
                 collection, [CatalogueObject(f"o{n}", each) for n, each in enumerate(vectors)]
             )
             figures = Figures(data_dir)
+            usual = gc.get_threshold()
             collect_rarely()
             measure_files(context, folder, events, figures)
+            gc.set_threshold(*usual)  # as in the service
             measure_http(context, events, figures)
     table = Table(*figures.rows[0], title=f"Import, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for each in figures.rows:

@@ -34,8 +34,8 @@ from embedding_studio.logs.joining import SEARCHES_OF_USER
 from embedding_studio.storage.ports import Clickstream, Storage
 
 BATCH = 4_000
-"""Sessions and events that are stored at once. After each answer of the database the thread that stores may wait
-5 ms for the one that reads, so the answers are few; in a quarter of a second who else clicks gets the lock."""
+"""Sessions and events that are stored at once. After each answer of the database the thread that stores may
+wait 5 ms for the one that reads, so the answers are few; and nobody who clicks waits long for a lock."""
 GARBAGE_AFTER = 50_000
 """Objects that are made before garbage is looked for: a batch and what is read meanwhile."""
 LATE_EVENTS = 500_000
@@ -266,19 +266,25 @@ class Importer:
         if self._pushed is not None:
             self._pushed(pushed, became)
         late = []
+        stored = []
+        counted: Counter[tuple[EventDisposition, str]] = Counter()
         for each, disposition in zip(ours, became, strict=True):
             if disposition is EventDisposition.UNKNOWN_SESSION:
                 late.append(each)
             else:
-                told = told_of_type(disposition, each[1].event_type, self._weights)
-                _count(self.report.events, told.value)
-                self._look_at([each[1]])
+                counted[disposition, each[1].event_type] += 1
+                stored.append(each[1])
+        for (disposition, event_type), number in counted.items():
+            told = told_of_type(disposition, event_type, self._weights)
+            _count(self.report.events, told.value, number)
+        self._look_at(stored)
         return late
 
     def _look_at(self, events: Iterable[Event]) -> None:
         for event in events:
             self._types[event.event_type] += 1
-            self._early += event.at < self._searched_at.get(event.search_id or "", 0) - CLOCK_SECONDS
+            if event.at < self._searched_at.get(event.search_id or "", 0) - CLOCK_SECONDS:
+                self._early += 1
 
     def _settle(self) -> None:
         """Store events whose searches came after them, or can be made of them; leave out the others."""

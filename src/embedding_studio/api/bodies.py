@@ -58,7 +58,9 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _has_few_fields(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > len(cls.model_fields) + MOST_UNKNOWN_FIELDS:
+        if not isinstance(given, dict) or len(given) <= MOST_UNKNOWN_FIELDS:
+            return given
+        if len(given) > len(cls.model_fields) + MOST_UNKNOWN_FIELDS:
             raise ValueError(f"{len(given)} fields are too many; there are {', '.join(cls.model_fields)}")
         return given
 

@@ -33,7 +33,10 @@ from embedding_studio.domain.sessions import (
     SessionEvent,
     SessionForImprovement,
     SessionForImprovementCreateSchema,
+    name_of_event,
+    not_ahead,
     told_of_type,
+    trusted,
 )
 from embedding_studio.errors import ConflictError
 from embedding_studio.telemetry.metrics import ServiceMetrics
@@ -441,27 +444,32 @@ def _session(body: SessionBody, caller: Caller, events: Iterable[EventBody] = ()
     )
 
 
+# What a body was checked for is not checked again: to do so took as long as to read it.
+
+
 def _shown(results: Sequence[ShownResult]) -> tuple[SearchResultItem, ...]:
     """Return results as they were shown, from position 1 on also where they are counted from 0 on."""
     first = 1 if any(result.position == 0 for result in results) else 0
     return tuple(
-        SearchResultItem(
+        trusted(
+            SearchResultItem,
             object_id=result.object_id,
             rank=result.rank,
             meta=result.meta,
-            position=None if result.position is None else result.position + first,
+            position=slot if result.position is None else result.position + first,
         )
-        for result in results
+        for slot, result in enumerate(results, start=1)
     )
 
 
 def _event(session_id: str, body: EventBody) -> SessionEvent:
-    return SessionEvent(
+    return trusted(
+        SessionEvent,
         session_id=session_id,
         object_id=body.object_id,
         event_type=body.event_type,
-        created_at=body.created_at,
-        event_id=body.event_id or "",
+        created_at=not_ahead(body.created_at),
+        event_id=body.event_id or name_of_event(session_id, body.object_id, body.event_type, body.created_at),
         meta=body.meta,
     )
 

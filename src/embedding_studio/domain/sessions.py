@@ -310,7 +310,9 @@ class Session(BaseModel):
     def _number_the_results(self) -> Self:
         if any(result.position is None for result in self.search_results):
             numbered = tuple(
-                result if result.position is not None else result.model_copy(update={"position": slot})
+                result
+                if result.position is not None
+                else trusted(SearchResultItem, **vars(result) | {"position": slot})
                 for slot, result in enumerate(self.search_results, start=1)
             )
             object.__setattr__(self, "search_results", numbered)
