@@ -352,11 +352,16 @@ def test_the_command_writes_what_it_recommends_and_says_why(command, stored, mon
         (["--settings", "--log", "nowhere.gz"], "nowhere.gz: it cannot be opened"),
         (["--settings", "--write", "nowhere/.env"], "nowhere/.env cannot be written"),
         (["--settings", "--write", "broken"], "broken is no settings file"),
-        (["--settings"], "there is no search to tune on"),
+        (["--settings"], "there is no search to tune on: it takes searches with a click"),
+        (
+            ["--settings", "--log", "undated"],
+            "nothing in the log can be used: 2 x a session without a usable timestamp; mend what is named",
+        ),
     ],
 )
 def test_the_command_says_in_a_sentence_what_is_wrong(command, stored, options, said):  # noqa: F811
     stored.collections.create("made", SearchIndexInfo(dimensions=D))
     Path("broken").write_bytes(b"\xff")
+    Path("undated").write_text('{"session_id": "1", "user_id": "u", "query": "x"}\n' * 2)
 
     assert said in refusal(command("tune", "made", *options))

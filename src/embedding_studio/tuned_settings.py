@@ -286,10 +286,13 @@ def _parts(steps: Steps, slice_name: str, judge_from: int | None) -> tuple[list[
         slice_name: of the searches that some settings could change.
     """
     at = [step.search.at for step in steps.measured if slice_name in step.slices]
+    reasons = "; ".join(f"{number} x {reason}" for reason, number in steps.left_out.items())
+    left_out = f" (left out: {reasons})" if reasons else ""
+    if not at and reasons and not steps.each:
+        raise InvalidInputError(f"nothing in the log can be used: {reasons}; mend what is named here")
     if not at:
-        left_out = "; ".join(f"{number} x {reason}" for reason, number in steps.left_out.items())
         raise InvalidInputError(
-            f"there is no search to tune on{f' ({left_out})' if left_out else ''}: it takes searches with a "
+            f"there is no search to tune on{left_out}: it takes searches with a "
             "click, by users who had clicked something before; record more, or let what others clicked count "
             "(--share)"
         )
@@ -305,7 +308,7 @@ def _parts(steps: Steps, slice_name: str, judge_from: int | None) -> tuple[list[
             of = " of users who had clicked something before" if slice_name == "past" else ""
             raise InvalidInputError(
                 f"{told} there are {len(rows)} searches with clicks{of}, by {users} users, which is too few "
-                f"to tell; it takes {FEWEST_SEARCHES} by {FEWEST_USERS}: record more searches"
+                f"to tell{left_out}; it takes {FEWEST_SEARCHES} by {FEWEST_USERS}: record more searches"
                 + ("" if judge_from is None else ", or let the later part begin at another time")
             )
     return earlier, later, judged_from
