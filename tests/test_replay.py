@@ -219,7 +219,7 @@ def test_a_broken_file_is_read_as_far_as_it_goes(tmp_path):
     cut = read_session_log(tmp_path / "cut.gz", known=OBJECTS)
     odd = read_session_log(tmp_path / "odd", known=OBJECTS)
 
-    assert cut.left_out["the rest of the file, which cannot be read"] == 1
+    assert cut.left_out["the rest of the file, which cannot be unpacked"] == 1
     assert ([each.session_id for each in odd.sessions], odd.left_out) == (
         ["s1"],
         {"a line that is no JSON": 2},

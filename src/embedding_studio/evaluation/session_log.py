@@ -5,30 +5,22 @@ A line is ``{"session_id", "user_id", "query", "timestamp", "results", "clicks":
 used is left out and counted with a reason: no line is worth losing the others for.
 """
 
-import gzip
-import io
-import json
 import math
-import sys
-import zlib
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS, RecordedSession
-from embedding_studio.domain.storable import is_id
-from embedding_studio.errors import InvalidDataError, InvalidInputError
+from embedding_studio.errors import InvalidInputError
+from embedding_studio.logs.entries import FEWEST_MILLISECONDS, Unusable, id_of
+from embedding_studio.logs.rows import read_rows
 from embedding_studio.storage.ports import Vectors
 
-FEWEST_MILLISECONDS = 100_000_000_000
-"""A time from here on is in milliseconds, of March 1973; as seconds it would lie beyond the year 5000."""
 LAST_MILLISECOND = 253_402_300_799_999
 """Of the year 9999."""
-GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +121,7 @@ def read_session_log(
     known: Container[str],
     weights: Mapping[str, float] = DEFAULT_EVENT_WEIGHTS,
 ) -> SessionLog:
-    """Return the sessions of a file of NDJSON, plain or gzipped; ``-`` is the standard input.
+    """Return the sessions of a file of NDJSON, packed or not; ``-`` is the standard input.
 
     Args:
         known: ids of the objects that there are.
@@ -139,10 +131,11 @@ def read_session_log(
         InvalidDataError: there is no such file, or it cannot be opened.
     """
     reader = _Reader(known, weights)
-    with _opened(path) as lines:
-        for line in _lines(lines, reader.left_out):
-            if line.strip():
-                reader.read_line(line)
+    for _, row in read_rows(path):
+        if isinstance(row, Unusable):
+            reader.left_out[str(row)] += 1
+        else:
+            reader.take(row)
     return reader.log()
 
 
@@ -178,10 +171,6 @@ def log_of(
     return reader.log()
 
 
-class _Unusable(Exception):  # noqa: N818, a reason rather than an error
-    """Why a session is left out."""
-
-
 class _Reader:
     """Takes sessions one by one, and counts what it leaves out."""
 
@@ -197,23 +186,12 @@ class _Reader:
         ordered = sorted(self._sessions.values(), key=lambda session: (session.at, session.session_id))
         return SessionLog(ordered, dict(self.left_out), dict(self._assumed), dict(self._units))
 
-    def read_line(self, line: bytes) -> None:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            self.left_out["a line that is no JSON"] += 1
-            return
-        if isinstance(row, dict):
-            self.take(row)
-        else:
-            self.left_out["a line that is no JSON object"] += 1
-
     def take(
         self, row: Mapping[str, Any], query_vectors: Vectors | None = None, *, is_plain_request: bool = True
     ) -> None:
         try:
             session = self._session(row, query_vectors, is_plain_request=is_plain_request)
-        except _Unusable as reason:
+        except Unusable as reason:
             self.left_out[str(reason)] += 1
         else:
             self._sessions[session.session_id] = session
@@ -221,21 +199,21 @@ class _Reader:
     def _session(
         self, row: Mapping[str, Any], query_vectors: Vectors | None, *, is_plain_request: bool
     ) -> LoggedSession:
-        session_id = _id(row.get("session_id"))
+        session_id = id_of(row.get("session_id"))
         if session_id is None:
-            raise _Unusable("a session without a usable session_id")
+            raise Unusable("a session without a usable session_id")
         if session_id in self._sessions:
-            raise _Unusable("a session whose session_id was there before")
-        user_id = _id(row.get("user_id"))
+            raise Unusable("a session whose session_id was there before")
+        user_id = id_of(row.get("user_id"))
         if user_id is None:
-            raise _Unusable("a session without a user: nobody's later searches could be changed by it")
+            raise Unusable("a session without a user: nobody's later searches could be changed by it")
         read = milliseconds(row.get("timestamp"))
         if read is None:
-            raise _Unusable("a session without a usable timestamp")
+            raise Unusable("a session without a usable timestamp")
         at, unit = read
         query = row.get("query")
         if not isinstance(query, str) or (not query.strip() and query_vectors is None):
-            raise _Unusable("a session without a query")
+            raise Unusable("a session without a query")
         self._units[unit] += 1
         return LoggedSession(
             session_id=session_id,
@@ -250,7 +228,7 @@ class _Reader:
 
     def _shown(self, results: object) -> Iterator[str]:
         for result in results if isinstance(results, list) else []:
-            object_id = _id(result.get("object_id") if isinstance(result, dict) else result)
+            object_id = id_of(result.get("object_id") if isinstance(result, dict) else result)
             if object_id is None:
                 self.left_out["a result without a usable object_id"] += 1
             else:
@@ -259,7 +237,7 @@ class _Reader:
     def _clicks(self, clicks: object, searched_at: int) -> Iterator[LoggedClick]:
         for click in clicks if isinstance(clicks, list) else []:
             given = click if isinstance(click, dict) else {"object_id": click}
-            object_id, kind = _id(given.get("object_id")), given.get("event_type", "click")
+            object_id, kind = id_of(given.get("object_id")), given.get("event_type", "click")
             read = milliseconds(given.get("t"))
             if object_id is None or not isinstance(kind, str) or not kind:
                 self.left_out["a click without a usable object_id and event_type"] += 1
@@ -277,13 +255,6 @@ class _Reader:
                 yield LoggedClick(object_id, searched_at if read is None else read[0], kind)
 
 
-def _id(given: object) -> str | None:
-    """Return an id, which may be a number; None if it can be none."""
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = str(given)
-    return given if is_id(given) else None
-
-
 def _of_date(given: str) -> tuple[int, str] | None:
     try:
         read = datetime.fromisoformat(given)
@@ -291,21 +262,3 @@ def _of_date(given: str) -> tuple[int, str] | None:
     except (ValueError, OverflowError):
         return None
     return (round(at * 1000), "ISO dates") if at >= 0 else None
-
-
-@contextmanager
-def _opened(path: Path | str) -> Iterator[BinaryIO]:
-    try:
-        raw = sys.stdin.buffer if str(path) == "-" else Path(path).open("rb")  # noqa: SIM115, closed below
-    except OSError as error:
-        raise InvalidDataError(f"{path}: it cannot be opened: {error.strerror or error}") from error
-    with io.BufferedReader(raw) as buffered:  # type: ignore[type-var]
-        yield cast("BinaryIO", gzip.GzipFile(fileobj=buffered) if buffered.peek(2)[:2] == GZIP else buffered)
-
-
-def _lines(file: BinaryIO, left_out: Counter[str]) -> Iterator[bytes]:
-    """Yield lines for as long as they can be read."""
-    try:
-        yield from file
-    except (OSError, EOFError, zlib.error):
-        left_out["the rest of the file, which cannot be read"] += 1
