@@ -145,6 +145,16 @@ def test_a_filter_means_of_qdrant_what_it_means_of_our_own_objects(server, conte
     assert wrong == []
 
 
+def test_a_bound_beyond_all_that_qdrant_can_compare_is_looked_at_here(context, products):
+    wanted = {"field": "price", "range": {"lt": 10**400, "gte": N / 4 - 1}}
+
+    found = context.storage.objects.nearest(
+        products, vectors(1), 9, filter=PayloadFilter.parse({"query": wanted})
+    )
+
+    assert {each.object_id for each in found} == {"p207", "p208", "p209", "p210"}
+
+
 def test_what_qdrant_can_look_for_is_left_to_it(server, context, products):
     """Else a filter that finds few would have all points sent here."""
     wanted = {

@@ -5,15 +5,16 @@ index of one that is only ever read: what a filter means, distances and pages ar
 over every engine. ``ByCollection`` sends each collection to where its objects are.
 """
 
+import heapq
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 
 import numpy as np
 
-from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.filters import BoolQuery, PayloadFilter, Query
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection, Neighbour
 from embedding_studio.domain.storable import is_id
@@ -31,6 +32,12 @@ ROUNDING = 1e-6
 """So much, relatively, an engine's distance in float32 may differ from ours."""
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """As servers write it: another spelling is the id of nothing."""
+NUMBER = re.compile(r"0|-?[1-9]\d{0,19}")
+"""A whole number as an id is written."""
+Said = TypeVar("Said")
+"""A condition in the words of an engine."""
+MANY_ROWS = 10_000
+"""To compare more at each search takes long."""
 RECONCILED_AT_ONCE = 1000
 """Objects whose originals are compared at once."""
 
@@ -423,6 +430,68 @@ def _matches(payload_filter: PayloadFilter | None, found: CatalogueObject) -> bo
 
 def _attached(collection: Collection) -> str:
     return f"the collection {collection.name!r} is attached to {collection.attached}"
+
+
+def attachment_of(collection: Collection) -> Attachment:
+    assert collection.attached is not None  # noqa: S101, others do not come here
+    return collection.attached
+
+
+def furthest(collection: Collection, query: Vectors, objects: Sequence[CatalogueObject]) -> float:
+    """Return how far from one vector, [D], the furthest of what an engine found is; of nothing, -inf."""
+    parts = [each.parts for each in objects if _is_object(collection, each)]
+    if not parts:
+        return -math.inf
+    return float(distances(collection.index, similarities_of(collection.index, query[None], parts)).max())
+
+
+def first_ids(ids: Iterable[str], after: str | None, limit: int) -> list[str]:
+    """Return a page of the ids of all, in the order of ``BaseIndex.scroll``."""
+    return heapq.nsmallest(limit, (each for each in ids if after is None or each > after), key=str.encode)
+
+
+def repeated(ids: Iterable[str]) -> str | None:
+    """Return an id that comes twice, if there is one."""
+    seen: set[str] = set()
+    for each in ids:
+        if each in seen:
+            return each
+        seen.add(each)
+    return None
+
+
+def translated(
+    payload_filter: PayloadFilter | None,
+    condition: Callable[[Query], Said | None],
+    every: Callable[[list[Said]], Said],
+    some: Callable[[list[Said]], Said],
+) -> Said | None:
+    """Return what finds all that a filter means, and perhaps more, in an engine's words; None: all does.
+
+    Args:
+        condition: says a query, not a bool one; None: it cannot be said, so all is looked at.
+        every, some: say that all of several hold, or one of them.
+    """
+    if payload_filter is None:
+        return None
+    wider = payload_filter.widened(lambda query: condition(query) is not None, lambda _: False)
+    return None if wider is None else _said(wider.query, condition, every, some)
+
+
+def _said(
+    query: Query,
+    condition: Callable[[Query], Said | None],
+    every: Callable[[list[Said]], Said],
+    some: Callable[[list[Said]], Said],
+) -> Said:
+    if not isinstance(query, BoolQuery):
+        said = condition(query)
+        assert said is not None  # noqa: S101, what cannot be said was left out
+        return said
+    all_of = [_said(each, condition, every, some) for each in (*(query.must or ()), *(query.filter or ()))]
+    if query.should:
+        all_of.append(some([_said(each, condition, every, some) for each in query.should]))
+    return every(all_of)
 
 
 def no_longer(collection: Collection, error: InvalidInputError) -> AttachedUnavailableError:

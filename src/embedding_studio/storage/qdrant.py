@@ -7,7 +7,6 @@ it is asked for more than what matches, and what it brings is looked at.
 Source: https://api.qdrant.tech, of version 1.19.
 """
 
-import heapq
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ import httpx
 import numpy as np
 
 from embedding_studio.domain.filters import (
-    BoolQuery,
     ListHasAllQuery,
     ListHasAnyQuery,
     PayloadFilter,
@@ -32,15 +30,26 @@ from embedding_studio.domain.filters import (
 from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, shown
-from embedding_studio.storage.attached import UUID, Candidates, Examined, no_longer
+from embedding_studio.storage.attached import (
+    NUMBER,
+    UUID,
+    Candidates,
+    Examined,
+    attachment_of,
+    first_ids,
+    furthest,
+    no_longer,
+    repeated,
+    translated,
+)
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
 KIND = "qdrant"
 READ_AT_ONCE = 1_000
 """Points a request, where all are read."""
 LARGEST_NUMBER = 2**64
+"""Ids of points are below it, and at least 0."""
 METRICS = {"Cosine": MetricType.COSINE, "Dot": MetricType.DOT, "Euclid": MetricType.EUCLID}
-NUMBER = re.compile(r"0|[1-9]\d{0,19}")
 PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 JSON = dict[str, Any]
@@ -93,7 +102,7 @@ class Qdrant:
         )
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
-        attached = _of(collection)
+        attached = attachment_of(collection)
         if attached.object_id:
             return [
                 found
@@ -116,20 +125,19 @@ class Qdrant:
         filter: PayloadFilter | None,  # noqa: A002, the port's name
     ) -> list[CatalogueObject]:
         """Return as ``Engine.scroll``; each page reads the ids of all, for Qdrant has another order."""
-        attached = _of(collection)
+        attached = attachment_of(collection)
         ids = (
             object_id
             for point in self._points(attached, _condition(filter), with_vector=False)
             if (object_id := _id_of(attached, point)) is not None
-            and (after is None or object_id > after)
             and (filter is None or filter.matches(point.get("payload") or {}))
         )
-        page = heapq.nsmallest(limit, ids, key=str.encode)
+        page = first_ids(ids, after, limit)
         found = {each.object_id: each for each in self.get(collection, page)}
         return [found[object_id] for object_id in page if object_id in found]
 
     def count(self, collection: Collection) -> int:
-        answer = self._ask("POST", f"{_path(_of(collection))}/points/count", {"exact": True})
+        answer = self._ask("POST", f"{_path(attachment_of(collection))}/points/count", {"exact": True})
         return int(answer["count"])
 
     def near(
@@ -141,7 +149,7 @@ class Qdrant:
         filter: PayloadFilter | None,  # noqa: A002, the port's name
         is_exact: bool,
     ) -> Candidates:
-        attached = _of(collection)
+        attached = attachment_of(collection)
         body: JSON = {
             "query": query.astype(np.float64).tolist(),
             "limit": limit,
@@ -159,11 +167,10 @@ class Qdrant:
         objects = [found for point in points if (found := _object(attached, point)) is not None]
         if len(points) < limit:
             return Candidates(objects, math.inf)
-        furthest = max(_distance(collection.index.metric_type, point["score"]) for point in points)
-        return Candidates(objects, furthest)
+        return Candidates(objects, furthest(collection, query, objects))
 
     def examined(self, collection: Collection) -> Examined:
-        attached = _of(collection)
+        attached = attachment_of(collection)
         try:
             index = self._index_of(attached, None)
         except InvalidInputError as error:
@@ -237,19 +244,14 @@ class Qdrant:
         """
         if not attached.object_id:
             return
-        seen: set[str] = set()
-        points = 0
-        for point in self._points(attached, None, with_vector=False, with_payload=[attached.object_id]):
-            points += 1
-            object_id = _id_of(attached, point)
-            if object_id in seen:
-                raise InvalidInputError(
-                    f"{attached.object_id!r} is {shown(object_id)} in several points of {attached.source!r}; "
-                    "name a field that tells each from all others, or none, for the ids of the points"
-                )
-            if object_id is not None:
-                seen.add(object_id)
-        if points and not seen:
+        points = self._points(attached, None, with_vector=False, with_payload=[attached.object_id])
+        ids = [_id_of(attached, point) for point in points]
+        if (twice := repeated(each for each in ids if each is not None)) is not None:
+            raise InvalidInputError(
+                f"{attached.object_id!r} is {shown(twice)} in several points of {attached.source!r}; "
+                "name a field that tells each from all others, or none, for the ids of the points"
+            )
+        if ids and not any(each is not None for each in ids):
             raise InvalidInputError(
                 f"no point of {attached.source!r} has a text or a whole number as {attached.object_id!r} in "
                 "its payload; name another field, or none, for the ids of the points"
@@ -326,7 +328,7 @@ def _with_vector(attached: Attachment) -> bool | list[str]:
 
 def _point_id(object_id: str) -> int | str | None:
     """Return the id of a point as Qdrant writes it; None: it is of no point."""
-    if NUMBER.fullmatch(object_id) and int(object_id) < LARGEST_NUMBER:
+    if NUMBER.fullmatch(object_id) and 0 <= int(object_id) < LARGEST_NUMBER:
         return int(object_id)
     return object_id if UUID.fullmatch(object_id) else None
 
@@ -350,38 +352,26 @@ def _object(attached: Attachment, point: Mapping[str, Any]) -> CatalogueObject |
     return CatalogueObject(object_id, np.array([vector], dtype=np.float32), payload)
 
 
-def _distance(metric: MetricType, score: float) -> float:
-    match metric:
-        case MetricType.COSINE:
-            return 1 - score
-        case MetricType.DOT:
-            return -score
-        case _:
-            return score
-
-
 def _one_of(field: str, object_ids: Sequence[str]) -> JSON:
     key = _key([field])
-    numbers = [int(each) for each in object_ids if NUMBER.fullmatch(each) and int(each) < 2**63]
+    numbers = [int(each) for each in object_ids if NUMBER.fullmatch(each) and -(2**63) <= int(each) < 2**63]
     conditions: list[JSON] = [{"key": key, "match": {"any": list(object_ids)}}]
     if numbers:
         conditions.append({"key": key, "match": {"any": numbers}})
-    return {"should": conditions}
+    return _some(conditions)
 
 
 def _condition(payload_filter: PayloadFilter | None) -> JSON | None:
     """Return a filter of Qdrant that finds all that is meant, and perhaps more; None: it would find all."""
-    if payload_filter is None:
-        return None
-    wider = payload_filter.widened(lambda query: _translated(query) is not None, lambda _: False)
-    return None if wider is None else _clause(wider.query)
+    return translated(payload_filter, _translated, _every, _some)
 
 
-def _clause(query: Query) -> JSON:
-    if not isinstance(query, BoolQuery):
-        return _translated(query) or {}
-    sides = {"must": [*(query.must or ()), *(query.filter or ())], "should": list(query.should or ())}
-    return {side: [_clause(each) for each in queries] for side, queries in sides.items() if queries}
+def _every(conditions: list[JSON]) -> JSON:
+    return {"must": conditions}
+
+
+def _some(conditions: list[JSON]) -> JSON:
+    return {"should": conditions}
 
 
 def _translated(query: Query) -> JSON | None:  # noqa: PLR0911, one case a kind of query
@@ -398,7 +388,10 @@ def _translated(query: Query) -> JSON | None:  # noqa: PLR0911, one case a kind 
             given = bounds.bounds()
             if any(isinstance(bound, str) for bound in given.values()):
                 return None
-            return _in_range(field, {name: float(bound) for name, bound in given.items()})
+            try:
+                return _in_range(field, {name: float(bound) for name, bound in given.items()})
+            except OverflowError:
+                return None
         case _:
             return None
 

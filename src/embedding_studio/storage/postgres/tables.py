@@ -24,7 +24,15 @@ from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, Payloa
 from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, EmbeddingStudioError, InvalidInputError, shown
-from embedding_studio.storage.attached import UUID, Candidates, Examined, no_longer
+from embedding_studio.storage.attached import (
+    MANY_ROWS,
+    NUMBER,
+    UUID,
+    Candidates,
+    Examined,
+    attachment_of,
+    no_longer,
+)
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.filters import condition
@@ -38,8 +46,6 @@ OBJECT_ID, VECTOR = "id", "embedding"
 """The columns where none are named."""
 LOOK_AGAIN_SECONDS = 60.0
 """So long an index that is made, or dropped, is not noticed."""
-MANY_ROWS = 10_000
-"""To compare more at each search takes long."""
 MOST_CANDIDATES = 1_000
 """The largest ``hnsw.ef_search``."""
 LARGEST_HALF = 65_504.0
@@ -54,7 +60,6 @@ ID_TYPES = {"text": "text", "varchar": "text", "uuid": "uuid", "int2": "int2", "
 VECTOR_TYPES = ("vector", "halfvec")
 NO_PAYLOAD = ("sparsevec", "bytea", "tsvector", "bit", "varbit")
 """Types of columns, beside vectors, that nobody filters or shows."""
-NUMBER = re.compile(r"0|-?[1-9]\d{0,18}")
 LARGEST = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
 
 _METRICS = {"cosine": MetricType.COSINE, "ip": MetricType.DOT, "l2": MetricType.EUCLID}
@@ -290,8 +295,7 @@ class Tables:
         self.database.close()
 
     def _of(self, collection: Collection, *, is_fresh: bool = False) -> tuple[Attachment, Table]:
-        attached = collection.attached
-        assert attached is not None  # noqa: S101, others do not come here
+        attached = attachment_of(collection)
         now = time.monotonic()
         with self._seeing:
             seen_at, table = self._seen.get(attached, (-math.inf, None))
