@@ -271,7 +271,8 @@ class Settings(BaseSettings):
     attached_stores: dict[str, SecretStr] = Field(
         default={},
         description="What collections can be attached to beside the own database (JSON: name and address):"
-        " other databases, and servers of Qdrant (`https://:KEY@host:6333`).",
+        " other databases, servers of Qdrant (`https://:KEY@host:6333`), and folders of LanceDB"
+        " (`lancedb:///folder`, `lancedb+s3://bucket/folder`).",
     )
     embedder: str = Field(
         default="all-MiniLM-L6-v2",

@@ -16,7 +16,7 @@ def attach(
     table: Annotated[
         str,
         typer.Option(
-            help="The table or view as in SQL, `products` or `shop.products`; or Qdrant's collection."
+            help="The table or view as in SQL, `products` or `shop.products`; LanceDB's; Qdrant's collection."
         ),
     ],
     object_id: Annotated[
@@ -25,7 +25,9 @@ def attach(
     ] = None,
     vector: Annotated[
         str | None,
-        typer.Option(help="Its column of vectors. Default: embedding; of Qdrant the one without a name."),
+        typer.Option(
+            help="Its column of vectors. Default: embedding; LanceDB's only one, Qdrant's that has no name."
+        ),
     ] = None,
     payload: Annotated[
         list[str] | None,
@@ -43,7 +45,7 @@ def attach(
         typer.Option(help="The name in ATTACHED_STORES of where it is. Default: the database of all else."),
     ] = None,
 ) -> None:
-    """Make a collection of a table with vectors, or of one of Qdrant: only read, and nothing is copied.
+    """Make a collection of a table with vectors, of LanceDB's, or of one of Qdrant: only read, not copied.
 
     Its own index finds what is near. What users do is kept beside it, and bends what they find.
     """

@@ -45,6 +45,7 @@ from embedding_studio.storage.attached import (
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
 KIND = "qdrant"
+SCHEMES = ("http://", "https://")
 READ_AT_ONCE = 1_000
 """Points a request, where all are read."""
 LARGEST_NUMBER = 2**64

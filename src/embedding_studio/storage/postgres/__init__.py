@@ -24,6 +24,7 @@ from functools import partial
 
 from embedding_studio.domain.objects import Attachment
 from embedding_studio.errors import AttachedUnavailableError
+from embedding_studio.storage import lancedb, qdrant
 from embedding_studio.storage.attached import AttachedObjects, ByCollection, Engine
 from embedding_studio.storage.ports import (
     LOCK_SECONDS,
@@ -48,9 +49,7 @@ from embedding_studio.storage.postgres.queue import PostgresQueue
 from embedding_studio.storage.postgres.replica import AWAY_SECONDS, Searches
 from embedding_studio.storage.postgres.schema import describe, measure
 from embedding_studio.storage.postgres.tables import Tables, TablesDatabase
-from embedding_studio.storage.qdrant import Qdrant, place_and_key
 
-HTTP = ("http://", "https://")
 CODES = 4
 """The migration after which the program writes the codes of what is there already."""
 
@@ -147,8 +146,11 @@ class AttachedStores:
                 f'one, as in {{"{attached.store}": "postgresql://USER:PASSWORD@HOST/NAME"}}'
             )
         address = self._address if attached.store is None else self._stores[attached.store]
-        if isinstance(address, str) and address.startswith(HTTP):
-            return Qdrant(address, name=attached.store, statement_seconds=self._limits["statement_seconds"])
+        seconds = self._limits["statement_seconds"]
+        if isinstance(address, str) and address.startswith(qdrant.SCHEMES):
+            return qdrant.Qdrant(address, name=attached.store, statement_seconds=seconds)
+        if isinstance(address, str) and address.startswith(lancedb.SCHEMES):
+            return lancedb.LanceDB(address, name=attached.store, statement_seconds=seconds)
         database = TablesDatabase(address, name=attached.store, pool_size=POOL_SIZE, **self._limits)
         return Tables(database, has_functions=attached.store is None)
 
@@ -167,10 +169,13 @@ def _checked(name: str, address: str) -> str:
         InvalidSettingError: it is none; the message says nothing of it, for any part may be the password.
     """
     setting = f"ATTACHED_STORES, of {name!r},"
-    if address.startswith(HTTP):
-        place_and_key(address, setting)
-        return address
-    return checked_address(address, setting)
+    if address.startswith(qdrant.SCHEMES):
+        qdrant.place_and_key(address, setting)
+    elif address.startswith(lancedb.SCHEMES):
+        lancedb.place_of(address, setting)
+    else:
+        return checked_address(address, setting)
+    return address
 
 
 class PostgresStorage(Storage):

@@ -1,0 +1,570 @@
+"""A table of LanceDB that was there before, as the objects of a collection: read where it lies, not written.
+
+LanceDB is a library: it reads a folder, or a bucket, in this process, and each read sees what was written
+there until then. A filter becomes one of SQL on the columns of the payload. What SQL is not sure to find is
+left out of that, and what comes is looked at.
+
+Source: https://lancedb.github.io/lancedb, of version 0.40.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from embedding_studio.domain.filters import (
+    ExistsQuery,
+    ListHasAllQuery,
+    ListHasAnyQuery,
+    PayloadFilter,
+    Query,
+    RangeQuery,
+    TermQuery,
+    TermsQuery,
+    ways,
+)
+from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
+from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, shown
+from embedding_studio.parquet import NotJsonError, json_values
+from embedding_studio.storage.attached import (
+    MANY_ROWS,
+    NUMBER,
+    Candidates,
+    Examined,
+    attachment_of,
+    first_ids,
+    furthest,
+    no_longer,
+    repeated,
+    translated,
+)
+from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
+
+KIND = "lancedb"
+SCHEMES = ("lancedb://", "lancedb+")
+BUCKETS = ("s3", "gs", "az")
+OBJECT_ID = "id"
+"""The column of ids where none is named."""
+READ_AT_ONCE = 1_000
+"""Rows a batch, where all are read."""
+DISTANCE = "_distance"
+METRICS = {"cosine": MetricType.COSINE, "dot": MetricType.DOT, "l2": MetricType.EUCLID}
+_DISTANCE_TYPES = {metric: name for name, metric in METRICS.items()}
+_COMPARED = {"gte": ">=", "gt": ">", "lte": "<=", "lt": "<", "eq": "="}
+
+Arrow = Any
+"""Of pyarrow, which comes with LanceDB: a table, a schema, a type."""
+
+
+def place_of(address: str, setting: str = "ATTACHED_STORES") -> str:
+    """Return the folder or bucket of an address, as LanceDB has it.
+
+    >>> place_of("lancedb:///srv/lance"), place_of("lancedb+s3://bucket/lance")
+    ('/srv/lance', 's3://bucket/lance')
+
+    Raises:
+        InvalidSettingError: it is none; the message says nothing of it, for any part may be a secret.
+    """
+    try:
+        parts = urlsplit(address.strip())
+        bucket = parts.scheme.partition("+")[2]
+        is_one = address.strip().startswith(SCHEMES) and "@" not in parts.netloc and not parts.query
+        is_one &= (
+            bool(parts.netloc) and bucket in BUCKETS if bucket else not parts.netloc and parts.path > "/"
+        )
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise InvalidSettingError(
+            f"{setting} is no address of LanceDB: write lancedb:///FOLDER, or lancedb+s3://BUCKET/FOLDER "
+            f"(one of {', '.join(BUCKETS)}); the keys of a bucket stand in the variables that its own tools "
+            "read, as AWS_ACCESS_KEY_ID"
+        )
+    return f"{bucket}://{parts.netloc}{parts.path}" if bucket else parts.path
+
+
+class LanceDB:
+    """The engine of all tables in one folder or bucket.
+
+    Args:
+        address: ``lancedb:///folder``, or ``lancedb+s3://bucket/folder``.
+        name: by which the store is told of.
+        statement_seconds: a search may take so long; 0: as long as it likes.
+
+    Raises:
+        AttachedUnavailableError: LanceDB is not installed, or there is no such folder.
+    """
+
+    def __init__(
+        self, address: str, *, name: str | None = None, statement_seconds: float = STATEMENT_SECONDS
+    ) -> None:
+        self._name = name
+        self._place = place_of(address)
+        self._timeout = timedelta(seconds=statement_seconds) if statement_seconds else None
+        self._tables: dict[str, Any] = {}
+        limits = {}
+        if self._place.startswith("/"):
+            if not Path(self._place).is_dir():  # LanceDB would make it
+                raise AttachedUnavailableError(
+                    f"{self._told()} is no folder that is there; write the one in which the tables lie, "
+                    "NAME.lance each"
+                )
+        elif self._timeout:
+            seconds = math.ceil(statement_seconds)
+            limits = {"timeout": f"{seconds}s", "client_retry_timeout": f"{seconds}"}
+        try:
+            import lancedb
+        except ImportError as error:
+            raise AttachedUnavailableError(
+                f"{self._told()} needs a package that is missing; pip install 'embedding-studio[lancedb]'"
+            ) from error
+        with self._asking():
+            self._database = lancedb.connect(
+                self._place,
+                read_consistency_interval=timedelta(0),  # else what another process writes is never seen
+                storage_options=limits,
+            )
+
+    def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
+        attached = attachment_of(collection)
+        table = self._table(attached)
+        with self._asking():
+            literals = _ids(table.schema.field(attached.object_id).type, object_ids)
+        if not literals:
+            return []
+        where = f"{_path([attached.object_id])} IN ({', '.join(literals)})"
+        with self._asking():
+            rows = table.search().where(where).select(_columns(attached)).limit(None)
+            return _objects(attached, rows.to_arrow(timeout=self._timeout))
+
+    def scroll(
+        self,
+        collection: Collection,
+        *,
+        after: str | None,
+        limit: int,
+        filter: PayloadFilter | None,  # noqa: A002, the port's name
+    ) -> list[CatalogueObject]:
+        """Return as ``Engine.scroll``; each page reads the ids of all, for LanceDB has another order."""
+        page = first_ids(self._ids_of(attachment_of(collection), filter), after, limit)
+        found = {each.object_id: each for each in self.get(collection, page)}
+        return [found[object_id] for object_id in page if object_id in found]
+
+    def count(self, collection: Collection) -> int:
+        attached = attachment_of(collection)
+        table = self._table(attached)
+        with self._asking():
+            number: int = table.count_rows(
+                f"{_path([attached.object_id])} IS NOT NULL AND {_path([attached.vector])} IS NOT NULL"
+            )
+        return number
+
+    def near(
+        self,
+        collection: Collection,
+        query: Vectors,
+        limit: int,
+        *,
+        filter: PayloadFilter | None,  # noqa: A002, the port's name
+        is_exact: bool,
+    ) -> Candidates:
+        attached = attachment_of(collection)
+        table = self._table(attached)
+        with self._asking():
+            rows = table.search(query, vector_column_name=attached.vector)
+            rows = rows.distance_type(_DISTANCE_TYPES[collection.index.metric_type]).limit(limit)
+            rows = rows.select([*_columns(attached), DISTANCE])
+            if (where := _condition(attached, table.schema, filter)) is not None:
+                rows = rows.where(where, prefilter=True)
+            if is_exact:
+                rows = rows.bypass_vector_index()
+            rows = rows.to_arrow(timeout=self._timeout)
+            objects = _objects(attached, rows)
+        if len(rows) < limit and not is_exact:  # an index may give up before it has found all that match
+            return self.near(collection, query, limit, filter=filter, is_exact=True)
+        return Candidates(objects, math.inf if len(rows) < limit else furthest(collection, query, objects))
+
+    def examined(self, collection: Collection) -> Examined:
+        attached = attachment_of(collection)
+        metric = collection.index.metric_type
+        try:
+            _, dimensions = self._looked_at(attached)
+            indexes = self._indexes(attached)
+        except InvalidInputError as error:
+            raise no_longer(collection, error) from error
+        advice = []
+        if dimensions != collection.index.dimensions:
+            advice.append(
+                f"its vectors have {dimensions} dimensions by now, and the collection has "
+                f"{collection.index.dimensions}: nothing is found; drop the collection and attach anew"
+            )
+        index = next((name for name, other in indexes.items() if other is metric), None)
+        if index is None and (number := self.count(collection)) > MANY_ROWS:
+            advice.append(
+                f"no index finds what is near by {metric.value}, so each search compares all {number:,} "
+                f'rows; table.create_index("{attached.vector}", config=lancedb.index.IvfPq('
+                f'distance_type="{_DISTANCE_TYPES[metric]}"))'
+            )
+        found_by = "all compared by each search" if index is None else f"found by its index {index}"
+        told = f"{attached}, only read, by {attached.object_id} and {attached.vector}, {found_by}"
+        return Examined(told, tuple(advice), is_exact=index is None)
+
+    def found(self, wanted: Attachment, metric: MetricType | None) -> tuple[Attachment, SearchIndexInfo]:
+        attached, dimensions = self._looked_at(
+            replace(wanted, kind=KIND, object_id=wanted.object_id or OBJECT_ID)
+        )
+        if dimensions > MAX_DIMENSIONS:
+            raise InvalidInputError(
+                f"the column {attached.vector!r} of {attached.source!r} has {dimensions} dimensions; at most "
+                f"{MAX_DIMENSIONS:,} can be learnt from"
+            )
+        known = set(self._indexes(attached).values())
+        if metric is None:
+            metric = known.pop() if len(known) == 1 else MetricType.COSINE
+        elif known and metric not in known:
+            raise InvalidInputError(
+                f"the index of {attached.vector!r} of {attached.source!r} compares by "
+                f"{', '.join(each.value for each in known)}, and not by {metric.value}; attach by that, or "
+                "make another"
+            )
+        if (twice := repeated(self._ids_of(attached, None))) is not None:
+            raise InvalidInputError(
+                f"{attached.object_id!r} is {shown(twice)} in several rows of {attached.source!r}; name a "
+                "column that tells each row from all others"
+            )
+        return attached, SearchIndexInfo(dimensions=dimensions, metric_type=metric)
+
+    def close(self) -> None:
+        self._tables.clear()
+
+    def _table(self, attached: Attachment) -> Any:
+        """Return a table, which stays the one of its name whatever becomes of it."""
+        if (known := self._tables.get(attached.source)) is None:
+            with self._asking():
+                known = self._tables[attached.source] = self._database.open_table(attached.source)
+        return known
+
+    def _looked_at(self, wanted: Attachment) -> tuple[Attachment, int]:
+        """Return what to attach to, with all that was left open, and how many dimensions its vectors have.
+
+        Raises:
+            InvalidInputError: it cannot be attached; the message says what to do.
+        """
+        try:
+            table = self._table(wanted)
+        except AttachedUnavailableError:
+            with self._asking():
+                there = list(self._database.list_tables(limit=MANY_ROWS).tables)
+            if wanted.source in there:
+                raise
+            raise InvalidInputError(
+                f"{self._told()} has no table {wanted.source!r}; it has {', '.join(there) or 'none'}"
+            ) from None
+        with self._asking():
+            schema = table.schema
+        kinds = dict(zip(schema.names, schema.types, strict=True))
+        vectors = [name for name, kind in kinds.items() if _dimensions(kind)]
+        if not wanted.vector and len(vectors) != 1:
+            raise InvalidInputError(
+                f"{wanted.source!r} has {len(vectors) or 'no'} columns of vectors; name one of "
+                f"{', '.join(vectors) or 'another table'}"
+            )
+        wanted = replace(wanted, vector=wanted.vector or vectors[0])
+        for name in (wanted.object_id, wanted.vector, *wanted.payload, *filter(None, [wanted.document])):
+            if name not in kinds:
+                raise InvalidInputError(
+                    f"{wanted.source!r} has no column {name!r}; it has {', '.join(kinds)}"
+                )
+        if not (_is_text(kinds[wanted.object_id]) or _is_whole(kinds[wanted.object_id])):
+            raise InvalidInputError(
+                f"the ids of {wanted.source!r} are of the type {kinds[wanted.object_id]}, and can be string "
+                "or a whole number; name another column"
+            )
+        if not (dimensions := _dimensions(kinds[wanted.vector])):
+            raise InvalidInputError(
+                f"the column {wanted.vector!r} of {wanted.source!r} is of the type {kinds[wanted.vector]}, "
+                "and vectors are fixed_size_list of float, double or halffloat"
+            )
+        if not wanted.payload and wanted.document is None:
+            others = [name for name in kinds if name not in (wanted.object_id, wanted.vector)]
+            wanted = replace(wanted, payload=tuple(name for name in others if _is_payload(kinds[name])))
+        return wanted, dimensions
+
+    def _indexes(self, attached: Attachment) -> dict[str, MetricType]:
+        """Return the metrics of the indexes of the vectors, by name."""
+        table = self._table(attached)
+        with self._asking():
+            named = [each.name for each in table.list_indices() if list(each.columns) == [attached.vector]]
+            told = {name: getattr(table.index_stats(name), "distance_type", None) for name in named}
+        return {name: METRICS[each] for name, each in told.items() if each in METRICS}
+
+    def _ids_of(self, attached: Attachment, payload_filter: PayloadFilter | None) -> Iterator[str]:
+        table = self._table(attached)
+        columns = [attached.object_id] if payload_filter is None else _columns(attached)[:-1]
+        with self._asking():
+            rows = table.search().select(columns).limit(None)
+            if (where := _condition(attached, table.schema, payload_filter)) is not None:
+                rows = rows.where(where)
+            for batch in rows.to_batches(READ_AT_ONCE, timeout=self._timeout):
+                payloads = _payloads(attached, batch) if payload_filter is not None else []
+                for n, object_id in enumerate(batch.column(attached.object_id).to_pylist()):
+                    is_meant = payload_filter is None or payload_filter.matches(payloads[n])
+                    if object_id is not None and is_meant:
+                        yield str(object_id)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, OSError) as error:
+            if isinstance(error, AttachedUnavailableError):
+                raise
+            said = str(error).partition("\n")[0].partition(", /")[0]  # where in its sources it failed follows
+            if "timeout" in said:
+                raise AttachedUnavailableError(
+                    f"{self._told()} did not answer in time; is STATEMENT_SECONDS enough?"
+                ) from error
+            remedy = (
+                "; put it back, or drop the collection and attach anew" if "not found" in said.lower() else ""
+            )
+            raise AttachedUnavailableError(f"{self._told()} cannot be read: {said}{remedy}") from error
+
+    def _told(self) -> str:
+        return f"the store {self._name!r} ({self._place})"
+
+
+def _columns(attached: Attachment) -> list[str]:
+    """Return the columns that make an object, that of the vectors last."""
+    payload = attached.payload if attached.document is None else (attached.document,)
+    return list(dict.fromkeys([attached.object_id, *payload, attached.vector]))
+
+
+def _objects(attached: Attachment, rows: Arrow) -> list[CatalogueObject]:
+    """Return the rows that have an id and a vector."""
+    import pyarrow.compute as pc
+
+    there = pc.and_(pc.is_valid(rows[attached.object_id]), pc.is_valid(rows[attached.vector]))
+    found: list[CatalogueObject] = []
+    for batch in rows.filter(there).to_batches():
+        vectors = batch.column(attached.vector).flatten().to_numpy(zero_copy_only=False)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and no object
+            parts = vectors.reshape(len(batch), 1, -1).astype(np.float32)
+        ids = map(str, batch.column(attached.object_id).to_pylist())
+        found += map(CatalogueObject, ids, parts, _payloads(attached, batch))
+    return found
+
+
+def _payloads(attached: Attachment, batch: Arrow) -> list[JSON]:
+    if attached.document is not None:
+        return [_document(each) for each in json_values(batch.column(attached.document))]
+    columns: dict[str, list[Any]] = {}
+    for name in attached.payload:
+        with suppress(NotJsonError):  # bytes that are no text; it is not there
+            columns[name] = json_values(batch.column(name))
+    return [{name: values[n] for name, values in columns.items()} for n in range(len(batch))]
+
+
+def _document(given: Any) -> JSON:
+    try:
+        told = json.loads(given, parse_constant=lambda _: None) if isinstance(given, str) else given
+    except (ValueError, RecursionError):
+        told = None
+    return told if isinstance(told, dict) else {}
+
+
+def _dimensions(kind: Arrow) -> int:
+    """Return of how many dimensions the vectors of a type are; 0: it holds none."""
+    import pyarrow as pa
+
+    return kind.list_size if pa.types.is_fixed_size_list(kind) and _is_float(kind.value_type) else 0
+
+
+def _is_payload(kind: Arrow) -> bool:
+    """Return whether filters and results may see a column: no vectors, and no bytes."""
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(kind) or _is_list(kind):
+        return not _dimensions(kind) and _is_payload(kind.value_type)
+    return not (isinstance(kind, pa.BaseExtensionType) or "binary" in str(kind))
+
+
+def _is_text(kind: Arrow) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_whole(kind: Arrow) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind))
+
+
+def _is_float(kind: Arrow) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_floating(kind))
+
+
+def _is_list(kind: Arrow) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _whole_numbers(kind: Arrow) -> tuple[int, int]:
+    """Return the least and the largest of a type."""
+    import pyarrow as pa
+
+    if pa.types.is_signed_integer(kind):
+        return -(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1
+    return 0, 2**kind.bit_width - 1
+
+
+def _ids(kind: Arrow, object_ids: Sequence[str]) -> list[str]:
+    """Return those ids that a column can hold, as they stand in a condition."""
+    if _is_text(kind):
+        return [_quoted(each) for each in object_ids]
+    least, largest = _whole_numbers(kind)
+    return [each for each in object_ids if NUMBER.fullmatch(each) and least <= int(each) <= largest]
+
+
+def _condition(attached: Attachment, schema: Arrow, payload_filter: PayloadFilter | None) -> str | None:
+    """Return a condition that finds all that is meant, and perhaps more; None: it would find all."""
+    return translated(payload_filter, partial(_translated, attached, schema), _every, _some)
+
+
+def _every(conditions: list[str]) -> str:
+    return f"({' AND '.join(conditions)})"
+
+
+def _some(conditions: list[str]) -> str:
+    return f"({' OR '.join(conditions)})" if conditions else "false"
+
+
+def _translated(attached: Attachment, schema: Arrow, query: Query) -> str | None:
+    said: Callable[[str, Arrow], str | None]
+    match query:
+        case TermQuery(term=term):
+            field, said = term.field, partial(_is_one_of, values=[term.value])
+        case TermsQuery(terms=terms):
+            field, said = terms.field, partial(_is_one_of, values=terms.values)
+        case ListHasAnyQuery(any=wanted):
+            field, said = wanted.field, partial(_has_any, values=wanted.values)
+        case ListHasAllQuery(all=wanted):
+            field, said = wanted.field, partial(_has_any, values=wanted.values[:1])
+        case RangeQuery(field=name, range=bounds):
+            field, said = name, partial(_is_within, bounds=bounds.bounds())
+        case ExistsQuery(field=name):
+            field, said = name, _is_there
+        case _:
+            return None
+    places = _places(attached, schema, field)
+    conditions = [None] if places is None else [said(path, kind) for path, kind in places]
+    told = [each for each in conditions if each is not None]
+    return _some(told) if len(told) == len(conditions) else None
+
+
+def _places(attached: Attachment, schema: Arrow, field: str) -> list[tuple[str, Arrow]] | None:
+    """Return the columns, or fields in them, that a filter's field can be, and their types; None: unknown."""
+    import pyarrow as pa
+
+    if attached.document is not None:
+        return None
+    places = []
+    for name, *steps in ways(field):
+        if name not in attached.payload or schema.get_field_index(name) < 0:
+            continue
+        kind = schema.field(name).type
+        for step in steps:
+            if not pa.types.is_struct(kind) and (pa.types.is_nested(kind) or not _is_plain(kind)):
+                return None  # a map can have it, or not
+            n = kind.get_field_index(step) if pa.types.is_struct(kind) else -1
+            if n < 0:
+                break
+            kind = kind.field(n).type
+        else:
+            if any(not each or "`" in each or "." in each for each in (name, *steps)):
+                return None
+            places.append((_path([name, *steps]), kind))
+    return places
+
+
+def _literals(kind: Arrow, values: Sequence[Any]) -> list[str] | None:
+    """Return those values that a type can hold, as they stand in a condition; None: nobody knows."""
+    import pyarrow as pa
+
+    numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
+    if _is_text(kind):
+        return [_quoted(each) for each in values if isinstance(each, str)]
+    if pa.types.is_boolean(kind):
+        return [str(each).lower() for each in values if isinstance(each, bool)]
+    if _is_whole(kind):
+        least, largest = _whole_numbers(kind)
+        return [f"{int(each)}" for each in numbers if least <= each <= largest and each == int(each)]
+    if _is_float(kind):
+        return [_real(each) for each in numbers if abs(each) <= sys.float_info.max]
+    return None
+
+
+def _is_plain(kind: Arrow) -> bool:
+    return _literals(kind, []) is not None
+
+
+def _is_one_of(path: str, kind: Arrow, values: Sequence[Any]) -> str | None:
+    literals = _literals(kind, values)
+    return None if literals is None else _some([f"{path} = {each}" for each in literals])
+
+
+def _has_any(path: str, kind: Arrow, values: Sequence[Any]) -> str | None:
+    literals = _literals(kind.value_type, values) if _is_list(kind) else None
+    return None if literals is None else _some([f"array_has({path}, {each})" for each in literals])
+
+
+def _is_within(path: str, kind: Arrow, bounds: Mapping[str, float | str]) -> str | None:
+    """Return a range, with its ends where they are numbers: float32 takes a bound for its neighbour."""
+    if not _is_plain(kind):
+        return None
+    texts = {name: bound for name, bound in bounds.items() if isinstance(bound, str)}
+    numbers = {name: bound for name, bound in bounds.items() if not isinstance(bound, str)}
+    if texts and _is_text(kind):
+        return _every([f"{path} {_COMPARED[name]} {_quoted(bound)}" for name, bound in texts.items()])
+    if texts or not (_is_whole(kind) or _is_float(kind)):
+        return _some([])
+    low = [bound for name, bound in numbers.items() if name in ("gte", "gt", "eq")]
+    high = [bound for name, bound in numbers.items() if name in ("lte", "lt", "eq")]
+    if _is_float(kind):
+        return _every(
+            [f"{path} >= {_real(each)}" for each in low] + [f"{path} <= {_real(each)}" for each in high]
+        )
+    least, largest = _whole_numbers(kind)
+    first = max([least, *(math.ceil(each) for each in low)])
+    last = min([largest, *(math.floor(each) for each in high)])
+    return f"{path} BETWEEN {first} AND {last}" if first <= last else _some([])
+
+
+def _is_there(path: str, kind: Arrow) -> str:  # noqa: ARG001, as the others
+    return f"{path} IS NOT NULL"
+
+
+def _real(number: float) -> str:
+    """Return a number as float64 has it; one beyond it, as the nearest that it has."""
+    return repr(float(max(-sys.float_info.max, min(sys.float_info.max, number))))
+
+
+def _path(steps: Sequence[str]) -> str:
+    return ".".join(f"`{each}`" for each in steps)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
