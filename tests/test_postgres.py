@@ -35,6 +35,7 @@ from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.postgres import clickstream as pg_clickstream
 from embedding_studio.storage.postgres import codes as pg_codes
 from embedding_studio.storage.postgres import nearest as pg_nearest
+from embedding_studio.storage.postgres.database import text_array
 
 GEOMETRIES = list(itertools.product(MetricType, MetricAggregationType))
 I, D = 211, 5
@@ -453,6 +454,15 @@ def test_near_queries_of_others_come_from_their_index_as_from_all(indexing, conn
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_array_equal(ours.query, theirs.query)
             np.testing.assert_allclose(ours.clicked_mean, theirs.clicked_mean, atol=1e-5)
+
+
+def test_a_list_of_texts_is_read_as_it_was_written(connection):
+    pieces = ['"', "\\", ",", "{", "}", "NULL", "", " ", "\n", "é", "%", "'", "\\x41"]
+    texts = [*pieces, *map("".join, itertools.product(pieces, repeat=2)), *map("a{}b".format, pieces)]
+
+    assert connection.execute("SELECT %s::text[]", [text_array(texts)]).fetchone() == (texts,)
+    assert connection.execute("SELECT %s::text[]", [text_array([])]).fetchone() == ([],)
+    assert connection.execute("SELECT %s::text[]", [text_array(["NULL"])]).fetchone() == (["NULL"],)
 
 
 def test_a_query_goes_with_its_last_vote(postgres, connection):

@@ -43,7 +43,13 @@ from embedding_studio.storage.postgres.collections import (
     names_by_alias,
     names_of,
 )
-from embedding_studio.storage.postgres.database import Connection, Database, GoneError, only_row
+from embedding_studio.storage.postgres.database import (
+    Connection,
+    Database,
+    GoneError,
+    only_row,
+    text_array,
+)
 from embedding_studio.storage.postgres.orders import place
 from embedding_studio.storage.postgres.quarantine import forget
 from embedding_studio.storage.postgres.queue import mark_learnt
@@ -507,14 +513,16 @@ def _insert_awaited(
     connection: Connection, recorded: Sequence[RecordedSession]
 ) -> tuple[set[str], list[SessionEvent]]:
     """Record sessions of different ids; return the ids of those that are new, and what waited for them."""
-    session_ids = [each.session.session_id for each in recorded]
+    session_ids = text_array([each.session.session_id for each in recorded])
     with connection.pipeline():  # no events begin to wait for these sessions until the commit
         connection.execute(_SQL["share_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
         inserted = _ask_insert(connection, recorded)
     new = {session_id for (session_id,) in inserted}
     if not new:
         return new, []
-    return new, [_event(row) for row in connection.execute(_SQL["join_waiting"], {"session_ids": list(new)})]
+    return new, [
+        _event(row) for row in connection.execute(_SQL["join_waiting"], {"session_ids": text_array([*new])})
+    ]
 
 
 def _ask_insert(
@@ -665,13 +673,15 @@ def _push(
     for event in events:
         first.setdefault((event.session_id, event.event_id), event)
     given = {
-        "known_ids": sorted({session_id for session_id, _ in first}),
-        "session_ids": [session_id for session_id, _ in first],
-        "event_ids": [event_id for _, event_id in first],
-        "object_ids": [event.object_id for event in first.values()],
-        "event_types": [event.event_type for event in first.values()],
-        "created_ats": [event.created_at for event in first.values()],
-        "metas": [None if event.meta is None else as_json(event.meta).decode() for event in first.values()],
+        "known_ids": text_array(sorted({session_id for session_id, _ in first})),
+        "session_ids": text_array([session_id for session_id, _ in first]),
+        "event_ids": text_array([event_id for _, event_id in first]),
+        "object_ids": text_array([event.object_id for event in first.values()]),
+        "event_types": text_array([event.event_type for event in first.values()]),
+        "created_ats": text_array([str(event.created_at) for event in first.values()]),
+        "metas": text_array(
+            ["" if event.meta is None else as_json(event.meta).decode() for event in first.values()]
+        ),
     }
     found = dict(zip(first, connection.execute(_SQL["push"], given, binary=True).fetchall(), strict=True))
     touched = {

@@ -1,7 +1,7 @@
 """One PostgreSQL database: its connections, and its errors as ours."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -306,6 +306,18 @@ def only_row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
     """Return the row of a statement that has exactly one."""
     [row] = cursor.fetchall()
     return row
+
+
+def text_array(values: Sequence[str]) -> str:
+    r"""Return a ``text[]`` as PostgreSQL reads it, which the driver makes of a list in ten times the time.
+
+    >>> print(text_array([]), text_array(["a", "b,c", 'd"e']))
+    {} {"a","b,c","d\"e"}
+    """
+    together = "".join(values)
+    if '"' in together or "\\" in together:
+        values = [value.replace("\\", r"\\").replace('"', r"\"") for value in values]
+    return '{"' + '","'.join(values) + '"}' if values else "{}"
 
 
 _PROBE = "CREATE TEMPORARY TABLE probe ON COMMIT DROP AS SELECT repeat('x', 1000) FROM generate_series(1, 64)"

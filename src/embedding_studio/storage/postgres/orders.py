@@ -13,7 +13,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.errors import ConflictError, OrderNotFoundError, SessionNotFoundError
-from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.database import Connection, Database, only_row, text_array
 from embedding_studio.storage.postgres.queue import CLICKS, mark, mark_learnt
 from embedding_studio.storage.postgres.sql import statements
 
@@ -84,7 +84,7 @@ def place(
     Args:
         also: sessions of which only the users are marked.
     """
-    given = {"session_ids": list(session_ids), "clicks": CLICKS, "anonymous": ANONYMOUS}
+    given = {"session_ids": text_array(session_ids), "clicks": CLICKS, "anonymous": ANONYMOUS}
     with connection.pipeline():
         mark(connection, session_ids, also)
         return connection.execute(_statement("place"), given)

@@ -24,7 +24,7 @@ from embedding_studio.storage.ports import (
     QueueEntry,
     QueueInfo,
 )
-from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.database import Connection, Database, only_row, text_array
 from embedding_studio.storage.postgres.sql import statements
 
 CHANNEL = "embedding_studio_orders"
@@ -181,7 +181,7 @@ def mark(connection: Connection, session_ids: Sequence[str], also: Sequence[str]
     Args:
         also: further sessions, that say nothing of a priority.
     """
-    given = {"session_ids": list(session_ids), "also": list(also), "clicks": CLICKS}
+    given = {"session_ids": text_array(session_ids), "also": text_array(also), "clicks": CLICKS}
     connection.execute(_marking("mark"), given)
     connection.execute(_SQL["notify"], {"channel": CHANNEL})
 

@@ -68,21 +68,21 @@ WHERE session.session_id = given.session_id
 WITH given AS MATERIALIZED (
     SELECT *
     FROM unnest(
-        %(session_ids)b::text[], %(event_ids)b::text[], %(object_ids)b::text[], %(event_types)b::text[],
-        %(created_ats)b::bigint[], %(metas)b::text[]
+        %(session_ids)s::text[], %(event_ids)s::text[], %(object_ids)s::text[], %(event_types)s::text[],
+        %(created_ats)s::bigint[], %(metas)s::text[]
     ) WITH ORDINALITY AS event(session_id, event_id, object_id, event_type, created_at, meta, ordinal)
 ),
 known AS MATERIALIZED (
     SELECT session_id, created_at, shown
     FROM embedding_studio.sessions
-    WHERE session_id = ANY(%(known_ids)b::text[])
+    WHERE session_id = ANY(%(known_ids)s::text[])
     ORDER BY session_id
     FOR KEY SHARE
 ),
 added AS (
     INSERT INTO embedding_studio.session_events
         (session_id, event_id, object_id, event_type, created_at, meta)
-    SELECT session_id, event_id, object_id, event_type, given.created_at, meta::jsonb
+    SELECT session_id, event_id, object_id, event_type, given.created_at, nullif(meta, '')::jsonb
     FROM given JOIN known USING (session_id)
     ORDER BY session_id, event_id COLLATE "C"
     ON CONFLICT (session_id, event_id) DO NOTHING
