@@ -32,4 +32,5 @@ WHERE results.session_id = sessions.session_id;
 
 DROP TABLE embedding_studio.session_results;
 
-CREATE INDEX sessions_that_showed ON embedding_studio.sessions USING gin (shown);
+-- What is new stands in a list beside the index. Whoever fills that (kB) writes all of it into the index, and waits for it.
+CREATE INDEX sessions_that_showed ON embedding_studio.sessions USING gin (shown) WITH (gin_pending_list_limit = 1024);
