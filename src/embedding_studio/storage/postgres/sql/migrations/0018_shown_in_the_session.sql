@@ -20,7 +20,10 @@ FROM (
     SELECT
         session_id,
         array_agg(object_id ORDER BY position, object_id) AS shown,
-        array_agg(position ORDER BY position, object_id) AS positions,
+        CASE
+            WHEN (min(position), max(position), count(DISTINCT position)) <> (1, count(*), count(*))
+            THEN array_agg(position ORDER BY position, object_id)
+        END AS positions,
         CASE WHEN count(distance) > 0 THEN array_agg(distance ORDER BY position, object_id) END AS distances,
         CASE WHEN bool_or(personalised) THEN array_agg(personalised ORDER BY position, object_id) END AS personalised,
         CASE WHEN min(propensity) < 1 THEN array_agg(propensity ORDER BY position, object_id) END AS propensities,
