@@ -26,6 +26,7 @@ class Tables:
         if index is not None:
             config = index(distance_type=METRICS[metric], num_partitions=1)
             table.create_index("embedding", config=config, wait_timeout=timedelta(seconds=60))
+        return name
 
     def put(self, name, point):
         k, vector, payload = point

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -605,6 +606,10 @@ def test_a_store_that_does_not_answer_is_named_without_its_password(postgres_url
         "https://:secret#1@db.example:6333",
         "https://:secreté@db.example:6333",
         "http://[secret",
+        "milvus+http://ann:secret/1@db.example",
+        "milvus+https://ann:secreté@db.example:19530",
+        "lancedb://secret@host/folder",
+        "lancedb+ftp://secret/folder",
     ],
 )
 def test_an_address_of_a_store_that_is_none_is_told_at_the_start_without_its_password(postgres_url, address):
@@ -615,6 +620,22 @@ def test_an_address_of_a_store_that_is_none_is_told_at_the_start_without_its_pas
         context.storage.collections.list()
 
     assert "secret" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "address"),
+    [("lancedb", "lancedb:///"), ("milvus", "milvus+http://db.example:19530")],
+)
+def test_a_package_that_is_missing_is_told_with_how_it_is_installed(
+    postgres_url, tmp_path, monkeypatch, package, address
+):
+    monkeypatch.setitem(sys.modules, {"milvus": "pymilvus"}.get(package, package), None)
+    stores = {"far": address.replace("///", f"//{tmp_path}")}
+    with (
+        opened(postgres_url, attached_stores=stores) as context,
+        pytest.raises(AttachedUnavailableError, match=rf"pip install 'embedding-studio\[{package}\]'"),
+    ):
+        context.attach("products", "products", store="far")
 
 
 def test_a_store_that_hangs_keeps_nobody_from_another_and_its_own_wait_only_the_first_time(

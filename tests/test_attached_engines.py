@@ -1,5 +1,8 @@
 """What holds of every engine beside PostgreSQL: found and learnt as over objects that are kept here."""
 
+import os
+from contextlib import closing
+
 import pytest
 
 from embedding_studio.domain.filters import PayloadFilter
@@ -22,6 +25,9 @@ from test_attached import (
 N = 211
 APEX = PayloadFilter.parse({"query": {"term": {"field": "brand", "value": "apex"}}})
 
+HOSTILE = ["it's", "x' OR 'a'='a", "a\x00b", "a\nb", "\\'", "--", ";drop table t", '"`', "%_", "é靴🙂", "''"]
+"""Texts that end a literal, or a statement, if they are not quoted as they should be."""
+
 
 def points(count=N):
     return [
@@ -39,13 +45,27 @@ def points(count=N):
     ]
 
 
-@pytest.fixture(params=["lancedb"])
+def milvus():
+    """Return the Milvus at MILVUS_URL, in which a test may make collections."""
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed here: pip install '.[milvus]'")
+    if (url := os.environ.get("MILVUS_URL")) is None:
+        pytest.skip("no server of Milvus: give its address, as MILVUS_URL=http://127.0.0.1:19530")
+    from milvus_collections import Collections
+
+    return Collections(url)
+
+
+@pytest.fixture(params=["lancedb", "milvus"])
 def store(request, tmp_path):
     """Return a store in which somebody had points before."""
-    pytest.importorskip("lancedb", reason="LanceDB is not installed here: pip install '.[lancedb]'")
-    from lancedb_tables import Tables
+    if request.param == "milvus":
+        with closing(milvus()) as store:
+            yield store
+    else:
+        pytest.importorskip("lancedb", reason="LanceDB is not installed here: pip install '.[lancedb]'")
+        from lancedb_tables import Tables
 
-    return Tables(tmp_path)
+        yield Tables(tmp_path)
 
 
 @pytest.fixture
@@ -57,14 +77,14 @@ def context(store, postgres_url):
 @pytest.fixture
 def products(store, context):
     """Return a collection of ours that is attached to one of theirs, which is compared by cosine."""
-    store.create("products", "cosine", points())
-    return context.attach("products", "products", object_id="sku", vector="embedding", store="vectors")
+    source = store.create("products", "cosine", points())
+    return context.attach("products", source, object_id="sku", vector="embedding", store="vectors")
 
 
 @pytest.mark.parametrize("metric", MetricType)
 def test_what_an_engine_finds_is_what_the_twin_in_memory_finds(store, context, metric):
-    store.create("things", metric.value, points())
-    known = context.attach("things", "things", object_id="sku", vector="embedding", store="vectors")
+    source = store.create("things", metric.value, points())
+    known = context.attach("things", source, object_id="sku", vector="embedding", store="vectors")
     objects = everything(context.storage, known)
     queries = vectors(3, seed=11)
 
@@ -122,7 +142,8 @@ def test_a_click_moves_what_was_clicked_and_nothing_is_written_there(store, cont
     assert [(each.object_id, each.parts.tolist(), each.payload) for each in after] == [
         (each.object_id, each.parts.tolist(), each.payload) for each in before
     ]
-    with pytest.raises(ConflictError, match=f"attached to {store.kind} products of vectors, which is only"):
+    said = f"attached to {store.kind} {products.attached.source} of vectors, which is only"
+    with pytest.raises(ConflictError, match=said):
         context.storage.objects.delete(products, [clicked])
 
 
@@ -134,8 +155,8 @@ def test_what_changed_or_went_does_not_count_at_once_and_is_learnt_anew(store, c
     learn(context)
     there = {each.object_id: each for each in everything(context.storage, products)}
     payload = {"sku": changed, **there[changed].payload}
-    store.put("products", (int(changed[1:]), (-query[0]).tolist(), payload))
-    store.delete("products", int(gone[1:]))
+    store.put(products.attached.source, (int(changed[1:]), (-query[0]).tolist(), payload))
+    store.delete(products.attached.source, int(gone[1:]))
 
     at_once = [each.object_id for each in results(context, query)]
     found = reconcile(context.storage, products)

@@ -17,7 +17,7 @@ from embedding_studio.storage.attached import AttachedObjects
 from embedding_studio.storage.lancedb import LanceDB, place_of
 from test_api_service import SEARCH, serving
 from test_attached import D, opened, told, twin_of, vectors
-from test_attached_engines import N, points
+from test_attached_engines import HOSTILE, N, points
 from test_filters import CASES
 
 ONE = np.eye(1, 2, dtype=np.float32)
@@ -149,9 +149,6 @@ def test_a_range_over_columns_of_each_type(store, kind, value, given, is_expecte
     objects, collection = attached(store, "t")
 
     assert bool(is_found(objects, collection, {"field": "n", "range": given})) is is_expected
-
-
-HOSTILE = ["it's", "x' OR 'a'='a", "a\x00b", "a\nb", "\\'", "--", ";drop table t", '"`', "%_", "é靴🙂", "''"]
 
 
 def test_ids_and_values_are_texts_whatever_they_hold(store):

@@ -314,12 +314,12 @@ class Context:
 
         Args:
             name: of the collection.
-            source: a table or view, ``schema.table`` or what the search path finds; Qdrant's collection; or
-                LanceDB's table.
+            source: a table or view, ``schema.table`` or what the search path finds; LanceDB's table; or
+                a collection of Qdrant or Milvus.
             object_id, vector: the columns of these, ``id`` and ``embedding`` if absent; a row is an object of
-                one part. Of LanceDB, ``id`` and the only column of vectors. Of Qdrant the field of the
-                payload, and the name of the vector; absent: the ids of the points, and the vector without a
-                name.
+                one part. Of LanceDB ``id``, of Milvus the primary key, and the only one of vectors. Of Qdrant
+                the field of the payload, and the name of the vector; absent: the ids of the points, and the
+                vector without a name.
             payload: columns that filters and results see; none: all but those of vectors.
             document: a column of JSON that is the payload instead.
             metric_type: None: that of the only index of the vectors, or cosine.

@@ -271,8 +271,9 @@ class Settings(BaseSettings):
     attached_stores: dict[str, SecretStr] = Field(
         default={},
         description="What collections can be attached to beside the own database (JSON: name and address):"
-        " other databases, servers of Qdrant (`https://:KEY@host:6333`), and folders of LanceDB"
-        " (`lancedb:///folder`, `lancedb+s3://bucket/folder`).",
+        " other databases, servers of Qdrant (`https://:KEY@host:6333`) and of Milvus"
+        " (`milvus+https://USER:PASSWORD@host:19530`), and folders of LanceDB (`lancedb:///folder`,"
+        " `lancedb+s3://bucket/folder`).",
     )
     embedder: str = Field(
         default="all-MiniLM-L6-v2",

@@ -16,17 +16,19 @@ def attach(
     table: Annotated[
         str,
         typer.Option(
-            help="The table or view as in SQL, `products` or `shop.products`; LanceDB's; Qdrant's collection."
+            help="The table or view as in SQL, `products` or `shop.products`; or its name in another store."
         ),
     ],
     object_id: Annotated[
         str | None,
-        typer.Option("--id", help="Its column of ids. Default: id; of Qdrant the ids of the points."),
+        typer.Option(
+            "--id", help="Its column of ids. Default: id; Qdrant's ids of points, Milvus's primary key."
+        ),
     ] = None,
     vector: Annotated[
         str | None,
         typer.Option(
-            help="Its column of vectors. Default: embedding; LanceDB's only one, Qdrant's that has no name."
+            help="Its column of vectors. Default: embedding; the only one elsewhere, Qdrant's without a name."
         ),
     ] = None,
     payload: Annotated[
@@ -45,7 +47,7 @@ def attach(
         typer.Option(help="The name in ATTACHED_STORES of where it is. Default: the database of all else."),
     ] = None,
 ) -> None:
-    """Make a collection of a table with vectors, of LanceDB's, or of one of Qdrant: only read, not copied.
+    """Make a collection of what is in pgvector, Qdrant, Milvus or LanceDB: only read, and nothing is copied.
 
     Its own index finds what is near. What users do is kept beside it, and bends what they find.
     """

@@ -34,12 +34,15 @@ class OwnPast:
     near_later: float = 1.0
 
 
+_STORED = {"qdrant": "Qdrant's collection", "lancedb": "LanceDB's table", "milvus": "Milvus's collection"}
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """Where the objects of a collection are kept if by another system, which is only ever read.
 
     Attributes:
-        kind: of store: ``table`` of PostgreSQL, ``qdrant`` or ``lancedb``.
+        kind: of store: ``table`` of PostgreSQL, ``qdrant``, ``lancedb`` or ``milvus``.
         source: what it is called there: ``schema.table``, quoted where that is needed; or a collection.
         store: the name of its address in ATTACHED_STORES; None: the database in which all else is kept.
         object_id, vector: the columns of these; of Qdrant the field of the payload and the name of the
@@ -62,7 +65,7 @@ class Attachment:
         >>> str(Attachment("table", "public.products", store="shop"))
         'the table public.products of shop'
         """
-        what = {"qdrant": "Qdrant's collection", "lancedb": "LanceDB's table"}.get(self.kind, "the table")
+        what = _STORED.get(self.kind, "the table")
         return f"{what} {self.source}" + ("" if self.store is None else f" of {self.store}")
 
 

@@ -11,16 +11,22 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol, TypeVar
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import numpy as np
 
 from embedding_studio.domain.filters import BoolQuery, PayloadFilter, Query
-from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.index import MAX_DIMENSIONS, MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection, Neighbour
 from embedding_studio.domain.storable import is_id
 from embedding_studio.embeddings.preparation import SMALLEST_SQUARE, squared_lengths
 from embedding_studio.embeddings.similarity import distances, similarities_of
-from embedding_studio.errors import AttachedUnavailableError, ConflictError, InvalidInputError
+from embedding_studio.errors import (
+    AttachedUnavailableError,
+    ConflictError,
+    InvalidInputError,
+    InvalidSettingError,
+)
 from embedding_studio.storage.elsewhere import digest_of
 from embedding_studio.storage.ports import BaseIndex, CodesInfo, Storage, Vectors
 
@@ -443,6 +449,50 @@ def furthest(collection: Collection, query: Vectors, objects: Sequence[Catalogue
     if not parts:
         return -math.inf
     return float(distances(collection.index, similarities_of(collection.index, query[None], parts)).max())
+
+
+def advice_on_dimensions(collection: Collection, dimensions: int) -> list[str]:
+    """Return what an operator is told where a store's vectors are of another size than they were."""
+    if dimensions == collection.index.dimensions:
+        return []
+    told = f"its vectors have {dimensions} dimensions by now, and the collection has "
+    return [f"{told}{collection.index.dimensions}: nothing is found; drop the collection and attach anew"]
+
+
+def check_dimensions(what: str, dimensions: int) -> None:
+    """Return if vectors of this size can be learnt from.
+
+    Raises:
+        InvalidInputError: they cannot.
+    """
+    if dimensions > MAX_DIMENSIONS:
+        raise InvalidInputError(
+            f"{what} has {dimensions} dimensions; at most {MAX_DIMENSIONS:,} can be learnt from"
+        )
+
+
+def split_address(address: str, setting: str, write: str) -> tuple[SplitResult, str]:
+    """Return the parts of an address with a host, and it without user, password and path.
+
+    Args:
+        write: of what it is the address, and how that is written.
+
+    Raises:
+        InvalidSettingError: it is none; the message says nothing of it, for any part may be the password.
+    """
+    try:
+        parts = urlsplit(address.strip())
+        port = parts.port
+        is_one = bool(parts.hostname) and "@" not in parts.path + parts.query + parts.fragment
+        is_one &= unquote(f"{parts.username or ''}{parts.password or ''}").isascii()
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise InvalidSettingError(
+            f"{setting} is no address of a server of {write}, and in user and password %2F for /, %40 for @, "
+            "%3A for :, %3F for ?, %23 for # and %25 for %"
+        )
+    return parts, f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else "")
 
 
 def first_ids(ids: Iterable[str], after: str | None, limit: int) -> list[str]:

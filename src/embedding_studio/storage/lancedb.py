@@ -32,7 +32,7 @@ from embedding_studio.domain.filters import (
     TermsQuery,
     ways,
 )
-from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, shown
 from embedding_studio.parquet import NotJsonError, json_values
@@ -41,7 +41,9 @@ from embedding_studio.storage.attached import (
     NUMBER,
     Candidates,
     Examined,
+    advice_on_dimensions,
     attachment_of,
+    check_dimensions,
     first_ids,
     furthest,
     no_longer,
@@ -202,12 +204,7 @@ class LanceDB:
             indexes = self._indexes(attached)
         except InvalidInputError as error:
             raise no_longer(collection, error) from error
-        advice = []
-        if dimensions != collection.index.dimensions:
-            advice.append(
-                f"its vectors have {dimensions} dimensions by now, and the collection has "
-                f"{collection.index.dimensions}: nothing is found; drop the collection and attach anew"
-            )
+        advice = advice_on_dimensions(collection, dimensions)
         index = next((name for name, other in indexes.items() if other is metric), None)
         if index is None and (number := self.count(collection)) > MANY_ROWS:
             advice.append(
@@ -223,11 +220,7 @@ class LanceDB:
         attached, dimensions = self._looked_at(
             replace(wanted, kind=KIND, object_id=wanted.object_id or OBJECT_ID)
         )
-        if dimensions > MAX_DIMENSIONS:
-            raise InvalidInputError(
-                f"the column {attached.vector!r} of {attached.source!r} has {dimensions} dimensions; at most "
-                f"{MAX_DIMENSIONS:,} can be learnt from"
-            )
+        check_dimensions(f"the column {attached.vector!r} of {attached.source!r}", dimensions)
         known = set(self._indexes(attached).values())
         if metric is None:
             metric = known.pop() if len(known) == 1 else MetricType.COSINE

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import httpx
 import numpy as np
@@ -27,19 +27,21 @@ from embedding_studio.domain.filters import (
     TermsQuery,
     ways,
 )
-from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, CatalogueObject, Collection
-from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, shown
+from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, shown
 from embedding_studio.storage.attached import (
     NUMBER,
     UUID,
     Candidates,
     Examined,
     attachment_of,
+    check_dimensions,
     first_ids,
     furthest,
     no_longer,
     repeated,
+    split_address,
     translated,
 )
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
@@ -65,21 +67,8 @@ def place_and_key(address: str, setting: str = "ATTACHED_STORES") -> tuple[str, 
     Raises:
         InvalidSettingError: it is none; the message says nothing of it, for any part may be the key.
     """
-    try:
-        parts = urlsplit(address.strip())
-        port = parts.port
-        key = unquote(parts.password or "")
-        is_one = (
-            bool(parts.hostname) and "@" not in parts.path + parts.query + parts.fragment and key.isascii()
-        )
-    except ValueError:
-        is_one = False
-    if not is_one:
-        raise InvalidSettingError(
-            f"{setting} is no address of a server of Qdrant: write https://:KEY@HOST:6333, and in KEY "
-            "%2F for /, %40 for @, %3A for :, %3F for ?, %23 for # and %25 for %"
-        )
-    return f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else ""), parts.path, key
+    parts, place = split_address(address, setting, "Qdrant: write https://:KEY@HOST:6333")
+    return place, parts.path, unquote(parts.password or "")
 
 
 class Qdrant:
@@ -230,11 +219,7 @@ class Qdrant:
             )
         if metric not in (None, own):
             raise InvalidInputError(f"{wanted.source!r} is compared by {own.value}, and not by {metric}")
-        if given["size"] > MAX_DIMENSIONS:
-            raise InvalidInputError(
-                f"{wanted.source!r} has {given['size']} dimensions; at most {MAX_DIMENSIONS:,} can be learnt "
-                "from"
-            )
+        check_dimensions(repr(wanted.source), given["size"])
         return SearchIndexInfo(dimensions=given["size"], metric_type=own)
 
     def _check_ids(self, attached: Attachment) -> None:

@@ -24,7 +24,7 @@ from functools import partial
 
 from embedding_studio.domain.objects import Attachment
 from embedding_studio.errors import AttachedUnavailableError
-from embedding_studio.storage import lancedb, qdrant
+from embedding_studio.storage import lancedb, milvus, qdrant
 from embedding_studio.storage.attached import AttachedObjects, ByCollection, Engine
 from embedding_studio.storage.ports import (
     LOCK_SECONDS,
@@ -151,6 +151,8 @@ class AttachedStores:
             return qdrant.Qdrant(address, name=attached.store, statement_seconds=seconds)
         if isinstance(address, str) and address.startswith(lancedb.SCHEMES):
             return lancedb.LanceDB(address, name=attached.store, statement_seconds=seconds)
+        if isinstance(address, str) and address.startswith(milvus.SCHEMES):
+            return milvus.Milvus(address, name=attached.store, statement_seconds=seconds)
         database = TablesDatabase(address, name=attached.store, pool_size=POOL_SIZE, **self._limits)
         return Tables(database, has_functions=attached.store is None)
 
@@ -173,6 +175,8 @@ def _checked(name: str, address: str) -> str:
         qdrant.place_and_key(address, setting)
     elif address.startswith(lancedb.SCHEMES):
         lancedb.place_of(address, setting)
+    elif address.startswith(milvus.SCHEMES):
+        milvus.place_of(address, setting)
     else:
         return checked_address(address, setting)
     return address

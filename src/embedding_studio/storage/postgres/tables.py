@@ -21,7 +21,7 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import PoolTimeout
 
 from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, PayloadFilter, Query
-from embedding_studio.domain.index import MAX_DIMENSIONS, MetricType, SearchIndexInfo
+from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, EmbeddingStudioError, InvalidInputError, shown
 from embedding_studio.storage.attached import (
@@ -30,7 +30,9 @@ from embedding_studio.storage.attached import (
     UUID,
     Candidates,
     Examined,
+    advice_on_dimensions,
     attachment_of,
+    check_dimensions,
     no_longer,
 )
 from embedding_studio.storage.ports import Vectors
@@ -233,12 +235,7 @@ class Tables:
         metric = collection.index.metric_type
         index = table.index(metric)
         dimensions = table.columns[attached.vector][1]
-        advice = []
-        if dimensions not in (-1, collection.index.dimensions):
-            advice.append(
-                f"its vectors have {dimensions} dimensions by now, and the collection has "
-                f"{collection.index.dimensions}: nothing is found; drop the collection and attach anew"
-            )
+        advice = [] if dimensions == -1 else advice_on_dimensions(collection, dimensions)
         if not table.is_unique:
             advice.append(
                 f"no index holds each {attached.object_id} once: if one comes twice, either row is taken for "
@@ -284,11 +281,7 @@ class Tables:
         metrics = {each.metric for each in table.indexes}
         if metric is None:
             metric = metrics.pop() if len(metrics) == 1 else MetricType.COSINE
-        if dimensions > MAX_DIMENSIONS:
-            raise InvalidInputError(
-                f"the {kind} column {attached.vector!r} of {attached.source} has {dimensions} dimensions; at "
-                f"most {MAX_DIMENSIONS:,} can be learnt from"
-            )
+        check_dimensions(f"the {kind} column {attached.vector!r} of {attached.source}", dimensions)
         return attached, SearchIndexInfo(dimensions=dimensions, metric_type=metric)
 
     def close(self) -> None:
