@@ -13,7 +13,7 @@ test: .venv/installed-dev
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 check: .venv/installed-dev
-	$(MAKE) --jobs=2 lint types imports
+	$(MAKE) --jobs=2 lint types-src types-tests imports
 	$(MAKE) test
 
 lint: .venv/installed-dev

@@ -79,6 +79,9 @@ known AS MATERIALIZED (
     ORDER BY session_id
     FOR KEY SHARE
 ),
+listed AS (
+    SELECT session_id, object_id FROM known CROSS JOIN unnest(shown) AS object_id
+),
 added AS (
     INSERT INTO embedding_studio.session_events
         (session_id, event_id, object_id, event_type, created_at, meta)
@@ -91,7 +94,7 @@ added AS (
 SELECT
     known.session_id IS NOT NULL,
     added.session_id IS NOT NULL,
-    cardinality(known.shown) = 0 OR given.object_id = ANY(known.shown),
+    cardinality(known.shown) = 0 OR (given.session_id, given.object_id) IN (SELECT session_id, object_id FROM listed),
     known.created_at,
     CASE
         WHEN added.session_id IS NULL

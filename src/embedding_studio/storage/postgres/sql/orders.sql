@@ -27,10 +27,13 @@ RETURNING session_id, user_id, collection, status, priority, attempts, detail, c
 coalesce((
     SELECT 1
     FROM embedding_studio.session_events AS event
-        CROSS JOIN LATERAL array_position(session.shown, event.object_id) AS place
     WHERE event.session_id = session.session_id
         AND event.event_type = ANY(%(clicks)s::text[])
-        AND coalesce(session.positions[place], place) > 3
+        AND event.object_id IN (
+            SELECT object_id
+            FROM unnest(session.shown, session.positions) WITH ORDINALITY AS result(object_id, position, place)
+            WHERE coalesce(position, place) > 3
+        )
     LIMIT 1
 ), 0)
 

@@ -65,7 +65,11 @@ DELETE FROM {schema}.personal_parts WHERE object_id = ANY(%(object_ids)s::text[]
 SELECT DISTINCT user_id
 FROM embedding_studio.sessions_for_improvement
 WHERE user_id IS NOT NULL AND collection = ANY(%(collections)s::text[]) AND session_id IN (
-    SELECT session_id FROM embedding_studio.sessions WHERE shown && %(object_ids)s::text[]
+    -- Each looked up by itself: of many at once all sessions would be compared with all of them.
+    SELECT showing.session_id
+    FROM unnest(%(object_ids)s::text[]) AS given(object_id) CROSS JOIN LATERAL (
+        SELECT session_id FROM embedding_studio.sessions WHERE shown @> ARRAY[given.object_id]
+    ) AS showing
     UNION ALL
     SELECT session_id FROM embedding_studio.session_events WHERE object_id = ANY(%(object_ids)s::text[])
 )
