@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,6 +23,12 @@ from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import Storage
 from embedding_studio.storage.postgres import PostgresStorage
+
+collect_ignore = [
+    file
+    for file, package in (("lancedb_tables.py", "lancedb"), ("milvus_collections.py", "pymilvus"))
+    if find_spec(package) is None  # it is looked through for examples, and needs what is not here
+]
 
 database_numbers = itertools.count(1)
 
