@@ -58,6 +58,31 @@ class Server:
         self.shards[name].update(edge.UpdateOperation.delete_points(ids))
 
 
+class Collections:
+    """The collections of a server, made as ``test_attached_engines`` makes those of other engines."""
+
+    kind = "Qdrant's collection"
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.url = server.url
+
+    def create(self, name: str, metric: str, points: list[tuple[Any, Any, JSON]]) -> str:
+        """Make a collection of points, (id, vector, payload) each."""
+        distance = {"cosine": "Cosine", "dot": "Dot", "euclid": "Euclid"}[metric]
+        self.server.create(name, {"embedding": {"size": len(points[0][1]), "distance": distance}})
+        for point in points:
+            self.put(name, point)
+        return name
+
+    def put(self, name: str, point: tuple[Any, Any, JSON]) -> None:
+        k, vector, payload = point
+        self.server.upsert(name, [(k, {"embedding": vector}, payload)])
+
+    def delete(self, name: str, k: Any) -> None:
+        self.server.delete(name, [k])
+
+
 def _filter(given: JSON | None) -> Any:
     if given is None:
         return None

@@ -55,10 +55,16 @@ def milvus():
     return Collections(url)
 
 
-@pytest.fixture(params=["lancedb", "milvus"])
+@pytest.fixture(params=["qdrant", "lancedb", "milvus"])
 def store(request, tmp_path):
     """Return a store in which somebody had points before."""
-    if request.param == "milvus":
+    if request.param == "qdrant":
+        pytest.importorskip("qdrant_edge", reason="Qdrant's engine is not installed here")
+        import qdrant_server
+
+        with qdrant_server.qdrant(tmp_path) as server:
+            yield qdrant_server.Collections(server)
+    elif request.param == "milvus":
         with closing(milvus()) as store:
             yield store
     else:

@@ -8,47 +8,20 @@ import pytest
 
 from embedding_studio.api.app import create_app
 from embedding_studio.domain.filters import PayloadFilter
-from embedding_studio.domain.index import MetricAggregationType, MetricType
-from embedding_studio.domain.objects import PersonalState
-from embedding_studio.errors import AttachedUnavailableError, ConflictError, InvalidInputError
-from embedding_studio.storage.attached import reconcile
+from embedding_studio.domain.index import MetricType
+from embedding_studio.errors import AttachedUnavailableError, InvalidInputError
 from test_api_service import SEARCH, serving
 from test_attached import (
     D,
     everything,
-    learn,
     opened,
-    rank_of,
-    results,
-    search_and_click,
-    told,
-    twin_of,
     vectors,
 )
+from test_attached_engines import N, points
 from test_filters import CASES
 
 pytest.importorskip("qdrant_edge", reason="Qdrant's engine is not installed here")
 from qdrant_server import qdrant
-
-N = 211
-DISTANCES = {MetricType.COSINE: "Cosine", MetricType.DOT: "Dot", MetricType.EUCLID: "Euclid"}
-APEX = PayloadFilter.parse({"query": {"term": {"field": "brand", "value": "apex"}}})
-
-
-def points(count=N):
-    return [
-        (
-            k,
-            vector.tolist(),
-            {
-                "sku": f"p{k:03}",
-                "brand": "acme" if k % 3 else "apex",
-                "price": k / 4,
-                "tags": ["new"] * (k % 2),
-            },
-        )
-        for k, vector in enumerate(vectors(count))
-    ]
 
 
 @pytest.fixture
@@ -69,51 +42,6 @@ def products(server, context):
     server.create("products", {"size": D, "distance": "Cosine"})
     server.upsert("products", points())
     return context.attach("products", "products", object_id="sku", store="vectors")
-
-
-@pytest.mark.parametrize("aggregation", MetricAggregationType)
-@pytest.mark.parametrize("metric", MetricType)
-def test_what_qdrant_finds_is_what_the_twin_in_memory_finds(server, context, metric, aggregation):
-    server.create("things", {"image": {"size": D, "distance": DISTANCES[metric]}})
-    server.upsert("things", [(k, {"image": vector}, payload) for k, vector, payload in points()])
-    known = context.attach("things", "things", vector="image", store="vectors")
-    index = known.index.model_copy(update={"metric_aggregation_type": aggregation})
-    collection = context.storage.collections.create("averaged", index, attached=known.attached)
-    memory, twin = twin_of(collection, everything(context.storage, collection))
-    queries = vectors(3, seed=11)
-
-    assert known.index.metric_type is metric
-    assert context.storage.objects.count(collection) == memory.objects.count(twin) == N
-    for limit in (1, 10, 97, N + 3):
-        for wanted in (None, APEX):
-            found = context.storage.objects.nearest(collection, queries, limit, filter=wanted)
-            expected = memory.objects.nearest(twin, queries, limit, filter=wanted)
-            assert told(found) == [(e.object_id, e.distance, e.payload) for e in expected], (limit, wanted)
-
-
-def test_a_user_finds_what_the_twin_in_memory_finds_by_the_same_copies(context, products):
-    memory, twin = twin_of(products, everything(context.storage, products))
-    moved = {f"p{k:03}": vectors(1, seed=k) for k in (7, 70, 170)}
-    for storage, known in ((context.storage, products), (memory, twin)):
-        storage.objects.originals(known, list(moved))
-        with storage.personal.learning(known, ["ann"]) as transaction:
-            transaction.replace_states({"ann": PersonalState(vectors=moved)})
-
-    for wanted in (None, APEX):
-        found, expected = (
-            storage.personal.nearest(
-                known,
-                "ann",
-                vectors(2, seed=5),
-                30,
-                dict.fromkeys(moved, 0.7),
-                objects=storage.objects,
-                filter=wanted,
-            )
-            for storage, known in ((context.storage, products), (memory, twin))
-        )
-        assert found
-        assert told(found) == [(each.object_id, each.distance, each.payload) for each in expected]
 
 
 def _is_storable(payload):
@@ -194,44 +122,6 @@ def test_points_are_objects_by_their_own_ids_or_by_a_field(server, context, prod
     ids = [each.object_id for each in everything(context.storage, by_point)]
     assert ids == sorted(ids, key=str.encode)
     assert len(ids) == N + 2
-
-
-def test_a_click_moves_what_was_clicked_and_nothing_is_written_to_qdrant(server, context, products):
-    before = everything(context.storage, products)
-    query = vectors(1, seed=9)
-    clicked = results(context, query)[9].object_id
-    search_and_click(context, "s1", "ann", clicked, query)
-    learn(context)
-
-    assert rank_of(results(context, query), clicked) < 9
-    assert [each.object_id for each in results(context, query, "bob")][9] == clicked
-    after = everything(context.storage, products)
-    assert [(each.object_id, each.parts.tolist(), each.payload) for each in after] == [
-        (each.object_id, each.parts.tolist(), each.payload) for each in before
-    ]
-    with pytest.raises(
-        ConflictError, match="attached to Qdrant's collection products of vectors, which is only"
-    ):
-        context.storage.objects.delete(products, [clicked])
-
-
-def test_what_changed_or_went_in_qdrant_does_not_count_at_once_and_is_learnt_anew(server, context, products):
-    query = vectors(1, seed=9)
-    changed, gone = (each.object_id for each in results(context, query)[8:10])
-    for clicked in (changed, gone):
-        search_and_click(context, f"s {clicked}", "ann", clicked, query)
-    learn(context)
-    there = {each.object_id: each for each in everything(context.storage, products)}
-    server.upsert("products", [(int(changed[1:]), (-query[0]).tolist(), there[changed].payload)])
-    server.delete("products", [int(gone[1:])])
-
-    at_once = [each.object_id for each in results(context, query)]
-    found = reconcile(context.storage, products)
-
-    assert not {changed, gone} & set(at_once)
-    assert len(at_once) == 10
-    assert (found.changed, found.gone) == (1, 1)
-    assert context.storage.personal.copies(products, "ann", [changed, gone]) == {}
 
 
 @pytest.mark.parametrize(

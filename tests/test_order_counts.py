@@ -9,6 +9,7 @@ from contextlib import closing
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import PersonalState
@@ -20,6 +21,7 @@ from embedding_studio.domain.sessions import (
 from embedding_studio.storage.ports import OrderOutcome, PassedOver
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.postgres.orders import _statement
+from embedding_studio.storage.postgres.sql import statements
 
 Status = SessionForImprovementStatus
 
@@ -31,6 +33,18 @@ def postgres(postgres_url):
     with closing(PostgresStorage(postgres_url)) as storage:
         storage.collections.create("films", SearchIndexInfo(dimensions=3))
         yield storage
+
+
+def test_a_click_is_looked_for_in_a_hash_of_what_was_shown(postgres, postgres_url):
+    """Else each click on a long list would be compared with all of it, at each further click."""
+    priority = statements("orders.sql")["priority"]
+    asked = sql.SQL("EXPLAIN SELECT {} FROM embedding_studio.sessions AS session").format(priority)
+    with psycopg.connect(postgres_url) as connection:
+        plan = "\n".join(line for (line,) in connection.execute(asked, {"clicks": ["click"]}))
+
+    assert "hashed SubPlan" in plan
+    assert "Join" not in plan
+    assert "Nested Loop" not in plan
 
 
 @pytest.fixture

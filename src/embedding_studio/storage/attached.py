@@ -495,9 +495,19 @@ def split_address(address: str, setting: str, write: str) -> tuple[SplitResult, 
     return parts, f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else "")
 
 
-def first_ids(ids: Iterable[str], after: str | None, limit: int) -> list[str]:
-    """Return a page of the ids of all, in the order of ``BaseIndex.scroll``."""
-    return heapq.nsmallest(limit, (each for each in ids if after is None or each > after), key=str.encode)
+def page_of(
+    engine: Engine, collection: Collection, ids: Iterable[str], after: str | None, limit: int
+) -> list[CatalogueObject]:
+    """Return the objects of a page of the ids of all, in the order of ``BaseIndex.scroll``."""
+    page = heapq.nsmallest(limit, (each for each in ids if after is None or each > after), key=str.encode)
+    found = {each.object_id: each for each in engine.get(collection, page)}
+    return [found[object_id] for object_id in page if object_id in found]
+
+
+def columns_of(attached: Attachment) -> list[str]:
+    """Return the columns that make an object, that of the vectors last."""
+    payload = attached.payload if attached.document is None else (attached.document,)
+    return list(dict.fromkeys([attached.object_id, *payload, attached.vector]))
 
 
 def repeated(ids: Iterable[str]) -> str | None:

@@ -44,9 +44,10 @@ from embedding_studio.storage.attached import (
     advice_on_dimensions,
     attachment_of,
     check_dimensions,
-    first_ids,
+    columns_of,
     furthest,
     no_longer,
+    page_of,
     repeated,
     translated,
 )
@@ -146,7 +147,7 @@ class LanceDB:
             return []
         where = f"{_path([attached.object_id])} IN ({', '.join(literals)})"
         with self._asking():
-            rows = table.search().where(where).select(_columns(attached)).limit(None)
+            rows = table.search().where(where).select(columns_of(attached)).limit(None)
             return _objects(attached, rows.to_arrow(timeout=self._timeout))
 
     def scroll(
@@ -158,9 +159,7 @@ class LanceDB:
         filter: PayloadFilter | None,  # noqa: A002, the port's name
     ) -> list[CatalogueObject]:
         """Return as ``Engine.scroll``; each page reads the ids of all, for LanceDB has another order."""
-        page = first_ids(self._ids_of(attachment_of(collection), filter), after, limit)
-        found = {each.object_id: each for each in self.get(collection, page)}
-        return [found[object_id] for object_id in page if object_id in found]
+        return page_of(self, collection, self._ids_of(attachment_of(collection), filter), after, limit)
 
     def count(self, collection: Collection) -> int:
         attached = attachment_of(collection)
@@ -185,7 +184,7 @@ class LanceDB:
         with self._asking():
             rows = table.search(query, vector_column_name=attached.vector)
             rows = rows.distance_type(_DISTANCE_TYPES[collection.index.metric_type]).limit(limit)
-            rows = rows.select([*_columns(attached), DISTANCE])
+            rows = rows.select([*columns_of(attached), DISTANCE])
             if (where := _condition(attached, table.schema, filter)) is not None:
                 rows = rows.where(where, prefilter=True)
             if is_exact:
@@ -303,7 +302,7 @@ class LanceDB:
 
     def _ids_of(self, attached: Attachment, payload_filter: PayloadFilter | None) -> Iterator[str]:
         table = self._table(attached)
-        columns = [attached.object_id] if payload_filter is None else _columns(attached)[:-1]
+        columns = [attached.object_id] if payload_filter is None else columns_of(attached)[:-1]
         with self._asking():
             rows = table.search().select(columns).limit(None)
             if (where := _condition(attached, table.schema, payload_filter)) is not None:
@@ -334,12 +333,6 @@ class LanceDB:
 
     def _told(self) -> str:
         return f"the store {self._name!r} ({self._place})"
-
-
-def _columns(attached: Attachment) -> list[str]:
-    """Return the columns that make an object, that of the vectors last."""
-    payload = attached.payload if attached.document is None else (attached.document,)
-    return list(dict.fromkeys([attached.object_id, *payload, attached.vector]))
 
 
 def _objects(attached: Attachment, rows: Arrow) -> list[CatalogueObject]:

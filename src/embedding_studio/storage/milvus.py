@@ -40,9 +40,10 @@ from embedding_studio.storage.attached import (
     advice_on_dimensions,
     attachment_of,
     check_dimensions,
-    first_ids,
+    columns_of,
     furthest,
     no_longer,
+    page_of,
     repeated,
     split_address,
     translated,
@@ -122,7 +123,7 @@ class Milvus:
                 rows = self._client.query(
                     attached.source,
                     filter=f"{attached.object_id} in [{some}]",
-                    output_fields=_outputs(attached),
+                    output_fields=columns_of(attached),
                     timeout=self._seconds,
                 )
             found += _objects(attached, rows)
@@ -137,9 +138,7 @@ class Milvus:
         filter: PayloadFilter | None,  # noqa: A002, the port's name
     ) -> list[CatalogueObject]:
         """Return as ``Engine.scroll``; each page reads the ids of all, for Milvus has another order."""
-        page = first_ids(self._ids_of(attachment_of(collection), filter), after, limit)
-        found = {each.object_id: each for each in self.get(collection, page)}
-        return [found[object_id] for object_id in page if object_id in found]
+        return page_of(self, collection, self._ids_of(attachment_of(collection), filter), after, limit)
 
     def count(self, collection: Collection) -> int:
         with self._asking():
@@ -171,7 +170,7 @@ class Milvus:
                 anns_field=attached.vector,
                 limit=limit,
                 filter=condition or "",
-                output_fields=_outputs(attached),
+                output_fields=columns_of(attached),
                 timeout=self._seconds,
             )
         if len(hits) < limit:  # an index may give up before it has found all that match
@@ -296,14 +295,14 @@ class Milvus:
 
     def _all(self, attached: Attachment, payload_filter: PayloadFilter | None) -> Candidates:
         """Return all that match, and perhaps more."""
-        rows = self._rows(attached, payload_filter, _outputs(attached))
+        rows = self._rows(attached, payload_filter, columns_of(attached))
         if payload_filter is None:
             return Candidates(_objects(attached, rows), math.inf)
         objects = (each for row in rows for each in _objects(attached, [row]))
         return Candidates([each for each in objects if payload_filter.matches(each.payload)], math.inf)
 
     def _ids_of(self, attached: Attachment, payload_filter: PayloadFilter | None) -> Iterator[str]:
-        outputs = [attached.object_id] if payload_filter is None else _outputs(attached)[:-1]
+        outputs = [attached.object_id] if payload_filter is None else columns_of(attached)[:-1]
         for row in self._rows(attached, payload_filter, outputs):
             object_id = row.get(attached.object_id)
             if object_id is not None and (
@@ -375,12 +374,6 @@ def _kind(field: Mapping[str, Any]) -> str:
 
 def _key(fields: Mapping[str, Mapping[str, Any]]) -> str:
     return next(name for name, each in fields.items() if each.get("is_primary"))
-
-
-def _outputs(attached: Attachment) -> list[str]:
-    """Return the fields that make an object, that of the vectors last."""
-    payload = attached.payload if attached.document is None else (attached.document,)
-    return list(dict.fromkeys([attached.object_id, *payload, attached.vector]))
 
 
 def _objects(attached: Attachment, rows: Iterable[Mapping[str, Any]]) -> list[CatalogueObject]:

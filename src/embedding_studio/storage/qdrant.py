@@ -37,9 +37,9 @@ from embedding_studio.storage.attached import (
     Examined,
     attachment_of,
     check_dimensions,
-    first_ids,
     furthest,
     no_longer,
+    page_of,
     repeated,
     split_address,
     translated,
@@ -122,9 +122,7 @@ class Qdrant:
             if (object_id := _id_of(attached, point)) is not None
             and (filter is None or filter.matches(point.get("payload") or {}))
         )
-        page = first_ids(ids, after, limit)
-        found = {each.object_id: each for each in self.get(collection, page)}
-        return [found[object_id] for object_id in page if object_id in found]
+        return page_of(self, collection, ids, after, limit)
 
     def count(self, collection: Collection) -> int:
         answer = self._ask("POST", f"{_path(attachment_of(collection))}/points/count", {"exact": True})

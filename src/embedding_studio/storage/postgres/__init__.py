@@ -50,6 +50,12 @@ from embedding_studio.storage.postgres.replica import AWAY_SECONDS, Searches
 from embedding_studio.storage.postgres.schema import describe, measure
 from embedding_studio.storage.postgres.tables import Tables, TablesDatabase
 
+ENGINES: tuple[tuple[tuple[str, ...], Callable[[str, str], object], Callable[..., Engine]], ...] = (
+    (qdrant.SCHEMES, qdrant.place_and_key, qdrant.Qdrant),
+    (lancedb.SCHEMES, lancedb.place_of, lancedb.LanceDB),
+    (milvus.SCHEMES, milvus.place_of, milvus.Milvus),
+)
+"""How addresses of a store begin, what refuses a wrong one, and the engine; all others are PostgreSQL's."""
 CODES = 4
 """The migration after which the program writes the codes of what is there already."""
 
@@ -146,13 +152,11 @@ class AttachedStores:
                 f'one, as in {{"{attached.store}": "postgresql://USER:PASSWORD@HOST/NAME"}}'
             )
         address = self._address if attached.store is None else self._stores[attached.store]
-        seconds = self._limits["statement_seconds"]
-        if isinstance(address, str) and address.startswith(qdrant.SCHEMES):
-            return qdrant.Qdrant(address, name=attached.store, statement_seconds=seconds)
-        if isinstance(address, str) and address.startswith(lancedb.SCHEMES):
-            return lancedb.LanceDB(address, name=attached.store, statement_seconds=seconds)
-        if isinstance(address, str) and address.startswith(milvus.SCHEMES):
-            return milvus.Milvus(address, name=attached.store, statement_seconds=seconds)
+        for schemes, _, engine in ENGINES:
+            if isinstance(address, str) and address.startswith(schemes):
+                return engine(
+                    address, name=attached.store, statement_seconds=self._limits["statement_seconds"]
+                )
         database = TablesDatabase(address, name=attached.store, pool_size=POOL_SIZE, **self._limits)
         return Tables(database, has_functions=attached.store is None)
 
@@ -171,15 +175,11 @@ def _checked(name: str, address: str) -> str:
         InvalidSettingError: it is none; the message says nothing of it, for any part may be the password.
     """
     setting = f"ATTACHED_STORES, of {name!r},"
-    if address.startswith(qdrant.SCHEMES):
-        qdrant.place_and_key(address, setting)
-    elif address.startswith(lancedb.SCHEMES):
-        lancedb.place_of(address, setting)
-    elif address.startswith(milvus.SCHEMES):
-        milvus.place_of(address, setting)
-    else:
-        return checked_address(address, setting)
-    return address
+    for schemes, check, _ in ENGINES:
+        if address.startswith(schemes):
+            check(address, setting)
+            return address
+    return checked_address(address, setting)
 
 
 class PostgresStorage(Storage):

@@ -73,7 +73,7 @@ WITH given AS MATERIALIZED (
     ) WITH ORDINALITY AS event(session_id, event_id, object_id, event_type, created_at, meta, ordinal)
 ),
 known AS MATERIALIZED (
-    SELECT session_id, created_at, shown
+    SELECT session_id, created_at, shown, cardinality(shown) = 0 AS shows_nothing
     FROM embedding_studio.sessions
     WHERE session_id = ANY(%(known_ids)s::text[])
     ORDER BY session_id
@@ -94,7 +94,7 @@ added AS (
 SELECT
     known.session_id IS NOT NULL,
     added.session_id IS NOT NULL,
-    cardinality(known.shown) = 0 OR (given.session_id, given.object_id) IN (SELECT session_id, object_id FROM listed),
+    known.shows_nothing OR (given.session_id, given.object_id) IN (SELECT session_id, object_id FROM listed),
     known.created_at,
     CASE
         WHEN added.session_id IS NULL

@@ -24,16 +24,17 @@ RETURNING session_id, user_id, collection, status, priority, attempts, detail, c
 
 -- name: priority
 -- A click below the third position says more. Not EXISTS, which may be planned as a hash of all events that there are.
+-- CASE, so that what was shown is hashed: a join of it may compare each click with each result.
 coalesce((
     SELECT 1
     FROM embedding_studio.session_events AS event
     WHERE event.session_id = session.session_id
         AND event.event_type = ANY(%(clicks)s::text[])
-        AND event.object_id IN (
+        AND CASE WHEN event.object_id IN (
             SELECT object_id
             FROM unnest(session.shown, session.positions) WITH ORDINALITY AS result(object_id, position, place)
             WHERE coalesce(position, place) > 3
-        )
+        ) THEN true ELSE false END
     LIMIT 1
 ), 0)
 
