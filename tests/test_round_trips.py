@@ -332,14 +332,14 @@ def http_push_a_click(service):
 
 
 ROUND_TRIPS = {
-    search: (2, 2),  # which issue 8 aims for
-    search_of_a_new_user: (3, 3),  # aims for 2
-    search_of_a_user_whose_past_is_far: (3, 3),  # aims for 2
-    search_of_a_user_whose_past_is_near: (3, 3),  # aims for 2
-    search_of_a_user_who_moved_what_is_near: (4, 4),  # aims for 2
-    recorded_search: (3, 3),  # which issue 8 aims for
-    recorded_search_of_a_user_who_moved_what_is_near: (5, 5),  # aims for 3
-    search_recorded_under_the_callers_id: (3, 3),  # which issue 8 aims for
+    search: (2, 2),
+    search_of_a_new_user: (2, 2),
+    search_of_a_user_whose_past_is_far: (2, 2),
+    search_of_a_user_whose_past_is_near: (2, 2),
+    search_of_a_user_who_moved_what_is_near: (2, 2),
+    recorded_search: (3, 3),
+    recorded_search_of_a_user_who_moved_what_is_near: (3, 3),
+    search_recorded_under_the_callers_id: (3, 3),
     register_session: (1, 1),
     push_a_click: (4, 4),
     upsert_of_10_new_objects: (14, 14),
@@ -347,9 +347,9 @@ ROUND_TRIPS = {
     claim_of_one_order: (1, 1),
     claim_of_nothing: (1, 1),
     pass_of_learning_from_one_order: (19, 19),
-    http_search: (2, 2),  # which issue 8 aims for
-    http_search_of_a_user_who_moved_what_is_near: (4, 4),  # aims for 2
-    http_recorded_search_of_a_user_who_moved_what_is_near: (5, 5),  # aims for 3
+    http_search: (2, 2),
+    http_search_of_a_user_who_moved_what_is_near: (2, 2),
+    http_recorded_search_of_a_user_who_moved_what_is_near: (3, 3),
     http_register_session: (4, 4),
     http_push_a_click: (4, 4),
 }

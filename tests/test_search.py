@@ -829,7 +829,7 @@ def test_a_search_asks_for_the_collection_then_for_memories_then_for_the_nearest
     search(QUERY, user_id="new")
     search(QUERY, user_id="ann")
 
-    personal = ["get", "near_memories", "nearest"]
+    personal = ["seen", "near_memories", "nearest"]
     composed = ["get", "nearest"]  # in memory, of the base index
     assert calls == ["get", "nearest", *personal, *personal, *composed]
 

@@ -29,7 +29,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementCreateSchema,
     SessionForImprovementStatus,
 )
-from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.errors import CollectionNotFoundError, EmbeddingStudioError
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import OrderOutcome, PassedOver, QuarantineDecision
 
@@ -262,13 +262,40 @@ class TwoStorages(RuleBasedStateMachine):
                 s.collections.get(name), user_id, queries, limit, gates, filter=wanted, objects=s.objects
             )
         )
+
+        def searched(storage, collection, **seen):
+            near = storage.personal.near_memories(
+                collection, user_id, queries[0], 0.3, shared_by=shared_by, **seen
+            )
+            found = storage.personal.nearest(
+                collection,
+                user_id,
+                queries,
+                limit,
+                gates,
+                filter=wanted,
+                objects=storage.objects,
+                own=near.vectors,
+            )
+            return near.own, near.shared, found
+
+        def as_a_search_does(storage):
+            try:
+                return searched(storage, storage.collections.seen(name), seen_as=name)
+            except CollectionNotFoundError:  # it is another by now
+                return searched(storage, storage.collections.get(name))
+
+        self.both(as_a_search_does)
         self.both(lambda s: s.personal.copies(s.collections.get(name), user_id, sorted(gates)))
         self.both(lambda s: s.clickstream.recent_queries(s.collections.get(name), limit))
         self.both(lambda s: s.personal.latest_memories(s.collections.get(name), limit))
         for asking in (user_id, None):
             self.both(
-                lambda s, asking=asking: s.personal.near_memories(
-                    s.collections.get(name), asking, queries[0], 0.3, shared_by=shared_by
+                lambda s, asking=asking: dataclasses.replace(
+                    s.personal.near_memories(
+                        s.collections.get(name), asking, queries[0], 0.3, shared_by=shared_by
+                    ),
+                    vectors=None,  # a storage's own
                 )
             )
 

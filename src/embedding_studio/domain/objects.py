@@ -236,10 +236,12 @@ class NearMemories:
     Attributes:
         own: what the user did, in order of time.
         shared: what others did, nearest query first.
+        vectors: what the storage read of the user's own vectors meanwhile, for a search of its own.
     """
 
     own: list[QueryMemory]
     shared: list[SharedMemory]
+    vectors: object = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -61,6 +61,23 @@ def pair_similarities(metric_type: MetricType, queries: Vectors, parts: Vectors)
     return pairs
 
 
+def cosines(
+    vectors: NDArray[np.floating], query: Vectors, lengths: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero.
+
+    Args:
+        lengths: [N], of the vectors, where they are known.
+    """
+    if len(vectors) == 0:
+        return np.empty(0)
+    rows, q = vectors.astype(np.float64, copy=False), query.astype(np.float64)
+    scale = (np.linalg.norm(rows, axis=-1) if lengths is None else lengths) * np.linalg.norm(q)
+    found: NDArray[np.float64] = np.full(len(rows), -np.inf)
+    np.divide(np.vecdot(rows, q), scale, out=found, where=scale > 0)
+    return found
+
+
 def _lengths(vectors: Vectors) -> Vectors:
     """Return [N] of [N, D]; for a few ``np.linalg.norm`` takes twice as long."""
     lengths: Vectors = np.sqrt(np.vecdot(vectors, vectors))

@@ -32,6 +32,7 @@ class Lists:
         queries: [Q, D], as given.
         filter: of the request, parsed.
         bend: None where the plain list is the only one.
+        own: what the storage read of the user's own vectors (``Personal.nearest``).
     """
 
     storage: Storage
@@ -41,6 +42,7 @@ class Lists:
     filter: PayloadFilter | None
     user_id: str | None
     bend: Bend | None
+    own: object = None
 
     def plain(self, count: int) -> list[Neighbour]:
         """Return the ``count`` nearest for anybody."""
@@ -73,6 +75,7 @@ class Lists:
             gate_of,
             filter=self.filter,
             objects=self.storage.objects,
+            own=self.own,
         )
 
     def _weighed(self, bend: Bend, found: list[Neighbour], count: int, *, is_all: bool) -> list[Neighbour]:

@@ -7,12 +7,14 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.limits import MAX_QUERY_LENGTH, MAX_QUERY_PARTS
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
@@ -31,7 +33,14 @@ from embedding_studio.embedders.names import told_apart
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import query_mean
 from embedding_studio.embeddings.preparation import check_vectors
-from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError, InvalidVectorsError
+from embedding_studio.errors import (
+    CollectionNotFoundError,
+    ConflictError,
+    EmbedderUnavailableError,
+    EmbeddingError,
+    InvalidInputError,
+    InvalidVectorsError,
+)
 from embedding_studio.search.candidates import check_candidates, ranked_candidates, vectors_brought
 from embedding_studio.search.mixing import Slot, slots_of
 from embedding_studio.search.ranking import Lists, as_for_anybody
@@ -125,19 +134,16 @@ class SearchService:
         request = self._resolved((request or SearchRequest()).having(**options))
         wanted = request.payload_filter
         _check_ids(user_id, session_id)
-        with span("look up collection"):
-            known = self._storage.collections.get(collection)
-        text, queries = self._parts_of(known, query)
+        now = utc_timestamp() if now is None else now
+        asked = self._asked(collection, query, user_id, now)
+        known, text, bend = asked.collection, asked.text, asked.bend
         offset, limit = request.offset, request.limit
         continued = session_id if offset > 0 else None
         shown = self._shown_before(continued, offset, user_id, text, collection) if continued else set()
         if create_session:
             session_id = session_id or str(uuid.uuid4())
 
-        now = utc_timestamp() if now is None else now
-        with span("read what was learnt", collection=known.name):
-            bend = self._bend(known, user_id, queries, now)
-        lists = Lists(self._storage, known, queries, request, wanted, user_id, bend)
+        lists = asked.lists(self._storage, user_id, request, wanted)
         with span("find the nearest", collection=known.name):
             slots, is_sorted = _slots(lists, shown, rng, session_id)
         results = _results(lists, slots[:limit], offset, explain=explain)
@@ -155,7 +161,7 @@ class SearchService:
                 request=request,
             )
             with span("record session"):
-                self._record(session, queries)
+                self._record(session, asked.queries)
         more = len(slots) > limit and offset + 2 * limit <= MAX_REACH
         return SearchPage(
             results,
@@ -200,19 +206,16 @@ class SearchService:
         """
         check_candidates(candidates, limit)
         _check_ids(user_id, session_id)
-        known = self._storage.collections.get(collection)
-        brought = vectors_brought(known.index, candidates, vectors or {})
-        text, queries = self._parts_of(known, query)
         now = utc_timestamp() if now is None else now
-        bend = self._bend(known, user_id, queries, now)
-        lists = Lists(self._storage, known, queries, SearchRequest(), None, user_id, bend)
-        results, unknown = ranked_candidates(lists, candidates, brought)
+        asked = self._asked(collection, query, user_id, now)
+        brought = vectors_brought(asked.collection.index, candidates, vectors or {})
+        results, unknown = ranked_candidates(asked.lists(self._storage, user_id), candidates, brought)
         results = results[:limit]
         if create_session:
             session_id = session_id or str(uuid.uuid4())
             session = Session(
                 session_id=session_id,
-                search_query=text,
+                search_query=asked.text,
                 user_id=user_id,
                 created_at=now,
                 collection=collection,
@@ -223,8 +226,9 @@ class SearchService:
                     for each in results
                 ),
             )
-            self._record(session, queries)
-        return RankedPage(results, session_id if create_session else None, bend is not None, unknown, known)
+            self._record(session, asked.queries)
+        recorded = session_id if create_session else None
+        return RankedPage(results, recorded, asked.bend is not None, unknown, asked.collection)
 
     def bent(
         self,
@@ -240,15 +244,13 @@ class SearchService:
             As ``rank``, but for ConflictError.
         """
         _check_ids(user_id)
-        known = self._storage.collections.get(collection)
-        _, queries = self._parts_of(known, query)
-        bend = self._bend(known, user_id, queries, utc_timestamp() if now is None else now)
+        asked = self._asked(collection, query, user_id, utc_timestamp() if now is None else now)
+        known, bend = asked.collection, asked.bend
         if bend is None:
-            return BentQuery(queries, (), {}, personalised=False, collection=known)
-        lists = Lists(self._storage, known, queries, SearchRequest(), None, user_id, bend)
-        gate_of, copies = bend.object_gates(), lists.own_vectors(bend)
+            return BentQuery(asked.queries, (), {}, personalised=False, collection=known)
+        gate_of, copies = bend.object_gates(), asked.lists(self._storage, user_id).own_vectors(bend)
         return BentQuery(
-            bend.shifted(known.index, queries),
+            bend.shifted(known.index, asked.queries),
             tuple(MovedObject(name, gate_of[name], copies[name]) for name in sorted(copies)),
             dict(sorted(bend.object_factors().items())),
             personalised=True,
@@ -289,17 +291,44 @@ class SearchService:
             ) from error
         return query, _few(checked)
 
-    def _bend(self, collection: Collection, user_id: str | None, queries: Vectors, now: int) -> Bend | None:
-        """Return what memories do to a query; None where the search is the plain one."""
+    def _asked(self, name: str, query: str | ArrayLike, user_id: str | None, now: int) -> "_Asked":
+        """Return a query as its collection takes it, with what memories do to it.
+
+        Where memories are read, the collection is taken for what it was when it was last looked at, and they
+        say whether it still is.
+        """
+        collections = self._storage.collections
         if user_id is None and self._shared_by == 0:
-            return None
+            with span("look up collection"):
+                known = collections.get(name)
+            return _Asked(known, *self._parts_of(known, query))
+        try:
+            with span("look up collection"):
+                known = collections.seen(name)
+            return self._bent(known, query, user_id, now, seen_as=name)
+        except EmbedderUnavailableError:
+            raise
+        except (CollectionNotFoundError, InvalidInputError, EmbeddingError):  # of what it was, perhaps
+            return self._bent(collections.get(name), query, user_id, now)
+
+    def _bent(
+        self,
+        collection: Collection,
+        query: str | ArrayLike,
+        user_id: str | None,
+        now: int,
+        *,
+        seen_as: str | None = None,
+    ) -> "_Asked":
+        text, queries = self._parts_of(collection, query)
         index = collection.index
         threshold = self._gate_threshold if collection.gate_threshold is None else collection.gate_threshold
         mean = query_mean(index, queries)
-        near = self._storage.personal.near_memories(
-            collection, user_id, mean, threshold, shared_by=self._shared_by
-        )
-        return Bend.of(
+        with span("read what was learnt", collection=collection.name):
+            near = self._storage.personal.near_memories(
+                collection, user_id, mean, threshold, shared_by=self._shared_by, seen_as=seen_as
+            )
+        bend = Bend.of(
             index,
             mean,
             near,
@@ -309,6 +338,7 @@ class SearchService:
             own_past=collection.own_past,
             now=now,
         )
+        return _Asked(collection, text, queries, bend, near.vectors)
 
     def _record(self, session: Session, queries: Vectors) -> None:
         [became] = self._storage.clickstream.record([RecordedSession(session, queries)])
@@ -333,6 +363,33 @@ class SearchService:
             for result in session.search_results
             if result.position is not None and result.position <= offset
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """A query as its collection takes it.
+
+    Attributes:
+        queries: [Q, D].
+        bend: what memories do to it; None where the search is the plain one.
+        own: what the storage read of the user's own vectors (``Personal.nearest``).
+    """
+
+    collection: Collection
+    text: str
+    queries: Vectors
+    bend: Bend | None = None
+    own: object = None
+
+    def lists(
+        self,
+        storage: Storage,
+        user_id: str | None,
+        request: SearchRequest | None = None,
+        wanted: PayloadFilter | None = None,
+    ) -> Lists:
+        request = request or SearchRequest()
+        return Lists(storage, self.collection, self.queries, request, wanted, user_id, self.bend, self.own)
 
 
 def _check_ids(user_id: str | None, session_id: str | None = None) -> None:

@@ -42,7 +42,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementCreateSchema,
     SessionForImprovementStatus,
 )
-from embedding_studio.errors import ConflictError, InvalidInputError
+from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 
 Vectors = NDArray[np.float32]
 
@@ -166,6 +166,10 @@ def admit(
     return became, admitted
 
 
+class CollectionChangedError(CollectionNotFoundError):
+    """A name stands for another collection than it did when it was seen, or for one that was changed."""
+
+
 class Collections(Protocol):
     def create(
         self,
@@ -190,6 +194,14 @@ class Collections(Protocol):
 
     def get(self, name: str) -> Collection:
         """Return the collection that a name or alias stands for.
+
+        Raises:
+            CollectionNotFoundError: nothing has this name.
+        """
+        ...
+
+    def seen(self, name: str) -> Collection:
+        """Return as ``get``, or as it was when this process last looked; for what looks whether it still is.
 
         Raises:
             CollectionNotFoundError: nothing has this name.
@@ -880,6 +892,7 @@ class Personal(Protocol):
         threshold: float,
         *,
         shared_by: int = 0,
+        seen_as: str | None = None,
     ) -> NearMemories:
         """Return the memories whose query has a cosine above ``threshold`` to ``query``, in one round trip.
 
@@ -887,6 +900,10 @@ class Personal(Protocol):
             user_id: None is somebody without memories, who is told of others all the same.
             query: [D]; a zero vector is near nothing, and nothing is near to one.
             shared_by: how many others must have voted for anything to be told of them; 0: nothing ever is.
+            seen_as: the name by which the collection was ``seen``.
+
+        Raises:
+            CollectionChangedError: the name stands for something else by now.
 
         What others say is counted so. Of all queries that anybody voted for, the ``SHARED_QUERIES`` nearest
         are looked at (ties by query_key), as far as they are above the threshold. Of each the
@@ -909,6 +926,7 @@ class Personal(Protocol):
         *,
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002
+        own: object = None,
     ) -> list[Neighbour]:
         """Return the nearest objects to a query, for one user.
 
@@ -916,6 +934,7 @@ class Personal(Protocol):
             objects: where the originals are; one of the same database is searched together with the copies.
             gates: object_id -> in (0, 1], how much the user's copy counts, where there is one; the distance
                 is then a mean of those to the original and to the copy (``embeddings.personal.blend``).
+            own: what ``near_memories`` read of the user's own vectors; what it does not hold is read.
 
         Returns:
             Each object once, by (distance, object_id).

@@ -50,6 +50,9 @@ class MemoryCollections:
         with self._state.lock:
             return self._state.named(name).collection
 
+    def seen(self, name: str) -> Collection:
+        return self.get(name)
+
     def list(self) -> list[Collection]:
         with self._state.lock:
             return [tables.collection for _, tables in sorted(self._state.schemas.items())]

@@ -15,11 +15,12 @@ from embedding_studio.domain.objects import (
     PersonalState,
     QueryMemory,
 )
+from embedding_studio.embeddings.similarity import cosines
 from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.memory.state import State
-from embedding_studio.storage.memory.votes import cosines
 from embedding_studio.storage.ports import (
     BaseIndex,
+    CollectionChangedError,
     OrderOutcome,
     PassedOver,
     Vectors,
@@ -38,8 +39,11 @@ class MemoryPersonal:
         threshold: float,
         *,
         shared_by: int = 0,
+        seen_as: str | None = None,
     ) -> NearMemories:
         with self._state.lock:
+            if seen_as is not None and self._state.named(seen_as).collection != collection:
+                raise CollectionChangedError(f"the collection {seen_as!r} is another now; look it up again")
             tables = self._state.tables(collection)
             own = tables.states.get(user_id) if user_id is not None else None
             memories = () if own is None else copied_state(own).memories
@@ -59,12 +63,13 @@ class MemoryPersonal:
         *,
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
+        own: object = None,  # noqa: ARG002, all is at hand
     ) -> list[Neighbour]:
         with self._state.lock:
-            own = self.copies(collection, user_id, list(gates))
+            copies = self.copies(collection, user_id, list(gates))
             made_of = dict(self._state.tables(collection).noticed) if collection.attached else None
             return nearest_of_user(
-                objects, own, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
+                objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
             )
 
     def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:

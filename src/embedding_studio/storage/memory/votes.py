@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.objects import SharedMemory, SharedObject, SharedVote
+from embedding_studio.embeddings.similarity import cosines
 from embedding_studio.storage.ports import (
     MOST_HALF_LIVES,
     SHARED_QUERIES,
@@ -130,20 +131,3 @@ def _memory(query: Vectors, votes: Sequence[SharedVote], now: int, half_life: fl
             looks[seen.object_id] += weight * seen.looks
     summed = [SharedObject(each, users[each], clicks[each], looks[each]) for each in sorted(users)]
     return SharedMemory(query, mean.astype(np.float32), len(votes), tuple(summed))
-
-
-def cosines(
-    vectors: NDArray[np.floating], query: Vectors, lengths: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """Return [N], the cosine of each of [N, D] to [D]; -inf where one of the two is zero.
-
-    Args:
-        lengths: [N], of the vectors, where they are known.
-    """
-    if len(vectors) == 0:
-        return np.empty(0)
-    rows, q = vectors.astype(np.float64, copy=False), query.astype(np.float64)
-    scale = (np.linalg.norm(rows, axis=-1) if lengths is None else lengths) * np.linalg.norm(q)
-    found: NDArray[np.float64] = np.full(len(rows), -np.inf)
-    np.divide(np.vecdot(rows, q), scale, out=found, where=scale > 0)
-    return found

@@ -8,6 +8,7 @@
     queue        the queue of users                     orders  what became of sessions
     quarantine   from whom nothing is learnt
     personal     what is learnt                         votes   what users tell each other
+    users        what a process keeps of it
     vectors      on the wire
     keys         who may call the service               tables  objects that stood in a table before
 
@@ -229,7 +230,7 @@ class PostgresStorage(Storage):
         search = NearestSearch(recall_target)
         collections, queue = PostgresCollections(database), PostgresQueue(database)
         objects = PostgresObjects(database, search, outdate, searches)
-        personal = PostgresPersonal(database, search, searches)
+        personal = PostgresPersonal(database, search, searches, collections)
         limits = {"statement_seconds": statement_seconds, "lock_seconds": lock_seconds}
         attached = AttachedStores(database_url, attached_stores or {}, limits)
         super().__init__(

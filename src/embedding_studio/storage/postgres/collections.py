@@ -1,6 +1,6 @@
 """Collections in PostgreSQL: a row each, and a schema with the tables of its objects and users."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from psycopg import Cursor, sql
@@ -9,21 +9,33 @@ from psycopg.types.json import Jsonb
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, Collection, OwnPast
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
+from embedding_studio.storage.ports import CollectionChangedError
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.queue import mark_everyone, mark_under
 from embedding_studio.storage.postgres.schema import NAMES_LOCK, STATE_LOCK, WRITERS_LOCK
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 
+MOST_SEEN = 1000
+"""Names whose collections a process remembers."""
 LARGEST_INLINE_DIMENSIONS = 2000
 """A row with more does not fit a page of 8 kB: its vector stands outside the table."""
 
 _SQL = statements("collections.sql")
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a name stood for, and its version."""
+
+    collection: Collection
+    version: tuple[Any, ...]
+
+
 class PostgresCollections:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._seen: dict[str, Seen] = {}
 
     def create(
         self,
@@ -69,7 +81,30 @@ class PostgresCollections:
         return self._database.write(work)
 
     def get(self, name: str) -> Collection:
-        return self._database.read(lambda connection: find_collection(connection, name))
+        row = self._database.read(lambda connection: _row_of(connection, name))
+        collection = _loaded(row)
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen[name] = Seen(collection, (row[0], row[-1]))
+        return collection
+
+    def seen(self, name: str) -> Collection:
+        seen = self._seen.get(name)
+        return self.get(name) if seen is None else seen.collection
+
+    def ask_version(self, connection: Connection, name: str) -> Cursor[tuple[Any, ...]]:
+        """Ask what a name stands for, for ``check_seen``."""
+        return connection.execute(_SQL["version"], {"name": name})
+
+    def check_seen(self, answer: Cursor[tuple[Any, ...]], name: str, collection: Collection) -> None:
+        """Return if a name stands for the collection, as it is.
+
+        Raises:
+            CollectionChangedError: it does not, or that is not known.
+        """
+        seen = self._seen.get(name)
+        if seen is None or answer.fetchone() != seen.version or seen.collection != collection:
+            raise CollectionChangedError(f"the collection {name!r} is another now; look it up again")
 
     def list(self) -> list[Collection]:
         return self._database.read(list_collections)
@@ -166,12 +201,7 @@ def find_collection(connection: Connection, name: str) -> Collection:
     Raises:
         CollectionNotFoundError: nothing has this name.
     """
-    collection = _find(connection, name)
-    if collection is None:
-        raise CollectionNotFoundError(
-            f"there is no collection or alias {name!r}; create it, or list what there is"
-        )
-    return collection
+    return _loaded(_row_of(connection, name))
 
 
 def names_by_alias(connection: Connection) -> dict[str, str]:
@@ -229,13 +259,22 @@ def _lock(connection: Connection, how: str, lock_class: int, collection: Collect
     connection.execute(_SQL[how], {"lock_class": lock_class, "collection_id": collection.collection_id})
 
 
+def _row_of(connection: Connection, name: str) -> tuple[Any, ...]:
+    row = connection.execute(_SQL["get"], {"name": name}).fetchone()
+    if row is None:
+        raise CollectionNotFoundError(
+            f"there is no collection or alias {name!r}; create it, or list what there is"
+        )
+    return row
+
+
 def _find(connection: Connection, name: str) -> Collection | None:
     row = connection.execute(_SQL["get"], {"name": name}).fetchone()
     return None if row is None else _loaded(row)
 
 
 def _loaded(row: tuple[Any, ...]) -> Collection:
-    collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached = row
+    collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, *_ = row
     return Collection(
         collection_id,
         name,

@@ -59,7 +59,6 @@ class Geometry:
         kind = "vector" if D <= LARGEST_INDEXED_DIMENSIONS else "halfvec"
         return {
             "operator": sql.SQL(self.operator),
-            "pair_operator": sql.SQL(OPERATORS[self.index.metric_type]),
             "cosine_class": sql.SQL(f"{kind}_cosine_ops"),
             "cast": sql.SQL("" if kind == "vector" else f"::halfvec({D})"),
             "aggregate": sql.SQL("avg" if self.averages_draw else "min"),

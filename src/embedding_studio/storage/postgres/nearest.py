@@ -15,7 +15,7 @@ import statistics
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -31,12 +31,14 @@ from embedding_studio.domain.objects import Collection, Neighbour
 from embedding_studio.embeddings.codes import Ranking, View
 from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.preparation import check_vectors
+from embedding_studio.embeddings.similarity import distances, similarities
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.codes import CodesOfCollection, State
 from embedding_studio.storage.postgres.database import BehindError, Connection, one_moment, only_row
 from embedding_studio.storage.postgres.filters import condition
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.users import OwnVectors, read_vectors
 from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack_numbers
 
 FEWEST = 16
@@ -51,8 +53,6 @@ FEW = 1000
 """So many that match are compared without asking their codes."""
 ATTEMPTS = 4
 """So often codes are brought up to date when originals change while they are asked."""
-MOST_LOOKED_UP = 200
-"""Of a user's copies; to read all that there are of this user is faster than to look up more."""
 REMEMBERED_FILTERS = 64
 REMEMBERED_MATCHES = 4_000_000
 """For so many filters it is remembered what matches (as long as no object changes), together at most so many
@@ -73,10 +73,12 @@ class Moved:
 
     Attributes:
         gates: object_id -> in (0, 1].
+        vectors: the user's own, as far as they are known.
     """
 
     user_id: str
     gates: Mapping[str, float]
+    vectors: OwnVectors
 
 
 class NearestSearch:
@@ -240,22 +242,17 @@ class NearestSearch:
 
     def _exact(self, connection: Connection, question: "_Question") -> "_Answer":
         """Return what is nearest, with all compared."""
-        if not question.may_have_copies:
-            return self._ask(connection, question, question.exact(_NO_COPIES), _NO_COPIES)
+        copies = question.copies(connection)
+        if not len(copies):
+            return self._ask(connection, question, question.exact(copies), copies)
+        is_filtered = question.condition is not None
         # Of one moment, else what changes meanwhile would be missed by both.
-        with ExitStack() as moment:
-            with connection.pipeline():
-                moment.enter_context(one_moment(connection))
-                connection.execute(_SQL["settings"])
-                asked = question.ask_copies(connection)
-            copies = question.copies_in(asked)
-            is_filtered = question.condition is not None
-            with connection.pipeline():
-                others = question.send(connection, question.exact(copies))
-                moved = question.send(
-                    connection, question.chosen(copies.object_nos, copies, is_filtered=is_filtered)
-                )
-                moment.close()
+        with connection.pipeline(), one_moment(connection):
+            connection.execute(_SQL["settings"])
+            others = question.send(connection, question.exact(copies))
+            moved = question.send(
+                connection, question.chosen(copies.object_nos, copies, is_filtered=is_filtered)
+            )
         answer = question.answer(moved, copies)
         return answer.with_those_of(question.answer(others, copies), question.limit)
 
@@ -370,39 +367,19 @@ class _Question:
         self._parts = parts
         self._moved = moved
 
-    @property
-    def may_have_copies(self) -> bool:
-        return self._moved is not None
-
     def copies(self, connection: Connection) -> _Copies:
-        """Return what the user moved and a gate is open for; in one round trip, if that may be anything."""
-        return self.copies_in(self.ask_copies(connection))
-
-    def ask_copies(self, connection: Connection) -> Cursor[tuple[Any, ...]] | None:
+        """Return what the user moved and a gate is open for; in no round trip where it is known already."""
         if self._moved is None:
-            return None
-        gate_of = self._moved.gates
-        given = {"parts": pack(self._parts), "user_id": self._moved.user_id, "object_ids": list(gate_of)}
-        among = "some" if len(gate_of) <= MOST_LOOKED_UP else "all"
-        statement = _unfiltered(self.collection, "copied", among)
-        return connection.execute(statement, given, binary=True)
-
-    def copies_in(self, answer: Cursor[tuple[Any, ...]] | None) -> _Copies:
-        if answer is None or self._moved is None:
             return _NO_COPIES
-        rows = answer.fetchall()
-        object_nos, firsts, places, pairs = np.unique(
-            np.array([object_no for _, object_no, _ in rows], dtype=np.int64),
-            return_index=True, return_inverse=True, return_counts=True,
-        )  # fmt: skip
-        of_pairs = np.array([distance for *_, distance in rows])
-        if self.geometry.has_averages:
-            distances = np.bincount(places, of_pairs, len(object_nos)) / pairs
-        else:
-            distances = np.full(len(object_nos), np.inf)
-            np.minimum.at(distances, places, of_pairs)
-        gates = np.array([self._moved.gates.get(rows[first][0], 0.0) for first in firsts])
-        return _Copies(object_nos[gates > 0], gates[gates > 0], distances[gates > 0])
+        gates, vectors = self._moved.gates, self._moved.vectors
+        if lacking := vectors.lacking(gates):
+            vectors |= read_vectors(connection, self.collection, self._moved.user_id, lacking)
+        own, opened = vectors.opened(gates)
+        if not len(opened):
+            return _NO_COPIES
+        index = self.collection.index
+        alike = similarities(index, self._parts, own.parts, own.starts)
+        return _Copies(own.object_nos, opened, distances(index, alike))
 
     def exact(self, without: _Copies) -> _Plan:
         among = "all" if self.condition is None else "matching"

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from psycopg import Cursor
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import (
@@ -21,6 +23,7 @@ from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.ports import BaseIndex, OrderOutcome, PassedOver, Vectors
 from embedding_studio.storage.postgres.clickstream import keep_query_vectors, lock_users
 from embedding_studio.storage.postgres.collections import (
+    PostgresCollections,
     ask_names,
     lock_originals,
     lock_state,
@@ -28,13 +31,14 @@ from embedding_studio.storage.postgres.collections import (
     names_of,
     share_state,
 )
-from embedding_studio.storage.postgres.database import Connection, Database
+from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.nearest import Moved, NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
 from embedding_studio.storage.postgres.quarantine import keep_found
 from embedding_studio.storage.postgres.queue import Held, complete, find_held, mark_users
 from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.sql import in_schema
+from embedding_studio.storage.postgres.users import MOST_MEMORIES, KeptUser, KeptUsers, OwnVectors
 from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
 from embedding_studio.storage.postgres.votes import (
     ask_near,
@@ -47,12 +51,23 @@ from embedding_studio.storage.postgres.votes import (
 
 Row = tuple[Any, ...]
 
+ROUNDING = 1e-5
+"""By so much lower a threshold the database finds near whatever is near here, though both round."""
+
 
 class PostgresPersonal:
-    def __init__(self, database: Database, search: NearestSearch, searches: Searches) -> None:
+    def __init__(
+        self,
+        database: Database,
+        search: NearestSearch,
+        searches: Searches,
+        collections: PostgresCollections,
+    ) -> None:
         self._database = database
         self._searches = searches
         self._search = search
+        self._collections = collections
+        self._users = KeptUsers()
 
     def near_memories(
         self,
@@ -62,27 +77,29 @@ class PostgresPersonal:
         threshold: float,
         *,
         shared_by: int = 0,
+        seen_as: str | None = None,
     ) -> NearMemories:
-        given = {
-            "user_id": user_id,
-            "query": _packed_one(query),
-            "threshold": threshold,
-            "shared_by": shared_by,
-        }
+        given = {"query": _packed_one(query), "threshold": threshold, "shared_by": shared_by}
 
         def work(connection: Connection) -> NearMemories:
-            own = shared = None
+            asked = shared = None
             with connection.pipeline():
+                seen = None if seen_as is None else self._collections.ask_version(connection, seen_as)
                 if user_id is not None:
-                    own = connection.execute(_of(collection, "active_memories"), given, binary=True)
+                    kept = self._users.get((collection.collection_id, user_id))
+                    asked = _AskedUser(connection, collection, user_id, query, threshold=threshold, kept=kept)
                 if shared_by:
-                    shared = ask_near(connection, collection, given)
-            return NearMemories(
-                [] if own is None else _memories(own.fetchall()),
-                [] if shared is None else shared_memories(shared.fetchall()),
-            )
+                    shared = ask_near(connection, collection, given | {"user_id": user_id})
+            if seen_as is not None and seen is not None:
+                self._collections.check_seen(seen, seen_as, collection)
+            votes = [] if shared is None else shared_memories(shared.fetchall())
+            if asked is None:
+                return NearMemories([], votes)
+            user = asked.told(connection)
+            self._users.keep((collection.collection_id, asked.user_id), user)
+            return NearMemories(user.near(query, threshold), votes, user.vectors)
 
-        if user_id is None and not shared_by:
+        if user_id is None and not shared_by and seen_as is None:
             return NearMemories([], [])
         return self._database.read(work)
 
@@ -96,15 +113,17 @@ class PostgresPersonal:
         *,
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
+        own: object = None,
     ) -> list[Neighbour]:
         if isinstance(objects, ByCollection):
             objects = objects.of(collection)
         if not isinstance(objects, PostgresObjects) or objects.database is not self._database:
-            own, made_of = self._copies(collection, user_id, list(gates)) if gates else ({}, None)
+            copies, made_of = self._copies(collection, user_id, list(gates)) if gates else ({}, None)
             return nearest_of_user(
-                objects, own, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
+                objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
             )
-        moved = Moved(user_id, gates) if gates else None
+        vectors = own if isinstance(own, OwnVectors) else OwnVectors()
+        moved = Moved(user_id, gates, vectors) if gates else None
         return self._searches.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, moved=moved
@@ -287,6 +306,73 @@ def outdate(connection: Connection, collection: Collection, object_ids: Sequence
     users = [user_id for (user_id,) in connection.execute(_of(collection, "users_of"), given)]
     if users:
         mark_users(connection, users, names)
+
+
+class _AskedUser:
+    """What is asked of a user in a pipeline: whether they are still as they are kept, and what is not kept.
+
+    Args:
+        query: [D], for which memories are near above the threshold.
+        kept: what is kept of the user.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        collection: Collection,
+        user_id: str,
+        query: Vectors,
+        *,
+        threshold: float,
+        kept: KeptUser | None,
+    ) -> None:
+        self.user_id = user_id
+        self._collection = collection
+        self._near = partial(KeptUser.near, query=query, threshold=threshold)
+        self._given = {
+            "user_id": user_id,
+            "query": _packed_one(query),
+            "threshold": threshold - ROUNDING,
+            "most": MOST_MEMORIES,
+        }
+        self._kept = kept
+        self._lacking: list[str] = []
+        self._memories: Cursor[Row] | None = None
+        self._vectors: Cursor[Row] | None = None
+        self._version = self._ask(connection, "version")  # first: what is read then is of this, or newer
+        if kept is None:
+            self._ask_all(connection)
+        elif lacking := kept.vectors.lacking(_moved_by(self._near(kept))):
+            self._lacking = lacking
+            self._vectors = self._ask(connection, "vectors_of", object_ids=lacking)
+
+    def _ask(self, connection: Connection, name: str, **more: object) -> Cursor[Row]:
+        return connection.execute(_of(self._collection, name), {**self._given, **more}, binary=True)
+
+    def _ask_all(self, connection: Connection) -> None:
+        self._memories = self._ask(connection, "memories_to_search")
+        self._vectors = self._ask(connection, "vectors_to_search")
+
+    def told(self, connection: Connection) -> KeptUser:
+        """Return the user; in a round trip more where their state is not the one that is kept."""
+        (version,) = only_row(self._version)
+        if self._memories is None and (self._kept is None or self._kept.version != version):
+            with connection.pipeline():
+                again = self._ask(connection, "version")
+                self._ask_all(connection)
+            (version,) = only_row(again)
+        rows = [] if self._vectors is None else self._vectors.fetchall()
+        if self._memories is not None:
+            read = self._memories.fetchall()
+            are_all = version is None if not read else bool(read[0][-1])
+            user = KeptUser.of(version, _memories([row[:-1] for row in read]), are_all=are_all)
+            return user.having(OwnVectors.read(rows, _moved_by(self._near(user))))
+        assert self._kept is not None  # noqa: S101, else its memories were asked for
+        return self._kept.having(OwnVectors.read(rows, self._lacking)) if self._lacking else self._kept
+
+
+def _moved_by(memories: Sequence[QueryMemory]) -> set[str]:
+    return {object_id for memory in memories for object_id in memory.moved_ids}
 
 
 def _of(collection: Collection, name: str) -> bytes:

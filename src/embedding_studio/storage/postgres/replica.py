@@ -183,5 +183,5 @@ class Searches:
 
 
 def _state_of(connection: Connection, collection: Collection, user_id: str) -> tuple[Any, ...]:
-    statement = in_schema("replica.sql", "state", collection.collection_id)
+    statement = in_schema("personal.sql", "version", collection.collection_id)
     return only_row(connection.execute(statement, {"user_id": user_id}))

@@ -13,12 +13,22 @@ VALUES (%(name)s, %(index_info)s, %(embedder)s, %(gate_threshold)s, %(attached)s
 RETURNING collection_id
 
 -- name: get
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, xmin::text
 FROM embedding_studio.collections
 WHERE name = %(name)s
 UNION ALL
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached
-FROM embedding_studio.collection_aliases JOIN embedding_studio.collections USING (collection_id)
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, c.xmin::text
+FROM embedding_studio.collection_aliases JOIN embedding_studio.collections AS c USING (collection_id)
+WHERE alias = %(name)s
+
+-- name: version
+-- Of what a name stands for: its number, which is given once, and the transaction that wrote it last.
+SELECT collection_id, xmin::text
+FROM embedding_studio.collections
+WHERE name = %(name)s
+UNION ALL
+SELECT collection_id, c.xmin::text
+FROM embedding_studio.collection_aliases JOIN embedding_studio.collections AS c USING (collection_id)
 WHERE alias = %(name)s
 
 -- name: names

@@ -11,9 +11,6 @@ true
 -- name: among_matching
 part.object_id IN (SELECT object_id FROM {schema}.objects AS o WHERE {condition})
 
--- name: among_some
-object_id = ANY(%(object_ids)s::text[])
-
 -- name: exact
 -- All are compared.
 SELECT near.object_id, near.distance, objects.payload, near.object_no
@@ -43,9 +40,3 @@ FROM (
 WHERE {condition}
 ORDER BY near.distance, o.object_id
 LIMIT %(limit)s::bigint
-
--- name: copied
--- How near the user's own vectors are, each pair of parts.
-SELECT object_id, object_no, embedding {pair_operator} query.vector
-FROM {schema}.personal_parts CROSS JOIN unnest(%(parts)b::vector[]) AS query(vector)
-WHERE user_id = %(user_id)s AND {among} AND object_no IS NOT NULL

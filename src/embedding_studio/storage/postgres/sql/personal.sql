@@ -1,9 +1,34 @@
--- name: active_memories
--- A zero vector has no cosine: its distance is NaN, which is not below anything.
-SELECT session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids, likeness
-FROM {schema}.query_memory
-WHERE user_id = %(user_id)s AND query <=> %(query)b::vector < 1 - %(threshold)s
+-- name: version
+-- A state is replaced as a whole, so all of it was written by one transaction.
+SELECT (SELECT xmin::text FROM {schema}.query_memory WHERE user_id = %(user_id)s LIMIT 1)
+
+-- name: memories_to_search
+-- All of them, or the near ones where there are more than is kept. A zero vector has no cosine: its distance is
+-- NaN, which is not below anything.
+WITH learnt AS MATERIALIZED (
+    SELECT count(*) <= %(most)s AS are_few FROM {schema}.query_memory WHERE user_id = %(user_id)s
+)
+SELECT session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids, likeness, are_few
+FROM {schema}.query_memory CROSS JOIN learnt
+WHERE user_id = %(user_id)s AND (are_few OR query <=> %(query)b::vector < 1 - %(threshold)s)
 ORDER BY created_at, session_id
+
+-- name: vectors_to_search
+-- Of what near queries moved.
+SELECT object_id, object_no, embedding
+FROM {schema}.personal_parts
+WHERE user_id = %(user_id)s AND object_no IS NOT NULL AND object_id IN (
+    SELECT unnest(moved_ids)
+    FROM {schema}.query_memory
+    WHERE user_id = %(user_id)s AND query <=> %(query)b::vector < 1 - %(threshold)s
+)
+ORDER BY object_no, part_no
+
+-- name: vectors_of
+SELECT object_id, object_no, embedding
+FROM {schema}.personal_parts
+WHERE user_id = %(user_id)s AND object_no IS NOT NULL AND object_id = ANY(%(object_ids)s::text[])
+ORDER BY object_no, part_no
 
 -- name: memories
 SELECT session_id, search_query, created_at, query, clicked_mean, clicked_ids, moved_ids, likeness

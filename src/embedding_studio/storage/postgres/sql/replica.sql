@@ -10,7 +10,3 @@ SELECT coalesce(NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %(place)s
 -- In seconds, of which a server that has reached the place has none.
 SELECT CASE WHEN NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %(place)s::pg_lsn THEN 0
     ELSE coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()), 0) END::float8
-
--- name: state
--- A state is replaced as a whole, so all of it was written by one transaction.
-SELECT count(*), max(xmin::text::bigint) FROM {schema}.query_memory WHERE user_id = %(user_id)s

@@ -1,0 +1,193 @@
+"""What a process keeps of the users whose searches it ran lately, so that the next one has little to read.
+
+Each search asks whether a user's state is still the one that is kept, in the round trip in which it would
+read it. What is kept of somebody who is forgotten goes with their next search, with ``KEPT_SECONDS``, or when
+others need the room.
+
+Axes: M objects · T parts of theirs · D dimensions.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.domain.objects import Collection, QueryMemory
+from embedding_studio.embeddings.similarity import cosines
+from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.postgres.database import Connection
+from embedding_studio.storage.postgres.sql import in_schema
+from embedding_studio.storage.postgres.vectors import unpack
+
+KEPT_BYTES = 128 << 20
+"""About so much is kept in all."""
+KEPT_SECONDS = 600.0
+"""What was not asked for so long goes, once something else is kept."""
+MOST_MEMORIES = 500
+"""Of who has more, only those near a query are read, and nothing is kept."""
+
+Numbers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnVectors:
+    """A user's own vectors, of the objects of which is known whether there are any.
+
+    Attributes:
+        places: object_id -> where it stands in ``object_nos``; -1: the user has none of their own.
+        object_nos: [M], ascending; the numbers of the originals that the vectors were made of.
+        starts: [M], where the parts of each begin.
+        parts: [T, D].
+    """
+
+    places: Mapping[str, int] = field(default_factory=dict)
+    object_nos: Numbers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    starts: Numbers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    parts: Vectors = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+
+    @classmethod
+    def read(cls, rows: Sequence[tuple[str, int, bytes]], asked: Iterable[str]) -> Self:
+        """Return what the database brought of the objects asked for.
+
+        Args:
+            rows: (object_id, object_no, a part as it was sent), ascending by number.
+        """
+        object_nos, starts = np.unique(
+            np.array([number for _, number, _ in rows], np.int64), return_index=True
+        )
+        found = {rows[start][0]: place for place, start in enumerate(starts.tolist())}
+        parts = unpack([part for *_, part in rows])
+        return cls({**dict.fromkeys(asked, -1), **found}, object_nos, starts, parts)
+
+    def __or__(self, others: "OwnVectors") -> "OwnVectors":
+        """Return these and others, of other objects."""
+        if not len(others.object_nos):
+            return replace(self, places={**self.places, **others.places})
+        if not len(self.object_nos):
+            return replace(others, places={**self.places, **others.places})
+        M, T = len(self.object_nos), len(self.parts)
+        moved = {name: place + M if place >= 0 else place for name, place in others.places.items()}
+        together = replace(
+            self,
+            object_nos=np.concatenate([self.object_nos, others.object_nos]),
+            starts=np.concatenate([self.starts, others.starts + T]),
+            parts=np.concatenate([self.parts, others.parts]),
+        )
+        order = np.argsort(together.object_nos)
+        new_places = np.append(np.argsort(order), -1)
+        places = {name: int(new_places[place]) for name, place in {**self.places, **moved}.items()}
+        return replace(together._at(order), places=places)
+
+    def lacking(self, object_ids: Iterable[str]) -> list[str]:
+        """Return those of which is not known whether the user has vectors of their own."""
+        return sorted(set(object_ids) - self.places.keys())
+
+    def opened(self, gates: Mapping[str, float]) -> "tuple[OwnVectors, Floats]":
+        """Return those of objects that have a gate, without their ids, and the gates [M]."""
+        wide = np.zeros(len(self.object_nos) + 1)  # the last is of those that have none
+        asked = np.fromiter(map(self.places.__getitem__, gates), np.int64, len(gates))
+        wide[asked] = np.fromiter(gates.values(), np.float64, len(gates))
+        places = np.flatnonzero(wide[:-1] > 0)
+        return (self if len(places) == len(self.object_nos) else self._at(places)), wide[places]
+
+    def _at(self, places: Numbers) -> "OwnVectors":
+        counts = np.diff(self.starts, append=len(self.parts))[places]
+        starts = np.cumsum(counts) - counts
+        rows = np.repeat(self.starts[places] - starts, counts) + np.arange(counts.sum())
+        return OwnVectors({}, self.object_nos[places], starts, self.parts[rows])
+
+    @property
+    def nbytes(self) -> int:
+        return 200 * len(self.places) + self.parts.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptUser:
+    """A user's state, as far as searches needed it.
+
+    Attributes:
+        version: of the state; None: nothing is learnt.
+        memories: in order of time; of many those that are near to one query.
+        are_all: whether these are all.
+        lengths: [len(memories)], those of their queries.
+    """
+
+    version: str | None
+    memories: Sequence[QueryMemory]
+    are_all: bool
+    queries: Vectors
+    lengths: Floats
+    vectors: OwnVectors
+
+    @classmethod
+    def of(cls, version: str | None, memories: Sequence[QueryMemory], *, are_all: bool) -> Self:
+        queries = np.array([memory.query for memory in memories], dtype=np.float32)
+        lengths = np.linalg.norm(queries.astype(np.float64), axis=-1) if memories else np.empty(0)
+        return cls(version, memories, are_all, queries, lengths, OwnVectors())
+
+    def near(self, query: Vectors, threshold: float) -> list[QueryMemory]:
+        """Return the memories whose query has a cosine above a threshold to one [D]."""
+        places = np.flatnonzero(cosines(self.queries, query, self.lengths) > threshold)
+        return [self.memories[place] for place in places.tolist()]
+
+    def having(self, vectors: OwnVectors) -> "KeptUser":
+        return replace(self, vectors=self.vectors | vectors)
+
+    @property
+    def nbytes(self) -> int:
+        named = sum(len(each.clicked_ids) + len(each.moved_ids) for each in self.memories)
+        return 3 * self.queries.nbytes + 1000 * len(self.memories) + 100 * named + self.vectors.nbytes
+
+
+@dataclass(slots=True, eq=False)
+class KeptUsers:
+    """The users of a process, those who searched last. Safe to use from several threads.
+
+    Users are told apart by the number of a collection, which is given once, and their id.
+    """
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _kept: OrderedDict[tuple[int, str], tuple[float, int, KeptUser]] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+
+    def get(self, key: tuple[int, str]) -> KeptUser | None:
+        with self._lock:
+            found = self._kept.get(key)
+            return None if found is None else found[2]
+
+    def keep(self, key: tuple[int, str], user: KeptUser) -> None:
+        """Keep a user, who searched just now, instead of what was kept of them."""
+        now = time.monotonic()
+        with self._lock:
+            _, nbytes, kept = self._kept.get(key, (now, 0, None))
+        if user is not kept:
+            nbytes = user.nbytes
+        with self._lock:
+            self._drop(key)
+            if user.are_all and nbytes <= KEPT_BYTES:
+                self._kept[key] = now, nbytes, user
+                self._bytes += nbytes
+            while self._kept:
+                oldest, (used, *_) = next(iter(self._kept.items()))
+                if self._bytes <= KEPT_BYTES and used >= now - KEPT_SECONDS:
+                    break
+                self._drop(oldest)
+
+    def _drop(self, key: tuple[int, str]) -> None:
+        if (found := self._kept.pop(key, None)) is not None:
+            self._bytes -= found[1]
+
+
+def read_vectors(
+    connection: Connection, collection: Collection, user_id: str, object_ids: Sequence[str]
+) -> OwnVectors:
+    """Return what the database has of objects, in one round trip."""
+    statement = in_schema("personal.sql", "vectors_of", collection.collection_id)
+    given = {"user_id": user_id, "object_ids": list(object_ids)}
+    return OwnVectors.read(connection.execute(statement, given, binary=True).fetchall(), object_ids)

@@ -1,0 +1,266 @@
+"""What a process keeps of users and collections that it searched for: never what is no longer so."""
+
+import math
+from contextlib import ExitStack, closing
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
+from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
+from embedding_studio.search import SearchService
+from embedding_studio.storage.ports import CollectionChangedError
+from embedding_studio.storage.postgres import PostgresStorage, users
+from embedding_studio.storage.postgres.users import KeptUser, KeptUsers, OwnVectors
+from embedding_studio.storage.postgres.vectors import pack
+
+QUERY = [1.0, 0.0, 0.0]
+
+
+def at(degrees):
+    radians = math.radians(degrees)
+    return np.array([[math.cos(radians), math.sin(radians), 0]], dtype=np.float32)
+
+
+@pytest.fixture
+def two(postgres_url):
+    """Two processes' storages of one database."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(PostgresStorage(postgres_url))) for _ in range(2)]
+
+
+def fill(storage, name="films", *, size=100, turned=0.0):
+    collection = storage.collections.create(name, SearchIndexInfo(dimensions=3))
+    objects = [CatalogueObject(f"o{n:03}", at(turned + 5 + 80 * n / size)) for n in range(size)]
+    storage.objects.upsert(collection, objects)
+    return collection
+
+
+def learn(storage, collection, moved, *, user="ann", past="past", to=0.0, more=0):
+    """Replace a user's state: of a query that is near, the objects in ``moved``, now at ``to`` degrees."""
+    memory = QueryMemory(past, "", 1, at(3)[0], at(20)[0], (moved[0],), tuple(sorted(moved)))
+    others = [QueryMemory(f"far {n}", "", 0, at(100)[0], at(120)[0], ("o001",), ()) for n in range(more)]
+    state = PersonalState((*others, memory), {name: at(to) for name in moved})
+    with storage.personal.learning(collection, [user]) as transaction:
+        transaction.replace_states({user: state})
+
+
+def found(storage, *, collection="films", user="ann", **given):
+    search = SearchService(storage, query_shift=0.0).search
+    page = search(QUERY, collection=collection, user_id=user, limit=5, **given)
+    return [each.object_id for each in page.results]
+
+
+PLAIN = ["o000", "o001", "o002", "o003", "o004"]
+
+
+@pytest.mark.parametrize("size", [100, 3_100])
+def test_what_another_process_learnt_is_in_the_next_search(two, size):
+    here, there = two
+    films = fill(here, size=size)
+    for last in (60, 70, 80, 60):
+        learn(there, films, [f"o0{last}"])
+
+        assert found(here)[0] == f"o0{last}"
+        assert found(here)[0] == f"o0{last}"  # of what is kept
+
+
+def test_who_was_forgotten_elsewhere_searches_as_if_new(two):
+    here, there = two
+    films = fill(here)
+    learn(here, films, ["o060"])
+    assert found(here)[0] == "o060"
+
+    there.clickstream.forget_user("ann")
+
+    assert found(here) == PLAIN
+
+
+def test_two_users_are_kept_apart(two):
+    here, _ = two
+    films = fill(here)
+    learn(here, films, ["o060"])
+    learn(here, films, ["o070"], user="bob")
+
+    for _ in range(2):
+        assert [found(here, user=user)[0] for user in ("ann", "bob", "eve")] == ["o060", "o070", "o000"]
+
+
+def test_an_object_that_changed_elsewhere_is_what_it_is_now(two):
+    here, there = two
+    films = fill(here)
+    learn(here, films, ["o060", "o061"])
+    assert found(here)[:2] == ["o060", "o061"]
+
+    there.objects.upsert(films, [CatalogueObject("o060", at(50))])  # which drops what ann has of it
+    there.objects.delete(films, ["o061"])
+
+    assert "o060" not in found(here)
+    assert "o061" not in found(here)
+
+
+def test_objects_that_another_query_opens_are_read_when_they_are_needed(two):
+    here, _ = two
+    films = fill(here)
+    near, far = (
+        QueryMemory(name, "", 1, at(where)[0], at(where)[0], (moved,), (moved,))
+        for name, where, moved in (("near", 3, "o060"), ("far", 88, "o010"))
+    )
+    with here.personal.learning(films, ["ann"]) as transaction:
+        transaction.replace_states({"ann": PersonalState((near, far), {"o060": at(0), "o010": at(90)})})
+
+    assert found(here)[0] == "o060"
+    page = SearchService(here).search(at(90)[0], collection="films", user_id="ann", limit=5)
+    assert page.results[0].object_id == "o010"
+    assert found(here)[0] == "o060"
+
+
+def test_of_who_has_many_memories_the_near_ones_count_and_nothing_is_kept(two, monkeypatch):
+    here, there = two
+    films = fill(here)
+    monkeypatch.setattr("embedding_studio.storage.postgres.personal.MOST_MEMORIES", 3)
+    learn(here, films, ["o060"], more=3)
+
+    for _ in range(2):
+        assert found(here)[0] == "o060"
+    assert here.personal._users.get((films.collection_id, "ann")) is None
+
+    learn(there, films, ["o070"], more=2)
+    for _ in range(2):
+        assert found(here)[0] == "o070"
+    assert here.personal._users.get((films.collection_id, "ann")) is not None
+
+
+def test_an_alias_that_was_switched_elsewhere_stands_for_the_other_at_once(two):
+    here, there = two
+    films, _ = fill(here), fill(here, "books", turned=-3)
+    there.collections.set_alias("best", "films")
+    learn(here, films, ["o060"])
+    service = SearchService(here)
+    assert found(here, collection="best")[0] == "o060"
+
+    there.collections.set_alias("best", "books")
+
+    page = service.search(QUERY, collection="best", user_id="ann", limit=5)
+    assert page.collection.name == "books"
+    assert [each.object_id for each in page.results] == PLAIN
+
+
+def test_a_collection_of_other_dimensions_under_the_same_name_is_searched_at_once(two):
+    here, there = two
+    fill(here)
+    found(here)
+
+    there.collections.drop("films")
+    films = there.collections.create("films", SearchIndexInfo(dimensions=2))
+    there.objects.upsert(films, [CatalogueObject("flat", np.array([[1, 0]], dtype=np.float32))])
+
+    page = SearchService(here).search([1.0, 0.0], collection="films", user_id="ann")
+    assert [each.object_id for each in page.results] == ["flat"]
+    with pytest.raises(InvalidInputError, match="2"):
+        found(here)
+
+
+def test_a_collection_that_was_dropped_elsewhere_is_not_found(two):
+    here, there = two
+    fill(here)
+    found(here)
+
+    there.collections.drop("films")
+
+    with pytest.raises(CollectionNotFoundError, match="films"):
+        found(here)
+
+
+def test_a_threshold_that_was_set_elsewhere_holds_for_the_next_search(two):
+    here, there = two
+    films = fill(here)
+    learn(here, films, ["o060"])
+    assert found(here)[0] == "o060"
+
+    there.collections.set_gate_threshold("films", 0.9999)
+
+    assert found(here) == PLAIN
+
+
+def test_memories_are_not_read_under_a_name_that_stands_for_something_else(storage):
+    films, books = fill(storage), fill(storage, "books")
+
+    storage.personal.near_memories(films, "ann", at(0)[0], 0.5, seen_as=storage.collections.get("films").name)
+    with pytest.raises(CollectionChangedError):
+        storage.personal.near_memories(books, "ann", at(0)[0], 0.5, seen_as="films")
+
+
+# Own vectors
+
+
+PARTS = st.lists(st.integers(1, 3), max_size=5)
+
+
+def own(counts, numbers, names):
+    parts = {
+        number: np.full((count, 2), number) + np.arange(count)[:, None]
+        for number, count in zip(numbers, counts, strict=True)
+    }
+    rows = [
+        (name, number, each)
+        for number, name in sorted(zip(numbers, names, strict=True))
+        for each in pack(parts[number].astype(np.float32))
+    ]
+    return OwnVectors.read(rows, [*names, f"none of {len(names)}"])
+
+
+@given(first=PARTS, second=PARTS, data=st.data())
+def test_own_vectors_put_together_are_those_of_each_object(first, second, data):
+    numbers = data.draw(st.permutations(range(10, 10 + 7 * (len(first) + len(second)), 7)))
+    names = [f"o{number}" for number in numbers]
+    cut = len(first)
+    both = own(first, numbers[:cut], names[:cut]) | own(second, numbers[cut:], names[cut:])
+    counts = dict(zip(numbers, [*first, *second], strict=True))
+
+    chosen = data.draw(st.lists(st.sampled_from(names), unique=True)) if names else []
+    gates = {name: (1 + k) / 20 for k, name in enumerate(chosen)}
+    opened, wide = both.opened(gates)
+
+    assert both.lacking([*names, "strange"]) == ["strange"]
+    assert opened.object_nos.tolist() == sorted(int(name[1:]) for name in chosen)
+    assert wide.tolist() == [gates[f"o{number}"] for number in opened.object_nos.tolist()]
+    ends = [*opened.starts.tolist(), len(opened.parts)][1:]
+    for number, start, end in zip(opened.object_nos.tolist(), opened.starts.tolist(), ends, strict=True):
+        assert opened.parts[start:end].tolist() == [[number + k] * 2 for k in range(counts[number])]
+
+
+def kept_user(name, size):
+    memory = QueryMemory(name, "", 1, np.ones(size, np.float32), np.ones(size, np.float32), ("a",), ())
+    return KeptUser.of("1", [memory], are_all=True)
+
+
+def test_those_who_searched_longest_ago_go_when_there_is_no_room(monkeypatch):
+    monkeypatch.setattr(users, "KEPT_BYTES", 3 * kept_user("", 1000).nbytes)
+    kept = KeptUsers()
+    for name in ("ann", "bob", "eve"):
+        kept.keep((1, name), kept_user(name, 1000))
+    kept.keep((1, "ann"), kept.get((1, "ann")))  # who searches again
+
+    kept.keep((1, "joe"), kept_user("joe", 1000))
+    kept.keep((1, "big"), kept_user("big", 100_000))
+
+    assert [kept.get((1, name)) is not None for name in ("ann", "bob", "eve", "joe", "big")] == [
+        True, False, True, True, False,
+    ]  # fmt: skip
+
+
+def test_who_did_not_search_for_long_goes(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(users.time, "monotonic", lambda: now[0])
+    kept = KeptUsers()
+    kept.keep((1, "ann"), kept_user("ann", 10))
+    now[0] = users.KEPT_SECONDS + 1
+
+    kept.keep((1, "bob"), kept_user("bob", 10))
+
+    assert kept.get((1, "ann")) is None
+    assert kept.get((1, "bob")) is not None
