@@ -356,7 +356,8 @@ class _Ranking:
         self._margin = margin
         self._is_coarse = not columns.is_whole and self._size > COARSE
         self._is_fine = np.zeros(self._size, dtype=bool)
-        self._fine = np.empty((2, self._size), dtype=np.float32)
+        self._fine = np.empty(self._size, dtype=np.float32)
+        self._fine_errors = np.empty(self._size, dtype=np.float32)
         """The finer estimates and their standard errors, as far as they were asked for."""
         self._widened = 1
         """So many times the margin signs are allowed to be wrong by."""
@@ -401,7 +402,7 @@ class _Ranking:
         places = _rows_of(self._columns.numbers[self._chosen], numbers)
         if self._is_coarse:
             self._coarse[places] = -np.inf
-        self._fine[0, places], self._fine[1, places] = -np.inf, 0
+        self._fine[places], self._fine_errors[places] = -np.inf, 0
         self._is_fine[places] = True
         self._reached = None
 
@@ -449,7 +450,9 @@ class _Ranking:
     def _doubts(self, places: Numbers) -> Floats:
         """Return by how much scores may be above the coarse estimates."""
         rows = places if self._rows is None else self._rows[places]
-        return np.asarray(self._doubt_by_differing[self._differing[places]] * self._columns.length[rows])
+        doubts: Floats = self._doubt_by_differing.take(self._differing.take(places))
+        doubts *= self._columns.length.take(rows)
+        return doubts
 
     def _is_cut(self, places: Numbers, score: float) -> bool:
         """Return whether so much of what was found stands far below a score by its signs that more must.
@@ -458,7 +461,7 @@ class _Ranking:
         """
         if not self._is_coarse or self._widened >= WIDEST:
             return False
-        is_low = self._coarse[places] + self._doubts(places) / 2 < score
+        is_low = self._coarse.take(places) + self._doubts(places) / 2 < score
         return bool(np.count_nonzero(is_low) > CUT * len(places))
 
     def _widen(self) -> None:
@@ -479,17 +482,17 @@ class _Ranking:
             longest = float(self._columns.length[self._chosen].max())
             most = float(self._doubt_by_differing.max()) * longest
             places = np.flatnonzero(self._coarse >= score - most)
-            reached = self._coarse[places] + self._doubts(places) >= score
+            reached = self._coarse.take(places) + self._doubts(places) >= score
             self._reached = score, places[reached]
         return self._reached[1]
 
-    def _finely(self, places: Numbers) -> Floats:
-        """Return finer estimates and their standard errors, each computed once: [2, N]."""
-        missing = places[~self._is_fine[places]]
+    def _finely(self, places: Numbers) -> tuple[Floats, Floats]:
+        """Return finer estimates and their standard errors, each computed once: [N], [N]."""
+        missing = places[~self._is_fine.take(places)]
         if len(missing):
-            self._fine[:, missing] = self._estimates(missing)
+            self._fine[missing], self._fine_errors[missing] = self._estimates(missing)
             self._is_fine[missing] = True
-        return self._fine[:, places]
+        return self._fine.take(places), self._fine_errors.take(places)
 
     def _estimates(self, places: Numbers) -> tuple[Floats, Floats]:
         """Return finer estimates and their standard errors: [N], [N].
@@ -502,12 +505,12 @@ class _Ranking:
         if columns.is_whole:
             whole = columns.content[self._chosen if len(places) == self._size else rows]
             return whole @ self._question + columns.offset[rows], columns.error[rows] * self._length
-        products = columns.factor[rows] * _products(columns.content, rows, self._question)
-        errors = columns.error[rows]
-        lengths = np.maximum(columns.length[rows], _TINY)
+        products = columns.factor.take(rows) * _products(columns.content, rows, self._question)
+        errors = columns.error.take(rows)
+        lengths = np.maximum(columns.length.take(rows), _TINY)
         cosines = np.minimum(np.abs(products) / np.maximum(lengths * np.float32(self._length), _TINY), 1)
         across = np.minimum(1 - cosines**2 + (errors / lengths) ** 2, 1)
-        return products + columns.offset[rows], errors * np.float32(self._length) * np.sqrt(across)
+        return products + columns.offset.take(rows), errors * np.float32(self._length) * np.sqrt(across)
 
 
 def rotate(vectors: Vectors) -> Vectors:
@@ -584,7 +587,7 @@ def _products(levels: NDArray[Any], rows: Numbers, question: Vectors) -> Floats:
     def multiply(stretch: slice) -> None:
         part, chosen = products[stretch], rows[stretch]
         for block in _blocks(len(part), FINE_BLOCK):
-            np.dot(levels[chosen[block]].astype(np.float32), question, out=part[block])
+            np.dot(levels.take(chosen[block], axis=0).astype(np.float32), question, out=part[block])
 
     in_turn = map if len(rows) < FINE_SHARED_AMONG_THREADS else _threads(os.getpid()).map
     for _ in in_turn(multiply, _blocks(len(rows))):
