@@ -331,8 +331,8 @@ class Ranking:
 class _Ranking:
     """How near parts of objects may be to one part of a query.
 
-    What is estimated is a score (``Coder.encode``). There is a coarse estimate of all, by signs alone, and a
-    finer one of those that the coarse one does not rule out.
+    What is estimated is a score (``Coder.encode``): how high it may be by signs alone, of all, and finer
+    of those that this does not rule out.
     """
 
     def __init__(
@@ -362,17 +362,17 @@ class _Ranking:
         self._widened = 1
         """So many times the margin signs are allowed to be wrong by."""
         self._reached: tuple[float, Numbers] | None = None
-        """A score, and where the coarse estimate may reach it."""
+        """A score, and where it may be reached by signs."""
         if self._is_coarse:
             self._compare_signs()
 
     def likeliest(self, count: int, within: float) -> Numbers:
         bound = least = -math.inf if within == math.inf else self._coder.score_at(within, self._query)
         if self._is_coarse and bound == -math.inf:
-            likely = _likely(self._coarse, count)
+            likely = _likely(self._highest, count)
             if len(likely) > FIRST * count:
                 last = len(likely) - FIRST * count
-                likely = likely[np.argpartition(self._coarse[likely], last)[last:]]
+                likely = likely[np.argpartition(self._highest.take(likely), last)[last:]]
             bound = self._reached_by(count, likely)
         while True:
             places = self._above(bound)
@@ -401,7 +401,8 @@ class _Ranking:
     def leave_out(self, numbers: Numbers) -> None:
         places = _rows_of(self._columns.numbers[self._chosen], numbers)
         if self._is_coarse:
-            self._coarse[places] = -np.inf
+            self._highest[places] = -np.inf
+            self._left_out = places
         self._fine[places], self._fine_errors[places] = -np.inf, 0
         self._is_fine[places] = True
         self._reached = None
@@ -410,49 +411,44 @@ class _Ranking:
         return self._columns.numbers[places if self._rows is None else self._rows[places]]
 
     def _compare_signs(self) -> None:
-        """Estimate all coarsely.
+        """Bound all by their signs.
 
         The angle between two vectors is pi times the share p of rotated signs in which they differ, and the
         standard error of that share is sqrt(p (1 - p) / D); [charikar2002], "Similarity estimation techniques
         from rounding algorithms".
         """
-        columns, D = self._columns, self._coder.dimensions
         signs = _packed(self._question >= 0)
-        cosines = (self._length * np.cos(np.pi * np.arange(D + 1) / D)).astype(np.float32)
-        self._doubt_by_differing = self._doubts_within(self._margin)
         self._differing = np.empty(self._size, dtype=np.uint16)
-        self._coarse = np.empty(self._size, dtype=np.float32)
+        self._highest = np.empty(self._size, dtype=np.float32)
+        self._left_out = np.empty(0, dtype=np.int64)
+        self._bound_all(signs)
+
+    def _bound_all(self, signs: NDArray[np.uint64] | None = None) -> None:
+        """Compute the highest score that each may have by its signs.
+
+        Args:
+            signs: of the query, which are compared first; None: they were.
+        """
+        columns, alike = self._columns, self._alike()[1]
 
         def compare(block: slice) -> None:
             chosen = block if self._rows is None else self._rows[block]
-            self._differing[block] = _differing(columns.signs, chosen, signs)
-            part = self._coarse[block]
-            np.take(cosines, self._differing[block], out=part, mode="clip")
+            if signs is not None:
+                self._differing[block] = _differing(columns.signs, chosen, signs)
+            part = self._highest[block]
+            np.take(alike, self._differing[block], out=part, mode="clip")
             part *= columns.length[chosen]
             part += columns.offset[chosen]
 
         in_turn = map if self._size < SHARED_AMONG_THREADS else _threads(os.getpid()).map
         for _ in in_turn(compare, _blocks(self._size)):
             pass
+        self._highest[self._left_out] = -np.inf
 
-    def _doubts_within(self, margin: float) -> Floats:
-        """Return by how much the score of a vector of unit length may be above its estimate: [D + 1].
-
-        It is not linear in the margin: where nearly all signs differ, a cosine of -1 changes with the square.
-        """
-        D = self._coder.dimensions
-        shares = np.arange(D + 1) / D
-        inside = np.clip(shares, 1 / D, 1 - 1 / D)  # also where none or all differ, some error is possible
-        least = np.maximum(shares - margin * np.sqrt(inside * (1 - inside) / D), 0)
-        doubts: Floats = (self._length * (np.cos(np.pi * least) - np.cos(np.pi * shares))).astype(np.float32)
-        return doubts
-
-    def _doubts(self, places: Numbers) -> Floats:
-        """Return by how much scores may be above the coarse estimates."""
-        rows = places if self._rows is None else self._rows[places]
-        doubts: Floats = self._doubt_by_differing.take(self._differing.take(places))
-        doubts *= self._columns.length.take(rows)
-        return doubts
+    def _alike(self) -> Floats:
+        """Return the scores of a vector of unit length by the signs in which it differs (``_cosines``)."""
+        cosines = _cosines(self._coder.dimensions, self._widened * self._margin)
+        return np.asarray(cosines * np.float32(self._length))
 
     def _is_cut(self, places: Numbers, score: float) -> bool:
         """Return whether so much of what was found stands far below a score by its signs that more must.
@@ -461,13 +457,15 @@ class _Ranking:
         """
         if not self._is_coarse or self._widened >= WIDEST:
             return False
-        is_low = self._coarse.take(places) + self._doubts(places) / 2 < score
+        rows = places if self._rows is None else self._rows[places]
+        alike = self._alike().mean(axis=0).take(self._differing.take(places))
+        is_low = alike * self._columns.length.take(rows) + self._columns.offset.take(rows) < score
         return bool(np.count_nonzero(is_low) > CUT * len(places))
 
     def _widen(self) -> None:
         self._widened *= 2
         self._reached = None
-        self._doubt_by_differing = self._doubts_within(self._widened * self._margin)
+        self._bound_all()
 
     def _reached_by(self, count: int, places: Numbers) -> float:
         """Return a score that ``count`` different objects probably reach, of those at some places."""
@@ -475,15 +473,11 @@ class _Ranking:
         return _count_th(estimates - self._margin * errors, self._numbers(places), count)
 
     def _above(self, score: float) -> Numbers:
-        """Return where the coarse estimate, if there is one, does not rule out that a score is reached."""
+        """Return where signs, if they were compared, do not rule out that a score is reached."""
         if not self._is_coarse:
             return np.arange(self._size)
         if self._reached is None or score < self._reached[0]:
-            longest = float(self._columns.length[self._chosen].max())
-            most = float(self._doubt_by_differing.max()) * longest
-            places = np.flatnonzero(self._coarse >= score - most)
-            reached = self._coarse.take(places) + self._doubts(places) >= score
-            self._reached = score, places[reached]
+            self._reached = score, np.flatnonzero(self._highest >= score)
         return self._reached[1]
 
     def _finely(self, places: Numbers) -> tuple[Floats, Floats]:
@@ -555,6 +549,18 @@ def _hadamard(power: int) -> Floats:
     for _ in range(power):
         matrix = np.block([[matrix, matrix], [matrix, -matrix]]) / math.sqrt(2)
     return matrix.astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _cosines(D: int, margin: float) -> Floats:
+    """Return the cosine of two vectors by the signs in which they differ, [2, D + 1]: estimated, and at most.
+
+    It is not linear in the margin: where nearly all signs differ, a cosine of -1 changes with the square.
+    """
+    shares = np.arange(D + 1) / D
+    inside = np.clip(shares, 1 / D, 1 - 1 / D)  # also where none or all differ, some error is possible
+    least = np.maximum(shares - margin * np.sqrt(inside * (1 - inside) / D), 0)
+    return np.cos(np.pi * np.stack([shares, least])).astype(np.float32)
 
 
 def _words(D: int) -> int:
