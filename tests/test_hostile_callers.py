@@ -141,6 +141,28 @@ def test_connections_that_wait_for_their_clients_keep_nobody_out(make_context):
     assert [answer.status_code for answer in answers] == [200, 200, 200]
 
 
+def test_many_connections_that_come_at_once_need_not_come_again(make_context):
+    app = create_app(make_context(max_connections=10))
+    is_busy, may_go_on = threading.Event(), threading.Event()
+
+    @app.get("/busy")
+    async def busy() -> str:
+        is_busy.set()
+        may_go_on.wait(timeout=60)  # with the event loop
+        return "done"
+
+    with serving(app) as client, ExitStack() as stack:
+        asking = threading.Thread(target=client.get, args=("/busy",))
+        asking.start()
+        assert is_busy.wait(timeout=30)
+        try:
+            for _ in range(100):  # none is accepted meanwhile; 17 were kept, and others hung in the air
+                half_sent(client, stack, b"GET /")
+        finally:
+            may_go_on.set()
+        asking.join(timeout=30)
+
+
 def test_a_request_that_is_being_answered_is_not_closed_for_another(make_context):
     app = create_app(make_context(max_connections=10))
     has_begun, may_end = threading.Event(), threading.Event()

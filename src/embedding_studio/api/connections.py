@@ -1,6 +1,7 @@
 """The server that carries the service: how long a client may take to ask, and how many may be connected."""
 
 import asyncio
+import socket
 import time
 from functools import partial
 
@@ -18,6 +19,8 @@ except ImportError:  # not on Windows, which has no such limit
 
 MOST_ACCEPTED_AT_ONCE = 128
 """Connections in one go, before there is room made for them."""
+MOST_TO_BE_ACCEPTED = 4096
+"""Connections that the system keeps until then; beyond, a client tries again after a second."""
 
 SECONDS_TO_END = 10
 """At SIGTERM, for requests under way; a database that is away would keep them for longer."""
@@ -33,7 +36,7 @@ def server(app: FastAPI, settings: Settings) -> uvicorn.Server:
     """Return the server of an app, for it to be run."""
     most = _most_connections(settings)
     protocol = partial(Connection, seconds=settings.request_seconds, most=most)
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             app,
             http=protocol,  # type: ignore[arg-type]  # whatever makes one
@@ -46,6 +49,15 @@ def server(app: FastAPI, settings: Settings) -> uvicorn.Server:
             timeout_graceful_shutdown=SECONDS_TO_END,
         )
     )
+
+
+class Server(uvicorn.Server):
+    """A server that accepts few connections in one go, and lets many wait for it."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(MOST_TO_BE_ACCEPTED)  # for asyncio both are one number
 
 
 class Connection(H11Protocol):
