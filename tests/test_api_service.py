@@ -657,6 +657,7 @@ ROUTES_OF_THE_DESIGN = {
     "POST /api/v1/keys",
     "POST /api/v1/keys/{key_id}/rotate",
     "DELETE /api/v1/keys/{key_id}",
+    "POST /api/v1/keys/{key_id}/disregard",
     "GET /api/v1/quarantine",
     "PUT /api/v1/quarantine/{user_id}",
     "DELETE /api/v1/quarantine/{user_id}",

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from embedding_studio.api.app import create_app
+from embedding_studio.datetime_utils import utc_timestamp
+from embedding_studio.domain.keys import Scope, new_key
 from embedding_studio.domain.sessions import SessionEvent
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
 from test_api_routes import EVENTS_OF_SESSIONS, SESSION, SESSIONS, fill, search_and_click
-from test_api_service import SEARCH, letters_context, serving
+from test_api_service import EVENTS, SEARCH, letters_context, serving
 
 ORDERS, QUARANTINE = "/api/v1/improvement/orders", "/api/v1/quarantine"
 ADMIN = "the-admin-key-0123456789-0123456789"
@@ -251,3 +253,54 @@ def test_the_list_of_who_is_quarantined_has_pages(client):
     named = [each["user_id"] for each in first["users"] + rest["users"]]
     assert sorted(named) == ["a/b", "ada", "bob"]
     assert rest["next_page_offset"] is None
+
+
+def test_what_a_stolen_key_said_in_the_name_of_others_is_let_count_no_more(tmp_path, new_postgres_storage):
+    def headers(key):
+        return {"Authorization": f"Bearer {key}"}
+
+    with new_postgres_storage() as storage:
+        context = letters_context(tmp_path, storage, admin_api_key=ADMIN)
+        [key_id, stolen], [_, own] = (made_key(storage) for _ in range(2))
+        with serving(create_app(context)) as client:
+            client.headers.update(headers(ADMIN))
+            fill(client)
+            honest = {"search_query": "a", "user_id": "ada", "session_id": "honest", "create_session": True}
+            assert client.post(SEARCH, json=honest, headers=headers(own)).status_code == 200
+            click = {"session_id": "honest", "events": [{"object_id": "all-b"}]}
+            assert client.post(EVENTS, json=click, headers=headers(own)).status_code == 200
+            improve(context)
+            before = client.get("/api/v1/users/ada/state").json()
+
+            flood = searches(241, clicked=("all-a", "all-b"))
+            for start in range(0, 241, 50):
+                body = {"sessions": flood[start : start + 50]}
+                assert client.post(SESSIONS, json=body, headers=headers(stolen)).status_code == 200
+            mallory = honest | {"user_id": "bob", "session_id": "by a search"}
+            assert client.post(SEARCH, json=mallory, headers=headers(stolen)).status_code == 200
+            click = {"session_id": "by a search", "events": [{"object_id": "all-b"}]}
+            assert client.post(EVENTS, json=click, headers=headers(stolen)).status_code == 200
+            improve(context)
+            [caught] = client.get(QUARANTINE).json()["users"]
+            spoilt = is_personal(client, "bob")
+
+            unknown = client.post("/api/v1/keys/gone/disregard")
+            disregarded = client.post(f"/api/v1/keys/{key_id}/disregard")
+            improve(context)
+
+            assert (
+                f"240 searches within an hour (of those that count 200 by the key {key_id})"
+                in caught["reason"]
+            )
+            assert (caught["user_id"], spoilt) == ("ada", True)
+            assert (unknown.status_code, disregarded.json()) == (404, {"sessions": 242})
+            assert client.get(QUARANTINE).json()["users"] == []
+            assert client.get("/api/v1/users/ada/state").json() == before
+            assert not is_personal(client, "bob")
+
+
+def made_key(storage):
+    """Return the id of a new key as a shop's server has it, and the key."""
+    kept, key = new_key("a shop", [Scope.SEARCH, Scope.EVENTS], now=utc_timestamp())
+    storage.keys.add(kept)
+    return kept.key_id, key

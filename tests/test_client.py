@@ -706,6 +706,7 @@ NOT_COVERED = {
     "create_key": "as above",
     "rotate_key": "as above",
     "revoke_key": "as above",
+    "disregard_key": "as above",
     "push_algolia_events": "for Algolia's own clients",
     "forget_algolia_user": "as above",
     "push_ubi_queries": "for OpenSearch's own clients",

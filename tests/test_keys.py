@@ -34,6 +34,7 @@ from embedding_studio.api.rate_limits import Buckets
 from embedding_studio.cli import app as cli
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.keys import Scope, new_key, parsed_key, renewed
+from embedding_studio.domain.sessions import Session
 from embedding_studio.errors import InvalidInputError, InvalidSettingError, StorageUnavailableError
 from embedding_studio.logs.joining import WINDOW_SECONDS, name_of
 from embedding_studio.settings import load_settings
@@ -99,6 +100,7 @@ NEEDS: dict[str, Scope | None] = {
     "create_key": Scope.ADMIN,
     "rotate_key": Scope.ADMIN,
     "revoke_key": Scope.ADMIN,
+    "disregard_key": Scope.ADMIN,
     "push_algolia_events": Scope.EVENTS,
     "forget_algolia_user": Scope.ADMIN,
     "push_ubi_queries": Scope.EVENTS,
@@ -1197,10 +1199,15 @@ def test_keys_are_made_listed_replaced_and_revoked_by_commands(monkeypatch, tmp_
     key_id, _ = parsed_key(made.stdout.strip())
     rotated = json.loads(run("rotate", key_id, "--old-days", "1", "--json").stdout)
     revoked = run("revoke", key_id)
+    storage.collections.create("default", SearchIndexInfo(dimensions=3))
+    session = Session(session_id="s", user_id="ada", collection="default")
+    storage.clickstream.register_session(session, sender=key_id)
+    disregarded = [json.loads(run("disregard", each, "--json").stdout) for each in (key_id, "WRITE_API_KEY")]
     listed = {each["key_id"]: each for each in json.loads(run("list", "--json").stdout)}
     table = run("list").stdout
     refused = run("create", "browser", "--scope", "search", "--requires-user-token")
     nobodys = run("revoke", "gone")
+    nor = run("disregard", "gone")
 
     assert made.stdout.strip() not in made.stderr
     assert listed[key_id]["status"] == "revoked"
@@ -1211,4 +1218,6 @@ def test_keys_are_made_listed_replaced_and_revoked_by_commands(monkeypatch, tmp_
     assert rotated["key"] not in table
     assert (refused.exit_code, "USER_TOKEN_SECRET" in refused.stderr) == (1, True)
     assert (nobodys.exit_code, "'gone'" in nobodys.stderr) == (1, True)
+    assert (nor.exit_code, "'gone'" in nor.stderr) == (1, True)
+    assert disregarded == [{"sessions": 1}, {"sessions": 0}]
     assert len(storage.keys.list()) == 2

@@ -1,5 +1,7 @@
 """Users whose sessions are a robot's: each rule at its edge; what becomes of who is caught, or released."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,13 @@ def test_queries_without_a_text_are_told_apart_by_their_vectors():
 
     assert reason(alike) is None
     assert "one object" in reason(different)
+
+
+def test_the_reason_tells_by_which_keys_sessions_came():
+    given = sessions(20, text="query {}")
+    by_keys = [replace(each, sender="stolen" if place > 3 else "") for place, each in enumerate(given)]
+
+    assert reason(by_keys) == f"{reason(given)} (of those that count 16 by the key stolen)"
 
 
 def test_what_says_nothing_for_an_object_is_no_click():

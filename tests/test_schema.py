@@ -161,7 +161,7 @@ def without_shown(connection):
         FROM embedding_studio.sessions CROSS JOIN LATERAL generate_subscripts(shown, 1) AS n;
         ALTER TABLE embedding_studio.sessions
             DROP COLUMN shown, DROP COLUMN positions, DROP COLUMN distances, DROP COLUMN personalised,
-            DROP COLUMN propensities, DROP COLUMN metas;
+            DROP COLUMN propensities, DROP COLUMN metas, DROP COLUMN sender;
         DELETE FROM embedding_studio.schema_migrations WHERE number >= 18;
         """
     )

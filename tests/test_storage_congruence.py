@@ -332,8 +332,9 @@ class TwoStorages(RuleBasedStateMachine):
         created_at=instants,
         query=st.one_of(st.none(), queries_of_many_parts),
         done=st.lists(events, max_size=2),
+        sender=st.sampled_from(["", "a key"]),
     )
-    def record(self, *, session_ids, whose, shown, created_at, query, done):
+    def record(self, *, session_ids, whose, shown, created_at, query, done, sender):
         recorded = [
             RecordedSession(
                 Session(
@@ -345,10 +346,15 @@ class TwoStorages(RuleBasedStateMachine):
                     events=tuple(done),
                 ),
                 query,
+                sender,
             )
             for k, (session_id, (user_id, collection)) in enumerate(zip(session_ids, whose, strict=False))
         ]
         self.both(lambda s: s.clickstream.record(recorded))
+
+    @rule()
+    def disregard(self):
+        self.both(lambda s: s.clickstream.disregard("a key"))
 
     @rule(
         name=st.none() | names,

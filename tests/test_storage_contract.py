@@ -53,6 +53,7 @@ from embedding_studio.storage.ports import (
     PassedOver,
     SessionOwner,
 )
+from embedding_studio.storage.postgres import clickstream as pg_clickstream
 from test_filters import CASES
 
 ACCEPTED, DUPLICATE = EventDisposition.ACCEPTED, EventDisposition.DUPLICATE
@@ -1757,6 +1758,31 @@ def test_marking_a_session_irrelevant_that_never_counted_places_no_order(storage
 
     with pytest.raises(OrderNotFoundError):
         storage.orders.get("s1")
+
+
+def test_what_came_by_one_key_counts_no_longer_and_what_came_by_others_does(storage, films, monkeypatch):
+    monkeypatch.setattr(pg_clickstream, "PAGE", 2)  # several pages
+    whose = {f"s{number}": "stolen" for number in range(5)} | {"s5": "", "s6": "other"}
+    for session_id, sender in whose.items():
+        user_id = "bob" if session_id == "s6" else "ann"
+        session = Session(session_id=session_id, user_id=user_id, collection="films", created_at=100)
+        storage.clickstream.register_session(session, vectors((1, 0, 0)), sender=sender)
+        click(storage, session_id)
+    storage.clickstream.register_session(
+        Session(session_id="s7", user_id="cat", collection="films"), sender="stolen"
+    )
+    settle(storage)
+    kept = {each.session.session_id: each.sender for each in storage.clickstream.scan()}
+    [of_bob] = storage.clickstream.recent_sessions(films, ["bob"], 5)["bob"]
+
+    went = [storage.clickstream.disregard("stolen") for _ in range(2)]
+
+    assert kept == whose | {"s7": "stolen"}
+    assert of_bob.sender == "other"
+    assert went == [6, 0]
+    assert claimed(storage) == ["ann"]
+    [left] = storage.clickstream.recent_sessions(films, ["ann"], 5)["ann"]
+    assert left.session.session_id == "s5"
 
 
 def test_the_latest_different_queries_are_those_of_anybody_under_any_name(storage, films):

@@ -95,7 +95,7 @@ class Importer:
         is_rehearsal: whether nothing is stored.
         pushed: is told of events as they are stored.
         may_wait: whether events are kept for a while whose search is neither in the log nor recorded.
-        sender: who sends them, as for ``Clickstream.push_events``.
+        sender: by which key all this comes, as for ``Clickstream.push_events``.
     """
 
     def __init__(
@@ -175,7 +175,8 @@ class Importer:
                         searches.append((place, self._remembered(self._session(entry))))
                 case RecordedSession():
                     session = entry.session.model_copy(update={"collection": self._collection.name})
-                    searches.append((place, self._remembered(replace(entry, session=session))))
+                    recorded = replace(entry, session=session, sender=self._sender)
+                    searches.append((place, self._remembered(recorded)))
                 case Shown():  # the joiner keeps lists
                     raise AssertionError(entry)
         self._record(searches)
@@ -197,7 +198,8 @@ class Importer:
                     trusted(SearchResultItem, object_id=object_id, position=position)
                     for position, object_id in enumerate(search.shown, start=1)
                 ),
-            )
+            ),
+            sender=self._sender,
         )
 
     def _remembered(self, recorded: RecordedSession) -> RecordedSession:

@@ -24,12 +24,14 @@ BEYOND = (
 def exported(storage: Storage, user_id: str) -> Iterator[bytes]:
     """Yield lines of JSON: all that is kept about a user, each with its ``kind``.
 
-    A ``session`` is what was searched, shown and done, as ``export --sessions`` writes it; an ``order`` what
+    A ``session`` is what was searched, shown and done, as ``export --sessions`` writes it, and by which key
+    it came; an ``order`` what
     became of it; a ``quarantine`` why nothing is learnt from them, or that they were released; a ``memory``,
     a ``vectors`` and a ``vote`` are what was learnt from them in a collection.
     """
     for recorded in storage.clickstream.scan(user_id=user_id):
-        yield _line("session", session_row(recorded, vectors=True))
+        sender = {"sender": recorded.sender} if recorded.sender else {}
+        yield _line("session", {**session_row(recorded, vectors=True), **sender})
         try:
             order = storage.orders.get(recorded.session.session_id)
         except OrderNotFoundError:

@@ -269,7 +269,7 @@ def register_session(body: SessionBody, context: InContext, caller: InCaller) ->
     if body.query_vectors is not None:
         check_fit(context.storage.collections.get(body.collection), body.query_vectors, "query_vectors")
     try:
-        is_new = context.clickstream_dao.register_session(session, body.query_vectors)
+        is_new = context.clickstream_dao.register_session(session, body.query_vectors, sender=caller.name)
     except ConflictError as error:
         raise session_taken(body.session_id) from error
     stored = context.clickstream_dao.get_session(body.session_id)
@@ -361,7 +361,8 @@ def record_sessions(
     """Record many searches with what they showed and what was done; those that are known are continued."""
     _check_number(sum(1 + len(session.events) for session in body.sessions), context, "sessions")
     recorded = [
-        RecordedSession(_session(each, caller, each.events), each.query_vectors) for each in body.sessions
+        RecordedSession(_session(each, caller, each.events), each.query_vectors, caller.name)
+        for each in body.sessions
     ]
     for name in sorted({session.collection for session in body.sessions}):
         require_collection(context, caller, name)

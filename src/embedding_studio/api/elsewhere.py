@@ -169,6 +169,7 @@ def _ranked(body: RankBody, context: Context, caller: Caller) -> RankedAnswer:
             user_id=user_id,
             create_session=body.create_session,
             session_id=body.session_id,
+            sender=caller.name,
         )
     except ConflictError as error:
         raise session_taken(body.session_id) from error

@@ -279,6 +279,7 @@ def _searched(body: SearchBody, context: Context, caller: Caller) -> tuple[Searc
             explain=body.explain,
             create_session=body.create_session,
             session_id=body.session_id,
+            sender=caller.name,
         )
     except ConflictError as error:
         raise session_taken(body.session_id) from error

@@ -13,7 +13,7 @@ from embedding_studio.api.rate_limits import Buckets, retry_after
 from embedding_studio.api.user_tokens import KeysUnavailableError, UserTokenError, user_tokens
 from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
-from embedding_studio.domain.keys import Scope, parsed_key
+from embedding_studio.domain.keys import ADMIN_API_KEY, WRITE_API_KEY, Scope, parsed_key
 from embedding_studio.errors import shown
 
 REALM = 'Bearer realm="embedding-studio"'
@@ -91,7 +91,7 @@ class _Known:
     requires_user_token: bool = False
 
 
-ADMIN_KEY = _Known("ADMIN_API_KEY", frozenset({Scope.ADMIN}))
+ADMIN_KEY = _Known(ADMIN_API_KEY, frozenset({Scope.ADMIN}))
 ANYBODY = _Known("", frozenset({Scope.ADMIN}))
 
 
@@ -127,7 +127,7 @@ class Guard:
         self.ring = KeyRing(lambda: context.storage.keys)
         self.tokens = user_tokens(settings)
         self._write_key = _Known(
-            "WRITE_API_KEY",
+            WRITE_API_KEY,
             frozenset({Scope.SEARCH, Scope.EVENTS}),
             requires_user_token=settings.write_api_key_requires_user_token,
         )

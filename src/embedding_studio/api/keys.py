@@ -12,7 +12,15 @@ from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.fields import Id, Text
 from embedding_studio.api.problems import wrong_body
 from embedding_studio.datetime_utils import utc_timestamp
-from embedding_studio.domain.keys import MAX_COLLECTIONS, ApiKey, KeyStatus, Scope, new_key, renewed
+from embedding_studio.domain.keys import (
+    MAX_COLLECTIONS,
+    OF_ENVIRONMENT,
+    ApiKey,
+    KeyStatus,
+    Scope,
+    new_key,
+    renewed,
+)
 from embedding_studio.errors import InvalidInputError
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=BodyRoute, dependencies=[ADMIN])
@@ -74,6 +82,10 @@ class KeysInfo(BaseModel):
     keys: list[KeyInfo]
 
 
+class Disregarded(BaseModel):
+    sessions: int = Field(description="how many count no longer")
+
+
 @router.get("", operation_id="list_keys")
 def list_keys(context: InContext) -> KeysInfo:
     """Return all keys in the order in which they were made, those that ended too."""
@@ -119,6 +131,17 @@ def revoke_key(key_id: KeyId, context: InContext, request: Request) -> KeyInfo:
     revoked = context.storage.keys.revoke(key_id, now=utc_timestamp())
     guard_of(request, context).ring.forget(key_id)
     return KeyInfo(**_told(revoked))
+
+
+@router.post("/{key_id}/disregard", operation_id="disregard_key")
+def disregard_key(key_id: KeyId, context: InContext) -> Disregarded:
+    """Let no session count any longer that came by a key, as of one that was stolen; a worker unlearns them.
+
+    For one of the environment the id is its name. A key that is still good goes on recording.
+    """
+    if key_id not in OF_ENVIRONMENT:
+        context.storage.keys.get(key_id)
+    return Disregarded(sessions=context.clickstream_dao.disregard(key_id))
 
 
 def _told(key: ApiKey) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from embedding_studio.bootstrap import Context
 from embedding_studio.cli.console import AsJson, err, opened_context, out, print_value
 from embedding_studio.datetime_utils import utc_timestamp
-from embedding_studio.domain.keys import ApiKey, Scope, new_key, renewed
+from embedding_studio.domain.keys import OF_ENVIRONMENT, ApiKey, Scope, new_key, renewed
 from embedding_studio.errors import InvalidInputError
 
 DAY_SECONDS = 86_400
@@ -99,6 +99,25 @@ def revoke(key_id: KeyId) -> None:
     with opened_context() as context:
         revoked = context.storage.keys.revoke(key_id, now=utc_timestamp())
     err.print(f"Revoked the key {key_id} of {revoked.name!r}.")
+
+
+@keys.command()
+def disregard(
+    key_id: Annotated[str, typer.Argument(help="Its id, or ADMIN_API_KEY or WRITE_API_KEY.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Let no session count any longer that came by a key, as where it was stolen; a worker unlearns them."""
+    with opened_context() as context:
+        if key_id not in OF_ENVIRONMENT:
+            kept = context.storage.keys.get(key_id)
+            if kept.status(utc_timestamp()) == "active":
+                err.print(f"The key {key_id} is still good; `keys revoke {key_id}` ends it.")
+        number = context.storage.clickstream.disregard(key_id)
+    if as_json:
+        print_value({"sessions": number}, as_json=True)
+    else:
+        err.print(f"{number:,} sessions of the key {key_id} count no longer; a worker unlearns them.")
 
 
 def _check_tokens(context: Context) -> None:

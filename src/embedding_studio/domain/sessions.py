@@ -345,10 +345,12 @@ class RecordedSession:
 
     Attributes:
         query_vectors: [Q, D] float32; None where nobody has embedded the query yet.
+        sender: by which key it came; empty: by none that is known.
     """
 
     session: Session
     query_vectors: NDArray[np.float32] | None = None
+    sender: str = ""
 
 
 class SessionDisposition(StrEnum):

@@ -23,6 +23,8 @@ CLICKED_SHARE = 0.8
 ENOUGH_QUERIES = 20
 SAME_SHARE = 0.9
 
+MOST_KEYS_TOLD = 2
+
 
 def reason_to_quarantine(
     recorded: Sequence[RecordedSession], weights: Mapping[str, float], times: Sequence[int], *, after: int
@@ -39,11 +41,12 @@ def reason_to_quarantine(
         (each, set(each.session.clicked(weights))) for each in recorded if each.session.created_at > after
     ]
     clicked = [(each, ids) for each, ids in clicked if ids]
-    return (
+    why = (
         _floods(sorted(at for at in times if at > after))
         or _clicks_everything([(each.session, ids) for each, ids in clicked])
         or _clicks_one_object(clicked)
     )
+    return why and why + _by_which_keys([each for each, _ in clicked])
 
 
 def _floods(times: Sequence[int]) -> str | None:
@@ -69,6 +72,13 @@ def _clicks_one_object(clicked: Sequence[tuple[RecordedSession, set[str]]]) -> s
         if len(queries) >= ENOUGH_QUERIES and number >= SAME_SHARE * len(clicked):
             return f"clicks on one object for each of {len(queries)} different queries"
     return None
+
+
+def _by_which_keys(clicked: Sequence[RecordedSession]) -> str:
+    """Return by which keys sessions came: a stolen one may have made them up."""
+    senders = Counter(each.sender for each in clicked if each.sender)
+    told = [f"{number:,} by the key {sender}" for sender, number in senders.most_common(MOST_KEYS_TOLD)]
+    return f" (of those that count {' and '.join(told)})" if told else ""
 
 
 def _query(recorded: RecordedSession) -> str:

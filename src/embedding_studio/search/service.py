@@ -104,6 +104,7 @@ class SearchService:
         explain: bool = False,
         create_session: bool = False,
         session_id: str | None = None,
+        sender: str = "",
         rng: np.random.Generator | None = None,
         now: int | None = None,
         **options: Unpack[SearchOptions],
@@ -118,6 +119,7 @@ class SearchService:
             create_session: record query and page under ``session_id``, or under a new id.
             session_id: with an offset, a session recorded before: the page is added to it, and shows
                 nothing that an earlier one showed, even if the user's clicks changed the order since.
+            sender: by which key it comes; recorded with the session.
             rng: where exploration is drawn from; by default from the session's id, so that its pages
                 fit together, else from entropy.
             now: UTC seconds of the search; default: the clock.
@@ -161,7 +163,7 @@ class SearchService:
                 request=request,
             )
             with span("record session"):
-                self._record(session, asked.queries)
+                self._record(RecordedSession(session, asked.queries, sender))
         more = len(slots) > limit and offset + 2 * limit <= MAX_REACH
         return SearchPage(
             results,
@@ -185,6 +187,7 @@ class SearchService:
         user_id: str | None = None,
         create_session: bool = False,
         session_id: str | None = None,
+        sender: str = "",
         now: int | None = None,
     ) -> RankedPage:
         """Return what another search found in the order for this user (``candidates``, eq. 15).
@@ -198,7 +201,7 @@ class SearchService:
                 instead of what it has. A candidate without any stays at its place.
             limit: so many are returned, and recorded as shown; None: all.
             create_session: record query and results under ``session_id``, or under a new id.
-            user_id, now: as for ``search``.
+            user_id, sender, now: as for ``search``.
 
         Raises:
             InvalidInputError: an argument is out of bounds, or vectors cannot be used.
@@ -226,7 +229,7 @@ class SearchService:
                     for each in results
                 ),
             )
-            self._record(session, asked.queries)
+            self._record(RecordedSession(session, asked.queries, sender))
         recorded = session_id if create_session else None
         return RankedPage(results, recorded, asked.bend is not None, unknown, asked.collection)
 
@@ -340,11 +343,11 @@ class SearchService:
         )
         return _Asked(collection, text, queries, bend, near.vectors)
 
-    def _record(self, session: Session, queries: Vectors) -> None:
-        [became] = self._storage.clickstream.record([RecordedSession(session, queries)])
+    def _record(self, recorded: RecordedSession) -> None:
+        [became] = self._storage.clickstream.record([recorded])
         if became.disposition is SessionDisposition.TAKEN:
             raise ConflictError(
-                f"the session {session.session_id!r} is of another user, query or collection; "
+                f"the session {recorded.session.session_id!r} is of another user, query or collection; "
                 "give each search a session_id of its own"
             )
 

@@ -427,8 +427,13 @@ class Clickstream(Protocol):
         """
         ...
 
-    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
+    def register_session(
+        self, session: Session, query_vectors: Vectors | None = None, *, sender: str = ""
+    ) -> bool:
         """Record a session; events it brings are pushed too. The same session again changes nothing.
+
+        Args:
+            sender: by which key it came, as of a ``RecordedSession``.
 
         Returns:
             Whether it is new.
@@ -555,6 +560,14 @@ class Clickstream(Protocol):
 
         Raises:
             SessionNotFoundError: it was never registered.
+        """
+        ...
+
+    def disregard(self, sender: str) -> int:
+        """Let no session count any longer that came by a key, as ``mark_irrelevant`` does; return how many.
+
+        Args:
+            sender: not empty.
         """
         ...
 

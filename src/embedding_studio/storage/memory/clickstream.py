@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -46,12 +47,14 @@ class MemoryClickstream:
                     self._state.named(each.session.collection)
             return self._record(sessions)
 
-    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
+    def register_session(
+        self, session: Session, query_vectors: Vectors | None = None, *, sender: str = ""
+    ) -> bool:
         with self._state.lock:
             stored = self._state.sessions.get(session.session_id)
             if stored is None:
                 self._state.named(session.collection)
-                self._record([RecordedSession(session, query_vectors)])
+                self._record([RecordedSession(session, query_vectors, sender)])
                 return True
             difference = stored.difference(session)
             if difference is not None:
@@ -189,7 +192,9 @@ class MemoryClickstream:
                 ):
                     recorded, vectors = stored.recorded(), stored.query_vectors
                     fits = vectors is not None and vectors.shape[1] == collection.index.dimensions
-                    recent[session.user_id].append(recorded if fits else RecordedSession(recorded.session))
+                    recent[session.user_id].append(
+                        recorded if fits else replace(recorded, query_vectors=None)
+                    )
             return {user_id: latest[::-1] for user_id, latest in recent.items()}
 
     def latest_times(
@@ -204,6 +209,17 @@ class MemoryClickstream:
             stored.session = stored.session.model_copy(update={"is_irrelevant": True})
             if session_id in self._state.orders:
                 self._state.place(session_id)
+
+    def disregard(self, sender: str) -> int:
+        with self._state.lock:
+            theirs = [
+                session_id
+                for session_id, stored in self._state.sessions.items()
+                if stored.sender == sender and not stored.session.is_irrelevant
+            ]
+            for session_id in sorted(theirs):
+                self.mark_irrelevant(session_id)
+            return len(theirs)
 
     def take_back(self, session_id: str, object_id: str) -> int:
         with self._state.lock:
@@ -224,7 +240,7 @@ class MemoryClickstream:
         waited: list[SessionEvent] = []
         became = []
         for each in sessions:
-            became.append(self._add(each.session, each.query_vectors))
+            became.append(self._add(each))
             if became[-1] is SessionDisposition.RECORDED:
                 early = self._state.waiting.pop(each.session.session_id, {}).values()
                 waited += [event for event, *_ in early]
@@ -239,8 +255,9 @@ class MemoryClickstream:
             for disposition, theirs in zip(became, events, strict=True)
         ]
 
-    def _add(self, session: Session, query_vectors: Vectors | None) -> SessionDisposition:
+    def _add(self, recorded: RecordedSession) -> SessionDisposition:
         """Add a session, or what it shows for the first time, without its events."""
+        session, query_vectors = recorded.session, recorded.query_vectors
         stored = self._state.sessions.get(session.session_id)
         if stored is not None:
             named = session.model_copy(update={"collection": stored.session.collection})
@@ -253,7 +270,7 @@ class MemoryClickstream:
         if stored is None:
             vectors = None if query_vectors is None else np.atleast_2d(np.array(query_vectors, np.float32))
             bare = session.model_copy(update={"search_results": (), "events": ()})
-            new = self._state.sessions[session.session_id] = StoredSession(bare, vectors)
+            new = self._state.sessions[session.session_id] = StoredSession(bare, vectors, recorded.sender)
             self._state.of_user.setdefault(session.user_id, {})[session.session_id] = new
         self._show(self._state.sessions[session.session_id], session.search_results)
         return SessionDisposition.RECORDED if stored is None else SessionDisposition.CONTINUED

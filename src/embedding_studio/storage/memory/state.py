@@ -344,6 +344,7 @@ class StoredSession:
 
     session: Session
     query_vectors: Vectors | None
+    sender: str = ""
     results: dict[str, SearchResultItem] = field(default_factory=dict)
     events: dict[str, SessionEvent] = field(default_factory=dict)
 
@@ -398,7 +399,7 @@ class StoredSession:
 
     def recorded(self) -> RecordedSession:
         vectors = self.query_vectors
-        return RecordedSession(self.whole(), None if vectors is None else vectors.copy())
+        return RecordedSession(self.whole(), None if vectors is None else vectors.copy(), self.sender)
 
 
 @dataclass(frozen=True, slots=True)

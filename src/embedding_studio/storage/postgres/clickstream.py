@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, count, groupby, islice, repeat
 from operator import itemgetter
@@ -104,8 +105,10 @@ class PostgresClickstream:
             return [Recording(SessionDisposition.RECORDED)]
         return self._database.write(work)
 
-    def register_session(self, session: Session, query_vectors: Vectors | None = None) -> bool:
-        recorded = RecordedSession(session, query_vectors)
+    def register_session(
+        self, session: Session, query_vectors: Vectors | None = None, *, sender: str = ""
+    ) -> bool:
+        recorded = RecordedSession(session, query_vectors, sender)
 
         def work(connection: Connection) -> bool:
             new, waited = _insert_awaited(connection, [recorded])
@@ -242,7 +245,7 @@ class PostgresClickstream:
             recent: dict[str, list[RecordedSession]] = {user_id: [] for user_id in user_ids}
             for each in _recorded(connection, rows):
                 fits = each.query_vectors is not None and each.query_vectors.shape[1] == index.dimensions
-                recent[each.session.user_id or ""].append(each if fits else RecordedSession(each.session))
+                recent[each.session.user_id or ""].append(each if fits else replace(each, query_vectors=None))
             return recent
 
         index = collection.index
@@ -266,16 +269,30 @@ class PostgresClickstream:
         return self._database.read(work)
 
     def mark_irrelevant(self, session_id: str) -> None:
-        given = {"session_id": session_id}
+        given = {"session_ids": [session_id]}
 
         def work(connection: Connection) -> None:
-            if connection.execute(_SQL["lock_sessions"], {"session_ids": [session_id]}).rowcount == 0:
+            if connection.execute(_SQL["lock_sessions"], given).rowcount == 0:
                 raise _not_found(session_id)
             connection.execute(_SQL["mark_irrelevant"], given)
             if _ordered(connection, [session_id]):
                 place(connection, [session_id])
 
         self._database.write(work)
+
+    def disregard(self, sender: str) -> int:
+        def work(connection: Connection, after: str) -> list[str]:
+            given = {"sender": sender, "after": after, "limit": PAGE}
+            page = [session_id for (session_id,) in connection.execute(_SQL["lock_of_sender"], given)]
+            connection.execute(_SQL["mark_irrelevant"], {"session_ids": page})
+            if ordered := _ordered(connection, page):
+                place(connection, ordered)
+            return page
+
+        number, after = 0, ""
+        while page := self._database.write(partial(work, after=after), is_upkeep=True):
+            number, after = number + len(page), page[-1]
+        return number
 
     def take_back(self, session_id: str, object_id: str) -> int:
         given = {"session_id": session_id, "object_id": object_id, "taken_back": TAKEN_BACK}
@@ -419,14 +436,15 @@ def _page(connection: Connection, given: dict[str, Any]) -> list[RecordedSession
 
 
 def _recorded(connection: Connection, rows: Sequence[Row]) -> list[RecordedSession]:
-    """Return sessions, whole, of their rows with the columns of the query's vectors last."""
+    """Return sessions, whole, of their rows, with the sender and the columns of the query's vectors last."""
     events = _events_of(connection, [row[0] for row in rows])
     return [
         RecordedSession(
             _built_session(tuple(fields), events.get(fields[0], ())),
             None if query_vectors is None else _unpacked(query_vectors, dimensions),
+            sender or "",
         )
-        for *fields, query_vectors, dimensions in rows
+        for *fields, sender, query_vectors, dimensions in rows
     ]
 
 
@@ -552,6 +570,8 @@ def _session_row(recorded: RecordedSession) -> dict[str, Any]:
         row["search_meta"] = session.search_meta
     if session.request is not None:
         row["request"] = session.request.model_dump()
+    if recorded.sender:
+        row["sender"] = recorded.sender
     if recorded.query_vectors is not None:
         packed = _packed(recorded.query_vectors)
         row |= packed | {"query_vectors": "\\x" + packed["query_vectors"].hex()}

@@ -3,12 +3,13 @@
 -- Where it is all that is done (is_all), not those for which events wait.
 INSERT INTO embedding_studio.sessions
     (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, request,
-     query_vectors, query_dimensions, shown, positions, distances, personalised, propensities, metas)
+     query_vectors, query_dimensions, shown, positions, distances, personalised, propensities, metas, sender)
 SELECT *
 FROM json_to_recordset(%(sessions)s::json) AS given(
     session_id text, user_id text, search_query text, collection text, created_at bigint, is_irrelevant boolean,
     search_meta jsonb, request jsonb, query_vectors bytea, query_dimensions int,
-    shown text[], positions int[], distances float8[], personalised boolean[], propensities float8[], metas jsonb
+    shown text[], positions int[], distances float8[], personalised boolean[], propensities float8[], metas jsonb,
+    sender text
 )
 WHERE (
         EXISTS (SELECT FROM embedding_studio.collections WHERE name = given.collection)
@@ -165,7 +166,8 @@ WHERE (session_id, event_id) IN (
 -- name: recent_sessions
 SELECT
     session.session_id, search_query, session.user_id, created_at, collection, search_meta, request,
-    is_irrelevant, shown, positions, distances, personalised, propensities, metas, query_vectors, query_dimensions
+    is_irrelevant, shown, positions, distances, personalised, propensities, metas, sender, query_vectors,
+    query_dimensions
 FROM unnest(%(user_ids)s::text[]) AS given(user_id)
     CROSS JOIN LATERAL (
         SELECT *
@@ -229,7 +231,7 @@ WHERE session.session_id = given.session_id
 -- name: scan
 SELECT
     session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant,
-    shown, positions, distances, personalised, propensities, metas, query_vectors, query_dimensions
+    shown, positions, distances, personalised, propensities, metas, sender, query_vectors, query_dimensions
 FROM embedding_studio.sessions
 WHERE (created_at, session_id) > (%(after_at)s, %(after_id)s)
     AND created_at < %(until)s
@@ -292,7 +294,16 @@ SET event_type = %(taken_back)s
 WHERE session_id = %(session_id)s AND object_id = %(object_id)s AND event_type <> %(taken_back)s
 
 -- name: mark_irrelevant
-UPDATE embedding_studio.sessions SET is_irrelevant = true WHERE session_id = %(session_id)s
+UPDATE embedding_studio.sessions SET is_irrelevant = true WHERE session_id = ANY(%(session_ids)s::text[])
+
+-- name: lock_of_sender
+-- A page of those that count.
+SELECT session_id
+FROM embedding_studio.sessions
+WHERE sender = %(sender)s AND NOT is_irrelevant AND session_id > %(after)s
+ORDER BY session_id
+LIMIT %(limit)s
+FOR UPDATE
 
 -- name: ordered
 -- Those of some sessions that have orders.
