@@ -344,10 +344,26 @@ def test_a_search_of_ubi_is_taken_as_it_stands(client):
     assert [(each["object_id"], each["position"]) for each in shown] == [("all-a", 1), ("all-b", 2)]
 
 
-def test_what_lies_ahead_is_of_now_and_the_receipt_says_so(client):
+def test_a_position_that_cannot_be_kept_is_refused_with_its_place(client):
+    fill(client)
+
+    answer, kept = (
+        client.post(
+            SESSION,
+            json={"session_id": "s1", "search_results": [{"object_id": "all-a", "position": position}]},
+        )
+        for position in (1_000_000_001, 1_000_000_000)
+    )
+
+    assert pointers_of(answer) == ["#/search_results/0/position"]
+    assert kept.status_code == 201, kept.text
+
+
+@pytest.mark.parametrize("ahead", [99_999_999_000, "9999-12-31T23:59:59Z"])
+def test_what_lies_ahead_is_of_now_and_the_receipt_says_so(client, ahead):
     fill(client)
     before = int(time.time())
-    session = {"session_id": "s1", "created_at": 99_999_999_000, "search_results": [{"object_id": "all-a"}]}
+    session = {"session_id": "s1", "created_at": ahead, "search_results": [{"object_id": "all-a"}]}
     event = {"object_id": "all-a", "created_at": before + 4_000}
 
     registered = client.post(SESSION, json=session).json()

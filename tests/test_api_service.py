@@ -1,6 +1,7 @@
 """The service as a whole: what every route shares. ``test_api_routes.py`` holds each route's own contract."""
 
 import asyncio
+import gzip
 import hashlib
 import json
 import logging
@@ -195,7 +196,7 @@ def test_a_wrong_parameter_is_named(client):
         (b'{"search_query": ', "the body is not JSON"),
         (b"[" * 10_000, "the body is not JSON"),
         (b'{"search_query": "\xff"}', "the body is not JSON"),
-        (b'{"limit": ' + b"9" * 5_000 + b"}", "the body is not JSON"),
+        (b'{"limit": ' + b"9" * 5_000 + b"}", "the body is not JSON: a number of 5,000 digits; write one of"),
     ],
 )
 def test_a_body_that_cannot_be_read_is_the_callers_fault(client, body, detail):
@@ -203,6 +204,40 @@ def test_a_body_that_cannot_be_read_is_the_callers_fault(client, body, detail):
 
     assert answer.status_code in {400, 422}
     assert detail in problem_of(answer)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        (EVENTS, b"[]", "#: a JSON object is needed"),
+        (EVENTS, b'{"session_id": "s", "events": [1]}', "#/events/0: a JSON object is needed"),
+        (EVENTS, b'{"session_id": "s", "events": {}}', "#/events: a list is needed"),
+        (SESSION, b'{"session_id": "s", "search_results": ["a"]}', "#/search_results/0: a JSON object is"),
+        (SESSION, b'{"session_id": "s", "search_meta": 1}', "#/search_meta: a JSON object is needed"),
+        (SESSION, b'{"session_id": "half \\ud83d"}', "#/session_id: a text may not hold half a surrogate"),
+        (SESSION, b'{"session_id": ""}', "#/session_id: String should have at least 1 character"),
+        (EVENTS, b'{"session_id": "s", "events": [{"object_id": "a", "event_type": ""}]}', "at least 1 char"),
+        (
+            SESSION,
+            b'{"session_id":"s","search_results":[' + b'{"object_id":"a"},' * 20_000 + b"{}]}",
+            "give at most 10,000 items",
+        ),
+    ],
+)
+def test_a_wrong_body_is_told_so_in_words_of_json(client, path, body, told):
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+
+    assert pointers_of(answer)
+    assert told in answer.json()["detail"]
+
+
+def test_a_packed_body_is_told_to_be_sent_as_it_is(client):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+
+    answer = client.post(EVENTS, content=gzip.compress(b'{"session_id": "s", "events": []}'), headers=headers)
+
+    assert answer.status_code == 415
+    assert "content-encoding: gzip" in problem_of(answer)["detail"]
 
 
 def test_of_thousands_of_wrong_items_the_first_is_pointed_at(client):

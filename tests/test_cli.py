@@ -715,6 +715,19 @@ def test_what_is_printed_can_be_written_in_any_encoding(command, monkeypatch, po
     wrong.stderr.decode(encoding)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("option", [[], ["--markdown"]])
+def test_what_finds_no_room_to_be_written_is_told_in_a_sentence(option):
+    program = [sys.executable, "-c", "from embedding_studio.cli import app; app()", "settings", *option]
+
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1
+    assert "could not be: No space left on device" in ran.stderr
+
+
 def test_collections_are_made_named_and_dropped(command, stored):
     made = command("collections", "create", "films", "--dimensions", "3", "--metric", "dot")
     command("collections", "alias", "live", "films")

@@ -265,6 +265,8 @@ def test_none_is_no_embedder():
         "openai:@http://x",
         "openai:",
         "openai:@http://a:secret@x",
+        "openai:tiny@ftp://a:secret@x",
+        "openai:tiny@a:secret@x/v1",
     ],
 )
 def test_a_setting_that_names_no_embedder_is_refused(setting):

@@ -74,6 +74,7 @@ def test_a_value_outside_the_documented_range_is_used_with_a_warning(caplog):
         ({"adjuster": "adam"}, "ADJUSTER: Input should be 'passive_aggressive' or 'torch'"),
         ({"event_weights": {"click": 0}}, "at least one type of event needs a weight above 0"),
         ({"event_weights": {"click": -1}}, "weights are numbers from 0 upwards"),
+        ({"event_weights": {"click": "a"}}, "EVENT_WEIGHTS.click: Input should be a valid number"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_a_sentence(given, told):

@@ -134,7 +134,7 @@ def replaced(path: str | Path, *, is_lines: bool = True) -> Iterator[IO[bytes]]:
             yield file
         unfinished.replace(path)
     except OSError as error:
-        raise InvalidDataError(f"{path}: cannot be written: {error}") from error
+        raise InvalidDataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):  # it is not there, or never was
             unfinished.unlink()

@@ -587,7 +587,7 @@ def load_settings(**given: Any) -> Settings:
         raise InvalidSettingError(f"{what} is not JSON: {error.__cause__}. {advice}") from error
     except ValidationError as error:
         wrong = "; ".join(
-            ": ".join([*map(str.upper, _named(problem)), problem["msg"].removeprefix("Value error, ")])
+            ": ".join([*_named(problem), problem["msg"].removeprefix("Value error, ")])
             for problem in error.errors(include_input=False)
         )
         raise InvalidSettingError(f"{wrong}. {advice}") from error
@@ -595,7 +595,8 @@ def load_settings(**given: Any) -> Settings:
 
 def _named(problem: Mapping[str, Any]) -> list[str]:
     """Return the setting that is wrong, or none where several are together."""
-    return [".".join(map(str, problem["loc"]))] if problem["loc"] else []
+    name, *inside = map(str, problem["loc"] or ("",))
+    return [".".join([name.upper(), *inside])] if name else []
 
 
 def _warn_of_near_misses(file: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import anyio
@@ -35,6 +36,9 @@ READERS = 2
 
 LARGE_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{19,}+(?![.eE])")
 """What may be a whole number of more than 64 bits, of which the faster reader makes a float."""
+
+MOST_DIGITS = 4_300
+"""Of a whole number: Python takes time that grows with their square, and reads no more."""
 
 FEW_CONTAINERS = 50_000
 BYTES_PER_CONTAINER = 12
@@ -137,6 +141,9 @@ def _readers(request: Request) -> anyio.CapacityLimiter:
 
 
 def _check_type(request: Request, *, takes_text: bool) -> None:
+    packing = request.headers.get("content-encoding", "identity").strip().lower()
+    if packing not in {"", "identity"}:
+        raise HTTPException(415, f"the request has content-encoding: {packing}; send its JSON as it is")
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given == "application/json" or (given.startswith("application/") and given.endswith("+json")):
         return
@@ -158,6 +165,17 @@ def _read(body: bytes, validate: Callable[[Any], T]) -> T:
         raise RequestValidationError([each | {"loc": ("body", *each["loc"])} for each in found]) from None
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(
+            f"a number of {len(digits):,} digits; write one of more than {MOST_DIGITS:,} as a text"
+        )
+    return int(digits)
+
+
+_thorough = partial(json.loads, parse_int=_whole_number)
+
+
 def _parsed(body: bytes) -> Any:
     if not body.strip():
         raise wrong_body("the request has no body; send a JSON object")
@@ -166,9 +184,9 @@ def _parsed(body: bytes) -> Any:
         raise wrong_body(f"the body holds some {containers} lists and objects; send less at once")
     # The slower one keeps whole numbers of any size, and of what the faster one refuses half a surrogate pair
     # and NaN, to be refused with their place.
-    readers: list[Callable[[bytes], Any]] = [json.loads] if LARGE_NUMBER.search(body) else [orjson.loads]
+    readers: list[Callable[[bytes], Any]] = [_thorough] if LARGE_NUMBER.search(body) else [orjson.loads]
     if len(body) <= SMALL_BYTES:
-        readers.append(json.loads)
+        readers.append(_thorough)
     for loads in readers:
         try:
             return loads(body)

@@ -24,6 +24,7 @@ from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.keys import Scope
 from embedding_studio.domain.sessions import (
     DEFAULT_COLLECTION,
+    MAX_POSITION,
     MAX_REACH,
     EventDisposition,
     RecordedSession,
@@ -55,6 +56,7 @@ class ShownResult(Body):
     position: int | None = Field(
         default=None,
         ge=0,
+        le=MAX_POSITION,
         description="1 is the top, or 0 where a list begins with it; absent: the order of the list",
     )
 

@@ -55,7 +55,7 @@ def to_seconds(given: Any) -> Any:
     if isinstance(given, str) and "-" in given:
         with suppress(ValueError, OverflowError):
             at = datetime.fromisoformat(given)
-            return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() // 1)
+            return min(int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() // 1), MAX_SECONDS)
     raise ValueError(
         "a time is in whole UTC seconds, such as 1760000000, or in ISO 8601, such as 2025-10-09T08:53:20Z"
     )

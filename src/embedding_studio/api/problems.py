@@ -17,6 +17,19 @@ MAX_TOLD_LENGTH = 500
 """Characters of one sentence: what was sent is not sent back as a whole."""
 
 
+AN_OBJECT, A_LIST = "a JSON object is needed", "a list is needed"
+IN_WORDS_OF_JSON = {
+    "model_type": AN_OBJECT,
+    "model_attributes_type": AN_OBJECT,
+    "dict_type": AN_OBJECT,
+    "tuple_type": A_LIST,
+    "list_type": A_LIST,
+    "string_unicode": "a text may not hold half a surrogate pair (U+D800 to U+DFFF)",
+    "extra_forbidden": "this field is not known here; is it misspelt?",
+}
+"""What pydantic says in Python's."""
+
+
 class FieldProblem(BaseModel):
     """One thing that is wrong: ``pointer`` names its place in the body, ``parameter`` in the URL."""
 
@@ -93,13 +106,21 @@ def field_problems(error: RequestValidationError) -> list[FieldProblem]:
 
 def _field_problem(found: Mapping[str, Any]) -> FieldProblem:
     where, *place = found["loc"]
-    detail = found["msg"].removeprefix("Value error, ")
-    if found["type"] == "extra_forbidden":
-        detail = "this field is not known here; is it misspelt?"
+    detail = IN_WORDS_OF_JSON.get(found["type"]) or found["msg"].removeprefix("Value error, ")
+    if found["type"] in {"too_long", "too_short"}:
+        detail = _of_another_length(**found["ctx"])
     if where == "body":
         pointer = "#" + "".join(f"/{_escape(_cut(str(step)))}" for step in place)
         return FieldProblem(pointer=pointer, detail=_cut(detail))
     return FieldProblem(parameter=_cut(".".join(map(str, place))), detail=_cut(detail))
+
+
+def _of_another_length(
+    *, field_type: str, actual_length: int, min_length: int = 0, max_length: int | None = None
+) -> str:
+    what = "characters" if field_type == "Value" else "items"
+    bound = f"at least {min_length:,}" if max_length is None else f"at most {max_length:,}"
+    return f"give {bound} {what}; there are {actual_length:,}"
 
 
 def _cut(told: str) -> str:

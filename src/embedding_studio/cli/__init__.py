@@ -24,7 +24,11 @@ A command's module is imported when the command is asked for: searching through 
 no database and no evaluation.
 """
 
+import errno
+import os
+import sys
 from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -32,7 +36,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from embedding_studio.cli.console import write_any_character
+from embedding_studio.cli.console import tell, write_any_character
 
 __all__ = ["app"]
 
@@ -106,6 +110,19 @@ class _Commands(TyperGroup):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = _OnFirstUse()
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            with suppress(OSError):
+                os.dup2(
+                    os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+                )  # what is left is not tried again
+            tell("error", f"what was to be written could not be: {error.strerror}", style="bold red")
+            raise typer.Exit(1) from error
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002, typer's name
         return list(self.commands)

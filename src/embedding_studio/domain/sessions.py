@@ -49,6 +49,9 @@ MAX_LIMIT = 1_000
 MAX_REACH = 10_000
 """Results beyond this position are not served: whoever needs more reads the collection."""
 
+MAX_POSITION = 1_000_000_000
+"""Of a result; those that are shown later come after it, and PostgreSQL keeps 32 bits."""
+
 SortBy = tuple[str, Literal["ascending", "descending"]]
 """A payload field, where a dot steps into an object, and the direction."""
 
@@ -92,7 +95,7 @@ class SearchResultItem(BaseModel):
     object_id: Id
     rank: float | None = None
     meta: dict[str, Any] | None = None
-    position: int | None = Field(default=None, ge=1)
+    position: int | None = Field(default=None, ge=1, le=MAX_POSITION)
     personalised: bool = False
     propensity: float = Field(default=1.0, gt=0, le=1)
 

@@ -11,7 +11,7 @@ MINILM = "all-MiniLM-L6-v2"
 ENDPOINT = re.compile(r"openai:(?P<model>.+?)@(?P<base_url>https?://.+)")
 """The setting for a model behind an endpoint."""
 
-_URL = re.compile(r"(?P<scheme>https?://)(?P<rest>.*)")
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<rest>.*)", re.IGNORECASE)
 _PROMPTED = " with document prompt "
 
 
@@ -22,13 +22,15 @@ def without_secrets(text: str) -> str:
     'openai:tiny@https://host:8000/v1'
     >>> without_secrets("https://ann:sec/ret@host/v1")
     'https://***'
+    >>> without_secrets("openai:tiny@ann:secret@host/v1")
+    'openai:tiny@***@host/v1'
     """
 
     def shown(url: re.Match[str]) -> str:
         place = re.sub(r"[?#].*", "", re.sub(r"^[^/?#]*@", "", url["rest"]))
         return url["scheme"] + ("***" if "@" in place else place)
 
-    return _URL.sub(shown, text, count=1)
+    return _URL.sub(shown, text, count=1) if _URL.search(text) else re.sub(r"@.*@", "@***@", text)
 
 
 def without_address(name: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from embedding_studio.domain.sessions import RecordedSession
+from embedding_studio.domain.sessions import MAX_POSITION, RecordedSession
 from embedding_studio.domain.storable import is_id
 
 Row = Mapping[str, Any]
@@ -17,7 +17,6 @@ Row = Mapping[str, Any]
 FEWEST_MILLISECONDS = 100_000_000_000
 """A time from here on is in milliseconds, of March 1973; in seconds the last one lies in the year 5138."""
 FEWEST_MICROSECONDS = 100_000_000_000_000
-MAX_POSITION = 2**31 - 1
 MAX_DIGITS = 18
 LARGEST_EXACT = 2.0**53
 """From here on not every whole number is a float."""
