@@ -280,6 +280,16 @@ def test_what_cannot_be_stored_is_named_before_anything_is_embedded(
     assert list(every_object(storage, collection)) == []
 
 
+@pytest.mark.parametrize("given", [{"object_id": "b", "text": "bee"}, ("b", "bee"), "b", None])
+def test_what_is_no_object_is_refused_with_its_place_and_what_to_give(storage, collection, embedder, given):
+    indexer = Indexer(storage, embedder, guards_gates=False)
+
+    with pytest.raises(
+        InvalidInputError, match=r"object 1 of those to index is .*; give a CatalogueText, or"
+    ):
+        indexer.index_objects(collection.name, [CatalogueText("a", "ant"), given])
+
+
 def test_the_same_model_under_another_name_embeds_nothing_again(storage, collection, embedder):
     texts = [CatalogueText("a", "ant"), CatalogueText("b", "bee")]
     index_objects(storage, collection, texts, embedder)

@@ -74,6 +74,17 @@ def test_each_migration_is_applied_once(connection):
     assert tables(connection) == made
 
 
+@pytest.mark.parametrize("from_number", [0, 19])
+def test_tables_whose_migrations_are_not_noted_are_told_with_what_to_do(
+    connection, postgres_url, from_number
+):
+    PostgresStorage(postgres_url).close()
+    connection.execute("DELETE FROM embedding_studio.schema_migrations WHERE number >= %s", (from_number,))
+
+    with pytest.raises(StorageError, match=r"already exists\); restore a backup, or drop the schema"):
+        PostgresStorage(postgres_url)
+
+
 @pytest.mark.parametrize("dimensions", [3, 2001])
 def test_collections_made_before_votes_are_like_those_made_since(connection, postgres_url, dimensions):
     with closing(PostgresStorage(postgres_url)) as storage:
@@ -367,7 +378,7 @@ def test_a_migration_that_failed_left_nothing(connection):
     connection.execute("CREATE SCHEMA embedding_studio")
     connection.execute("CREATE TABLE embedding_studio.session_events (somebody_elses integer)")
 
-    with pytest.raises(psycopg.errors.DuplicateTable):
+    with pytest.raises(StorageError, match=r"session_events.* already exists"):
         migrate(connection)
 
     assert tables(connection) == [("embedding_studio", "session_events", "somebody_elses", "integer")]

@@ -81,10 +81,7 @@ def to_vectors(given: Any) -> NDArray[np.float32]:
     )
     if not {*map(type, numbers)} <= {int, float}:  # a bool is an int to isinstance
         raise ValueError("vectors are a list of lists of numbers, and nothing else")
-    try:
-        return check_vectors(ANY_INDEX, rows, "this field")
-    except OverflowError as error:
-        raise ValueError("a vector holds a whole number that no float can") from error
+    return check_vectors(ANY_INDEX, rows, "this field")
 
 
 def to_query(given: Any) -> str | NDArray[np.float32]:

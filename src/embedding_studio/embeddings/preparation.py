@@ -29,6 +29,8 @@ def check_vectors(index: SearchIndexInfo, vectors: ArrayLike, what: str) -> Vect
     try:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
             checked = np.ascontiguousarray(vectors, dtype=np.float32)
+    except OverflowError as error:
+        raise InvalidVectorsError(f"the vectors of {what} hold a whole number that no float can") from error
     except (TypeError, ValueError) as error:
         raise InvalidVectorsError(
             f"the vectors of {what} are not an array of numbers, all parts of one length: {error}"

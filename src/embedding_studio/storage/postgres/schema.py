@@ -29,6 +29,12 @@ SESSION_LOCK = 1_163_284_308
 """Of sessions' ids: shared by who records one; alone is who lets events wait for it."""
 
 _SQL = statements("schema.sql")
+_THERE_ALREADY = (
+    psycopg.errors.DuplicateTable,
+    psycopg.errors.DuplicateColumn,
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.DuplicateFunction,
+)
 
 
 def migrate(connection: psycopg.Connection) -> list[int]:
@@ -58,6 +64,12 @@ def migrate(connection: psycopg.Connection) -> list[int]:
                 f"the user {connection.info.user!r} may not create what is needed in {where(connection)} "
                 f"({str(error).splitlines()[0]}); let an administrator run CREATE EXTENSION vector there and "
                 "GRANT CREATE ON DATABASE to this user"
+            ) from error
+        except _THERE_ALREADY as error:
+            raise StorageError(
+                f"{where(connection)} has tables of which embedding_studio.schema_migrations does not tell "
+                f"({str(error).splitlines()[0]}); restore a backup, or drop the schema embedding_studio and "
+                "those of its collections to begin anew"
             ) from error
         return applied
 
