@@ -185,6 +185,7 @@ class System:
             "PORT": str(port),
             "PLUGINS_PATH": str(folder / "plugin.py"),
             "LEASE_SECONDS": "5",
+            "QUARANTINE": "false",  # who searches hundreds of times an hour would have no state to compare
             "OPENBLAS_NUM_THREADS": "1",
         }
         self._is_over = threading.Event()
@@ -493,7 +494,7 @@ def different_states(storage: Storage, collection: Collection, log: Iterable[Rec
     same = twin.collections.create(collection.name, collection.index)
     twin.objects.upsert(same, list(all_objects(storage, collection)))
     twin.clickstream.record(log := [each for each in log if each.session.user_id != CULPRIT])
-    with Context(load_settings(embedder="none"), storage=twin) as context:
+    with Context(load_settings(embedder="none", quarantine=False), storage=twin) as context:
         improver = context.improver()
         while improver.improve_once().users:
             pass
@@ -502,6 +503,12 @@ def different_states(storage: Storage, collection: Collection, log: Iterable[Rec
         told(storage.personal.state(collection, user)) != told(twin.personal.state(same, user))
         for user in users
     )
+
+
+def users_with_a_state(storage: Storage) -> int:
+    collection = storage.collections.get("default")
+    users = {each.session.user_id or "" for each in storage.clickstream.scan()} - {CULPRIT}
+    return sum(bool(storage.personal.state(collection, user).memories) for user in users)
 
 
 def told(state: PersonalState) -> object:
@@ -524,6 +531,7 @@ def measure(folder: Path, given: argparse.Namespace, *, is_disk_small: bool) -> 
             stuck = still_open(storage)
             wrong = {"orders stuck": stuck} | violations(storage, journal)
             orders = {status.value: number for status, number in storage.orders.counts().items()}
+            learnt = users_with_a_state(storage)
     finally:
         slowest = system.stop()
         if given.keep:
@@ -543,6 +551,7 @@ def measure(folder: Path, given: argparse.Namespace, *, is_disk_small: bool) -> 
         "events acknowledged": len(journal.events),
         "objects stored": len(journal.objects),
         "orders": orders,
+        "users with a state to compare": learnt,
         "wrong": wrong,
         "answered again": recoveries(system, happened, probe),
         "from SIGTERM to the end of the slowest": round(slowest, 2),

@@ -25,4 +25,5 @@ def test_what_was_acknowledged_survives_kills_and_is_learnt_once(tmp_path):
     assert set(figures["wrong"].values()) == {0}, figures["wrong"]
     assert figures["orders"]["failed"] <= 1
     assert min(figures["events acknowledged"], figures["orders"]["done"]) > 0
+    assert figures["users with a state to compare"] > 30  # of 36
     assert run.returncode == 0
