@@ -2,8 +2,12 @@
 
 import os
 from contextlib import closing
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricAggregationType, MetricType
@@ -23,6 +27,7 @@ from test_attached import (
 )
 
 N = 211
+ONE = np.eye(1, 5, dtype=np.float32)
 APEX = PayloadFilter.parse({"query": {"term": {"field": "brand", "value": "apex"}}})
 
 HOSTILE = ["it's", "x' OR 'a'='a", "a\x00b", "a\nb", "\\'", "--", ";drop table t", '"`', "%_", "é靴🙂", "''"]
@@ -171,3 +176,113 @@ def test_what_changed_or_went_does_not_count_at_once_and_is_learnt_anew(store, c
     assert len(at_once) == 10
     assert (found.changed, found.gone) == (1, 1)
     assert context.storage.personal.copies(products, "ann", [changed, gone]) == {}
+
+
+def test_what_goes_while_all_are_read_makes_no_page_the_last(store, context, products, monkeypatch):
+    engine = context.storage.objects.of(products)._engine
+    get = engine.get
+
+    def gone_meanwhile(collection, object_ids):
+        monkeypatch.undo()
+        store.delete(products.attached.source, 0)
+        return get(collection, object_ids)
+
+    monkeypatch.setattr(engine, "get", gone_meanwhile)
+
+    [first] = context.storage.objects.scroll(products, limit=1)
+
+    assert first.object_id == "p001"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"terms": {"field": "price", "values": [n / 4 for n in range(7, 1031)]}},
+        {"terms": {"field": "brand", "values": ["apex", *(f"x{n}" for n in range(1023))]}},
+        {"terms": {"field": "price", "values": [*(f"x{n}" for n in range(500)), 1.75, *range(500, 900)]}},
+        {"any": {"field": "tags", "values": ["new", *(f"x{n}" for n in range(1023))]}},
+        {"should": [{"field": "price", "range": {"gte": n + 3, "lt": n + 4}} for n in range(255)]},
+        {"must": [{"field": "price", "range": {"gte": n / 100}} for n in range(255)]},
+    ],
+)
+def test_a_filter_as_long_as_filters_can_be_is_asked(context, products, query):
+    wanted = PayloadFilter.parse({"query": query})
+
+    found = context.storage.objects.nearest(products, ONE, N, filter=wanted)
+
+    meant = {f"p{k:03}" for k, _, payload in points() if wanted.matches(payload)}
+    assert {each.object_id for each in found} == meant != set()
+
+
+WHOLE = [-(2**63) + 1, -(2**53) - 1, -1, 0, 1, 2**53, 2**53 + 1, 2**63 - 1]
+REAL = [-1e300, -2.25, -0.0, 0.0, 5e-324, 0.1, 1.0, 3.0, 2.0**53, 1e300]
+TEXTS = [*(each for each in HOSTILE if "\x00" not in each), "", "red", "Red", "1", "true", "\uff5e", "\t"]
+KEPT: dict[str, list[Any]] = {
+    "whole": WHOLE,
+    "real": REAL,
+    "text": TEXTS,
+    "flag": [True, False],
+    "texts": [[], ["red"], ["red", "it's"], [""], TEXTS],
+    "wholes": [[], [0], [2**53 + 1, 1], [-1]],
+    "reals": [[], [-0.0], [0.1, 3.0]],
+}
+SCALARS = st.sampled_from([*WHOLE, *REAL, *TEXTS, True, False, 2**64, 10**400, 0.5])
+ENDS = st.one_of(
+    st.dictionaries(
+        st.sampled_from(["gte", "gt", "lte", "lt", "eq"]),
+        st.sampled_from(WHOLE + REAL + [10**400]),
+        min_size=1,
+    ),
+    st.dictionaries(st.sampled_from(["gte", "gt", "lte", "lt", "eq"]), st.sampled_from(TEXTS), min_size=1),
+)
+FIELDS = st.sampled_from([*KEPT, "flag.x", "nothing"])
+LISTS = st.lists(SCALARS, min_size=1, max_size=4)
+LEAVES = st.one_of(
+    st.builds(lambda field, value: {"term": {"field": field, "value": value}}, FIELDS, SCALARS),
+    *(
+        st.builds(
+            lambda kind, field, values: {kind: {"field": field, "values": values}},
+            st.just(kind),
+            FIELDS,
+            LISTS,
+        )
+        for kind in ("terms", "any", "all")
+    ),
+    st.builds(lambda field, ends: {"field": field, "range": ends}, FIELDS, ENDS),
+    st.builds(lambda field: {"field": field}, FIELDS),
+    st.just({"match": {"field": "text", "value": "red"}}),
+)
+QUERIES = st.recursive(
+    LEAVES,
+    lambda each: st.dictionaries(
+        st.sampled_from(["must", "should", "filter", "must_not"]),
+        st.lists(each, min_size=1, max_size=2),
+        min_size=1,
+    ),
+    max_leaves=5,
+)
+
+
+def test_a_filter_means_of_every_engine_what_it_means_in_memory(store, context):
+    payloads = {
+        f"p{k:03}": {
+            name: values[(k * (n + 1)) % len(values)] for n, (name, values) in enumerate(KEPT.items())
+        }
+        for k in range(40)
+    }
+    rows = [
+        (k, [1.0, 0, 0, 0, 0], {"sku": sku, **payload}) for k, (sku, payload) in enumerate(payloads.items())
+    ]
+    source = store.create("values", "dot", rows)
+    collection = context.attach("values", source, object_id="sku", vector="embedding", store="vectors")
+
+    @given(QUERIES)
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def means_the_same(query):
+        wanted = PayloadFilter.parse({"query": query})
+        found = context.storage.objects.nearest(collection, ONE, N, filter=wanted)
+
+        meant = {sku for sku, payload in payloads.items() if wanted.matches(payload)}
+        assert {each.object_id for each in found} == meant
+
+    means_the_same()

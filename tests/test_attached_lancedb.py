@@ -141,6 +141,11 @@ def test_what_sql_can_look_for_is_left_to_lancedb(store, monkeypatch):
         (pa.decimal128(9, 2), Decimal("3.00"), {"gt": 2.5}, True),
         (pa.date32(), 0, {"gte": "1970"}, True),
         (pa.timestamp("us"), 0, {"lt": "1970-01-02"}, True),
+        (pa.float16(), np.float16(1.5), {"gt": 1.49999, "lt": 1e300}, True),
+        (pa.float32(), -0.0, {"gte": 0}, True),
+        (pa.float64(), 0.0, {"lte": -0.0}, True),
+        (pa.int64(), -(2**63), {"lte": -(2**63)}, True),
+        (pa.int64(), -(2**63), {"gte": -(2**63), "lt": 0}, True),
     ],
 )
 def test_a_range_over_columns_of_each_type(store, kind, value, given, is_expected):
@@ -149,6 +154,31 @@ def test_a_range_over_columns_of_each_type(store, kind, value, given, is_expecte
     objects, collection = attached(store, "t")
 
     assert bool(is_found(objects, collection, {"field": "n", "range": given})) is is_expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "given", "is_expected"),
+    [
+        (pa.uint64(), 2**64 - 1, 2**64 - 1, True),
+        (pa.uint64(), 5, 5, True),
+        (pa.uint8(), 200, 200, True),
+        (pa.int64(), -(2**63), -(2**63), True),
+        (pa.float16(), np.float16(1.5), 1.5, True),
+        (pa.float16(), np.float16(1.5), 0.1, False),
+        (pa.float32(), -0.0, 0, True),
+        (pa.float64(), 0.0, -0.0, True),
+    ],
+)
+def test_a_number_is_found_in_columns_and_in_lists_of_each_type(store, kind, value, given, is_expected):
+    column = pa.array([value], kind)
+    rows = pa.table(
+        {"id": ["x"], "embedding": [[1.0, 0.0]], "n": column, "l": pa.ListArray.from_arrays([0, 1], column)}
+    )
+    store.database.create_table("t", with_vectors(rows, "embedding", 2))
+    objects, collection = attached(store, "t")
+
+    assert bool(is_found(objects, collection, {"term": {"field": "n", "value": given}})) is is_expected
+    assert bool(is_found(objects, collection, {"any": {"field": "l", "values": [given]}})) is is_expected
 
 
 def test_ids_and_values_are_texts_whatever_they_hold(store):
@@ -205,6 +235,7 @@ def test_what_is_no_object_is_not_found(store):
 
     assert [each.object_id for each in objects.nearest(collection, ONE, 9)] == ["a", "nan"]
     assert [each.object_id for each in objects.scroll(collection, limit=100)] == ["a", "nan"]
+    assert [each.object_id for each in objects.scroll(collection, after="a", limit=1)] == ["nan"]
     assert objects.get(collection, ["none", "zero", "x" * 600]) == []
     assert objects.count(collection) == 4
 
@@ -221,12 +252,17 @@ def test_what_is_no_object_is_not_found(store):
         ({"source": "several"}, "has 2 columns of vectors; name one of one, two"),
         ({"source": "odd"}, "has no columns of vectors"),
         ({"payload": ("colour",)}, "has no column 'colour'"),
+        ({"document": "price"}, "is of the type double; the payload can be one column of JSON"),
+        (
+            {"source": "several", "vector": "one", "object_id": "a`b"},
+            "LanceDB cannot be asked for the column",
+        ),
         ({"metric": MetricType.DOT}, "compares by cosine, and not by dot"),
     ],
 )
 def test_what_cannot_be_attached_is_told_in_a_sentence(store, given, said):
     store.create("products", "cosine", points(7))
-    both = pa.table({"id": [1], "one": [[1.0, 0.0]], "two": [[1.0, 0.0]]})
+    both = pa.table({"id": [1], "one": [[1.0, 0.0]], "two": [[1.0, 0.0]], "a`b": [1]})
     store.database.create_table("several", with_vectors(with_vectors(both, "one", 2), "two", 2))
     store.database.create_table("odd", pa.table({"id": [1], "at": [[1.0]]}))
     engine = LanceDB(store.url, name="lake")

@@ -1,5 +1,6 @@
 """A collection of Milvus that was there before, found by the server at MILVUS_URL."""
 
+import json
 from contextlib import closing
 from typing import Any
 
@@ -16,7 +17,7 @@ from embedding_studio.errors import AttachedUnavailableError, InvalidInputError
 from embedding_studio.storage.attached import AttachedObjects
 from embedding_studio.storage.milvus import Milvus
 from test_api_service import SEARCH, serving
-from test_attached import opened, vectors
+from test_attached import D, opened, vectors
 from test_attached_engines import HOSTILE, N, milvus, points
 from test_filters import CASES
 
@@ -111,6 +112,45 @@ def test_a_filter_means_of_fields_of_a_schema_what_it_means_of_our_own_objects(s
         assert is_found(objects, collection, query) == meant, query
 
 
+def test_a_field_of_json_as_a_whole_and_the_ends_of_whole_numbers_are_asked(store):
+    from pymilvus import DataType
+
+    known = [(str(k), [1.0, 0.0], {"any": {"n": k}, "n": (2**63 - 1) // (k + 1)}) for k in range(5)]
+    source = store.create("whole", "dot", known, any=(DataType.JSON, {}), n=(DataType.INT64, {}))
+    objects, collection = attached(store, source)
+    deep: dict[str, Any] = {"term": {"field": "any.n", "value": 0}}
+    for _ in range(28):
+        deep = {"must": [{"field": "n", "range": {"gt": 1}}], "should": [deep, {"field": "nothing"}]}
+
+    for query in (
+        {"term": {"field": "any", "value": "red"}},
+        {"field": "any", "range": {"lte": 3}},
+        {"any": {"field": "any", "values": ["red"]}},
+        {"term": {"field": "n", "value": -(2**63)}},
+    ):
+        assert is_found(objects, collection, query) == set()
+    assert is_found(objects, collection, {"term": {"field": "any.n", "value": 1}}) == {"1"}
+    most = {"field": "n", "range": {"gte": -(2**63), "lt": 2**62}}
+    assert is_found(objects, collection, most) == {"1", "2", "3", "4"}
+    assert is_found(objects, collection, deep) == {"0"}
+
+
+def test_fields_are_named_whatever_they_are_called(store):
+    names = ("n", "x y", "a.b", 'q"q', "größe")
+    known = [(k, [1.0, 0.0], dict.fromkeys(names, k) | {"other": 1}) for k in range(3)]
+    objects, collection = attached(store, store.create("named", "dot", known), payload=names)
+
+    [found] = objects.get(collection, ["1"])
+
+    assert found.payload == dict.fromkeys(names, 1)
+    assert {
+        json.dumps(each.payload) for each in objects.nearest(collection, np.eye(1, 2, dtype=np.float32), 9)
+    } == {json.dumps(dict.fromkeys(names, k)) for k in range(3)}
+    for name in names:
+        assert is_found(objects, collection, {"term": {"field": name, "value": 2}}) == {"2"}
+    assert objects.get(collection, [str(-(2**63)), str(2**70), "-0"]) == []
+
+
 def test_ids_and_values_are_texts_whatever_they_hold(store, monkeypatch):
     monkeypatch.setattr(
         "embedding_studio.storage.milvus.READ_AT_ONCE", 2
@@ -128,8 +168,9 @@ def test_ids_and_values_are_texts_whatever_they_hold(store, monkeypatch):
     }
 
 
-def test_more_than_a_search_can_bring_is_read_and_compared_here(store, monkeypatch):
-    monkeypatch.setattr("embedding_studio.storage.milvus.MOST_CANDIDATES", 100)
+@pytest.mark.parametrize(("name", "most"), [("MOST_CANDIDATES", 100), ("MOST_BYTES", 100 * 4 * D)])
+def test_more_than_a_search_can_bring_is_read_and_compared_here(store, monkeypatch, name, most):
+    monkeypatch.setattr(f"embedding_studio.storage.milvus.{name}", most)
     objects, collection = attached(store, store.create("products", "cosine", points()), object_id="sku")
     rare = PayloadFilter.parse({"query": {"match": {"field": "sku", "value": "p007"}}})
     query = vectors(1, seed=11)

@@ -97,8 +97,8 @@ def test_what_qdrant_can_look_for_is_left_to_it(server, context, products):
     context.storage.objects.nearest(products, vectors(1), 5, filter=PayloadFilter.parse({"query": wanted}))
 
     brand = {"should": [{"key": "brand", "match": {"value": "apex"}}]}
-    price = {"should": [{"key": "price", "range": {"gte": 3.0, "lte": 9.0}}]}
-    assert server.requests[0][1]["filter"] == {"must": [brand, price]}
+    price = {"key": "price", "range": {"gte": 3.0, "lte": 9.0}}
+    assert server.requests[0][1]["filter"] == {"must": [{"must": [brand, price]}]}
 
 
 def test_points_are_objects_by_their_own_ids_or_by_a_field(server, context, products):

@@ -10,12 +10,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import numpy as np
 
-from embedding_studio.domain.filters import BoolQuery, PayloadFilter, Query
+from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MAX_DIMENSIONS, MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection, Neighbour
 from embedding_studio.domain.storable import is_id
@@ -40,8 +40,6 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """As servers write it: another spelling is the id of nothing."""
 NUMBER = re.compile(r"0|-?[1-9]\d{0,19}")
 """A whole number as an id is written."""
-Said = TypeVar("Said")
-"""A condition in the words of an engine."""
 MANY_ROWS = 10_000
 """To compare more at each search takes long."""
 RECONCILED_AT_ONCE = 1000
@@ -496,12 +494,24 @@ def split_address(address: str, setting: str, write: str) -> tuple[SplitResult, 
 
 
 def page_of(
-    engine: Engine, collection: Collection, ids: Iterable[str], after: str | None, limit: int
+    engine: Engine, collection: Collection, ids: Callable[[], Iterable[str]], after: str | None, limit: int
 ) -> list[CatalogueObject]:
-    """Return the objects of a page of the ids of all, in the order of ``BaseIndex.scroll``."""
-    page = heapq.nsmallest(limit, (each for each in ids if after is None or each > after), key=str.encode)
-    found = {each.object_id: each for each in engine.get(collection, page)}
-    return [found[object_id] for object_id in page if object_id in found]
+    """Return the objects of a page of the ids of all, in the order of ``BaseIndex.scroll``.
+
+    Args:
+        ids: reads those of all; asked again where some of a page are of nothing, or went meanwhile.
+    """
+    found: list[CatalogueObject] = []
+    while len(found) < limit:
+        page = heapq.nsmallest(
+            limit, (each for each in ids() if after is None or each > after), key=str.encode
+        )
+        there = {each.object_id: each for each in engine.get(collection, page)}
+        found += [there[object_id] for object_id in dict.fromkeys(page) if object_id in there]
+        if len(page) < limit:
+            break
+        after = page[-1]
+    return found[:limit]
 
 
 def columns_of(attached: Attachment) -> list[str]:
@@ -518,40 +528,6 @@ def repeated(ids: Iterable[str]) -> str | None:
             return each
         seen.add(each)
     return None
-
-
-def translated(
-    payload_filter: PayloadFilter | None,
-    condition: Callable[[Query], Said | None],
-    every: Callable[[list[Said]], Said],
-    some: Callable[[list[Said]], Said],
-) -> Said | None:
-    """Return what finds all that a filter means, and perhaps more, in an engine's words; None: all does.
-
-    Args:
-        condition: says a query, not a bool one; None: it cannot be said, so all is looked at.
-        every, some: say that all of several hold, or one of them.
-    """
-    if payload_filter is None:
-        return None
-    wider = payload_filter.widened(lambda query: condition(query) is not None, lambda _: False)
-    return None if wider is None else _said(wider.query, condition, every, some)
-
-
-def _said(
-    query: Query,
-    condition: Callable[[Query], Said | None],
-    every: Callable[[list[Said]], Said],
-    some: Callable[[list[Said]], Said],
-) -> Said:
-    if not isinstance(query, BoolQuery):
-        said = condition(query)
-        assert said is not None  # noqa: S101, what cannot be said was left out
-        return said
-    all_of = [_said(each, condition, every, some) for each in (*(query.must or ()), *(query.filter or ()))]
-    if query.should:
-        all_of.append(some([_said(each, condition, every, some) for each in query.should]))
-    return every(all_of)
 
 
 def no_longer(collection: Collection, error: InvalidInputError) -> AttachedUnavailableError:

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,17 +21,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from embedding_studio.domain.filters import (
-    ExistsQuery,
-    ListHasAllQuery,
-    ListHasAnyQuery,
-    PayloadFilter,
-    Query,
-    RangeQuery,
-    TermQuery,
-    TermsQuery,
-    ways,
-)
+from embedding_studio.domain.filters import PayloadFilter, ways
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, shown
@@ -49,8 +39,8 @@ from embedding_studio.storage.attached import (
     no_longer,
     page_of,
     repeated,
-    translated,
 )
+from embedding_studio.storage.conditions import Bound, translated
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
 KIND = "lancedb"
@@ -63,7 +53,6 @@ READ_AT_ONCE = 1_000
 DISTANCE = "_distance"
 METRICS = {"cosine": MetricType.COSINE, "dot": MetricType.DOT, "l2": MetricType.EUCLID}
 _DISTANCE_TYPES = {metric: name for name, metric in METRICS.items()}
-_COMPARED = {"gte": ">=", "gt": ">", "lte": "<=", "lt": "<", "eq": "="}
 
 Arrow = Any
 """Of pyarrow, which comes with LanceDB: a table, a schema, a type."""
@@ -159,7 +148,9 @@ class LanceDB:
         filter: PayloadFilter | None,  # noqa: A002, the port's name
     ) -> list[CatalogueObject]:
         """Return as ``Engine.scroll``; each page reads the ids of all, for LanceDB has another order."""
-        return page_of(self, collection, self._ids_of(attachment_of(collection), filter), after, limit)
+        return page_of(
+            self, collection, partial(self._ids_of, attachment_of(collection), filter), after, limit
+        )
 
     def count(self, collection: Collection) -> int:
         attached = attachment_of(collection)
@@ -272,25 +263,14 @@ class LanceDB:
                 f"{', '.join(vectors) or 'another table'}"
             )
         wanted = replace(wanted, vector=wanted.vector or vectors[0])
-        for name in (wanted.object_id, wanted.vector, *wanted.payload, *filter(None, [wanted.document])):
-            if name not in kinds:
-                raise InvalidInputError(
-                    f"{wanted.source!r} has no column {name!r}; it has {', '.join(kinds)}"
-                )
-        if not (_is_text(kinds[wanted.object_id]) or _is_whole(kinds[wanted.object_id])):
-            raise InvalidInputError(
-                f"the ids of {wanted.source!r} are of the type {kinds[wanted.object_id]}, and can be string "
-                "or a whole number; name another column"
-            )
-        if not (dimensions := _dimensions(kinds[wanted.vector])):
-            raise InvalidInputError(
-                f"the column {wanted.vector!r} of {wanted.source!r} is of the type {kinds[wanted.vector]}, "
-                "and vectors are fixed_size_list of float, double or halffloat"
-            )
+        _check(wanted, kinds)
         if not wanted.payload and wanted.document is None:
-            others = [name for name in kinds if name not in (wanted.object_id, wanted.vector)]
-            wanted = replace(wanted, payload=tuple(name for name in others if _is_payload(kinds[name])))
-        return wanted, dimensions
+            others = (name for name, kind in kinds.items() if "`" not in name and _is_payload(kind))
+            wanted = replace(
+                wanted,
+                payload=tuple(each for each in others if each not in (wanted.object_id, wanted.vector)),
+            )
+        return wanted, _dimensions(kinds[wanted.vector])
 
     def _indexes(self, attached: Attachment) -> dict[str, MetricType]:
         """Return the metrics of the indexes of the vectors, by name."""
@@ -333,6 +313,35 @@ class LanceDB:
 
     def _told(self) -> str:
         return f"the store {self._name!r} ({self._place})"
+
+
+def _check(wanted: Attachment, kinds: Mapping[str, Arrow]) -> None:
+    """Return if columns of these types can be attached.
+
+    Raises:
+        InvalidInputError: they cannot; the message says what to do.
+    """
+    for name in (wanted.object_id, wanted.vector, *wanted.payload, *filter(None, [wanted.document])):
+        if name not in kinds:
+            raise InvalidInputError(f"{wanted.source!r} has no column {name!r}; it has {', '.join(kinds)}")
+        if "`" in name:
+            raise InvalidInputError(f"LanceDB cannot be asked for the column {name!r}; rename it")
+    kind = kinds[wanted.object_id]
+    if not (_is_text(kind) or _is_whole(kind)):
+        raise InvalidInputError(
+            f"the ids of {wanted.source!r} are of the type {kind}, and can be string or a whole number; name "
+            "another column"
+        )
+    if not _dimensions(kind := kinds[wanted.vector]):
+        raise InvalidInputError(
+            f"the column {wanted.vector!r} of {wanted.source!r} is of the type {kind}, and vectors are "
+            "fixed_size_list of float, double or halffloat"
+        )
+    if wanted.document is not None and not _is_document(kind := kinds[wanted.document]):
+        raise InvalidInputError(
+            f"the column {wanted.document!r} of {wanted.source!r} is of the type {kind}; the payload can be "
+            "one column of JSON, as texts, of struct or of map, or several of any type"
+        )
 
 
 def _objects(attached: Attachment, rows: Arrow) -> list[CatalogueObject]:
@@ -384,6 +393,13 @@ def _is_payload(kind: Arrow) -> bool:
     return not (isinstance(kind, pa.BaseExtensionType) or "binary" in str(kind))
 
 
+def _is_document(kind: Arrow) -> bool:
+    """Return whether a column can hold objects of JSON; a type of LanceDB for these are bytes to Arrow."""
+    import pyarrow as pa
+
+    return _is_text(kind) or pa.types.is_struct(kind) or pa.types.is_map(kind) or "binary" in str(kind)
+
+
 def _is_text(kind: Arrow) -> bool:
     import pyarrow as pa
 
@@ -422,68 +438,90 @@ def _ids(kind: Arrow, object_ids: Sequence[str]) -> list[str]:
     if _is_text(kind):
         return [_quoted(each) for each in object_ids]
     least, largest = _whole_numbers(kind)
-    return [each for each in object_ids if NUMBER.fullmatch(each) and least <= int(each) <= largest]
+    numbers = [int(each) for each in object_ids if NUMBER.fullmatch(each)]
+    return [_whole(each) for each in numbers if least <= each <= largest]
 
 
 def _condition(attached: Attachment, schema: Arrow, payload_filter: PayloadFilter | None) -> str | None:
     """Return a condition that finds all that is meant, and perhaps more; None: it would find all."""
-    return translated(payload_filter, partial(_translated, attached, schema), _every, _some)
+    return translated(payload_filter, _Sql(attached, schema))
 
 
-def _every(conditions: list[str]) -> str:
-    return f"({' AND '.join(conditions)})"
+@dataclass(frozen=True, slots=True)
+class _Sql:
+    """The words of SQL for the columns of a table, as ``Words``; a place is a path and a type."""
 
+    attached: Attachment
+    schema: Arrow
 
-def _some(conditions: list[str]) -> str:
-    return f"({' OR '.join(conditions)})" if conditions else "false"
+    def places(self, field: str) -> list[tuple[str, Arrow]] | None:
+        import pyarrow as pa
 
-
-def _translated(attached: Attachment, schema: Arrow, query: Query) -> str | None:
-    said: Callable[[str, Arrow], str | None]
-    match query:
-        case TermQuery(term=term):
-            field, said = term.field, partial(_is_one_of, values=[term.value])
-        case TermsQuery(terms=terms):
-            field, said = terms.field, partial(_is_one_of, values=terms.values)
-        case ListHasAnyQuery(any=wanted):
-            field, said = wanted.field, partial(_has_any, values=wanted.values)
-        case ListHasAllQuery(all=wanted):
-            field, said = wanted.field, partial(_has_any, values=wanted.values[:1])
-        case RangeQuery(field=name, range=bounds):
-            field, said = name, partial(_is_within, bounds=bounds.bounds())
-        case ExistsQuery(field=name):
-            field, said = name, _is_there
-        case _:
+        if self.attached.document is not None:
             return None
-    places = _places(attached, schema, field)
-    conditions = [None] if places is None else [said(path, kind) for path, kind in places]
-    told = [each for each in conditions if each is not None]
-    return _some(told) if len(told) == len(conditions) else None
+        places = []
+        for name, *steps in ways(field):
+            if name not in self.attached.payload or self.schema.get_field_index(name) < 0:
+                continue
+            kind = self.schema.field(name).type
+            for step in steps:
+                if not pa.types.is_struct(kind) and (pa.types.is_nested(kind) or not _is_plain(kind)):
+                    return None  # a map can have it, or not
+                n = kind.get_field_index(step) if pa.types.is_struct(kind) else -1
+                if n < 0:
+                    break
+                kind = kind.field(n).type
+            else:
+                if any(not each or "`" in each or "." in each for each in (name, *steps)):
+                    return None
+                places.append((_path([name, *steps]), kind))
+        return places
+
+    def is_one_of(self, place: tuple[str, Arrow], values: Sequence[Any]) -> str | None:
+        path, kind = place
+        literals = _literals(kind, values)
+        return None if literals is None else self.some([f"{path} = {each}" for each in literals])
+
+    def has_any(self, place: tuple[str, Arrow], values: Sequence[Any]) -> str | None:
+        path, kind = place
+        if not _is_list(kind) or str(kind.value_type) == "uint64":  # with which it compares no number
+            return None
+        literals = _literals(kind.value_type, values)
+        return None if literals is None else self.some([f"array_has({path}, {each})" for each in literals])
+
+    def is_within(self, place: tuple[str, Arrow], low: Bound, high: Bound) -> str | None:
+        path, kind = place
+        if not _is_plain(kind):
+            return None
+        ends = [(">=", low, math.ceil), ("<=", high, math.floor)]
+        told = [(op, _end(kind, bound, to_whole)) for op, bound, to_whole in ends if bound is not None]
+        if any(literal is None for _, literal in told):
+            return self.some([])
+        return self.every([f"{path} {op} {literal}" for op, literal in told])
+
+    def is_there(self, place: tuple[str, Arrow]) -> str:
+        return f"{place[0]} IS NOT NULL"
+
+    def every(self, conditions: list[str]) -> str:
+        return f"({' AND '.join(conditions)})"
+
+    def some(self, conditions: list[str]) -> str:
+        return f"({' OR '.join(conditions)})" if conditions else "false"
 
 
-def _places(attached: Attachment, schema: Arrow, field: str) -> list[tuple[str, Arrow]] | None:
-    """Return the columns, or fields in them, that a filter's field can be, and their types; None: unknown."""
-    import pyarrow as pa
-
-    if attached.document is not None:
+def _end(kind: Arrow, bound: float | str, to_whole: Callable[[float], int]) -> str | None:
+    """Return the end of a range as it stands in a condition; None: no value of the type is within it."""
+    if isinstance(bound, str):
+        return _quoted(bound) if _is_text(kind) else None
+    if _is_float(kind):
+        return _real(bound) if bound else "-0.0" if to_whole is math.ceil else "0.0"  # to it not equal
+    if not _is_whole(kind):
         return None
-    places = []
-    for name, *steps in ways(field):
-        if name not in attached.payload or schema.get_field_index(name) < 0:
-            continue
-        kind = schema.field(name).type
-        for step in steps:
-            if not pa.types.is_struct(kind) and (pa.types.is_nested(kind) or not _is_plain(kind)):
-                return None  # a map can have it, or not
-            n = kind.get_field_index(step) if pa.types.is_struct(kind) else -1
-            if n < 0:
-                break
-            kind = kind.field(n).type
-        else:
-            if any(not each or "`" in each or "." in each for each in (name, *steps)):
-                return None
-            places.append((_path([name, *steps]), kind))
-    return places
+    least, largest = _whole_numbers(kind)
+    whole = to_whole(bound)
+    if to_whole is math.ceil:
+        return _whole(max(least, whole)) if whole <= largest else None
+    return _whole(min(largest, whole)) if whole >= least else None
 
 
 def _literals(kind: Arrow, values: Sequence[Any]) -> list[str] | None:
@@ -497,9 +535,10 @@ def _literals(kind: Arrow, values: Sequence[Any]) -> list[str] | None:
         return [str(each).lower() for each in values if isinstance(each, bool)]
     if _is_whole(kind):
         least, largest = _whole_numbers(kind)
-        return [f"{int(each)}" for each in numbers if least <= each <= largest and each == int(each)]
-    if _is_float(kind):
-        return [_real(each) for each in numbers if abs(each) <= sys.float_info.max]
+        return [_whole(int(each)) for each in numbers if least <= each <= largest and each == int(each)]
+    if _is_float(kind) and kind.bit_width > 16:  # of half precision it takes no number that it would round
+        small = [each for each in numbers if abs(each) <= sys.float_info.max]
+        return [_real(each) for each in small if each] + ["0.0", "-0.0"] * (0 in small)  # to it not equal
     return None
 
 
@@ -507,40 +546,9 @@ def _is_plain(kind: Arrow) -> bool:
     return _literals(kind, []) is not None
 
 
-def _is_one_of(path: str, kind: Arrow, values: Sequence[Any]) -> str | None:
-    literals = _literals(kind, values)
-    return None if literals is None else _some([f"{path} = {each}" for each in literals])
-
-
-def _has_any(path: str, kind: Arrow, values: Sequence[Any]) -> str | None:
-    literals = _literals(kind.value_type, values) if _is_list(kind) else None
-    return None if literals is None else _some([f"array_has({path}, {each})" for each in literals])
-
-
-def _is_within(path: str, kind: Arrow, bounds: Mapping[str, float | str]) -> str | None:
-    """Return a range, with its ends where they are numbers: float32 takes a bound for its neighbour."""
-    if not _is_plain(kind):
-        return None
-    texts = {name: bound for name, bound in bounds.items() if isinstance(bound, str)}
-    numbers = {name: bound for name, bound in bounds.items() if not isinstance(bound, str)}
-    if texts and _is_text(kind):
-        return _every([f"{path} {_COMPARED[name]} {_quoted(bound)}" for name, bound in texts.items()])
-    if texts or not (_is_whole(kind) or _is_float(kind)):
-        return _some([])
-    low = [bound for name, bound in numbers.items() if name in ("gte", "gt", "eq")]
-    high = [bound for name, bound in numbers.items() if name in ("lte", "lt", "eq")]
-    if _is_float(kind):
-        return _every(
-            [f"{path} >= {_real(each)}" for each in low] + [f"{path} <= {_real(each)}" for each in high]
-        )
-    least, largest = _whole_numbers(kind)
-    first = max([least, *(math.ceil(each) for each in low)])
-    last = min([largest, *(math.floor(each) for each in high)])
-    return f"{path} BETWEEN {first} AND {last}" if first <= last else _some([])
-
-
-def _is_there(path: str, kind: Arrow) -> str:  # noqa: ARG001, as the others
-    return f"{path} IS NOT NULL"
+def _whole(number: int) -> str:
+    """Return a whole number; the least of 64 bits it would read as one with a fraction."""
+    return f"{number}" if number > -(2**63) else f"({number + 1} - 1)"
 
 
 def _real(number: float) -> str:

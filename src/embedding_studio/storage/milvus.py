@@ -13,23 +13,15 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
-from embedding_studio.domain.filters import (
-    ListHasAllQuery,
-    ListHasAnyQuery,
-    PayloadFilter,
-    Query,
-    RangeQuery,
-    TermQuery,
-    TermsQuery,
-    ways,
-)
+from embedding_studio.domain.filters import PayloadFilter, ways
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, shown
@@ -46,8 +38,8 @@ from embedding_studio.storage.attached import (
     page_of,
     repeated,
     split_address,
-    translated,
 )
+from embedding_studio.storage.conditions import Bound, translated
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
 KIND = "milvus"
@@ -55,9 +47,13 @@ SCHEMES = ("milvus+http://", "milvus+https://")
 MOST_CANDIDATES = 16_384
 READ_AT_ONCE = 1_000
 """Entities a request, where all are read."""
+MOST_BYTES = 2**25
+"""Of the vectors of one answer: of more than 64 MB, with payloads, the server sends none."""
 CONNECT_SECONDS = 10.0
 DYNAMIC = "$meta"
 """All the fields that a schema does not name."""
+DEEPEST = 40
+"""Conditions inside of each other: of 50 the server understands nothing."""
 METRICS = {"COSINE": MetricType.COSINE, "IP": MetricType.DOT, "L2": MetricType.EUCLID}
 WHOLE = ("INT8", "INT16", "INT32", "INT64")
 REAL = ("FLOAT", "DOUBLE")
@@ -123,7 +119,7 @@ class Milvus:
                 rows = self._client.query(
                     attached.source,
                     filter=f"{attached.object_id} in [{some}]",
-                    output_fields=columns_of(attached),
+                    output_fields=_outputs(attached),
                     timeout=self._seconds,
                 )
             found += _objects(attached, rows)
@@ -138,7 +134,9 @@ class Milvus:
         filter: PayloadFilter | None,  # noqa: A002, the port's name
     ) -> list[CatalogueObject]:
         """Return as ``Engine.scroll``; each page reads the ids of all, for Milvus has another order."""
-        return page_of(self, collection, self._ids_of(attachment_of(collection), filter), after, limit)
+        return page_of(
+            self, collection, partial(self._ids_of, attachment_of(collection), filter), after, limit
+        )
 
     def count(self, collection: Collection) -> int:
         with self._asking():
@@ -160,7 +158,7 @@ class Milvus:
         is_exact: bool,
     ) -> Candidates:
         attached = attachment_of(collection)
-        if is_exact or limit > MOST_CANDIDATES:
+        if is_exact or limit > min(MOST_CANDIDATES, MOST_BYTES // query.nbytes):
             return self._all(attached, filter)
         condition = self._condition(attached, filter)
         with self._asking():
@@ -170,7 +168,7 @@ class Milvus:
                 anns_field=attached.vector,
                 limit=limit,
                 filter=condition or "",
-                output_fields=columns_of(attached),
+                output_fields=_outputs(attached),
                 timeout=self._seconds,
             )
         if len(hits) < limit:  # an index may give up before it has found all that match
@@ -295,14 +293,14 @@ class Milvus:
 
     def _all(self, attached: Attachment, payload_filter: PayloadFilter | None) -> Candidates:
         """Return all that match, and perhaps more."""
-        rows = self._rows(attached, payload_filter, columns_of(attached))
+        rows = self._rows(attached, payload_filter, _outputs(attached))
         if payload_filter is None:
             return Candidates(_objects(attached, rows), math.inf)
         objects = (each for row in rows for each in _objects(attached, [row]))
         return Candidates([each for each in objects if payload_filter.matches(each.payload)], math.inf)
 
     def _ids_of(self, attached: Attachment, payload_filter: PayloadFilter | None) -> Iterator[str]:
-        outputs = [attached.object_id] if payload_filter is None else columns_of(attached)[:-1]
+        outputs = [attached.object_id] if payload_filter is None else _outputs(attached)[:-1]
         for row in self._rows(attached, payload_filter, outputs):
             object_id = row.get(attached.object_id)
             if object_id is not None and (
@@ -339,9 +337,8 @@ class Milvus:
         """Return an expression that finds all that is meant, and perhaps more; None: it would find all."""
         if payload_filter is None:
             return None
-        return translated(
-            payload_filter, partial(_translated, attached, self._fields(attached)), _every, _some
-        )
+        condition = translated(payload_filter, _Expression(attached, self._fields(attached)))
+        return None if condition is None or _depth(condition) > DEEPEST else condition
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -351,6 +348,8 @@ class Milvus:
         try:
             yield
         except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise AttachedUnavailableError(f"{self._told()} cannot be read: {error.details()}") from error
             raise AttachedUnavailableError(
                 f"{self._told()} did not answer in time; is it up, and is STATEMENT_SECONDS enough?"
             ) from error
@@ -374,6 +373,15 @@ def _kind(field: Mapping[str, Any]) -> str:
 
 def _key(fields: Mapping[str, Mapping[str, Any]]) -> str:
     return next(name for name, each in fields.items() if each.get("is_primary"))
+
+
+def _outputs(attached: Attachment) -> list[str]:
+    """Return what is asked of an entity, its vector last; a name that is no identifier is in no schema."""
+    return list(
+        dict.fromkeys(
+            each if each.isidentifier() and each.isascii() else DYNAMIC for each in columns_of(attached)
+        )
+    )
 
 
 def _objects(attached: Attachment, rows: Iterable[Mapping[str, Any]]) -> list[CatalogueObject]:
@@ -401,55 +409,88 @@ def _payload(attached: Attachment, row: Mapping[str, Any]) -> JSON:
 
 
 def _numbers(object_ids: Iterable[str]) -> list[str]:
-    return [each for each in object_ids if NUMBER.fullmatch(each) and -(2**63) <= int(each) < 2**63]
+    """Return those that are of 64 bits, but for the least of these, which an expression cannot hold."""
+    return [each for each in object_ids if NUMBER.fullmatch(each) and abs(int(each)) < 2**63]
 
 
-def _every(conditions: list[str]) -> str:
-    return f"({' and '.join(conditions)})"
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    """The words of an expression, as ``Words``.
 
+    A place is a path, its type, and that of the elements of an ARRAY.
+    """
 
-def _some(conditions: list[str]) -> str:
-    return f"({' or '.join(conditions)})"
+    attached: Attachment
+    fields: Mapping[str, Mapping[str, Any]]
 
-
-def _translated(attached: Attachment, fields: Mapping[str, Mapping[str, Any]], query: Query) -> str | None:
-    said: Callable[[str, str, str], str | None]
-    match query:
-        case TermQuery(term=term):
-            field, said = term.field, partial(_is_one_of, values=[term.value])
-        case TermsQuery(terms=terms):
-            field, said = terms.field, partial(_is_one_of, values=terms.values)
-        case ListHasAnyQuery(any=wanted):
-            field, said = wanted.field, partial(_has_any, values=wanted.values)
-        case ListHasAllQuery(all=wanted):
-            field, said = wanted.field, partial(_has_any, values=wanted.values[:1])
-        case RangeQuery(field=name, range=bounds):
-            field, said = name, partial(_is_within, bounds=bounds.bounds())
-        case _:
+    def places(self, field: str) -> list[tuple[str, str, str]] | None:
+        if "" in field.split("."):  # a name that an expression cannot have
             return None
-    if "" in field.split("."):  # a name that an expression cannot have
+        if self.attached.document is not None:
+            return [(_path(self.attached.document, steps), "JSON", "") for steps in ways(field)]
+        places = []
+        for name, *steps in ways(field):
+            if name in self.fields and name in self.attached.payload and name != DYNAMIC:
+                kind = _kind(self.fields[name])
+                if kind == "JSON" and not steps:
+                    return None  # of which an expression can only look at what is in it
+                if kind == "JSON" or not steps:
+                    element = self.fields[name].get("element_type")
+                    places.append((_path(name, steps), kind, "" if element is None else element.name))
+            elif DYNAMIC in self.attached.payload or name in self.attached.payload:
+                places.append((_path(DYNAMIC, [name, *steps]), "JSON", ""))
+        return places or None
+
+    def is_one_of(self, place: tuple[str, str, str], values: Sequence[Any]) -> str | None:
+        path, kind, _ = place
+        of_kind: dict[type, list[str | None]] = {}
+        for each in values:
+            sort = type(each) if isinstance(each, str | bool) else float
+            of_kind.setdefault(sort, []).append(_literal(kind, each))
+        told = [
+            f"{path} in [{', '.join(each for each in literals if each)}]"
+            for literals in of_kind.values()
+            if None not in literals
+        ]
+        return self.some(told) if len(told) == len(of_kind) else None
+
+    def has_any(self, place: tuple[str, str, str], values: Sequence[Any]) -> str | None:
+        path, kind, element = place
+        if kind not in ("JSON", "ARRAY"):
+            return None
+        told = [_elements(kind, element, each) for each in values]
+        name = "json_contains_any" if kind == "JSON" else "array_contains_any"
+        return f"{name}({path}, [{', '.join(each for some in told for each in some)}])" if all(told) else None
+
+    def is_within(self, place: tuple[str, str, str], low: Bound, high: Bound) -> str | None:
+        path, kind, _ = place
+        ends = [(">=", low, math.ceil), ("<=", high, math.floor)]
+        told = [(op, _end(kind, bound, to_whole)) for op, bound, to_whole in ends if bound is not None]
+        if any(literal is None for _, literal in told):
+            return None
+        return self.every([f"{path} {op} {literal}" for op, literal in told])
+
+    def is_there(self, place: tuple[str, str, str]) -> None:  # noqa: ARG002, it has no word for that
         return None
-    told = [said(*place) for place in _places(attached, fields, field)]
-    conditions = [each for each in told if each is not None]
-    return _some(conditions) if conditions and len(conditions) == len(told) else None
+
+    def every(self, conditions: list[str]) -> str:
+        return _joined("and", conditions)
+
+    def some(self, conditions: list[str]) -> str:
+        return _joined("or", conditions)
 
 
-def _places(
-    attached: Attachment, fields: Mapping[str, Mapping[str, Any]], field: str
-) -> list[tuple[str, str, str]]:
-    """Return where a filter's field can be: a path, its type, and that of the elements of an ARRAY."""
-    if attached.document is not None:
-        return [(_path(attached.document, steps), "JSON", "") for steps in ways(field)]
-    places = []
-    for name, *steps in ways(field):
-        if name in fields and name in attached.payload and name != DYNAMIC:
-            kind = _kind(fields[name])
-            if kind == "JSON" or not steps:
-                element = fields[name].get("element_type")
-                places.append((_path(name, steps), kind, "" if element is None else element.name))
-        elif DYNAMIC in attached.payload or name in attached.payload:
-            places.append((_path(DYNAMIC, [name, *steps]), "JSON", ""))
-    return places
+def _depth(condition: str) -> int:
+    """Return how many brackets are open at once in a condition, at the most."""
+    return max(accumulate({"(": 1, ")": -1}.get(each, 0) for each in condition))
+
+
+def _joined(by: str, conditions: Sequence[str]) -> str:
+    """Return conditions joined in halves: a list of them is to the server one inside of the other."""
+    if len(conditions) == 1:
+        return conditions[0]
+    half = len(conditions) // 2
+    return f"({_joined(by, conditions[:half])} {by} {_joined(by, conditions[half:])})"
 
 
 def _path(name: str, steps: Sequence[str]) -> str:
@@ -460,27 +501,13 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _is_one_of(path: str, kind: str, element: str, values: Sequence[Any]) -> str | None:  # noqa: ARG001, as the others
-    conditions = [_is(path, kind, each) for each in values]
-    told = [each for each in conditions if each is not None]
-    return _some(told) if len(told) == len(conditions) else None
-
-
-def _is(path: str, kind: str, value: Any) -> str | None:
+def _literal(kind: str, value: float | str) -> str | None:
+    """Return a value as it is compared with a field of a type; None: it cannot be."""
     if isinstance(value, bool):
-        return f"{path} == {str(value).lower()}" if kind in ("JSON", "BOOL") else None
-    if isinstance(value, str):
-        return f"{path} == {_quoted(value)}" if kind in ("JSON", "VARCHAR") else None
-    return _is_within(path, kind, "", {"eq": value})
-
-
-def _has_any(path: str, kind: str, element: str, values: Sequence[Any]) -> str | None:
-    if kind not in ("JSON", "ARRAY"):
-        return None
-    name = "json_contains" if kind == "JSON" else "array_contains"
-    told = [_elements(kind, element, each) for each in values]
-    conditions = [f"{name}({path}, {literal})" for literals in told for literal in literals]
-    return _some(conditions) if all(told) else None
+        return str(value).lower() if kind in ("JSON", "BOOL") else None
+    if isinstance(value, str) or kind not in WHOLE or value == int(value):
+        return _end(kind, value, math.floor)
+    return None
 
 
 def _elements(kind: str, element: str, value: Any) -> list[str]:
@@ -495,24 +522,13 @@ def _elements(kind: str, element: str, value: Any) -> list[str]:
     return whole + ([] if element in WHOLE else [repr(float(value))])
 
 
-def _is_within(path: str, kind: str, element: str, bounds: Mapping[str, float | str]) -> str | None:  # noqa: ARG001
-    """Return a range with its ends: a number of more than 53 bits is no other than its neighbour there."""
-    low = [bound for name, bound in bounds.items() if name in ("gte", "gt", "eq")]
-    high = [bound for name, bound in bounds.items() if name in ("lte", "lt", "eq")]
-    ends = [(">=", _bound(kind, each, math.ceil)) for each in low] + [
-        ("<=", _bound(kind, each, math.floor)) for each in high
-    ]
-    if any(literal is None for _, literal in ends):
-        return None
-    return _every([f"{path} {compared} {literal}" for compared, literal in ends])
-
-
-def _bound(kind: str, bound: float | str, to_whole: Callable[[float], int]) -> str | None:
+def _end(kind: str, bound: float | str, to_whole: Callable[[float], int]) -> str | None:
+    """Return the end of a range: of JSON, a number of more than 53 bits is no other than its neighbour."""
     if isinstance(bound, str):
         return _quoted(bound) if kind in ("JSON", "VARCHAR") else None
     if kind in WHOLE:
         whole = to_whole(bound)
-        return f"{whole}" if -(2**63) <= whole < 2**63 else None
+        return f"{whole}" if abs(whole) < 2**63 else None
     if kind not in ("JSON", *REAL) or abs(bound) > 1e300:
         return None
     return repr(float(bound))

@@ -9,7 +9,7 @@ Source: https://api.qdrant.tech, of version 1.19.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, unquote
@@ -17,16 +17,7 @@ from urllib.parse import quote, unquote
 import httpx
 import numpy as np
 
-from embedding_studio.domain.filters import (
-    ListHasAllQuery,
-    ListHasAnyQuery,
-    PayloadFilter,
-    Query,
-    RangeQuery,
-    TermQuery,
-    TermsQuery,
-    ways,
-)
+from embedding_studio.domain.filters import PayloadFilter, ways
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, shown
@@ -42,8 +33,8 @@ from embedding_studio.storage.attached import (
     page_of,
     repeated,
     split_address,
-    translated,
 )
+from embedding_studio.storage.conditions import Bound, translated
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
 KIND = "qdrant"
@@ -116,12 +107,13 @@ class Qdrant:
     ) -> list[CatalogueObject]:
         """Return as ``Engine.scroll``; each page reads the ids of all, for Qdrant has another order."""
         attached = attachment_of(collection)
-        ids = (
-            object_id
-            for point in self._points(attached, _condition(filter), with_vector=False)
-            if (object_id := _id_of(attached, point)) is not None
-            and (filter is None or filter.matches(point.get("payload") or {}))
-        )
+
+        def ids() -> Iterator[str]:
+            for point in self._points(attached, _condition(filter), with_vector=False):
+                object_id = _id_of(attached, point)
+                if object_id is not None and (filter is None or filter.matches(point.get("payload") or {})):
+                    yield object_id
+
         return page_of(self, collection, ids, after, limit)
 
     def count(self, collection: Collection) -> int:
@@ -342,79 +334,54 @@ def _one_of(field: str, object_ids: Sequence[str]) -> JSON:
     conditions: list[JSON] = [{"key": key, "match": {"any": list(object_ids)}}]
     if numbers:
         conditions.append({"key": key, "match": {"any": numbers}})
-    return _some(conditions)
+    return {"should": conditions}
 
 
 def _condition(payload_filter: PayloadFilter | None) -> JSON | None:
     """Return a filter of Qdrant that finds all that is meant, and perhaps more; None: it would find all."""
-    return translated(payload_filter, _translated, _every, _some)
+    said = translated(payload_filter, _Conditions())
+    return None if said is None else {"must": [said]}
 
 
-def _every(conditions: list[JSON]) -> JSON:
-    return {"must": conditions}
+class _Conditions:
+    """The words of Qdrant, as ``Words``; a place is a key."""
 
+    def places(self, field: str) -> list[str] | None:
+        keys = [_key(steps) for steps in ways(field)]
+        told = [key for key in keys if key is not None]
+        return told if len(told) == len(keys) else None
 
-def _some(conditions: list[JSON]) -> JSON:
-    return {"should": conditions}
+    def is_one_of(self, place: str, values: Sequence[Any]) -> JSON | None:
+        conditions = [
+            {"key": place, "match": {"value": each}}
+            if isinstance(each, str | bool)
+            else self.is_within(place, each, each)
+            for each in values
+        ]
+        told = [each for each in conditions if each is not None]
+        return self.some(told) if len(told) == len(conditions) else None
 
+    def has_any(self, place: str, values: Sequence[Any]) -> JSON | None:
+        return self.is_one_of(place, values)  # of a list it is asked the same
 
-def _translated(query: Query) -> JSON | None:  # noqa: PLR0911, one case a kind of query
-    match query:
-        case TermQuery(term=term):
-            return _any(term.field, [term.value])
-        case TermsQuery(terms=terms):
-            return _any(terms.field, terms.values)
-        case ListHasAnyQuery(any=wanted):
-            return _any(wanted.field, wanted.values)
-        case ListHasAllQuery(all=wanted):
-            return _any(wanted.field, wanted.values[:1])
-        case RangeQuery(field=field, range=bounds):
-            given = bounds.bounds()
-            if any(isinstance(bound, str) for bound in given.values()):
-                return None
-            try:
-                return _in_range(field, {name: float(bound) for name, bound in given.items()})
-            except OverflowError:
-                return None
-        case _:
+    def is_within(self, place: str, low: Bound, high: Bound) -> JSON | None:
+        """Return a range: a number of more than 53 bits is no other than its neighbour there."""
+        if isinstance(low, str) or isinstance(high, str):
+            return None
+        given = {name: bound for name, bound in (("gte", low), ("lte", high)) if bound is not None}
+        try:
+            return {"key": place, "range": {name: float(bound) for name, bound in given.items()}}
+        except OverflowError:
             return None
 
-
-def _any(field: str, values: Iterable[Any]) -> JSON | None:
-    conditions: list[JSON] = []
-    for value in values:
-        one = _is(field, value)
-        if one is None:
-            return None
-        conditions += one["should"]
-    return {"should": conditions}
-
-
-def _is(field: str, value: Any) -> JSON | None:
-    if isinstance(value, str | bool):
-        return _by_each_way(field, {"match": {"value": value}})
-    try:
-        return _in_range(field, {"eq": float(value)})
-    except OverflowError:
+    def is_there(self, place: str) -> None:  # noqa: ARG002, it is not asked
         return None
 
+    def every(self, conditions: list[JSON]) -> JSON:
+        return {"must": conditions}
 
-def _in_range(field: str, bounds: Mapping[str, float]) -> JSON | None:
-    """Return a range with its ends: a number of more than 53 bits is no other than its neighbour there."""
-    ends = {"gte": "gte", "gt": "gte", "lte": "lte", "lt": "lte"}
-    wider: dict[str, float] = {}
-    for name, bound in bounds.items():
-        for end in ("gte", "lte") if name == "eq" else (ends[name],):
-            tighter = max if end == "gte" else min
-            wider[end] = bound if end not in wider else tighter(wider[end], bound)
-    return _by_each_way(field, {"range": wider})
-
-
-def _by_each_way(field: str, condition: JSON) -> JSON | None:
-    keys = [_key(steps) for steps in ways(field)]
-    if any(key is None for key in keys):
-        return None
-    return {"should": [{"key": key, **condition} for key in keys]}
+    def some(self, conditions: list[JSON]) -> JSON:
+        return {"should": conditions}
 
 
 def _key(steps: Sequence[str]) -> str | None:
