@@ -34,7 +34,7 @@ from rich.table import Table
 from embedding_studio import Context, SearchIndexInfo, load_settings
 from embedding_studio.api.app import create_app
 from embedding_studio.domain.objects import CatalogueObject
-from embedding_studio.importing import Importer, collect_rarely
+from embedding_studio.importing import LANES, Importer, collect_rarely
 from embedding_studio.logs import flat, open_log
 from embedding_studio.storage.embedded.server import EmbeddedServer
 
@@ -180,7 +180,7 @@ def measure_files(context: Context, folder: Path, events: int, figures: Figures)
                     pass
 
             def store(number: int = number) -> None:
-                report = Importer(context.storage, collection).run(read())
+                report = Importer(context.storage, collection, lanes=LANES).run(read())
                 assert sum(report.events.values()) == number, report
 
             figures.measure(f"read alone, {name}", number, read_alone)

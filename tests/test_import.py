@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from embedding_studio import importing
@@ -26,7 +28,7 @@ from embedding_studio.domain.sessions import (
     SessionEvent,
 )
 from embedding_studio.importing import Importer, join_recorded
-from embedding_studio.logs import DIALECTS, Event, Search, flat, open_log, write_sessions
+from embedding_studio.logs import DIALECTS, Event, Left, Search, flat, open_log, write_sessions
 from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.memory import MemoryStorage
 
@@ -196,6 +198,61 @@ def test_events_before_their_search_in_the_file_find_it(storage, monkeypatch):
     )
     assert [each.object_id for each in storage.clickstream.get_session("q1").events] == ["a"]
     assert storage.clickstream.get_session("q8").search_query == "hat"
+
+
+IDS = st.sampled_from([f"q{n}" for n in range(6)])
+OF_ANN = Search(AT, "shoe", "ann", "q2", ("a",))
+"""Which eve recorded before."""
+ENTRIES = st.one_of(
+    st.builds(
+        lambda search_id, shown: Search(AT, f"text of {search_id}", f"user of {search_id}", search_id, shown),
+        IDS.filter(lambda search_id: search_id != "q2"),
+        st.sampled_from([("a", "b"), (), ("c",)]),
+    ),
+    st.builds(
+        Event,
+        st.integers(AT - 70, AT + 9),
+        st.sampled_from(["a", "b", "c", "gone"]),
+        st.sampled_from(["click", "stare"]),
+        st.sampled_from(["ada", None]),
+        IDS,
+    ),
+    st.just(Left("nothing")),
+)
+
+
+@given(entries=st.lists(ENTRIES, max_size=25), batch=st.integers(1, 4), lanes=st.integers(2, 4))
+def test_in_several_lanes_the_same_is_stored_and_told_as_in_one(entries, batch, lanes):
+    outcomes = []
+    for number in (1, lanes):
+        storage = MemoryStorage()
+        collection = with_objects(storage)
+        of_eve = Session(session_id="q2", user_id="eve", search_query="x", collection="games", created_at=AT)
+        storage.clickstream.record([RecordedSession(of_eve)])
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(importing, "BATCH", batch)
+            report = Importer(storage, collection, lanes=number).run(placed([OF_ANN, *entries]))
+        outcomes.append((done(report), report.notes, recorded(storage, collection)))
+
+    assert outcomes[0] == outcomes[1]
+
+
+def test_lanes_that_store_for_the_same_users_at_once_lose_nothing(storage, monkeypatch):
+    monkeypatch.setattr(importing, "BATCH", 20)
+    collection = with_objects(storage)
+    entries = [
+        each
+        for n in range(400)
+        for each in (
+            Search(AT + n, "shoe", f"user {n % 7}", f"q{n}", ("b", "a")),
+            Event(AT + n + 1, "a", "click", f"user {n % 7}", f"q{n}"),
+        )
+    ]
+
+    report = Importer(storage, collection, lanes=3).run(placed(entries))
+
+    assert done(report) == ({"recorded": 400}, {"accepted": 400}, {})
+    assert all(len(each.events) == 1 for each in recorded(storage, collection))
 
 
 def test_events_that_wait_for_a_search_are_bounded(memory, monkeypatch):

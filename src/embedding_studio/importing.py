@@ -8,10 +8,11 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import count, islice
+from zlib import crc32
 
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
@@ -30,12 +31,15 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import SessionNotFoundError
 from embedding_studio.logs import WINDOW_SECONDS, Event, Left, Placed, Search, Shown, join, made_search
+from embedding_studio.logs.entries import Entry
 from embedding_studio.logs.joining import SEARCHES_OF_USER
 from embedding_studio.storage.ports import Clickstream, Storage
 
 BATCH = 4_000
 """Sessions and events that are stored at once. After each answer of the database the thread that stores may
 wait 5 ms for the one that reads, so the answers are few; and nobody who clicks waits long for a lock."""
+LANES = 2
+"""In which a file is stored: so Python is busy while PostgreSQL is."""
 GARBAGE_AFTER = 50_000
 """Objects that are made before garbage is looked for: a batch and what is read meanwhile."""
 LATE_EVENTS = 500_000
@@ -50,6 +54,10 @@ NO_SUCH_SEARCH = "an event whose search is neither in the log nor recorded, and 
 NO_SUCH_OBJECT = "an event on an object that the collection does not have"
 TOO_EARLY = "before --since"
 TOO_LATE = "not before --until"
+
+Place = tuple[int, str]
+"""The number of an entry, and where it stands."""
+Numbered = tuple[int, str, Entry | Left]
 
 Pushed = Callable[[Sequence[SessionEvent], Sequence[EventDisposition]], None]
 
@@ -78,12 +86,6 @@ class ImportReport:
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def leave_out(self, reason: str, place: str) -> None:
-        if (known := self.left_out.get(reason)) is not None:
-            known.number += 1
-        else:
-            self.left_out[reason] = LeftOut(1, place)
-
 
 class Importer:
     """Stores what a log says for one collection, and counts what becomes of it.
@@ -96,6 +98,7 @@ class Importer:
         pushed: is told of events as they are stored.
         may_wait: whether events are kept for a while whose search is neither in the log nor recorded.
         sender: by which key all this comes, as for ``Clickstream.push_events``.
+        lanes: so many batches are stored at once: while the database stores one, the other is made ready.
     """
 
     def __init__(
@@ -111,8 +114,8 @@ class Importer:
         pushed: Pushed | None = None,
         may_wait: bool = False,
         sender: str = "",
+        lanes: int = 1,
     ) -> None:
-        self.report = ImportReport()
         self._storage = storage
         self._collection = collection
         self._event_types = event_types or {}
@@ -123,28 +126,30 @@ class Importer:
         self._pushed = pushed
         self._may_wait = may_wait
         self._sender = sender
-        self._searched_at: dict[str, int] = {}
         self._is_object: dict[str, bool] = {}
-        self._taken: set[str] = set()
-        self._late: list[tuple[str, Event]] = []
-        self._users: set[str | None] = set()
-        self._types: Counter[str] = Counter()
-        self._early = 0
+        self._lanes = [_Lane() for _ in range(lanes)]
 
     def run(self, entries: Iterable[Placed]) -> ImportReport:
-        """Store all that is in a log; while a batch is stored, the next one is read."""
+        """Store all that is in a log; while a batch is stored, the next one is read.
+
+        What is said of one search is stored in one lane, in order.
+        """
+        numbers = count()
         told = join(self._chosen(entries))
-        with ThreadPoolExecutor(1) as storing:
-            stored: Future[None] | None = None
-            while batch := list(islice(told, BATCH)):
-                if stored is not None:
-                    stored.result()
-                stored = storing.submit(self._store, batch)
-            if stored is not None:
-                stored.result()
-        self._settle()
-        self._note()
-        return self.report
+        with ExitStack() as stack:
+            pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in self._lanes]
+            while batch := list(islice(told, BATCH * len(self._lanes))):
+                parts: list[list[Numbered]] = [[] for _ in self._lanes]
+                for place, entry in batch:
+                    parts[_lane_of(entry, len(parts))].append((next(numbers), place, entry))
+                for lane, pool, part in zip(self._lanes, pools, parts, strict=True):
+                    lane.wait()
+                    lane.storing = pool.submit(self._store, lane, part)
+            for lane in self._lanes:
+                lane.wait()
+        for lane in self._lanes:
+            self._settle(lane)
+        return _report_of(self._lanes, self._weights)
 
     def _chosen(self, entries: Iterable[Placed]) -> Iterator[Placed]:
         for place, entry in entries:
@@ -161,28 +166,29 @@ class Importer:
             else:
                 yield place, entry
 
-    def _store(self, batch: Sequence[Placed]) -> None:
-        searches: list[tuple[str, RecordedSession]] = []
-        events: list[tuple[str, Event]] = []
-        for place, entry in batch:
+    def _store(self, lane: "_Lane", batch: Sequence[Numbered]) -> None:
+        searches: list[tuple[Place, RecordedSession]] = []
+        events: list[tuple[Place, Event]] = []
+        for number, name, entry in batch:
+            place = number, name
             match entry:
                 case Left(reason):
-                    self.report.leave_out(reason, place)
+                    lane.leave_out(reason, place)
                 case Event():
                     events.append((place, entry))
                 case Search():
-                    if entry.shown or entry.search_id not in self._searched_at:
-                        searches.append((place, self._remembered(self._session(entry))))
+                    if entry.shown or entry.search_id not in lane.searched_at:
+                        searches.append((place, self._remembered(lane, self._session(entry))))
                 case RecordedSession():
                     session = entry.session.model_copy(update={"collection": self._collection.name})
                     recorded = replace(entry, session=session, sender=self._sender)
-                    searches.append((place, self._remembered(recorded)))
+                    searches.append((place, self._remembered(lane, recorded)))
                 case Shown():  # the joiner keeps lists
                     raise AssertionError(entry)
-        self._record(searches)
-        self._late += self._push(self._on_objects(events))
-        if len(self._late) > LATE_EVENTS:
-            self._settle()
+        self._record(lane, searches)
+        lane.late += self._push(lane, self._on_objects(lane, events))
+        if len(lane.late) > LATE_EVENTS // len(self._lanes):
+            self._settle(lane)
 
     def _session(self, search: Search) -> RecordedSession:
         assert search.search_id is not None  # noqa: S101, joined
@@ -202,41 +208,42 @@ class Importer:
             sender=self._sender,
         )
 
-    def _remembered(self, recorded: RecordedSession) -> RecordedSession:
+    def _remembered(self, lane: "_Lane", recorded: RecordedSession) -> RecordedSession:
         session = recorded.session
-        self._searched_at[session.session_id] = session.created_at
-        if len(self._searched_at) > SEARCHES_REMEMBERED and not self._is_rehearsal:
-            del self._searched_at[next(iter(self._searched_at))]
-        if len(self._users) < 2:
-            self._users.add(session.user_id)
+        lane.searched_at[session.session_id] = session.created_at
+        if len(lane.searched_at) > SEARCHES_REMEMBERED // len(self._lanes) and not self._is_rehearsal:
+            del lane.searched_at[next(iter(lane.searched_at))]
+        if len(lane.users) < 2:
+            lane.users.add(session.user_id)
         return recorded
 
-    def _record(self, searches: Sequence[tuple[str, RecordedSession]]) -> None:
+    def _record(self, lane: "_Lane", searches: Sequence[tuple[Place, RecordedSession]]) -> None:
         if self._is_rehearsal:
-            _count(self.report.sessions, "read", len(searches))
+            lane.sessions["read"] += len(searches)
             return
         if not searches:
             return
         became = self._storage.clickstream.record([session for _, session in searches])
         for (place, recorded), (disposition, events) in zip(searches, became, strict=True):
-            _count(self.report.sessions, disposition.value)
+            lane.sessions[disposition.value] += 1
             for event, each in zip(recorded.session.events, events, strict=False):  # none where it is taken
-                _count(self.report.events, told_of_type(each, event.event_type, self._weights).value)
+                lane.events[told_of_type(each, event.event_type, self._weights).value] += 1
             if disposition is SessionDisposition.TAKEN:
-                self.report.leave_out(TAKEN, place)
-                self._taken.add(recorded.session.session_id)
+                lane.leave_out(TAKEN, place)
+                lane.taken.add(recorded.session.session_id)
 
-    def _on_objects(self, events: Sequence[tuple[str, Event]]) -> list[tuple[str, Event]]:
+    def _on_objects(self, lane: "_Lane", events: Sequence[tuple[Place, Event]]) -> list[tuple[Place, Event]]:
         """Return events on objects of the collection."""
         if new := {event.object_id for _, event in events} - self._is_object.keys():
             there = self._existing(sorted(new))
-            self._is_object |= {object_id: object_id in there for object_id in new}
+            self._is_object.update({object_id: object_id in there for object_id in new})
         kept = []
         for place, event in events:
             if self._is_object[event.object_id]:
                 kept.append((place, event))
             else:
-                self.report.leave_out(NO_SUCH_OBJECT, f"{place}, {event.object_id!r}")
+                number, name = place
+                lane.leave_out(NO_SUCH_OBJECT, (number, f"{name}, {event.object_id!r}"))
         return kept
 
     def _existing(self, object_ids: Sequence[str]) -> set[str]:
@@ -246,20 +253,20 @@ class Importer:
         return hashed | objects.originals(self._collection, set(object_ids) - hashed).keys()
 
     def _push(
-        self, events: Sequence[tuple[str, Event]], *, may_wait: bool = False
-    ) -> list[tuple[str, Event]]:
+        self, lane: "_Lane", events: Sequence[tuple[Place, Event]], *, may_wait: bool = False
+    ) -> list[tuple[Place, Event]]:
         """Store events of searches that are recorded, or that may wait for theirs; return the others."""
         ours = []
         for place, event in events:
-            if event.search_id in self._taken:
-                self.report.leave_out(EVENT_OF_TAKEN, place)
+            if event.search_id in lane.taken:
+                lane.leave_out(EVENT_OF_TAKEN, place)
             else:
                 ours.append((place, event))
         if self._is_rehearsal:
-            late = [(place, event) for place, event in ours if event.search_id not in self._searched_at]
-            known = [event for _, event in ours if event.search_id in self._searched_at]
-            _count(self.report.events, "read", len(known))
-            self._look_at(known)
+            late = [(place, event) for place, event in ours if event.search_id not in lane.searched_at]
+            known = [event for _, event in ours if event.search_id in lane.searched_at]
+            lane.events["read"] += len(known)
+            lane.look_at(known)
             return late
         if not ours:
             return []
@@ -277,66 +284,128 @@ class Importer:
                 counted[disposition, each[1].event_type] += 1
                 stored.append(each[1])
         for (disposition, event_type), number in counted.items():
-            told = told_of_type(disposition, event_type, self._weights)
-            _count(self.report.events, told.value, number)
-        self._look_at(stored)
+            lane.events[told_of_type(disposition, event_type, self._weights).value] += number
+        lane.look_at(stored)
         return late
 
-    def _look_at(self, events: Iterable[Event]) -> None:
-        for event in events:
-            self._types[event.event_type] += 1
-            if event.at < self._searched_at.get(event.search_id or "", 0) - CLOCK_SECONDS:
-                self._early += 1
-
-    def _settle(self) -> None:
+    def _settle(self, lane: "_Lane") -> None:
         """Store events whose searches came after them, or can be made of them; leave out the others."""
-        late, self._late = self._late, []
+        late, lane.late = lane.late, []
         if self._is_rehearsal:
-            self._remember_recorded({event.search_id for _, event in late if event.search_id})
+            self._remember_recorded(lane, {event.search_id for _, event in late if event.search_id})
         for start in range(0, len(late), BATCH):
-            batch = self._push(late[start : start + BATCH])
-            made: dict[str, tuple[str, RecordedSession]] = {}
+            batch = self._push(lane, late[start : start + BATCH])
+            made: dict[str, tuple[Place, RecordedSession]] = {}
             events, early = [], []
             for place, event in batch:
                 if (search := made_search(event)) is None:
                     early.append((place, event))
                 else:
-                    session = self._remembered(self._session(search))
+                    session = self._remembered(lane, self._session(search))
                     made.setdefault(session.session.session_id, (place, session))
                     events.append((place, event))
-            self._record(list(made.values()))
-            self._push(events)
-            for place, _ in self._push(early, may_wait=True) if self._may_wait else early:
-                self.report.leave_out(NO_SUCH_SEARCH, place)
+            self._record(lane, list(made.values()))
+            self._push(lane, events)
+            for place, _ in self._push(lane, early, may_wait=True) if self._may_wait else early:
+                lane.leave_out(NO_SUCH_SEARCH, place)
 
-    def _remember_recorded(self, search_ids: Iterable[str]) -> None:
+    def _remember_recorded(self, lane: "_Lane", search_ids: Iterable[str]) -> None:
         """Remember those searches that are recorded, which nothing tells where events are not stored."""
         for search_id in search_ids:
             with suppress(SessionNotFoundError):
                 self._storage.clickstream.get_session(search_id)
-                self._searched_at.setdefault(search_id, 0)
+                lane.searched_at.setdefault(search_id, 0)
 
-    def _note(self) -> None:
-        if self._users == {None}:
-            self.report.notes.append(
-                "no search names a user, so nothing personal is learnt; is the column of users mapped?"
-            )
-        elif len(self._users) == 1:
-            self.report.notes.append("all searches are one user's; is the column of users the right one?")
-        silent = {name: number for name, number in self._types.items() if self._weights.get(name, 0.0) <= 0}
-        self.report.notes += [
-            f"{number} events are of type {name!r}, which says nothing for an object by EVENT_WEIGHTS"
-            for name, number in sorted(silent.items())
-        ]
-        if self._early:
-            self.report.notes.append(
-                f"{self._early} events are more than {CLOCK_SECONDS} s earlier than the search that they "
-                "name; they are not learnt from"
-            )
-        if number := self.report.events.get(EventDisposition.UNKNOWN_OBJECT.value):
-            self.report.notes.append(
-                f"{number} events are on objects that their search did not show; they are not learnt from"
-            )
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """What becomes of a part of the searches, with all that is said of them.
+
+    Attributes:
+        storing: a batch that is being stored.
+        searched_at: search_id -> UTC seconds, of the latest.
+        taken: the ids of searches that are somebody else's.
+        late: events whose search did not come yet.
+        users: two of those who searched, or all.
+        types: event type -> how many.
+        early: events long before their search.
+    """
+
+    storing: Future[None] | None = None
+    searched_at: dict[str, int] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    late: list[tuple[Place, Event]] = field(default_factory=list)
+    users: set[str | None] = field(default_factory=set)
+    types: Counter[str] = field(default_factory=Counter)
+    early: int = 0
+    sessions: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, tuple[int, Place]] = field(default_factory=dict)
+
+    def wait(self) -> None:
+        if self.storing is not None:
+            self.storing.result()
+
+    def leave_out(self, reason: str, place: Place) -> None:
+        number, first = self.left_out.get(reason, (0, place))
+        self.left_out[reason] = number + 1, min(first, place)
+
+    def look_at(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.types[event.event_type] += 1
+            if event.at < self.searched_at.get(event.search_id or "", 0) - CLOCK_SECONDS:
+                self.early += 1
+
+
+def _lane_of(entry: object, lanes: int) -> int:
+    match entry:
+        case RecordedSession():
+            search_id: str | None = entry.session.session_id
+        case Search() | Event():
+            search_id = entry.search_id
+        case _:
+            search_id = None
+    return crc32((search_id or "").encode()) % lanes
+
+
+def _report_of(lanes: Sequence[_Lane], weights: Mapping[str, float]) -> ImportReport:
+    """Return what became of all."""
+    sessions, events, types = Counter[str](), Counter[str](), Counter[str]()
+    left_out: dict[str, tuple[int, Place]] = {}
+    for lane in lanes:
+        sessions += lane.sessions
+        events += lane.events
+        types += lane.types
+        for reason, (number, place) in lane.left_out.items():
+            before, first = left_out.get(reason, (0, place))
+            left_out[reason] = before + number, min(first, place)
+    report = ImportReport(
+        dict(sessions),
+        dict(events),
+        {reason: LeftOut(number, place) for reason, (number, (_, place)) in left_out.items()},
+    )
+    users = set[str | None]().union(*(lane.users for lane in lanes))
+    if users == {None}:
+        report.notes.append(
+            "no search names a user, so nothing personal is learnt; is the column of users mapped?"
+        )
+    elif len(users) == 1:
+        report.notes.append("all searches are one user's; is the column of users the right one?")
+    silent = {name: number for name, number in types.items() if weights.get(name, 0.0) <= 0}
+    report.notes += [
+        f"{number} events are of type {name!r}, which says nothing for an object by EVENT_WEIGHTS"
+        for name, number in sorted(silent.items())
+    ]
+    if early := sum(lane.early for lane in lanes):
+        report.notes.append(
+            f"{early} events are more than {CLOCK_SECONDS} s earlier than the search that they "
+            "name; they are not learnt from"
+        )
+    if strange := events.get(EventDisposition.UNKNOWN_OBJECT.value):
+        report.notes.append(
+            f"{strange} events are on objects that their search did not show; they are not learnt from"
+        )
+    return report
 
 
 def join_recorded(
@@ -390,11 +459,6 @@ def collect_rarely() -> None:
     """
     gc.freeze()
     gc.set_threshold(GARBAGE_AFTER)
-
-
-def _count(counts: dict[str, int], disposition: str, number: int = 1) -> None:
-    if number:
-        counts[disposition] = counts.get(disposition, 0) + number
 
 
 def _session_event(event: Event) -> SessionEvent:

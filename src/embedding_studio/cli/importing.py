@@ -21,7 +21,7 @@ from embedding_studio.cli.console import (
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.files import STDIN
-from embedding_studio.importing import Importer, ImportReport, collect_rarely
+from embedding_studio.importing import LANES, Importer, ImportReport, collect_rarely
 from embedding_studio.logs import Placed, flat, open_log
 from embedding_studio.logs.entries import MAX_TYPE_LENGTH, seconds_of, type_of
 
@@ -89,6 +89,7 @@ def import_log(
             since=_time("--since", since),
             until=_time("--until", until),
             is_rehearsal=dry_run,
+            lanes=LANES,
         )
         chosen = "flat" if columns is not None and of_format is Format.AUTO else of_format.value
         if logs.count(STDIN) > 1:
