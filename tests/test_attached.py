@@ -9,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
+import hypothesis
 import numpy as np
 import psycopg
 import pytest
+from hypothesis import strategies as st
+from psycopg.sql import SQL
 from typer.testing import CliRunner
 
 from embedding_studio.api.app import create_app
@@ -35,6 +38,8 @@ from embedding_studio.storage import postgres as pg
 from embedding_studio.storage.attached import reconcile
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import AttachedStores
+from embedding_studio.storage.postgres import tables as pg_tables
+from embedding_studio.storage.postgres.vectors import pack, register
 from test_api_service import SEARCH, serving
 from test_filters import CASES
 
@@ -264,6 +269,141 @@ def test_a_filter_means_of_a_table_what_it_means_of_our_own_objects(shop, postgr
                     wrong.append((given, payload))
 
     assert wrong == []
+
+
+TYPES: dict[str, list[str | None]] = {
+    "text": ["red", "Red", "", "it's", "1", "NaN", "é靴🙂", None],
+    "varchar(9)": ["red", "red ", "%", None],
+    "char(4)": ["ab", "abcd", None],
+    "uuid": ["00000000-0000-0000-0000-00000000000a", None],
+    "int2": ["-32768", "32767", "0", "1", None],
+    "int4": ["-2147483648", "2147483647", "5", None],
+    "int8": ["-9223372036854775808", "9223372036854775807", "9007199254740993", "0", "1", None],
+    "numeric": ["0.1", "-2.50", "1e300", "5e-324", "9007199254740993", "NaN", "Infinity", None],
+    "numeric(8, 2)": ["0.10", "-2.5", "7", None],
+    "float8": ["0.1", "-0.0", "1e300", "5e-324", "NaN", "-Infinity", None],
+    "float4": ["0.1", "3.4028235e38", "NaN", None],
+    "bool": ["true", "false", None],
+    "date": ["2024-02-01", "0044-03-15 BC", "infinity", None],
+    "timestamptz": ["2024-02-01T09:30:00Z", None],
+    "text[]": ["{red, NULL}", "{}", "{it's}", "{{red}}", None],
+    "int4[]": ["{1, 2}", "{}", "{5}", None],
+    "float8[]": ["{0.1, NaN}", "{}", None],
+    "bool[]": ["{true}", "{false, NULL}", None],
+    "json": ['{"n": 1, "red": ["red"]}', '"red"', "1", "[1]", "null", None],
+    "jsonb": ['{"n": 1, "red": ["red"]}', '{"n": {"n": "red"}}', '"red"', "1", "[1]", "[]", "null", None],
+}
+"""Of each type, what its column holds."""
+ENDS = ["gte", "gt", "lte", "lt", "eq"]
+SOUGHT = st.sampled_from(
+    [
+        *(
+            "red",
+            "Red",
+            "red ",
+            "ab",
+            "ab  ",
+            "",
+            "it's",
+            "NaN",
+            "Infinity",
+            "1",
+            "2024-02-01",
+            "infinity",
+            "A",
+        ),
+        *("00000000-0000-0000-0000-00000000000A", "00000000-0000-0000-0000-00000000000a", True, False),
+        *(0, 1, 5, 7.0, -2.5, 0.1, 0.10000000149011612, 3.4028235e38, 1e300, 5e-324, -0.0, 10**400),
+        *(2**15, 2**31, 2**53 + 1, 9007199254740993.0, 2**63, 2**63 - 1, -(2**63)),
+    ]
+)
+COLUMNS = st.builds(
+    "".join,
+    st.tuples(st.sampled_from([f"c{n}" for n in range(len(TYPES))]), st.sampled_from(["", "", ".n", ".red"])),
+)
+ASKED = st.one_of(
+    st.builds(lambda field, value: {"term": {"field": field, "value": value}}, COLUMNS, SOUGHT),
+    *(
+        st.builds(
+            lambda kind, field, given: {kind: {"field": field, "values": given}},
+            st.just(kind),
+            COLUMNS,
+            st.lists(SOUGHT, min_size=1, max_size=4),
+        )
+        for kind in ("terms", "any", "all")
+    ),
+    st.builds(
+        lambda field, ends: {"field": field, "range": ends},
+        COLUMNS,
+        st.one_of(
+            *(
+                st.dictionaries(st.sampled_from(ENDS), SOUGHT.filter(is_kind), min_size=1, max_size=2)
+                for is_kind in (lambda v: isinstance(v, str), lambda v: not isinstance(v, str | bool))
+            )
+        ),
+    ),
+    st.builds(lambda field: {"field": field}, COLUMNS),
+)
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_filter_means_of_columns_of_each_type_what_it_means_in_memory(shop, postgres_url, is_elsewhere):
+    columns = ", ".join(f"c{n} {kind}" for n, kind in enumerate(TYPES))
+    shop.execute(f"CREATE TABLE shop.types (id int PRIMARY KEY, {columns}, embedding vector(2))")
+    for k in range(max(map(len, TYPES.values()))):
+        values = [given[k % len(given)] for given in TYPES.values()]
+        shop.execute(
+            f"INSERT INTO shop.types VALUES (%s, {', '.join(['%s'] * len(TYPES))}, '[1, 0]')",  # noqa: S608
+            (k, *values),
+        )
+    with opened(postgres_url, attached_stores={"shop": postgres_url}) as context:
+        types = context.attach("types", "shop.types", store="shop" if is_elsewhere else None)
+        payloads = {each.object_id: each.payload for each in everything(context.storage, types)}
+
+        @hypothesis.given(ASKED, st.booleans())
+        @hypothesis.settings(max_examples=300)
+        def means_the_same(query, is_not):
+            wanted = PayloadFilter.parse({"query": {"must_not": [query]} if is_not else query})
+            found = context.storage.objects.nearest(types, np.eye(1, 2, dtype=np.float32), 99, filter=wanted)
+
+            assert {each.object_id for each in found} == {
+                object_id for object_id, payload in payloads.items() if wanted.matches(payload)
+            }
+
+        means_the_same()
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ({"term": {"field": "brand", "value": "only"}}, "(brand)"),
+        ({"terms": {"field": "brand", "values": ["only", "x"]}}, "(brand)"),
+        ({"field": "price", "range": {"gte": 1, "lt": 1.2}}, "(price)"),
+        ({"any": {"field": "tags", "values": ["only", "x"]}}, "USING gin (tags)"),
+        (
+            {"must": [{"term": {"field": "brand", "value": "only"}}], "must_not": [{"field": "since"}]},
+            "(brand)",
+        ),
+    ],
+)
+def test_a_filter_on_a_column_is_answered_by_its_index(shop, context, query, index):
+    shop.execute(
+        "INSERT INTO shop.products (sku, brand, price, embedding) "
+        "SELECT 'q' || n, 'b' || n, n, '[1, 2, 3, 4, 5]' FROM generate_series(1, 3000) AS n"
+    )
+    shop.execute(f"CREATE INDEX by_column ON shop.products {index}")
+    shop.execute("ANALYZE shop.products")
+    collection = attached(context)
+    engine = context.storage.objects.of(collection)._engine
+    register(shop)
+    place, table = engine._of(collection)
+    matches, given = engine._condition(place, table, PayloadFilter.parse({"query": query}))
+    statement = pg_tables._near(collection, place, table, None, matches)
+
+    given |= {"query": pack(vectors(1))[0], "limit": 200}
+    plan = shop.execute(SQL("EXPLAIN ") + statement, given)
+
+    assert "by_column" in str(plan.fetchall())
 
 
 def test_equal_distances_make_pages_that_follow_each_other(shop, context):

@@ -59,13 +59,13 @@ def translated(payload_filter: PayloadFilter | None, words: Words[Any, Said]) ->
     """Return what finds all that a filter means, and perhaps more, in an engine's words; None: all does."""
     if payload_filter is None:
         return None
-    wider = payload_filter.widened(lambda query: _leaf(query, words) is not None, lambda _: False)
+    wider = payload_filter.widened(lambda query: leaf(query, words) is not None, lambda _: False)
     return None if wider is None else _said(wider.query, words)
 
 
 def _said(query: Query, words: Words[Any, Said]) -> Said:
     if not isinstance(query, BoolQuery):
-        said = _leaf(query, words)
+        said = leaf(query, words)
         assert said is not None  # noqa: S101, what cannot be said was left out
         return said
     all_of = [_said(each, words) for each in (*(query.must or ()), *(query.filter or ()))]
@@ -74,8 +74,8 @@ def _said(query: Query, words: Words[Any, Said]) -> Said:
     return words.every(all_of)
 
 
-def _leaf(query: Query, words: Words[Any, Said]) -> Said | None:
-    """Return what one query, not a bool one, is in an engine's words."""
+def leaf(query: Query, words: Words[Any, Said]) -> Said | None:
+    """Return what one query is in an engine's words; None: it cannot be said, as a bool one."""
     said: Callable[[Any], Said | None]
     match query:
         case TermQuery(term=term):

@@ -5,7 +5,8 @@ containment (``@>``) are answered by the index on the payload.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, assert_never
 
 from psycopg import sql
@@ -40,30 +41,46 @@ _BOUNDS = {"gte": ">=", "gt": ">", "lte": "<=", "lt": "<", "eq": "=="}
 _LIKE = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_", "*": "%", "?": "_"})
 
 
-def condition(payload_filter: PayloadFilter) -> tuple[sql.Composable, dict[str, Any]]:
-    """Return what ``o.payload`` must fulfil, true or false but never NULL, and its parameters."""
+Instead = Callable[[Query, dict[str, Any]], sql.Composable | None]
+"""Says one query in other words, with what it adds to the parameters; None: it cannot."""
+
+
+def condition(
+    payload_filter: PayloadFilter, instead: Instead | None = None
+) -> tuple[sql.Composable, dict[str, Any]]:
+    """Return what ``o.payload`` must fulfil, true or false but never NULL, and its parameters.
+
+    Args:
+        instead: is asked first of all that is not within a ``must_not``; what it says may be NULL for
+            false, and find more than is meant, as the condition does then.
+    """
     parameters: dict[str, Any] = {}
-    return _compile(payload_filter.query, parameters), parameters
+    return _compile(payload_filter.query, parameters, instead), parameters
+
+
+def tested(parameters: dict[str, Any], template: str, *values: Any) -> sql.Composable:
+    """Return the template with each value as a parameter: filter_0, filter_1, ..."""
+    names = [f"filter_{len(parameters) + k}" for k in range(len(values))]
+    parameters.update(zip(names, values, strict=True))
+    return sql.SQL(template).format(*map(sql.Placeholder, names))
 
 
 def _compile(  # noqa: C901, PLR0911, one case a kind of query
-    query: Query, parameters: dict[str, Any]
+    query: Query, parameters: dict[str, Any], instead: Instead | None
 ) -> sql.Composable:
-    def test(template: str, *values: Any) -> sql.Composable:
-        """Return the template with each value as a parameter: filter_0, filter_1, ..."""
-        names = [f"filter_{len(parameters) + k}" for k in range(len(values))]
-        parameters.update(zip(names, values, strict=True))
-        return sql.SQL(template).format(*map(sql.Placeholder, names))
+    test = partial(tested, parameters)
 
     def contains(field: str, candidates: Iterable[Any]) -> sql.Composable:
         """Return whether the field is one of the candidates, or a list that holds all of one."""
-        payloads = [_nested(keys, each) for keys in ways(field) for each in candidates]
+        payloads = [nested(keys, each) for keys in ways(field) for each in candidates]
         return test(_CONTAINS, *payloads) if len(payloads) == 1 else test(_CONTAINS_ONE, payloads)
 
     def found(template: str, field: str, which: str, value: Any) -> sql.Composable:
         """Return whether the template holds by one of the ways to the field."""
         return _one_of([test(template, f"{_path(keys)} ? ({which})", value) for keys in ways(field)])
 
+    if instead is not None and (said := instead(query, parameters)) is not None:
+        return said
     match query:
         case TermQuery(term=term):
             return contains(term.field, [term.value])
@@ -86,29 +103,31 @@ def _compile(  # noqa: C901, PLR0911, one case a kind of query
         case ExistsQuery(field=field):
             return found(_EXISTS, field, "@ != null", Jsonb({}))
         case BoolQuery():
-            return _joined(" AND ", _clauses(query, parameters))
+            return joined(" AND ", _clauses(query, parameters, instead))
         case _:
             assert_never(query)
 
 
-def _clauses(query: BoolQuery, parameters: dict[str, Any]) -> Iterator[sql.Composable]:
+def _clauses(
+    query: BoolQuery, parameters: dict[str, Any], instead: Instead | None
+) -> Iterator[sql.Composable]:
     for clause in (*(query.must or ()), *(query.filter or ())):
-        yield _compile(clause, parameters)
+        yield _compile(clause, parameters, instead)
     if query.should:
-        yield _one_of(_compile(clause, parameters) for clause in query.should)
+        yield _one_of(_compile(clause, parameters, instead) for clause in query.should)
     for clause in query.must_not or ():
-        yield sql.SQL("NOT {}").format(_compile(clause, parameters))
+        yield sql.SQL("NOT {}").format(_compile(clause, parameters, None))
 
 
 def _one_of(conditions: Iterable[sql.Composable]) -> sql.Composable:
-    return _joined(" OR ", conditions)
+    return joined(" OR ", conditions)
 
 
-def _joined(by: str, conditions: Iterable[sql.Composable]) -> sql.Composable:
+def joined(by: str, conditions: Iterable[sql.Composable]) -> sql.Composable:
     return sql.SQL("({})").format(sql.SQL(by).join(conditions))
 
 
-def _nested(keys: Iterable[str], value: Any) -> Jsonb:
+def nested(keys: Iterable[str], value: Any) -> Jsonb:
     """Return the smallest payload in which this value is reached by these keys."""
     for key in reversed(list(keys)):
         value = {key: value}

@@ -7,11 +7,13 @@ own, and the server lets none of them write.
 import json
 import math
 import re
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 from psycopg_pool import PoolTimeout
 
-from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, PayloadFilter, Query
+from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, PayloadFilter, Query, ways
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, EmbeddingStudioError, InvalidInputError, shown
@@ -35,9 +37,10 @@ from embedding_studio.storage.attached import (
     check_dimensions,
     no_longer,
 )
+from embedding_studio.storage.conditions import Bound, leaf
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
-from embedding_studio.storage.postgres.filters import condition
+from embedding_studio.storage.postgres.filters import condition, joined, nested, tested
 from embedding_studio.storage.postgres.geometry import OPERATORS
 from embedding_studio.storage.postgres.schema import without_password
 from embedding_studio.storage.postgres.sql import statements
@@ -63,6 +66,10 @@ VECTOR_TYPES = ("vector", "halfvec")
 NO_PAYLOAD = ("sparsevec", "bytea", "tsvector", "bit", "varbit")
 """Types of columns, beside vectors, that nobody filters or shows."""
 LARGEST = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
+TEXTS = ("text", "varchar", "bpchar", "uuid")
+"""Types of which JSON has texts."""
+LISTS = {f"_{element}": element for element in (*TEXTS, *LARGEST, "bool")}
+"""Types of which JSON has lists, and those of their elements."""
 
 _METRICS = {"cosine": MetricType.COSINE, "ip": MetricType.DOT, "l2": MetricType.EUCLID}
 _CLASSES = {metric: name for name, metric in _METRICS.items()}
@@ -187,7 +194,7 @@ class Tables:
         filter: PayloadFilter | None,  # noqa: A002, the port's name
     ) -> list[CatalogueObject]:
         attached, table = self._of(collection)
-        matches, values = self._condition(filter)
+        matches, values = self._condition(attached, table, filter)
         statement = _SQL["scroll"].format(**_pieces(attached, table), condition=matches)
         return self._objects(statement, values | {"after": after, "limit": limit})
 
@@ -211,7 +218,7 @@ class Tables:
         index = None if is_exact else table.index(collection.index.metric_type)
         if index is not None and _is_half(attached, table, index) and np.abs(query).max() > LARGEST_HALF:
             index = None  # it cannot be asked
-        matches, values = self._condition(filter)
+        matches, values = self._condition(attached, table, filter)
         given = values | {"query": pack(query[None])[0], "limit": limit}
         statement = _near(collection, attached, table, index, matches)
 
@@ -301,10 +308,17 @@ class Tables:
                 self._seen[attached] = now, table
         return attached, table
 
-    def _condition(self, payload_filter: PayloadFilter | None) -> tuple[sql.Composable, dict[str, Any]]:
+    def _condition(
+        self, attached: Attachment, table: Table, payload_filter: PayloadFilter | None
+    ) -> tuple[sql.Composable, dict[str, Any]]:
+        """Return what finds all that is meant, and perhaps more; by columns, as far as that can be said."""
         if payload_filter is not None and not self._has_functions:
             payload_filter = payload_filter.widened(_needs_no_function, _needs_no_function)
-        return (sql.SQL("true"), {}) if payload_filter is None else condition(payload_filter)
+        if payload_filter is None:
+            return sql.SQL("true"), {}
+        return condition(
+            payload_filter, lambda query, parameters: leaf(query, _Columns(attached, table, parameters))
+        )
 
     def _objects(self, statement: sql.Composed, given: dict[str, Any]) -> list[CatalogueObject]:
         rows = self.database.read(
@@ -507,6 +521,97 @@ def _plan(index: VectorIndex | None, limit: int) -> dict[str, str]:
     if index.method == "ivfflat":
         return {"ivfflat.iterative_scan": "relaxed_order"}
     return {"hnsw.iterative_scan": "strict_order", "hnsw.ef_search": str(min(limit, MOST_CANDIDATES))}
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Conditions on columns as such, as ``Words``, so that their own indexes are used.
+
+    A place is a column, and steps into its value. Of types that do not stand here nothing is said.
+    """
+
+    attached: Attachment
+    table: Table
+    parameters: dict[str, Any]
+
+    def places(self, field: str) -> list[tuple[str, list[str]]]:
+        if self.attached.document is not None:
+            return [(self.attached.document, steps) for steps in ways(field)]
+        return [(name, steps) for name, *steps in ways(field) if name in self.attached.payload]
+
+    def is_one_of(self, place: tuple[str, list[str]], values: Sequence[Any]) -> sql.Composable | None:
+        name, steps = place
+        kind = self.table.columns[name][0]
+        if kind == "jsonb":
+            return self._test(name, "@> ANY ({}::jsonb[])", [nested(steps, each) for each in values])
+        if steps or kind in LISTS:
+            return self.some([]) if kind in (*TEXTS, *LARGEST, "bool", *LISTS) else None
+        given = _values(kind, values)
+        return None if given is None else self._test(name, f"= ANY ({{}}::{kind}[])", given)
+
+    def has_any(self, place: tuple[str, list[str]], values: Sequence[Any]) -> sql.Composable | None:
+        name, steps = place
+        kind = self.table.columns[name][0]
+        if kind == "jsonb":
+            return self._test(name, "@> ANY ({}::jsonb[])", [nested(steps, [each]) for each in values])
+        if kind not in LISTS:
+            return None
+        given = [] if steps else _values(LISTS[kind], values)
+        return self._test(name, f"&& {{}}::{LISTS[kind]}[]", given)
+
+    def is_within(self, place: tuple[str, list[str]], low: Bound, high: Bound) -> sql.Composable | None:
+        name, steps = place
+        kind = self.table.columns[name][0]
+        ends = [(">=", low, math.ceil), ("<=", high, math.floor)]
+        told = [
+            self._test(name, f"{op} {{}}::{'int8' if kind in LARGEST else kind}", _end(kind, bound, to_whole))
+            for op, bound, to_whole in ends
+            if isinstance(bound, int | float)
+        ]
+        if not told or steps or kind not in (*LARGEST, "numeric", "float8"):
+            return None
+        return self.every(told)
+
+    def is_there(self, place: tuple[str, list[str]]) -> sql.Composable | None:
+        name, steps = place
+        return None if steps else self._test(name, "IS NOT NULL")
+
+    def every(self, conditions: list[sql.Composable]) -> sql.Composable:
+        return joined(" AND ", conditions)
+
+    def some(self, conditions: list[sql.Composable]) -> sql.Composable:
+        return joined(" OR ", conditions) if conditions else sql.SQL("false")
+
+    def _test(self, name: str, template: str, *values: Any) -> sql.Composable:
+        column = sql.SQL("t.{} ").format(sql.Identifier(_escaped(name)))
+        return sql.Composed([column, tested(self.parameters, template, *values)])
+
+
+def _values(kind: str, values: Sequence[Any]) -> list[Any] | None:  # noqa: PLR0911, one case a kind of type
+    """Return those values that a column of a type can have; None: nobody knows."""
+    numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
+    texts = [each for each in values if isinstance(each, str)]
+    if kind in TEXTS:
+        return [each for each in texts if kind != "uuid" or UUID.fullmatch(each)]
+    if kind in LARGEST:
+        return [int(each) for each in numbers if -LARGEST[kind] <= each < LARGEST[kind] and each == int(each)]
+    if kind == "bool":
+        return [each for each in values if isinstance(each, bool)]
+    if texts:  # JSON has no number for NaN
+        return None
+    if kind == "numeric":
+        return [Decimal(repr(each)) for each in numbers]
+    if kind == "float8":
+        return [float(each) for each in numbers if abs(each) <= sys.float_info.max]
+    return None
+
+
+def _end(kind: str, bound: float, to_whole: Callable[[float], int]) -> Any:
+    if kind == "numeric":
+        return Decimal(repr(bound))
+    if kind == "float8":
+        return float(max(-sys.float_info.max, min(sys.float_info.max, bound)))
+    return max(-(2**63), min(2**63 - 1, to_whole(bound)))
 
 
 def _read(rows: Sequence[tuple[Any, ...]]) -> list[CatalogueObject]:
