@@ -29,7 +29,10 @@ from embedding_studio import (
 )
 from embedding_studio.api import keyring
 from embedding_studio.api.app import create_app
+from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.objects import PersonalState, QueryMemory
+from embedding_studio.domain.sessions import RecordedSession
+from embedding_studio.feedback.improve import Improver
 from test_api_service import EVENTS, SEARCH, SESSION, serving
 from test_embedded import open_folder
 
@@ -192,6 +195,18 @@ class Service:
         self.learn_all()
         self.context.clickstream_dao.push_events([self.click()])
 
+    def order_of_one_user(self, orders: int) -> None:
+        """Have so many orders of one new user due, a session an hour."""
+        user_id, now = self.new(), utc_timestamp()
+        of_hour = [
+            self.session().model_copy(update={"user_id": user_id, "created_at": now - 3600 * (hour + 1)})
+            for hour in range(orders)
+        ]
+        self.context.clickstream_dao.record([RecordedSession(each, at(0)) for each in of_hour])
+        self.context.clickstream_dao.push_events(
+            [SessionEvent(session_id=each.session_id, object_id="o0003") for each in of_hour]
+        )
+
 
 @pytest.fixture(scope="module")
 def opened(postgres_server):
@@ -309,6 +324,19 @@ def pass_of_learning_from_one_order(service):
     return service.context.improver().improve_once
 
 
+def pass_of_learning_from_70_orders_of_which_60_are_too_old_to_count(service):
+    service.learn_all()
+    service.order_of_one_user(70)
+    context = service.context
+    improver = Improver(context.storage, context.adjuster_for, max_sessions_per_user=10)
+
+    def learn():
+        report = improver.improve_once()
+        assert (report.users, report.learnt, len(report.refused)) == (1, 10, 60)
+
+    return learn
+
+
 def http_search(service, **given):
     return service.post(SEARCH, search_query=QUERY, collection=service.collection, **given)
 
@@ -319,6 +347,10 @@ def http_search_of_a_user_who_moved_what_is_near(service):
 
 def http_recorded_search_of_a_user_who_moved_what_is_near(service):
     return http_search(service, user_id="moved", create_session=True)
+
+
+def http_search_recorded_under_the_callers_id(service):
+    return http_search(service, create_session=True, session_id=service.new())
 
 
 def http_register_session(service):
@@ -347,9 +379,11 @@ ROUND_TRIPS = {
     claim_of_one_order: (1, 1),
     claim_of_nothing: (1, 1),
     pass_of_learning_from_one_order: (19, 19),
+    pass_of_learning_from_70_orders_of_which_60_are_too_old_to_count: (21, 21),
     http_search: (2, 2),
     http_search_of_a_user_who_moved_what_is_near: (2, 2),
     http_recorded_search_of_a_user_who_moved_what_is_near: (3, 3),
+    http_search_recorded_under_the_callers_id: (3, 3),
     http_register_session: (4, 4),
     http_push_a_click: (4, 4),
 }
