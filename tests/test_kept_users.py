@@ -102,6 +102,26 @@ def test_an_object_that_changed_elsewhere_is_what_it_is_now(two):
     assert "o061" not in found(here)
 
 
+@pytest.mark.parametrize("size", [100, 3_100])
+def test_objects_that_went_elsewhere_leave_no_gap_among_those_that_were_moved(two, postgres_url, size):
+    here, there = two
+    films = fill(here, size=size)
+    moved = [f"o{n:03}" for n in range(20, 60)]
+    learn(here, films, moved)
+    search = SearchService(here, query_shift=0.0).search
+    search(QUERY, collection="films", user_id="ann", limit=15)
+
+    there.objects.delete(films, moved[:8])
+    there.objects.upsert(films, [CatalogueObject(name, at(50)) for name in moved[8:12]])
+
+    with closing(PostgresStorage(postgres_url, recall_target=1.0)) as fresh:
+        wanted = SearchService(fresh, query_shift=0.0).search(
+            QUERY, collection="films", user_id="ann", limit=35
+        )
+    got = search(QUERY, collection="films", user_id="ann", limit=35)
+    assert [each.object_id for each in got.results] == [each.object_id for each in wanted.results]
+
+
 def test_objects_that_another_query_opens_are_read_when_they_are_needed(two):
     here, _ = two
     films = fill(here)

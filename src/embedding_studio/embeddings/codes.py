@@ -274,6 +274,15 @@ class View:
     def nbytes(self) -> int:
         return self._size * (self.coder.record.itemsize + 8 * (len(self._columns.signs) + 1))
 
+    def has(self, numbers: Numbers) -> NDArray[np.bool_]:
+        """Return [N], whether each object is there."""
+        if not self._size:
+            return np.zeros(len(numbers), dtype=bool)
+        known = self._columns.numbers[: self._size]
+        rows = np.searchsorted(known, numbers).clip(max=self._size - 1)
+        there: NDArray[np.bool_] = (known[rows] == numbers) & np.isfinite(self._columns.offset[rows])
+        return there
+
     def ranking(self, queries: Vectors, margin: float, among: Numbers | None = None) -> "Ranking":
         """Compare a query with all codes.
 

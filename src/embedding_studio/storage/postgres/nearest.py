@@ -176,6 +176,7 @@ class NearestSearch:
     ) -> "_Answer | None":
         """Return what codes and, for what they say is likely, the database answer."""
         copies = question.copies(connection)
+        copies = copies.at(view.has(copies.object_nos))  # who searched before may know some that have gone
         among: Numbers | None = None
         if question.condition is not None:
             if not self._matches.are_known(question):
@@ -189,7 +190,7 @@ class NearestSearch:
             among = self._matches.find(connection, question, revision)
             if len(among) <= FEW:
                 return self._ask(connection, question, question.chosen(among, copies), copies)
-            copies = copies.among(among)
+            copies = copies.at(np.isin(copies.object_nos, among))
         ranking = view.ranking(question.compared, margin, among)
         count, most = max(FEWEST, question.limit), int(MOST_COMPARED * len(view))
         return self._compared(connection, question, ranking, copies, count, most=most, is_filtered=False)
@@ -302,9 +303,10 @@ class _Copies:
     def __len__(self) -> int:
         return len(self.object_nos)
 
-    def among(self, object_nos: Numbers) -> "_Copies":
-        """Return those of some objects."""
-        kept = np.isin(self.object_nos, object_nos)
+    def at(self, kept: NDArray[np.bool_]) -> "_Copies":
+        """Return some of them."""
+        if kept.all():
+            return self
         return _Copies(self.object_nos[kept], self.gates[kept], self.distances[kept])
 
     def blended(self, object_nos: Numbers, distances: Floats) -> Floats:
@@ -317,13 +319,15 @@ class _Copies:
         """Return the least and the largest distance that each may have, [2, M], from what codes say."""
         if not len(self):
             return np.empty((2, 0))
-        least, largest = ranking.bounds(self.object_nos) + geometry.offset
-        if geometry.averages_draw:  # the average stands no farther than its parts do on average
-            largest = np.full_like(largest, np.inf)
-        with np.errstate(invalid="ignore"):
-            return np.where(
-                self.gates < 1, blend(np.stack([least, largest]), self.distances, self.gates), self.distances
-            )
+        bounds = np.stack([self.distances, self.distances])
+        weighed = np.flatnonzero(self.gates < 1)  # the others stand where the user's own vectors do
+        if len(weighed):
+            least, largest = ranking.bounds(self.object_nos[weighed]) + geometry.offset
+            if geometry.averages_draw:  # the average stands no farther than its parts do on average
+                largest = np.full_like(largest, np.inf)
+            of_originals = np.stack([least, largest])
+            bounds[:, weighed] = blend(of_originals, self.distances[weighed], self.gates[weighed])
+        return bounds
 
 
 _NO_COPIES = _Copies(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
