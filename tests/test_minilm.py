@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -78,6 +79,21 @@ def test_the_packaged_model_is_loaded_without_a_network_and_without_a_word(monke
     assert embedder.dimensions == 384
     assert embedder.embed(["How do I read a file?"]).shape == (1, 384)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_packaged_model_notes_nothing_about_who_uses_it(tmp_path):
+    """ONNX Runtime 1.32 has telemetry of its own, in native code: a file of it lay in the user's cache."""
+    folder_of_the_model()
+    program = "from embedding_studio.embedders.minilm import MiniLMEmbedder as M; M().embed(['a'])"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment | home, capture_output=True, check=True
+    )
+
+    assert (ended.stdout, ended.stderr) == (b"", b"")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_packaged_model_gives_the_cosines_that_it_gave(embedder):

@@ -11,6 +11,7 @@ onnx.proto3; the file of weights: https://github.com/huggingface/safetensors, "F
 """
 
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ class OnnxBert:
             KeyError: a weight is missing.
             ImportError: ONNX Runtime is.
         """
+        # Read at the import. Else it notes what runs where in the user's cache, to be sent to its makers.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         # ONNX Runtime reads the arrays where they lie, as long as the session lives.
