@@ -475,6 +475,31 @@ def the_label_of_an_event_of_another_type(world):
         return re.search(r'kind="(\w+)"', counted)[1]
 
 
+@acts("event_weights", '{"click": 1, "hover": 2}', sees=("unknown_type", "accepted"))
+def what_becomes_of_an_event_of_another_type(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        an_arc(context)
+        record(context)
+        event = {"object_id": "at40", "event_type": "hover"}
+        answer = client.post(EVENTS, json={"session_id": "s", "events": [event]})
+        return answer.json()["events"][0]["disposition"]
+
+
+@acts("event_weights", '{"click": 1, "hover": 2}', sees=({"unknown_type": 1}, {"accepted": 1}))
+def what_becomes_of_an_event_of_another_type_as_opensearch_sends_it(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        an_arc(context)
+        record(context)
+        event = {
+            "action_name": "hover",
+            "query_id": "s",
+            "client_id": "ann",
+            "timestamp": 1000 * datetime_utils.utc_timestamp(),
+            "event_attributes": {"object": {"object_id": "at40"}},
+        }
+        return client.post("/ubi_events", json=event).json()["events"]
+
+
 @acts("max_sessions_per_user", "1", sees=(2, 1))
 def sessions_that_bear_on_a_users_search(world):
     with world.context() as context:
@@ -810,6 +835,34 @@ def a_query_to_an_endpoint_that_hangs_is_given_up_soon(world):
         endpoint.hangs = False
 
 
+class Hurried:
+    """An embedder that notes how long it may take for a query."""
+
+    name, dimensions = "hurried", 3
+
+    def __init__(self) -> None:
+        self.seconds: list[float | None] = []
+
+    def embed(self, texts, **_):
+        return np.tile(at(0), (len(texts), 1))
+
+    def embed_queries(self, texts, *, seconds=None, **_):
+        self.seconds.append(seconds)
+        return self.embed(texts)
+
+    def split(self, text):
+        return [text]
+
+
+@acts("embedder_query_seconds", "0.1", sees=([8.0], [0.1]))
+def how_long_an_embedder_may_take_for_a_query(world):
+    with world.context() as context:
+        hurried = context.embedder = Hurried()
+        context.index_objects("default", [CatalogueText("a", "words")])
+        context.search.search("words")
+        return hurried.seconds
+
+
 @acts("embedder_api_key", "very-secret", sees=(None, "Bearer very-secret"), embedder=an_endpoint)
 def what_an_endpoint_is_told_of_who_asks(world):
     with world.context() as context:
@@ -983,6 +1036,13 @@ def the_status_of_two_events_at_once(world):
     with world.context() as context, serving(create_app(context)) as client:
         events = [{"object_id": "a"}, {"object_id": "b"}]
         return client.post(EVENTS, json={"session_id": "s", "events": events}).status_code
+
+
+@acts("max_events_per_request", "1", sees=(200, 422))
+def the_status_of_two_events_at_once_as_opensearch_sends_them(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        an_arc(context)
+        return client.post("/ubi_events", json=[{}, {}]).status_code
 
 
 @acts("waiting_events", "0", sees=("waiting", "unknown_session"))
