@@ -14,7 +14,7 @@ from embedding_studio.client import (
     SearchIndexInfo,
     StoredObject,
 )
-from embedding_studio.domain import DEFAULT_COLLECTION, index
+from embedding_studio.domain import DEFAULT_COLLECTION, DEFAULT_LIMIT, index
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.embedders.names import is_called
@@ -34,7 +34,7 @@ class InProcess:
         query: str | Sequence[Any],
         *,
         user_id: str | None = None,
-        limit: int = 10,
+        limit: int = DEFAULT_LIMIT,
         offset: int = 0,
         max_distance: float | None = None,
         filter: Mapping[str, Any] | None = None,  # noqa: A002, the client's name

@@ -18,7 +18,7 @@ from embedding_studio.cli.console import (
 )
 from embedding_studio.cli.services import Service, Url, opened_service
 from embedding_studio.client.answers import FoundObject, FoundPage
-from embedding_studio.domain import DEFAULT_COLLECTION
+from embedding_studio.domain import DEFAULT_COLLECTION, DEFAULT_LIMIT
 from embedding_studio.domain.explanations import Explanation, why
 from embedding_studio.errors import AccessDeniedError
 
@@ -28,7 +28,7 @@ def search(
     *,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Personalise for this user.")] = None,
     collection: InCollection = DEFAULT_COLLECTION,
-    limit: Annotated[int, typer.Option(min=1, help="Results on a page.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Results on a page.")] = DEFAULT_LIMIT,
     offset: Annotated[int, typer.Option(min=0, help="Results to leave out at the top.")] = 0,
     max_distance: Annotated[float | None, typer.Option(help="Nothing further away.")] = None,
     where: PayloadFilterOption = None,

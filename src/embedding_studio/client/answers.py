@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from embedding_studio.domain import DEFAULT_COLLECTION
 from embedding_studio.domain.explanations import Explanation, Influence, SharedInfluence
 
 JSON = dict[str, Any]
@@ -267,7 +268,7 @@ class Session:
     search_query: str = ""
     user_id: str | None = None
     created_at: int = 0
-    collection: str = "default"
+    collection: str = DEFAULT_COLLECTION
     search_results: tuple[SearchResultItem, ...] = ()
     search_meta: JSON | None = None
     request: JSON | None = None

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from embedding_studio.client import answers
 from embedding_studio.client.answers import JSON
+from embedding_studio.domain import DEFAULT_LIMIT
 from embedding_studio.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ MOST_EVENTS = 500
 """So many events, or sessions and events, are sent at once."""
 
 MOST_SESSIONS = 100
+PAGE_SIZE = 100
 
 ObjectGiven: TypeAlias = "Mapping[str, Any] | CatalogueText | CatalogueObject"
 EventGiven: TypeAlias = str | Mapping[str, Any]
@@ -64,7 +66,7 @@ def search(
     query: "str | ArrayLike",
     *,
     user_id: str | None = None,
-    limit: int = 10,
+    limit: int = DEFAULT_LIMIT,
     offset: int = 0,
     max_distance: float | None = None,
     filter: Mapping[str, Any] | None = None,  # noqa: A002, the field's name in the request
@@ -294,7 +296,7 @@ def scrolled(
     *,
     filter: Mapping[str, Any] | None = None,  # noqa: A002, as above
     with_vectors: bool = False,
-    page_size: int = 100,
+    page_size: int = PAGE_SIZE,
     collection: str | None = None,
 ) -> Call[answers.ScrolledPage]:
     body = {"after": after, "limit": page_size, "filter": filter, "with_vectors": with_vectors}

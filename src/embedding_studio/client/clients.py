@@ -16,13 +16,15 @@ from embedding_studio.client.calls import (
     MOST_EVENTS,
     MOST_OBJECTS,
     MOST_SESSIONS,
+    PAGE_SIZE,
     Call,
     EventGiven,
     ObjectGiven,
     batches,
 )
 from embedding_studio.client.failures import failure, unreachable
-from embedding_studio.client.service import Outcome, Service, encoded
+from embedding_studio.client.service import RETRIES, TIMEOUT_SECONDS, Outcome, Service, encoded
+from embedding_studio.domain import DEFAULT_COLLECTION
 from embedding_studio.errors import EmbeddingStudioError
 
 P = ParamSpec("P")
@@ -91,9 +93,9 @@ class Client:
         *,
         api_key: str | None = None,
         user_token: str | None = None,
-        collection: str = "default",
-        timeout: float = 10.0,
-        retries: int = 3,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT_SECONDS,
+        retries: int = RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._service = Service(url, api_key, user_token, collection, timeout, retries)
@@ -220,7 +222,7 @@ class Client:
         *,
         filter: Mapping[str, Any] | None = None,  # noqa: A002, the field's name in the request
         with_vectors: bool = False,
-        page_size: int = 100,
+        page_size: int = PAGE_SIZE,
         collection: str | None = None,
     ) -> Iterator[answers.StoredObject]:
         """Yield the objects of a collection by id, whatever it holds, a page at a time."""
@@ -241,7 +243,7 @@ class Client:
                 return
 
     def orders(
-        self, status: str | None = None, *, page_size: int = 100
+        self, status: str | None = None, *, page_size: int = PAGE_SIZE
     ) -> Iterator[answers.SessionForImprovement]:
         """Yield orders, latest change first: pending, processing, done, failed or refused ones, or all."""
         offset: int | None = 0
@@ -297,9 +299,9 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         user_token: str | None = None,
-        collection: str = "default",
-        timeout: float = 10.0,
-        retries: int = 3,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: float = TIMEOUT_SECONDS,
+        retries: int = RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._service = Service(url, api_key, user_token, collection, timeout, retries)
@@ -432,7 +434,7 @@ class AsyncClient:
         *,
         filter: Mapping[str, Any] | None = None,  # noqa: A002, the field's name in the request
         with_vectors: bool = False,
-        page_size: int = 100,
+        page_size: int = PAGE_SIZE,
         collection: str | None = None,
     ) -> AsyncIterator[answers.StoredObject]:
         """Yield the objects of a collection by id, whatever it holds, a page at a time."""
@@ -454,7 +456,7 @@ class AsyncClient:
                 return
 
     async def orders(
-        self, status: str | None = None, *, page_size: int = 100
+        self, status: str | None = None, *, page_size: int = PAGE_SIZE
     ) -> AsyncIterator[answers.SessionForImprovement]:
         """Yield orders, latest change first: pending, processing, done, failed or refused ones, or all."""
         offset: int | None = 0

@@ -15,10 +15,13 @@ import httpx
 
 from embedding_studio.client.calls import Call
 from embedding_studio.client.failures import failure, unreadable
+from embedding_studio.domain import DEFAULT_COLLECTION
 from embedding_studio.errors import InvalidInputError, shown
 
 T = TypeVar("T")
 
+TIMEOUT_SECONDS = 10.0
+RETRIES = 3
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 5.0
 """Before a request is sent again, a wait is drawn between 0 and the first, doubled with each attempt."""
 
@@ -53,9 +56,9 @@ class Service:
     url: str
     api_key: str | None = field(default=None, repr=False)
     user_token: str | None = field(default=None, repr=False)
-    collection: str = "default"
-    timeout: float = 10.0
-    retries: int = 3
+    collection: str = DEFAULT_COLLECTION
+    timeout: float = TIMEOUT_SECONDS
+    retries: int = RETRIES
     rng: random.Random = field(default_factory=random.Random, repr=False)
     auth: tuple[str, str] | None = field(default=None, init=False, repr=False)
 

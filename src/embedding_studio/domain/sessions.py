@@ -22,6 +22,7 @@ from pydantic import (
 
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain import DEFAULT_COLLECTION as DEFAULT_COLLECTION  # noqa: PLC0414, from here too
+from embedding_studio.domain import DEFAULT_LIMIT
 from embedding_studio.domain.filters import PayloadFilter, check_field
 from embedding_studio.domain.limits import MAX_ID_LENGTH
 from embedding_studio.domain.storable import check_id
@@ -189,7 +190,7 @@ class SearchRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_describe_recorded)
 
-    limit: int = 10
+    limit: int = DEFAULT_LIMIT
     offset: int = 0
     max_distance: float | None = None
     filter: dict[str, Any] | None = None

@@ -16,6 +16,9 @@ import httpx
 from embedding_studio.embedders.names import without_secrets
 from embedding_studio.errors import EmbedderUnavailableError, EmbeddingError, InvalidSettingError
 
+ATTEMPTS = 5
+BACKOFF_SECONDS = 0.5
+TIMEOUT_SECONDS = 60.0
 LONGEST_WAIT_SECONDS = 60.0
 LAST_PORT = 65_535
 LARGEST_REFUSAL_BYTES = 65_536
@@ -51,9 +54,9 @@ class Endpoint:
         model: str,
         api_key: str | None = None,
         *,
-        attempts: int = 5,
-        backoff_seconds: float = 0.5,
-        timeout_seconds: float = 60.0,
+        attempts: int = ATTEMPTS,
+        backoff_seconds: float = BACKOFF_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         """Name an endpoint.
 

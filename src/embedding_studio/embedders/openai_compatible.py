@@ -22,7 +22,13 @@ from semantic_text_splitter import TextSplitter
 
 from embedding_studio.embedders import EmbedderOptions
 from embedding_studio.embedders.circuit_breaker import CircuitBreaker
-from embedding_studio.embedders.endpoint import Endpoint, EndpointRefusedError
+from embedding_studio.embedders.endpoint import (
+    ATTEMPTS,
+    BACKOFF_SECONDS,
+    TIMEOUT_SECONDS,
+    Endpoint,
+    EndpointRefusedError,
+)
 from embedding_studio.embedders.names import with_prompt
 from embedding_studio.errors import EmbeddingError, PartTooLongError
 
@@ -54,9 +60,9 @@ class OpenAICompatibleEmbedder:
         api_key: str | None = None,
         *,
         options: EmbedderOptions | None = None,
-        attempts: int = 5,
-        backoff_seconds: float = 0.5,
-        timeout_seconds: float = 60.0,
+        attempts: int = ATTEMPTS,
+        backoff_seconds: float = BACKOFF_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         """Name an endpoint; it is first asked when vectors are needed.
 

@@ -32,6 +32,7 @@ from embedding_studio.domain.objects import (
     QueryMemory,
 )
 from embedding_studio.domain.sessions import (
+    DEFAULT_EVENT_WEIGHTS,
     EventDisposition,
     RecordedSession,
     Recording,
@@ -164,6 +165,10 @@ def admit(
         else:
             became.append(EventDisposition.UNKNOWN_SESSION)
     return became, admitted
+
+
+ORDER_ON = frozenset(kind for kind, weight in DEFAULT_EVENT_WEIGHTS.items() if weight > 0)
+"""Event types that place an order where a storage is not told which."""
 
 
 class CollectionChangedError(CollectionNotFoundError):

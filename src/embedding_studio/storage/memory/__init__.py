@@ -16,7 +16,7 @@ from embedding_studio.storage.memory.personal import MemoryPersonal
 from embedding_studio.storage.memory.quarantine import MemoryQuarantine
 from embedding_studio.storage.memory.queue import MemoryQueue
 from embedding_studio.storage.memory.state import State
-from embedding_studio.storage.ports import SHARED_HALF_LIFE, WAITING_EVENTS, Storage, Vitals
+from embedding_studio.storage.ports import ORDER_ON, SHARED_HALF_LIFE, WAITING_EVENTS, Storage, Vitals
 
 
 class MemoryBackend:
@@ -52,7 +52,7 @@ class MemoryStorage(Storage):
     def __init__(
         self,
         *,
-        order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"}),
+        order_on: Container[str] = ORDER_ON,
         waiting_events: int = WAITING_EVENTS,
         shared_half_life: float = SHARED_HALF_LIFE,
     ) -> None:

@@ -29,6 +29,7 @@ from embedding_studio.storage import lancedb, milvus, qdrant
 from embedding_studio.storage.attached import AttachedObjects, ByCollection, Engine
 from embedding_studio.storage.ports import (
     LOCK_SECONDS,
+    ORDER_ON,
     POOL_SIZE,
     RECALL_TARGET,
     STATEMENT_SECONDS,
@@ -209,7 +210,7 @@ class PostgresStorage(Storage):
         self,
         database_url: str | Callable[[], str],
         *,
-        order_on: Container[str] = frozenset({"click", "add_to_cart", "purchase"}),
+        order_on: Container[str] = ORDER_ON,
         recall_target: float = RECALL_TARGET,
         pool_size: int = POOL_SIZE,
         statement_seconds: float = STATEMENT_SECONDS,
