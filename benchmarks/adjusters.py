@@ -36,7 +36,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.embeddings.improvement.torch_based_adjuster import TorchBasedAdjuster
 from embedding_studio.embeddings.improvement.vectors_adjuster import VectorsAdjuster
-from embedding_studio.embeddings.improvement.waves import Wave, fold
+from embedding_studio.embeddings.improvement.waves import Wave, moved_in_waves
 
 Moved = tuple[NDArray[np.intp], NDArray[np.float32]]
 
@@ -119,7 +119,7 @@ class PackedArrays(PassiveAggressiveAdjuster):
     def __init__(self, index: SearchIndexInfo, sessions: list[ImprovementInput]) -> None:
         super().__init__(index)
         self.waves: list[Wave] = []
-        fold(index, sessions, self._keep)
+        moved_in_waves(index, sessions, self._keep)
 
     def _keep(self, wave: Wave) -> Moved:
         self.waves.append(wave)

@@ -202,6 +202,42 @@ def test_make_check_runs_every_check_there_is():
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 
+def modules(folder, *, but=()):
+    return {
+        each.stem
+        for each in folder.iterdir()
+        if (each.suffix == ".py" or (each / "__init__.py").exists()) and each.stem not in {"__init__", *but}
+    }
+
+
+def test_every_room_but_two_is_told_to_know_no_database_driver():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [driver] = [each for each in contracts if each["name"] == "The database driver stays in its two rooms"]
+    package = ROOT / "src/embedding_studio"
+    rooms = {f"embedding_studio.{name}" for name in modules(package, but=["storage"])}
+    storages = modules(package / "storage", but=["postgres", "embedded"])
+
+    assert set(driver["source_modules"]) == rooms | {f"embedding_studio.storage.{name}" for name in storages}
+
+
+def test_the_storage_in_memory_has_a_file_for_each_port_under_the_name_that_it_has_in_postgresql():
+    memory, postgres = (
+        modules(ROOT / "src/embedding_studio/storage" / name) for name in ("memory", "postgres")
+    )
+
+    assert memory - postgres == {"state"}
+    assert {
+        "clickstream",
+        "collections",
+        "keys",
+        "objects",
+        "orders",
+        "personal",
+        "quarantine",
+        "queue",
+    } <= memory
+
+
 def test_every_command_and_option_of_the_operators_page_is_there():
     commands = get_command(app)
     for line in re.findall(r"^(?:[A-Z_]+=\S* )*embedding-studio (.*)$", OPERATIONS, re.MULTILINE):

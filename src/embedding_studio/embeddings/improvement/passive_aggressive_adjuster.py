@@ -39,7 +39,7 @@ from embedding_studio.embeddings.improvement.waves import (
     SOFTMIN_TEMPERATURE,
     Wave,
     check_knobs,
-    fold,
+    moved_in_waves,
 )
 from embedding_studio.embeddings.similarity import similarities
 from embedding_studio.embeddings.trust_region import MAX_ANGLE_DEGREES, into_trust_region
@@ -126,7 +126,7 @@ class PassiveAggressiveAdjuster:
         See ``VectorsAdjuster``.
         """
         sweeps = max(1, (self.num_iterations + ITERATIONS_PER_SWEEP // 2) // ITERATIONS_PER_SWEEP)
-        return fold(self.search_index_info, improvement_inputs, self._move, sweeps=sweeps)
+        return moved_in_waves(self.search_index_info, improvement_inputs, self._move, sweeps=sweeps)
 
     def _move(self, wave: Wave) -> tuple[Rows, Vectors]:
         index, margin = self.search_index_info, self.adjustment_rate * MARGIN_PER_RATE

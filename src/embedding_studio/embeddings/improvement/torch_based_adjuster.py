@@ -34,7 +34,7 @@ from embedding_studio.embeddings.improvement.waves import (
     SOFTMIN_TEMPERATURE,
     Wave,
     check_knobs,
-    fold,
+    moved_in_waves,
     ranges,
 )
 from embedding_studio.embeddings.preparation import squared_lengths
@@ -110,7 +110,7 @@ class TorchBasedAdjuster:
 
         See ``VectorsAdjuster``.
         """
-        return fold(self.search_index_info, improvement_inputs, self._move)
+        return moved_in_waves(self.search_index_info, improvement_inputs, self._move)
 
     def _move(self, wave: Wave) -> tuple[Rows, Vectors]:
         task = _Task.of(self.search_index_info, wave, bounded=self.max_angle_degrees is not None)

@@ -1,4 +1,4 @@
-"""The fold of sessions into moved vectors: order, accumulation and layout, the same for every adjuster.
+"""Sessions that move vectors, wave after wave: order, accumulation and layout, the same for every adjuster.
 
 Axes: S sessions · K query parts of all of them · I objects · N parts of all objects · D dimensions. Sessions
 are laid flat, object after object, with offsets. Nothing is padded, so nothing that is not there takes part.
@@ -95,11 +95,11 @@ Move = Callable[[Wave], tuple[Rows, Vectors]]
 Book = dict[str, Vectors]
 """object_id -> personal vectors, of the objects of one user that have moved."""
 
-Turn = tuple[ImprovementInput, Book, set[str]]
+Moving = tuple[ImprovementInput, Book, set[str]]
 """A session, its user's book, and the ids of the objects that the session has moved."""
 
 
-def fold(
+def moved_in_waves(
     index: SearchIndexInfo, improvement_inputs: Sequence[ImprovementInput], move: Move, *, sweeps: int = 1
 ) -> list[ImprovementInput]:
     """Return the sessions with the vectors that their objects have after each, as ``VectorsAdjuster`` says.
@@ -114,41 +114,41 @@ def fold(
         InvalidVectorsError: as ``VectorsAdjuster`` says; names the session and the object or query.
         InvalidInputError: a weight is not a positive number.
     """
-    folded = list(improvement_inputs)
+    after = list(improvement_inputs)
     books: dict[Hashable, Book] = defaultdict(dict)
-    turns: list[list[int]] = []
+    waves: list[list[int]] = []
     owners: list[Hashable] = []
     sessions_of: dict[Hashable, int] = defaultdict(int)
     for s, given in enumerate(improvement_inputs):
         owner = s if given.user_id is None else given.user_id  # nobody's session stands alone
         owners.append(owner)
-        if sessions_of[owner] == len(turns):
-            turns.append([])
-        turns[sessions_of[owner]].append(s)
+        if sessions_of[owner] == len(waves):
+            waves.append([])
+        waves[sessions_of[owner]].append(s)
         sessions_of[owner] += 1
-    moved_ids: list[set[str]] = [set() for _ in folded]
+    moved_ids: list[set[str]] = [set() for _ in after]
     for sweep in range(sweeps):
-        for turn in turns:
-            for first in range(0, len(turn), SESSIONS_AT_ONCE):
-                at_once = turn[first : first + SESSIONS_AT_ONCE]
-                _move(index, [(folded[s], books[owners[s]], moved_ids[s]) for s in at_once], move)
+        for wave in waves:
+            for first in range(0, len(wave), SESSIONS_AT_ONCE):
+                at_once = wave[first : first + SESSIONS_AT_ONCE]
+                _move(index, [(after[s], books[owners[s]], moved_ids[s]) for s in at_once], move)
                 if sweep == sweeps - 1:
                     for s in at_once:
-                        folded[s] = _as_it_stands(folded[s], books[owners[s]], moved_ids[s])
-    return folded
+                        after[s] = _as_it_stands(after[s], books[owners[s]], moved_ids[s])
+    return after
 
 
-def _move(index: SearchIndexInfo, turn: list[Turn], move: Move) -> None:
+def _move(index: SearchIndexInfo, moving: list[Moving], move: Move) -> None:
     """Let sessions of different users move what they move; write down what has moved, and where to."""
-    turn = [each for each in turn if each[0].clicked_elements or each[0].non_clicked_elements]
-    if not turn:
+    moving = [each for each in moving if each[0].clicked_elements or each[0].non_clicked_elements]
+    if not moving:
         return
-    wave, ids = _lay_flat(index, turn)
+    wave, ids = _lay_flat(index, moving)
     objects, vectors = move(wave)
     sessions = wave.session_of_objects()[objects].tolist()
     stops = np.cumsum(np.diff(wave.part_starts)[objects]).tolist()
     for s, i, start, stop in zip(sessions, objects.tolist(), [0, *stops], stops, strict=False):
-        _, book, moved_ids = turn[s]
+        _, book, moved_ids = moving[s]
         book[ids[i]] = vectors[start:stop]
         moved_ids.add(ids[i])
 
@@ -174,13 +174,13 @@ def _present(elements: tuple[ImprovementElement, ...], book: Book) -> tuple[Impr
     )
 
 
-def _lay_flat(index: SearchIndexInfo, turn: list[Turn]) -> tuple[Wave, list[str]]:
+def _lay_flat(index: SearchIndexInfo, moving: list[Moving]) -> tuple[Wave, list[str]]:
     """Return sessions that have results as a wave, and the ids of its objects."""
     elements: list[ImprovementElement] = []
     ids: list[str] = []
     books: list[Book] = []
     sides: list[int] = []
-    for given, book, _ in turn:
+    for given, book, _ in moving:
         shown, C = given.clicked_elements + given.non_clicked_elements, len(given.clicked_elements)
         shown_ids = [element.id for element in shown]
         if len(set(shown_ids)) < len(shown):
@@ -190,9 +190,9 @@ def _lay_flat(index: SearchIndexInfo, turn: list[Turn]) -> tuple[Wave, list[str]
         ids += shown_ids
         sides += C, len(shown) - C
         books += [book] * len(shown)
-    queries = [given.query.vector for given, _, _ in turn]
+    queries = [given.query.vector for given, _, _ in moving]
     originals = vectors = [element.vector for element in elements]
-    if any(book for _, book, _ in turn):
+    if any(book for _, book, _ in moving):
         vectors = [
             book.get(object_id, original)
             for object_id, original, book in zip(ids, originals, books, strict=True)
@@ -206,7 +206,7 @@ def _lay_flat(index: SearchIndexInfo, turn: list[Turn]) -> tuple[Wave, list[str]
     D = vectors[0].shape[-1]
     shapes = {parts.shape for parts in [*vectors, *queries]}
     if index.dimensions not in (None, D) or any(len(shape) != 2 or shape[1] != D for shape in shapes):
-        _refuse(index, turn)
+        _refuse(index, moving)
     flat = _join(vectors)
     wave = Wave(
         queries=_join(queries),
@@ -220,7 +220,7 @@ def _lay_flat(index: SearchIndexInfo, turn: list[Turn]) -> tuple[Wave, list[str]
         weights=np.array([element.weight for element in elements], dtype=np.float64),
     )
     if not _is_sound(index, wave):
-        _refuse(index, turn)
+        _refuse(index, moving)
     return wave, ids
 
 
@@ -270,11 +270,11 @@ def _is_sound(index: SearchIndexInfo, wave: Wave) -> bool:
     )
 
 
-def _refuse(index: SearchIndexInfo, turn: list[Turn]) -> NoReturn:
+def _refuse(index: SearchIndexInfo, moving: list[Moving]) -> NoReturn:
     """Raise the error that names what is wrong; looked for only once something is."""
-    D = index.dimensions or turn[0][0].query.vector.shape[-1] or None
+    D = index.dimensions or moving[0][0].query.vector.shape[-1] or None
     sized = index.model_copy(update={"dimensions": D})
-    for given, _, _ in turn:
+    for given, _, _ in moving:
         check_vectors(sized, given.query.vector, f"the query of session {given.session_id!r}")
         for element in (*given.clicked_elements, *given.non_clicked_elements):
             what = f"object {element.id!r} of session {given.session_id!r}"
