@@ -142,6 +142,37 @@ def test_one_process_serves_and_learns_and_stops_gracefully(environment):
         assert process.wait(timeout=60) == 0
 
 
+HANGING = """
+import pathlib, time
+from embedding_studio.plugins import Plugin
+
+class Hangs(Plugin):
+    def get_session_filter(self):
+        def keep(session):
+            pathlib.Path({reached!r}).touch()
+            time.sleep(600)
+        return keep
+"""
+
+
+@pytest.mark.parametrize("arguments", [("serve",), ("worker",)])
+def test_a_process_whose_plugin_hangs_ends_all_the_same(environment, tmp_path, arguments):
+    reached, plugin = tmp_path / "reached", tmp_path / "hanging.py"
+    plugin.write_text(HANGING.format(reached=str(reached)))
+    with running(environment, "serve", "--no-worker", ready="serves on") as (_, line):
+        session = {"session_id": "hangs", "user_id": "ann", "search_results": [{"object_id": "1"}]}
+        with httpx.Client(base_url=f"{url_in(line)}/api/v1", timeout=60) as client:
+            client.post("/clickstream/session", json=session).raise_for_status()
+            events = {"session_id": "hangs", "events": [{"object_id": "1"}]}
+            client.post("/clickstream/session/events", json=events).raise_for_status()
+    told = {"serve": "serves on", "worker": "ready"}[arguments[0]]
+    with running(environment | {"PLUGINS_PATH": str(plugin)}, *arguments, ready=told) as (process, _):
+        eventually(60, reached.exists)
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(timeout=60) == 1
+
+
 def test_orders_of_a_killed_worker_are_learnt_by_the_next(environment):
     environment |= {"LEASE_SECONDS": "1"}
     with running(environment, "serve", "--no-worker", ready="serves on") as (_, line):

@@ -3,7 +3,7 @@
 import gc
 import os
 import threading
-import time
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -60,9 +60,22 @@ def improve(
     print_value({"users": users, "learnt": learnt, "refused": refused, "failed": failed}, as_json=as_json)
 
 
-def _end_soon_after(stop: threading.Event) -> None:
+def beside(run: Callable[[threading.Event], None]) -> Callable[[threading.Event], None]:
+    """Return what runs beside something else: the process ends without it if a plugin keeps it."""
+
+    def run_and_end(stop: threading.Event) -> None:
+        ended = threading.Event()
+        threading.Thread(target=_end_soon_after, args=(stop, ended), daemon=True).start()
+        run(stop)
+        ended.set()
+
+    return run_and_end
+
+
+def _end_soon_after(stop: threading.Event, ended: threading.Event | None = None) -> None:
     """End the process some seconds after it was told to, if a plugin keeps it; its users are due again."""
     stop.wait()
-    time.sleep(SECONDS_TO_END)
+    if (ended or threading.Event()).wait(SECONDS_TO_END):
+        return
     tell("error", "what is learnt does not come to an end; the worker ends without it", style="bold red")
     os._exit(1)

@@ -10,6 +10,7 @@ import typer
 
 from embedding_studio.bootstrap import Context
 from embedding_studio.cli.console import announce, on_stop, opened_context
+from embedding_studio.cli.learning import beside
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import Settings
 from embedding_studio.telemetry.listener import is_loopback
@@ -69,6 +70,6 @@ def _server(context: Context, *, worker: bool) -> "uvicorn.Server":
     from embedding_studio.api.app import create_app
     from embedding_studio.api.connections import server
 
-    application = create_app(context, background=context.worker().run if worker else None)
+    application = create_app(context, background=beside(context.worker().run) if worker else None)
     gc.freeze()  # as in ``worker``
     return server(application, context.settings)
