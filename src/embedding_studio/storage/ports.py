@@ -188,7 +188,7 @@ class Collections(Protocol):
         """Return the new collection, or the one of this name if it is the same in every respect.
 
         Args:
-            gate_threshold: None is the same as whatever one that is there has, for it may have been tuned.
+            gate_threshold: None: that of the one that is there, for it may have been tuned; else the setting.
             attached: where its objects are, if another system keeps them; it is not asked.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What users tell each other, in memory: a vote of a user for a query, counted with those of others."""
+"""What is shared among users, in memory: a vote of a user for a query, counted with those of others."""
 
 import itertools
 from collections import defaultdict

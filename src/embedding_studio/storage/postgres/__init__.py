@@ -7,7 +7,7 @@
     clickstream  sessions and events
     queue        the queue of users                     orders  what became of sessions
     quarantine   from whom nothing is learnt
-    personal     what is learnt                         votes   what users tell each other
+    personal     what is learnt                         votes   what is shared among users
     users        what a process keeps of it
     vectors      on the wire
     keys         who may call the service               tables  objects that stood in a table before

@@ -1,4 +1,4 @@
-"""What users tell each other, in PostgreSQL: a vote of a user for a query, counted with those of others.
+"""What is shared among users, in PostgreSQL: a vote of a user for a query, counted with those of others.
 
 A query stands as long as there is a vote for it. Who only adds votes holds a collection's votes lock
 together with others; who takes some away, so that a query may be left without any, holds it alone. So
