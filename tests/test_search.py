@@ -1005,3 +1005,20 @@ def test_a_click_unlike_its_query_rises_and_brings_nothing_with_it(storage, metr
     assert {*ids(page)[:2]} == {plain[0], "audio0"}  # the first lies at a cosine of .98
     assert set(ids(page)) <= {*plain, "audio0"}
     assert len(page.results) == 10
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Session(session_id="s", search_query="a\0"), "NUL"),
+        (lambda: Session(session_id="s", search_query="half \ud83d"), "half a surrogate pair"),
+        (lambda: Session(session_id="s", search_meta={"a": float("nan")}), "nan"),
+        (lambda: SearchResultItem(object_id="a", rank=float("inf")), "finite number"),
+        (lambda: SearchResultItem(object_id="a", meta={"a": "\0"}), "NUL"),
+        (lambda: SessionEvent(session_id="s", object_id="a", event_type="a\0"), "NUL"),
+        (lambda: SessionEvent(session_id="s", object_id="a", meta={"\0": 1}), "NUL"),
+    ],
+)
+def test_what_no_session_can_keep_is_refused_as_it_is_made(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

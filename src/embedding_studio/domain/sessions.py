@@ -25,7 +25,7 @@ from embedding_studio.domain import DEFAULT_COLLECTION as DEFAULT_COLLECTION  # 
 from embedding_studio.domain import DEFAULT_LIMIT
 from embedding_studio.domain.filters import PayloadFilter, check_field
 from embedding_studio.domain.limits import MAX_ID_LENGTH
-from embedding_studio.domain.storable import check_id
+from embedding_studio.domain.storable import check_id, check_json, check_text
 from embedding_studio.errors import InvalidInputError, shown
 
 DEFAULT_EVENT_WEIGHTS: Mapping[str, float] = {
@@ -38,6 +38,8 @@ DEFAULT_EVENT_WEIGHTS: Mapping[str, float] = {
 """How much an event of each type says for its object; a type that is not listed says nothing."""
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_id)]
+Text = Annotated[str, AfterValidator(check_text)]
+Json = Annotated[dict[str, Any], AfterValidator(check_json)]
 
 TAKEN_BACK = "taken_back"
 """Type of the events that a user took back; nothing is learnt from it."""
@@ -94,8 +96,8 @@ class SearchResultItem(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     object_id: Id
-    rank: float | None = None
-    meta: dict[str, Any] | None = None
+    rank: float | None = Field(default=None, allow_inf_nan=False)
+    meta: Json | None = None
     position: int | None = Field(default=None, ge=1, le=MAX_POSITION)
     personalised: bool = False
     propensity: float = Field(default=1.0, gt=0, le=1)
@@ -112,10 +114,10 @@ class SessionEvent(BaseModel):
 
     session_id: Id
     object_id: Id
-    event_type: str = Field(default="click", min_length=1, max_length=64)
+    event_type: Text = Field(default="click", min_length=1, max_length=64)
     created_at: int = Field(default_factory=utc_timestamp, ge=0)
     event_id: str = Field(default="", max_length=MAX_ID_LENGTH)
-    meta: dict[str, Any] | None = None
+    meta: Json | None = None
 
     @model_validator(mode="after")
     def _name_the_event(self) -> Self:
@@ -300,12 +302,12 @@ class Session(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     session_id: Id
-    search_query: str = ""
+    search_query: Text = ""
     user_id: Id | None = None
     created_at: int = Field(default_factory=utc_timestamp, ge=0)
     collection: Id = DEFAULT_COLLECTION
     search_results: tuple[SearchResultItem, ...] = ()
-    search_meta: dict[str, Any] | None = None
+    search_meta: Json | None = None
     request: SearchRequest | None = None
     is_irrelevant: bool = False
     events: tuple[SessionEvent, ...] = ()
