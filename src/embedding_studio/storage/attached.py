@@ -134,14 +134,9 @@ class AttachedObjects:
         self._engine = engine
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
-        found = {
-            each.object_id: each for each in self._engine.get(collection, list(dict.fromkeys(object_ids)))
-        }
-        return [
-            found[object_id]
-            for object_id in object_ids
-            if object_id in found and _is_object(collection, found[object_id])
-        ]
+        there = self._engine.get(collection, list(dict.fromkeys(object_ids)))
+        found = {each.object_id: each for each in _usable(collection, there)}
+        return [found[object_id] for object_id in object_ids if object_id in found]
 
     def originals(self, collection: Collection, object_ids: Iterable[str]) -> dict[str, Vectors]:
         return {each.object_id: each.parts for each in self.get(collection, list(object_ids))}
@@ -157,7 +152,7 @@ class AttachedObjects:
         found: list[CatalogueObject] = []
         while len(found) < limit:
             page = self._engine.scroll(collection, after=after, limit=limit, filter=filter)
-            found += [each for each in page if _is_object(collection, each) and _matches(filter, each)]
+            found += [each for each in _usable(collection, page) if _matches(filter, each)]
             if len(page) < limit:
                 break
             after = page[-1].object_id
@@ -217,8 +212,8 @@ class AttachedObjects:
         there = {
             each.object_id: each
             for answer in answers
-            for each in answer.objects
-            if _is_object(collection, each) and _matches(payload_filter, each)
+            for each in _usable(collection, answer.objects)
+            if _matches(payload_filter, each)
         }
         # All that matches was found where one of the rows has nothing left: they are asked the same filter.
         is_all = any(answer.bound == math.inf for answer in answers)
@@ -420,12 +415,16 @@ def _asked(collection: Collection, queries: Vectors) -> tuple[list[Vectors], Cal
     return [(mean / length).astype(np.float32)], lambda bound: 1 - length * (1 - bound)
 
 
-def _is_object(collection: Collection, found: CatalogueObject) -> bool:
-    """Return whether what a store has can be an object: its id can be stored, its vector compared."""
-    squares = squared_lengths(found.parts)
-    is_zero = collection.index.metric_type is MetricType.COSINE and bool((squares < SMALLEST_SQUARE).any())
-    fits = found.parts.shape[1] == collection.index.dimensions
-    return is_id(found.object_id) and fits and bool(np.isfinite(squares).all()) and not is_zero
+def _usable(collection: Collection, found: Sequence[CatalogueObject]) -> list[CatalogueObject]:
+    """Return those of one part each that can be objects: their ids can be stored, their vectors compared."""
+    D = collection.index.dimensions
+    fitting = [each for each in found if is_id(each.object_id) and each.parts.shape == (1, D)]
+    if not fitting:
+        return []
+    squares = squared_lengths(np.concatenate([each.parts for each in fitting]))
+    least = SMALLEST_SQUARE if collection.index.metric_type is MetricType.COSINE else 0.0
+    is_good = np.isfinite(squares) & (squares >= least)
+    return [each for each, good in zip(fitting, is_good.tolist(), strict=True) if good]
 
 
 def _matches(payload_filter: PayloadFilter | None, found: CatalogueObject) -> bool:
@@ -443,7 +442,7 @@ def attachment_of(collection: Collection) -> Attachment:
 
 def furthest(collection: Collection, query: Vectors, objects: Sequence[CatalogueObject]) -> float:
     """Return how far from one vector, [D], the furthest of what an engine found is; of nothing, -inf."""
-    parts = [each.parts for each in objects if _is_object(collection, each)]
+    parts = [each.parts for each in _usable(collection, objects)]
     if not parts:
         return -math.inf
     return float(distances(collection.index, similarities_of(collection.index, query[None], parts)).max())
