@@ -97,8 +97,10 @@ WHERE datname = current_database() AND pid <> pg_backend_pid()
 class Supervised:
     """A process that is started again whenever it ends, as systemd would, until it is to stop."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self._command = [str(Path(sys.executable).with_name("embedding-studio")), *command]
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, *, within: Sequence[str] = ()
+    ) -> None:
+        self._command = [*within, str(Path(sys.executable).with_name("embedding-studio")), *command]
         self._environment = environment
         self._log = log
         self._is_over = threading.Event()
@@ -266,11 +268,15 @@ class Journal:
 class Client:
     """Asks again until it is answered, as one does that must not lose anything."""
 
-    def __init__(self, url: str, journal: Journal, is_over: threading.Event) -> None:
+    def __init__(
+        self, url: str, journal: Journal, is_over: threading.Event, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.is_over = is_over
-        self._http = httpx.Client(base_url=f"{url}/api/v1", timeout=5)
+        self._http = httpx.Client(base_url=f"{url}/api/v1", timeout=5, headers=headers)
         self._journal = journal
         self._until: float | None = None
+        self.refusals: Counter[str] = Counter()
+        """What it met instead of an answer."""
 
     def search(self, rng: np.random.Generator, user_id: str) -> tuple[str, list[str]]:
         """Return the session of a search, and what it shows."""
@@ -301,12 +307,15 @@ class Client:
 
     def _post(self, path: str, body: object) -> Any:
         while True:
-            with suppress(httpx.TransportError):
+            try:
                 answer = self._http.post(path, json=body)
                 if answer.is_success:
                     return answer.json()
                 if answer.status_code != 503:
                     raise SystemExit(f"{path}: {answer.status_code} {answer.text}")
+                self.refusals["503"] += 1
+            except httpx.TransportError as error:
+                self.refusals[type(error).__name__] += 1
             if self.is_over.is_set():
                 self._until = self._until or time.monotonic() + PATIENCE_SECONDS
                 if time.monotonic() > self._until:

@@ -61,6 +61,11 @@ class Replica:
     def go_on(self) -> None:
         self._asked("SELECT pg_wal_replay_resume()")
 
+    def lag(self, seconds: float) -> None:
+        """Let it know what others know so much later."""
+        self._asked(f"ALTER SYSTEM SET recovery_min_apply_delay = {round(1000 * seconds)}")
+        self._asked("SELECT pg_reload_conf()")
+
     def catch_up(self) -> None:
         """Return when it knows all that was written before the call."""
         with psycopg.connect(self._primary) as primary:
@@ -73,8 +78,8 @@ class Replica:
 
     def _asked(self, statement: str) -> Any:
         with psycopg.connect(self.url_of(self._primary), autocommit=True) as connection:
-            [(answer,)] = connection.execute(statement)
-            return answer
+            rows = connection.execute(statement)
+            return rows.fetchall()[0][0] if rows.description else None
 
     def _until(self, holds: Any) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -268,3 +268,30 @@ def test_a_service_starts_whose_replica_is_not_there(postgres_url):
 def test_an_address_of_a_replica_that_is_none_is_named(postgres_url):
     with pytest.raises(InvalidSettingError, match="DATABASE_READ_URL is no address"):
         PostgresStorage(postgres_url, read_url="redis://somewhere")
+
+
+@pytest.mark.parametrize("world", [40], ids=["with codes"], indirect=True)
+def test_each_of_200_users_sees_their_own_click_on_a_replica_that_lags(world, replica):
+    """It shows what was written half a second ago, and what is found has to be what the database finds."""
+    split, direct, told = world
+    users = [f"user {n}" for n in range(200)]
+    clicked = found(direct)[4][0]
+    before = found(split)
+    told.clear()
+    replica.lag(0.5)
+    try:
+        for user_id in users:
+            click(direct, user_id, clicked, session_id=f"of {user_id}")
+            learn(direct)
+
+            seen = found(split, user_id)
+
+            assert seen == found(direct, user_id) != before
+    finally:
+        replica.lag(0)
+    assert told["behind"]
+    assert told.keys() <= {"behind", "used"}
+    replica.catch_up()
+    told.clear()
+    assert [found(split, user_id) for user_id in users] == [found(direct, user_id) for user_id in users]
+    assert told == {"used": len(users)}
