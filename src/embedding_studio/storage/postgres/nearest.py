@@ -15,7 +15,6 @@ import statistics
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -59,9 +58,6 @@ REMEMBERED_MATCHES = 4_000_000
 objects."""
 
 _SQL = statements("nearest.sql")
-
-_Sent = tuple[Cursor[tuple[Any, ...]], Cursor[tuple[Any, ...]]]
-"""The rows that a plan will bring, and the revision of originals after it."""
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -254,18 +250,20 @@ class NearestSearch:
             moved = question.send(
                 connection, question.chosen(copies.object_nos, copies, is_filtered=is_filtered)
             )
-        answer = question.answer(moved, copies)
-        return answer.with_those_of(question.answer(others, copies), question.limit)
+        answer = question.answer(connection, moved, copies)
+        return answer.with_those_of(question.answer(connection, others, copies), question.limit)
 
     def _ask(
         self, connection: Connection, question: "_Question", plan: "_Plan", copies: "_Copies"
     ) -> "_Answer":
         """Return what a plan brings, in one round trip."""
-        with connection.pipeline(), one_moment(connection) if plan.needs_snapshot else nullcontext():
-            if plan.needs_snapshot:
+        if plan.needs_snapshot:
+            with connection.pipeline(), one_moment(connection):
                 connection.execute(_SQL["settings"])
-            sent = question.send(connection, plan)
-        return question.answer(sent, copies)
+                found = question.send(connection, plan)
+        else:
+            found = question.send(connection, plan)
+        return question.answer(connection, found, copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +271,7 @@ class _Answer:
     """What one plan brought.
 
     Attributes:
-        revision: of the originals after it; all that it brought is of this one, if the codes were.
+        revision: of the originals; all that it brought is of this one, if the codes were.
         is_old: originals have changed since the codes were read.
     """
 
@@ -411,26 +409,23 @@ class _Question:
         (packed,) = only_row(connection.execute(statement, self.parameters, prepare=False, binary=True))
         return unpack_numbers(packed)
 
-    def send(self, connection: Connection, plan: _Plan) -> _Sent:
-        """Send a plan, in a pipeline, and after it ask of which revision its answer is."""
-        given = self.parameters | plan.parameters
-        found = connection.execute(plan.statement, given, binary=True)
-        return found, connection.execute(self.revision)
+    def send(self, connection: Connection, plan: _Plan) -> Cursor[tuple[Any, ...]]:
+        return connection.execute(plan.statement, self.parameters | plan.parameters, binary=True)
 
-    def answer(self, sent: _Sent, copies: _Copies) -> _Answer:
+    def answer(self, connection: Connection, found: Cursor[tuple[Any, ...]], copies: _Copies) -> _Answer:
         """Return what a plan brought."""
-        found, revision = sent
         rows = found.fetchall()
+        revision = rows[0][-1] if rows else only_row(connection.execute(self.revision))[0]
         distances = np.array([distance for _, distance, *_ in rows]) + self.geometry.offset
         if len(copies):
-            distances = copies.blended(np.array([object_no for *_, object_no in rows]), distances)
+            distances = copies.blended(np.array([object_no for *_, object_no, _ in rows]), distances)
         neighbours = [
             Neighbour(object_id, distance, payload)
-            for (object_id, _, payload, _), distance in zip(rows, distances.tolist(), strict=True)
+            for (object_id, _, payload, *_), distance in zip(rows, distances.tolist(), strict=True)
         ]
         if len(copies):
             neighbours = _in_order(neighbours)
-        return _Answer(neighbours[: self.limit], only_row(revision)[0], is_old=False)
+        return _Answer(neighbours[: self.limit], revision, is_old=False)
 
     def _statement(self, name: str, among: str) -> bytes:
         if self.condition is None:

@@ -13,7 +13,7 @@ part.object_id IN (SELECT object_id FROM {schema}.objects AS o WHERE {condition}
 
 -- name: exact
 -- All are compared.
-SELECT near.object_id, near.distance, objects.payload, near.object_no
+SELECT near.object_id, near.distance, objects.payload, near.object_no, (SELECT revision FROM {schema}.revision)
 FROM (
     SELECT part.object_id, part.object_no, {aggregate}(part.embedding {operator} query.vector) AS distance
     FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
@@ -26,7 +26,7 @@ ORDER BY near.distance, near.object_id
 
 -- name: chosen
 -- Candidates are compared, and asked whether they match a filter.
-SELECT o.object_id, near.distance, o.payload, near.object_no
+SELECT o.object_id, near.distance, o.payload, near.object_no, (SELECT revision FROM {schema}.revision)
 FROM (
     SELECT part.object_id, part.object_no, {aggregate}(part.embedding {operator} query.vector) AS distance
     FROM unnest(%(candidates)b::bigint[]) AS candidate(object_no)
