@@ -273,6 +273,18 @@ def test_those_who_searched_longest_ago_go_when_there_is_no_room(monkeypatch):
     ]  # fmt: skip
 
 
+def test_searches_of_ever_new_users_of_whom_nothing_is_known_are_not_kept_without_end(monkeypatch):
+    nobody = KeptUser.of(None, [], are_all=True)
+    monkeypatch.setattr(users, "KEPT_BYTES", 10 * nobody.nbytes)
+    kept = KeptUsers()
+
+    for number in range(100):
+        kept.keep((1, f"user {number}"), KeptUser.of(None, [], are_all=True))
+
+    there = [number for number in range(100) if kept.get((1, f"user {number}")) is not None]
+    assert there == list(range(90, 100))
+
+
 def test_who_did_not_search_for_long_goes(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(users.time, "monotonic", lambda: now[0])

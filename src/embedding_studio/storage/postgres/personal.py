@@ -95,9 +95,9 @@ class PostgresPersonal:
             votes = [] if shared is None else shared_memories(shared.fetchall())
             if asked is None:
                 return NearMemories([], votes)
-            user = asked.told(connection)
+            user, found = asked.told(connection)
             self._users.keep((collection.collection_id, asked.user_id), user)
-            return NearMemories(user.near(query, threshold), votes, user.vectors)
+            return NearMemories(found, votes, user.vectors)
 
         if user_id is None and not shared_by and seen_as is None:
             return NearMemories([], [])
@@ -336,13 +336,14 @@ class _AskedUser:
             "most": MOST_MEMORIES,
         }
         self._kept = kept
+        self._found = [] if kept is None else self._near(kept)
         self._lacking: list[str] = []
         self._memories: Cursor[Row] | None = None
         self._vectors: Cursor[Row] | None = None
         self._version = self._ask(connection, "version")  # first: what is read then is of this, or newer
         if kept is None:
             self._ask_all(connection)
-        elif lacking := kept.vectors.lacking(_moved_by(self._near(kept))):
+        elif lacking := kept.vectors.lacking(_moved_by(self._found)):
             self._lacking = lacking
             self._vectors = self._ask(connection, "vectors_of", object_ids=lacking)
 
@@ -353,8 +354,8 @@ class _AskedUser:
         self._memories = self._ask(connection, "memories_to_search")
         self._vectors = self._ask(connection, "vectors_to_search")
 
-    def told(self, connection: Connection) -> KeptUser:
-        """Return the user; in a round trip more where their state is not the one that is kept."""
+    def told(self, connection: Connection) -> tuple[KeptUser, list[QueryMemory]]:
+        """Return the user and their near memories; in a round trip more where what is kept of them is old."""
         (version,) = only_row(self._version)
         if self._memories is None and (self._kept is None or self._kept.version != version):
             with connection.pipeline():
@@ -366,9 +367,11 @@ class _AskedUser:
             read = self._memories.fetchall()
             are_all = version is None if not read else bool(read[0][-1])
             user = KeptUser.of(version, _memories([row[:-1] for row in read]), are_all=are_all)
-            return user.having(OwnVectors.read(rows, _moved_by(self._near(user))))
+            found = self._near(user)
+            return user.having(OwnVectors.read(rows, _moved_by(found))), found
         assert self._kept is not None  # noqa: S101, else its memories were asked for
-        return self._kept.having(OwnVectors.read(rows, self._lacking)) if self._lacking else self._kept
+        user = self._kept.having(OwnVectors.read(rows, self._lacking)) if self._lacking else self._kept
+        return user, self._found
 
 
 def _moved_by(memories: Sequence[QueryMemory]) -> set[str]:

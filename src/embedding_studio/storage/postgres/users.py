@@ -142,7 +142,8 @@ class KeptUser:
     @property
     def nbytes(self) -> int:
         named = sum(len(each.clicked_ids) + len(each.moved_ids) for each in self.memories)
-        return 3 * self.queries.nbytes + 1000 * len(self.memories) + 100 * named + self.vectors.nbytes
+        of_memories = 3 * self.queries.nbytes + 1000 * len(self.memories) + 100 * named
+        return 2000 + of_memories + self.vectors.nbytes  # also nobody known takes room
 
 
 @dataclass(slots=True, eq=False)
