@@ -266,6 +266,19 @@ def test_a_view_does_not_see_what_is_added_after_it():
     assert len(made.view().ranking(given[:1], 1.0).likeliest(6000)) == 5300
 
 
+def test_a_view_has_what_is_removed_after_it():
+    given = vectors(300, 97)
+    made = coded(given)
+    before = made.view()
+
+    made.remove(np.array([7]))
+    made.add(np.array([300]), made.coder.encode(given[7:8]))
+
+    assert before.has(np.array([7, 300])).tolist() == [True, False]
+    assert before.ranking(given[7:8], 1.0).likeliest(300).tolist() == list(range(300))
+    assert made.view().has(np.array([7, 300])).tolist() == [False, True]
+
+
 def test_what_lives_is_told_as_it_was_added():
     given = vectors(100, 97)
     made = coded(given)

@@ -19,6 +19,7 @@ from embedding_studio.search import SearchService
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.postgres import codes as pg_codes
 from embedding_studio.storage.postgres.database import Database, only_row
+from embedding_studio.storage.postgres.nearest import NearestSearch
 
 I, D = 61, 5
 ODD = PayloadFilter.parse({"query": {"term": {"field": "odd", "value": 1}}})
@@ -163,3 +164,28 @@ def test_what_fails_behind_a_pooler_leaves_nothing_half_written(pooled):
 
     count = database.read(lambda connection: only_row(connection.execute("SELECT count(*) FROM kept")))
     assert count == (0,)
+
+
+def test_behind_a_pooler_what_is_replaced_while_a_search_runs_is_in_its_list_all_the_same(
+    pooled, monkeypatch
+):
+    monkeypatch.setattr(pg_codes, "LARGE", 40)
+    objects = catalogue()
+    collection = pooled.collections.create("things", SearchIndexInfo(dimensions=D))
+    pooled.objects.upsert(collection, objects)
+    query = objects[5].parts[:1]
+    before = [each.object_id for each in pooled.objects.nearest(collection, query, 9)]
+    asked_of = NearestSearch._asked_of
+    meanwhile = iter([CatalogueObject("o5", -objects[5].parts)])
+
+    def replaced_first(*given):
+        for item in meanwhile:
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(pooled.objects.upsert, collection, [item]).result()
+                after = thread.submit(pooled.objects.nearest, collection, query, 9).result()
+                assert "o5" not in [each.object_id for each in after]
+        return asked_of(*given)
+
+    monkeypatch.setattr(NearestSearch, "_asked_of", replaced_first)
+
+    assert [each.object_id for each in pooled.objects.nearest(collection, query, 9)] == before

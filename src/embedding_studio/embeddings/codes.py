@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -162,6 +162,8 @@ class Codes:
         self.coder = coder
         self._size = 0
         self._columns = _Columns.empty(coder, SMALLEST_BLOCK)
+        self._is_viewed = False
+        """Whether a view may read what would be removed."""
 
     def add(self, numbers: Numbers, codes: NDArray[np.void]) -> None:
         """Append parts.
@@ -180,10 +182,15 @@ class Codes:
     def remove(self, numbers: Numbers) -> None:
         """Let objects be found no more; those that are not there are passed over."""
         rows = _rows_of(self._columns.numbers[: self._size], np.unique(numbers))
+        if self._is_viewed and len(rows):
+            kept = self._columns
+            self._columns = replace(kept, offset=kept.offset.copy(), error=kept.error.copy())
+            self._is_viewed = False
         self._columns.offset[rows] = -np.inf
         self._columns.error[rows] = 0
 
     def view(self) -> "View":
+        self._is_viewed = True
         return View(self.coder, self._columns, self._size)
 
     def live(self) -> tuple[Numbers, NDArray[np.void]]:
@@ -261,7 +268,7 @@ class _Columns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """The codes as they are at one time; what is added later is not seen."""
+    """The codes as they are at one time; what is added or removed later is not seen."""
 
     coder: Coder
     _columns: _Columns
