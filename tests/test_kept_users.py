@@ -1,9 +1,11 @@
 """What a process keeps of users and collections that it searched for: never what is no longer so."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import numpy as np
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,33 @@ def test_what_another_process_learnt_is_in_the_next_search(two, size):
 
         assert found(here)[0] == f"o0{last}"
         assert found(here)[0] == f"o0{last}"  # of what is kept
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_memories_and_vectors_that_a_search_reads_are_of_one_state(two, postgres_url, is_kept):
+    here, there = two
+    films = fill(here)
+    learn(here, films, ["o060"])
+    if is_kept:  # as of another state, so that all is read anew
+        found(here)
+        learn(there, films, ["o060"])
+    schema = f"collection_{films.collection_id}"
+    with psycopg.connect(postgres_url) as writer, ThreadPoolExecutor(1) as thread:
+        writer.execute(f"LOCK TABLE {schema}.personal_parts")
+        searching = thread.submit(found, here)
+        with psycopg.connect(postgres_url, autocommit=True) as watcher:
+            waiting = "SELECT FROM pg_locks WHERE NOT granted AND relation = %s::regclass"
+            while not watcher.execute(waiting, (f"{schema}.personal_parts",)).rowcount:
+                assert not searching.done()
+        writer.execute(f"UPDATE {schema}.query_memory SET moved_ids = '{{o070}}'")
+        writer.execute(
+            f"UPDATE {schema}.personal_parts AS p SET object_id = 'o070', object_no = o.object_no "
+            f"FROM {schema}.objects AS o WHERE o.object_id = 'o070'"
+        )
+        writer.commit()
+
+        assert searching.result()[0] == "o060"
+    assert found(here)[0] == "o070"
 
 
 def test_who_was_forgotten_elsewhere_searches_as_if_new(two):

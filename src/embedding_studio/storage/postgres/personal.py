@@ -31,7 +31,7 @@ from embedding_studio.storage.postgres.collections import (
     names_of,
     share_state,
 )
-from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.database import Connection, Database, one_moment, only_row
 from embedding_studio.storage.postgres.nearest import Moved, NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
 from embedding_studio.storage.postgres.quarantine import keep_found
@@ -83,7 +83,8 @@ class PostgresPersonal:
 
         def work(connection: Connection) -> NearMemories:
             asked = shared = None
-            with connection.pipeline():
+            # Of one moment: memories of one state open no gates for the vectors of another.
+            with connection.pipeline(), one_moment(connection):
                 seen = None if seen_as is None else self._collections.ask_version(connection, seen_as)
                 if user_id is not None:
                     kept = self._users.get((collection.collection_id, user_id))
@@ -101,7 +102,7 @@ class PostgresPersonal:
 
         if user_id is None and not shared_by and seen_as is None:
             return NearMemories([], [])
-        return self._database.read(work)
+        return self._database.read(work, begins=True)
 
     def nearest(
         self,
@@ -340,7 +341,7 @@ class _AskedUser:
         self._lacking: list[str] = []
         self._memories: Cursor[Row] | None = None
         self._vectors: Cursor[Row] | None = None
-        self._version = self._ask(connection, "version")  # first: what is read then is of this, or newer
+        self._version = self._ask(connection, "version")
         if kept is None:
             self._ask_all(connection)
         elif lacking := kept.vectors.lacking(_moved_by(self._found)):
@@ -358,7 +359,7 @@ class _AskedUser:
         """Return the user and their near memories; in a round trip more where what is kept of them is old."""
         (version,) = only_row(self._version)
         if self._memories is None and (self._kept is None or self._kept.version != version):
-            with connection.pipeline():
+            with connection.pipeline(), one_moment(connection):
                 again = self._ask(connection, "version")
                 self._ask_all(connection)
             (version,) = only_row(again)
