@@ -86,10 +86,11 @@ def test_memories_and_vectors_that_a_search_reads_are_of_one_state(two, postgres
             waiting = "SELECT FROM pg_locks WHERE NOT granted AND relation = %s::regclass"
             while not watcher.execute(waiting, (f"{schema}.personal_parts",)).rowcount:
                 assert not searching.done()
-        writer.execute(f"UPDATE {schema}.query_memory SET moved_ids = '{{o070}}'")
+        writer.execute(f"SET LOCAL search_path = {schema}, public")
+        writer.execute("UPDATE query_memory SET moved_ids = '{o070}'")
         writer.execute(
-            f"UPDATE {schema}.personal_parts AS p SET object_id = 'o070', object_no = o.object_no "
-            f"FROM {schema}.objects AS o WHERE o.object_id = 'o070'"
+            "UPDATE personal_parts AS p SET object_id = 'o070', object_no = o.object_no "
+            "FROM objects AS o WHERE o.object_id = 'o070'"
         )
         writer.commit()
 
