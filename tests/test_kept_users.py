@@ -1,6 +1,7 @@
 """What a process keeps of users and collections that it searched for: never what is no longer so."""
 
 import math
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
@@ -326,3 +327,29 @@ def test_who_did_not_search_for_long_goes(monkeypatch):
 
     assert kept.get((1, "ann")) is None
     assert kept.get((1, "bob")) is not None
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "named"),
+    [(0, "", 0), (20, "shoe", 2), (20, "\N{GRINNING FACE}" * 16_384, 2), (20, "shoe", 30)],
+)
+def test_what_is_kept_takes_no_more_memory_than_is_counted(number, text, named):
+    def user():
+        ones = np.ones((2, number, 8), np.float32)
+        texts = [[f"{n} {k:0500}" for k in range(named)] for n in range(number)]
+        memories = [
+            QueryMemory(f"s{n}", text + str(n), n, *ones[:, n], tuple(ids), tuple(ids))
+            for n, ids in enumerate(texts)
+        ]
+        return KeptUser.of(None, memories, are_all=True)
+
+    kept = KeptUsers()
+    tracemalloc.start()
+    try:
+        for n in range(20):
+            kept.keep((1, f"user {n:0500}"), user())
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert 0.3 * kept._bytes < taken < 1.1 * kept._bytes

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from sys import getsizeof
 from typing import Self
 
 import numpy as np
@@ -141,9 +142,14 @@ class KeptUser:
 
     @property
     def nbytes(self) -> int:
-        named = sum(len(each.clicked_ids) + len(each.moved_ids) for each in self.memories)
-        of_memories = 3 * self.queries.nbytes + 1000 * len(self.memories) + 100 * named
-        return 2000 + of_memories + self.vectors.nbytes  # also nobody known takes room
+        texts = sum(
+            getsizeof(each.search_query)
+            + sum(map(getsizeof, each.clicked_ids))
+            + sum(map(getsizeof, each.moved_ids))
+            + 40 * len(each.likeness)
+            for each in self.memories
+        )
+        return 2000 + 1000 * len(self.memories) + texts + 3 * self.queries.nbytes + self.vectors.nbytes
 
 
 @dataclass(slots=True, eq=False)
