@@ -6,6 +6,7 @@ import sys
 import threading
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.postgres import clickstream as pg_clickstream
 from embedding_studio.storage.postgres import codes as pg_codes
 from embedding_studio.storage.postgres import nearest as pg_nearest
-from embedding_studio.storage.postgres.database import text_array
+from embedding_studio.storage.postgres.database import Database, only_row, text_array
 
 GEOMETRIES = list(itertools.product(MetricType, MetricAggregationType))
 I, D = 211, 5
@@ -869,3 +870,22 @@ def test_a_session_that_is_sent_again_while_its_user_is_forgotten_fails_no_batch
     assert forgotten == [1]
     assert became == (["recorded", "recorded"] if route == "record" else [True])
     assert postgres.clickstream.get_session("of ann").user_id == "ann"
+
+
+@pytest.mark.parametrize("times", range(8))
+def test_what_was_to_be_prepared_after_a_statement_that_failed_works_afterwards(postgres_url, times):
+    """psycopg prepares what it sees for the sixth time."""
+
+    def work(connection, divisor):
+        with connection.pipeline():
+            connection.execute("SELECT 1 / %s::int", (divisor,))
+            two = connection.execute("SELECT 2")
+        return only_row(two)
+
+    with closing(Database(postgres_url, pool_size=1)) as database:
+        for _ in range(times):
+            database.read(partial(work, divisor=1))
+        with pytest.raises(InvalidInputError):
+            database.read(partial(work, divisor=0))
+
+        assert database.read(partial(work, divisor=1)) == (2,)

@@ -210,7 +210,10 @@ class Database:
                             connection.execute(begin)
                             self._limit(connection, is_local=True)
                     yield connection
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
+                _prepare_anew(connection)
+                if not isinstance(error, psycopg.OperationalError):
+                    raise
                 if error.sqlstate is None and not connection.closed:  # not the server's word, nor its silence
                     raise StorageError(f"the driver refused a statement: {error}") from error
                 if waiter:
@@ -339,6 +342,18 @@ def _require_open(connection: Connection) -> None:
     connection.pgconn.consume_input()  # and then the end
     if connection.closed:
         raise psycopg.OperationalError("the server has closed the connection")
+
+
+def _prepare_anew(connection: Connection) -> None:
+    """Forget what is prepared, after an error in no transaction, for the driver does so only after one.
+
+    It takes for prepared what was to be prepared in a pipeline after the statement that failed, and is not.
+    """
+    if connection.info.transaction_status == TransactionStatus.IDLE:
+        try:
+            connection.execute("DEALLOCATE ALL")
+        except psycopg.Error:
+            connection.close()
 
 
 def _said(error: psycopg.Error) -> str:
