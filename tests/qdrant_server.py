@@ -3,6 +3,7 @@
 What a request means is handed on; what is found, and how filters are understood, is the engine's own doing.
 """
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Server:
     Attributes:
         key: without which nothing is answered.
         answer: that every request gets instead of its own.
+        seconds: that every answer takes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,6 +38,7 @@ class Server:
         self.requests: list[tuple[str, JSON]] = []
         self.key: str | None = None
         self.answer: tuple[int, JSON] | None = None
+        self.seconds = 0.0
         self.url = ""
 
     def create(self, name: str, vectors: JSON) -> None:
@@ -123,6 +126,7 @@ def app_of(server: Server) -> FastAPI:  # noqa: C901, one function a route
 
     @app.middleware("http")
     async def refuse(request: Request, answer: Any) -> Any:
+        await asyncio.sleep(server.seconds)
         if server.answer is not None:
             return JSONResponse(server.answer[1], server.answer[0])
         if server.key is not None and request.headers.get("api-key") != server.key:

@@ -121,7 +121,9 @@ def test_the_settings_that_the_pages_name_are_those_that_there_are():
 
     aggregations = {each.name for each in MetricAggregationType}
     of_others = {
-        name for name in named if name.startswith(("AWS_", "OTEL_", "HF_", "MILVUS_", "EMBEDDING_STUDIO_"))
+        name
+        for name in named
+        if name.startswith(("AWS_", "OTEL_", "HF_", "ORT_", "MILVUS_", "EMBEDDING_STUDIO_"))
     }
     assert named - aggregations - of_others == {name.upper() for name in Settings.model_fields}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
-from embedding_studio.errors import CollectionNotFoundError, InvalidInputError
+from embedding_studio.errors import CollectionNotFoundError, EmbeddingError, InvalidInputError
 from embedding_studio.search import SearchService
 from embedding_studio.storage.ports import CollectionChangedError
 from embedding_studio.storage.postgres import PostgresStorage, users
@@ -215,6 +215,28 @@ def test_a_collection_of_other_dimensions_under_the_same_name_is_searched_at_onc
         found(here)
 
 
+def test_an_embedder_that_fails_is_asked_once(two):
+    class Failing:
+        name, dimensions = "fails", 3
+        asked = 0
+
+        def split(self, text):
+            return [text]
+
+        def embed(self, texts, *, progress=None):
+            self.asked += 1
+            raise EmbeddingError(f"it fails for {len(texts)}, {progress}")
+
+    here, _ = two
+    here.collections.create("texts", SearchIndexInfo(dimensions=3), embedder="fails")
+    failing = Failing()
+
+    with pytest.raises(EmbeddingError, match="it fails"):
+        SearchService(here, embedder=failing).search("shoe", collection="texts", user_id="ann")
+
+    assert failing.asked == 1
+
+
 def test_a_collection_that_was_dropped_elsewhere_is_not_found(two):
     here, there = two
     fill(here)
@@ -338,8 +360,8 @@ def test_what_is_kept_takes_no_more_memory_than_is_counted(number, text, named):
         ones = np.ones((2, number, 8), np.float32)
         texts = [[f"{n} {k:0500}" for k in range(named)] for n in range(number)]
         memories = [
-            QueryMemory(f"s{n}", text + str(n), n, *ones[:, n], tuple(ids), tuple(ids))
-            for n, ids in enumerate(texts)
+            QueryMemory(f"s{n}", text + str(n), n, query, mean, tuple(ids), tuple(ids))
+            for n, (ids, query, mean) in enumerate(zip(texts, *ones, strict=True))
         ]
         return KeptUser.of(None, memories, are_all=True)
 

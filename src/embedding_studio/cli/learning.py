@@ -66,8 +66,10 @@ def beside(run: Callable[[threading.Event], None]) -> Callable[[threading.Event]
     def run_and_end(stop: threading.Event) -> None:
         ended = threading.Event()
         threading.Thread(target=_end_soon_after, args=(stop, ended), daemon=True).start()
-        run(stop)
-        ended.set()
+        try:
+            run(stop)
+        finally:
+            ended.set()
 
     return run_and_end
 

@@ -36,7 +36,6 @@ from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import (
     CollectionNotFoundError,
     ConflictError,
-    EmbedderUnavailableError,
     EmbeddingError,
     InvalidInputError,
     InvalidVectorsError,
@@ -45,7 +44,7 @@ from embedding_studio.search.candidates import check_candidates, ranked_candidat
 from embedding_studio.search.mixing import Slot, slots_of
 from embedding_studio.search.ranking import Lists, as_for_anybody
 from embedding_studio.search.results import BentQuery, MovedObject, RankedPage, SearchPage, SearchResult
-from embedding_studio.storage.ports import Storage, Vectors
+from embedding_studio.storage.ports import CollectionChangedError, Storage, Vectors
 from embedding_studio.telemetry.traces import span
 
 GATE_THRESHOLD = 0.75
@@ -305,14 +304,17 @@ class SearchService:
             with span("look up collection"):
                 known = collections.get(name)
             return _Asked(known, *self._parts_of(known, query))
+        with span("look up collection"):
+            seen = collections.seen(name)
         try:
-            with span("look up collection"):
-                known = collections.seen(name)
-            return self._bent(known, query, user_id, now, seen_as=name)
-        except EmbedderUnavailableError:
-            raise
-        except (CollectionNotFoundError, InvalidInputError, EmbeddingError):  # of what it was, perhaps
-            return self._bent(collections.get(name), query, user_id, now)
+            return self._bent(seen, query, user_id, now, seen_as=name)
+        except CollectionChangedError:
+            known = collections.get(name)
+        except (CollectionNotFoundError, InvalidInputError, EmbeddingError):
+            known = collections.get(name)
+            if known == seen:
+                raise
+        return self._bent(known, query, user_id, now)
 
     def _bent(
         self,
