@@ -344,7 +344,7 @@ class _AskedUser:
         self._version = self._ask(connection, "version")
         if kept is None:
             self._ask_all(connection)
-        elif lacking := kept.vectors.lacking(_moved_by(self._found)):
+        elif collection.attached is None and (lacking := kept.vectors.lacking(_moved_by(self._found))):
             self._lacking = lacking
             self._vectors = self._ask(connection, "vectors_of", object_ids=lacking)
 
@@ -353,7 +353,8 @@ class _AskedUser:
 
     def _ask_all(self, connection: Connection) -> None:
         self._memories = self._ask(connection, "memories_to_search")
-        self._vectors = self._ask(connection, "vectors_to_search")
+        if self._collection.attached is None:  # else the search reads them with what they were made of
+            self._vectors = self._ask(connection, "vectors_to_search")
 
     def told(self, connection: Connection) -> tuple[KeptUser, list[QueryMemory]]:
         """Return the user and their near memories; in a round trip more where what is kept of them is old."""
