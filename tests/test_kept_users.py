@@ -8,14 +8,15 @@ from contextlib import ExitStack, closing
 import numpy as np
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import new_database
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
 from embedding_studio.errors import CollectionNotFoundError, EmbeddingError, InvalidInputError
 from embedding_studio.search import SearchService
-from embedding_studio.storage.ports import CollectionChangedError
+from embedding_studio.storage.ports import OutdatedError
 from embedding_studio.storage.postgres import PostgresStorage, users
 from embedding_studio.storage.postgres.users import KeptUser, KeptUsers, OwnVectors
 from embedding_studio.storage.postgres.vectors import pack
@@ -185,67 +186,170 @@ def test_of_who_has_many_memories_the_near_ones_count_and_nothing_is_kept(two, m
     assert here.personal._users.get((films.collection_id, "ann")) is not None
 
 
-def test_an_alias_that_was_switched_elsewhere_stands_for_the_other_at_once(two):
+@pytest.mark.parametrize("user", ["ann", None])
+def test_an_alias_that_was_switched_elsewhere_stands_for_the_other_at_once(two, user):
     here, there = two
     films, _ = fill(here), fill(here, "books", turned=-3)
     there.collections.set_alias("best", "films")
     learn(here, films, ["o060"])
     service = SearchService(here)
-    assert found(here, collection="best")[0] == "o060"
+    assert found(here, collection="best", user=user)[0] == ("o060" if user else "o000")
 
     there.collections.set_alias("best", "books")
 
-    page = service.search(QUERY, collection="best", user_id="ann", limit=5)
+    page = service.search(QUERY, collection="best", user_id=user, limit=5)
     assert page.collection.name == "books"
     assert [each.object_id for each in page.results] == PLAIN
 
 
-def test_a_collection_of_other_dimensions_under_the_same_name_is_searched_at_once(two):
+@pytest.mark.parametrize("user", ["ann", None])
+def test_a_collection_of_other_dimensions_under_the_same_name_is_searched_at_once(two, user):
     here, there = two
     fill(here)
-    found(here)
+    found(here, user=user)
 
     there.collections.drop("films")
     films = there.collections.create("films", SearchIndexInfo(dimensions=2))
     there.objects.upsert(films, [CatalogueObject("flat", np.array([[1, 0]], dtype=np.float32))])
 
-    page = SearchService(here).search([1.0, 0.0], collection="films", user_id="ann")
+    page = SearchService(here).search([1.0, 0.0], collection="films", user_id=user)
     assert [each.object_id for each in page.results] == ["flat"]
     with pytest.raises(InvalidInputError, match="2"):
-        found(here)
+        found(here, user=user)
 
 
-def test_an_embedder_that_fails_is_asked_once(two):
-    class Failing:
-        name, dimensions = "fails", 3
-        asked = 0
+class Counting:
+    """An embedder that counts how often it is asked."""
 
-        def split(self, text):
-            return [text]
+    name, dimensions = "counts", 3
 
-        def embed(self, texts, *, progress=None):
-            self.asked += 1
+    def __init__(self, *, fails=False):
+        self.asked = 0
+        self._fails = fails
+
+    def split(self, text):
+        return [text]
+
+    def embed(self, texts, *, progress=None):
+        self.asked += 1
+        if self._fails:
             raise EmbeddingError(f"it fails for {len(texts)}, {progress}")
+        return np.array([QUERY] * len(texts), dtype=np.float32)
 
+
+@pytest.mark.parametrize("user", ["ann", None])
+def test_an_embedder_that_fails_is_asked_once(two, user):
     here, _ = two
-    here.collections.create("texts", SearchIndexInfo(dimensions=3), embedder="fails")
-    failing = Failing()
+    here.collections.create("texts", SearchIndexInfo(dimensions=3), embedder="counts")
+    failing = Counting(fails=True)
 
     with pytest.raises(EmbeddingError, match="it fails"):
-        SearchService(here, embedder=failing).search("shoe", collection="texts", user_id="ann")
+        SearchService(here, embedder=failing).search("shoe", collection="texts", user_id=user)
 
     assert failing.asked == 1
 
 
-def test_a_collection_that_was_dropped_elsewhere_is_not_found(two):
+def test_a_text_is_embedded_once_though_the_users_state_is_another_by_now(two):
+    here, there = two
+    texts = here.collections.create("texts", SearchIndexInfo(dimensions=3), embedder="counts")
+    here.objects.upsert(texts, [CatalogueObject(f"o0{n}", at(n)) for n in range(20, 80)])
+    embedder = Counting()
+    search = SearchService(here, embedder=embedder, query_shift=0.0).search
+    for asked, last in enumerate((60, 70, 60), 1):
+        learn(there, texts, [f"o0{last}"])
+
+        page = search("shoe", collection="texts", user_id="ann")
+
+        assert page.results[0].object_id == f"o0{last}"
+        assert embedder.asked == asked
+
+
+@pytest.mark.parametrize("user", ["ann", None])
+def test_a_collection_that_was_dropped_elsewhere_is_not_found(two, user):
     here, there = two
     fill(here)
-    found(here)
+    found(here, user=user)
 
     there.collections.drop("films")
 
     with pytest.raises(CollectionNotFoundError, match="films"):
-        found(here)
+        found(here, user=user)
+
+
+def test_what_is_kept_is_checked_though_the_originals_are_elsewhere(two):
+    class Elsewhere:
+        """A base index that the storage does not take for its own."""
+
+        def __init__(self, objects):
+            self._objects = objects
+
+        def __getattr__(self, name):
+            return getattr(self._objects, name)
+
+    here, there = two
+    films = fill(here)
+    composed = here.having(objects=Elsewhere(here.objects))
+    for last in (60, 70):
+        learn(there, films, [f"o0{last}"])
+        for _ in range(2):
+            assert found(composed)[0] == f"o0{last}"
+            assert found(composed, user=None) == PLAIN
+
+
+STEPS = st.one_of(
+    st.tuples(
+        st.just("learn"),
+        st.sampled_from(["films", "books"]),
+        st.sampled_from(["ann", "bob"]),
+        st.integers(10, 90),
+    ),
+    st.tuples(st.just("forget"), st.sampled_from(["ann", "bob"])),
+    st.tuples(st.just("alias"), st.sampled_from(["films", "books"])),
+    st.tuples(st.just("threshold"), st.sampled_from(["films", "books"]), st.sampled_from([0.5, 0.9999])),
+    st.tuples(st.just("move"), st.sampled_from(["films", "books"]), st.integers(10, 90), st.integers(0, 80)),
+    st.tuples(st.just("drop"), st.sampled_from(["films", "books"])),
+)
+
+
+@settings(max_examples=15)
+@given(steps=st.lists(st.tuples(st.booleans(), STEPS), min_size=1, max_size=12))
+def test_two_processes_always_find_what_a_new_one_finds(postgres_server, steps):
+    with ExitStack() as stack:
+        url = stack.enter_context(new_database(postgres_server))
+        *opened, cold = [stack.enter_context(closing(PostgresStorage(url))) for _ in range(3)]
+        for name, turned in (("films", 0.0), ("books", -3.0)):
+            fill(opened[0], name, turned=turned)
+        opened[0].collections.set_alias("best", "films")
+        for by, step in steps:
+            _take(opened[by], *step)
+            for name in ("films", "best"):
+                for user in ("ann", "bob", None):
+                    cold.personal._users._kept.clear()
+                    cold.collections._seen.clear()
+                    wanted = found(cold, collection=name, user=user)
+                    assert [found(each, collection=name, user=user) for each in opened] == [wanted] * 2
+
+
+def _take(storage, what, *given):
+    if what == "learn":
+        name, user, moved = given
+        learn(storage, storage.collections.get(name), [f"o0{moved}"], user=user, past=f"{user} {name}")
+    elif what == "forget":
+        storage.clickstream.forget_user(*given)
+    elif what == "alias":
+        storage.collections.set_alias("best", *given)
+    elif what == "threshold":
+        storage.collections.set_gate_threshold(*given)
+    elif what == "move":
+        name, moved, to = given
+        storage.objects.upsert(storage.collections.get(name), [CatalogueObject(f"o0{moved}", at(to))])
+    elif what == "drop":
+        [name] = given
+        is_aliased = storage.collections.get("best").name == name
+        storage.collections.drop(name)
+        fill(storage, name)
+        if is_aliased:
+            storage.collections.set_alias("best", name)
 
 
 def test_a_threshold_that_was_set_elsewhere_holds_for_the_next_search(two):
@@ -263,7 +367,7 @@ def test_memories_are_not_read_under_a_name_that_stands_for_something_else(stora
     films, books = fill(storage), fill(storage, "books")
 
     storage.personal.near_memories(films, "ann", at(0)[0], 0.5, seen_as=storage.collections.get("films").name)
-    with pytest.raises(CollectionChangedError):
+    with pytest.raises(OutdatedError):
         storage.personal.near_memories(books, "ann", at(0)[0], 0.5, seen_as="films")
 
 

@@ -829,9 +829,9 @@ def test_a_search_asks_for_the_collection_then_for_memories_then_for_the_nearest
     search(QUERY, user_id="new")
     search(QUERY, user_id="ann")
 
-    personal = ["seen", "near_memories", "nearest"]
+    asked = ["seen", "near_memories", "nearest"]
     composed = ["get", "nearest"]  # in memory, of the base index
-    assert calls == ["get", "nearest", *personal, *personal, *composed]
+    assert calls == [*asked, *asked, *asked, *composed]
 
 
 def test_searching_makes_no_classes(memory):

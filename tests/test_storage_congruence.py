@@ -31,7 +31,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.errors import CollectionNotFoundError, EmbeddingStudioError
 from embedding_studio.storage.memory import MemoryStorage
-from embedding_studio.storage.ports import OrderOutcome, PassedOver, QuarantineDecision
+from embedding_studio.storage.ports import OrderOutcome, OutdatedError, PassedOver, QuarantineDecision
 
 Status = SessionForImprovementStatus
 
@@ -275,15 +275,18 @@ class TwoStorages(RuleBasedStateMachine):
                 gates,
                 filter=wanted,
                 objects=storage.objects,
-                own=near.vectors,
+                own=near.read,
             )
             return near.own, near.shared, found
 
         def as_a_search_does(storage):
-            try:
-                return searched(storage, storage.collections.seen(name), seen_as=name)
-            except CollectionNotFoundError:  # it is another by now
-                return searched(storage, storage.collections.get(name))
+            for later in (True, False):
+                try:
+                    seen = storage.collections.seen(name)
+                    return searched(storage, seen, seen_as=name, is_checked_later=later)
+                except (OutdatedError, CollectionNotFoundError):  # it is another by now
+                    continue
+            return searched(storage, storage.collections.get(name))
 
         self.both(as_a_search_does)
         self.both(lambda s: s.personal.copies(s.collections.get(name), user_id, sorted(gates)))
@@ -295,7 +298,7 @@ class TwoStorages(RuleBasedStateMachine):
                     s.personal.near_memories(
                         s.collections.get(name), asking, queries[0], 0.3, shared_by=shared_by
                     ),
-                    vectors=None,  # a storage's own
+                    read=None,  # a storage's own
                 )
             )
 

@@ -236,12 +236,14 @@ class NearMemories:
     Attributes:
         own: what the user did, in order of time.
         shared: what others did, nearest query first.
-        vectors: what the storage read of the user's own vectors meanwhile, for a search of its own.
+        read: what the storage knows besides, for ``Personal.nearest``.
+        is_checked: False: all of this was so a while ago; whether it still is, ``Personal.nearest`` checks.
     """
 
     own: list[QueryMemory]
     shared: list[SharedMemory]
-    vectors: object = None
+    read: object = None
+    is_checked: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

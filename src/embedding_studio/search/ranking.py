@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from embedding_studio.domain.explanations import Explanation, Influence, SharedInfluence
 from embedding_studio.domain.filters import PayloadFilter, values
 from embedding_studio.domain.index import MetricType
-from embedding_studio.domain.objects import JSON, CatalogueObject, Collection, Neighbour, QueryMemory
+from embedding_studio.domain.objects import (
+    JSON,
+    CatalogueObject,
+    Collection,
+    NearMemories,
+    Neighbour,
+    QueryMemory,
+)
 from embedding_studio.domain.sessions import MAX_REACH, SearchRequest, SortBy
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import blend, weighed_distances
@@ -32,7 +39,7 @@ class Lists:
         queries: [Q, D], as given.
         filter: of the request, parsed.
         bend: None where the plain list is the only one.
-        own: what the storage read of the user's own vectors (``Personal.nearest``).
+        near: what is remembered for queries near to this one; None: that was not asked.
     """
 
     storage: Storage
@@ -42,30 +49,33 @@ class Lists:
     filter: PayloadFilter | None
     user_id: str | None
     bend: Bend | None
-    own: object = None
+    near: NearMemories | None = None
 
     def plain(self, count: int) -> list[Neighbour]:
         """Return the ``count`` nearest for anybody."""
         return self._nearest(self.queries, count)
 
     def ranked(self, count: int) -> list[Neighbour]:
-        """Return the ``count`` nearest for this user, each object once, by (distance, object_id)."""
-        if self.bend is None:
-            return self.plain(count)
-        factors = self.bend.object_factors()
+        """Return the ``count`` nearest for this user, each object once, by (distance, object_id).
+
+        Raises:
+            OutdatedError: what is remembered is not what it was. It is checked here, first.
+        """
+        factors = self.bend.object_factors() if self.bend else {}
         reach = count + sum(factor > 1 for factor in factors.values())  # those may make room for others
-        found = self._bent(self.bend, reach)
-        if factors:
+        found = self._bent(reach)
+        if self.bend and factors:
             is_all = len(found) < reach and self.request.max_distance is None
             found = self._weighed(self.bend, found, count, is_all=is_all)
         furthest = self.request.max_distance
         return [each for each in found[:count] if furthest is None or each.distance <= furthest]
 
-    def _bent(self, bend: Bend, count: int) -> list[Neighbour]:
+    def _bent(self, count: int) -> list[Neighbour]:
         """Return the ``count`` nearest by originals and the user's own vectors, whatever others did."""
-        shifted = bend.shifted(self.collection.index, self.queries)
-        gate_of = bend.object_gates()
-        if self.user_id is None or not gate_of:
+        shifted = self.bend.shifted(self.collection.index, self.queries) if self.bend else self.queries
+        gate_of = self.bend.object_gates() if self.bend else {}
+        is_checked = self.near is None or self.near.is_checked
+        if is_checked and (self.user_id is None or not gate_of):
             return self._nearest(shifted, count)
         return self.storage.personal.nearest(
             self.collection,
@@ -75,7 +85,7 @@ class Lists:
             gate_of,
             filter=self.filter,
             objects=self.storage.objects,
-            own=self.own,
+            own=self.near and self.near.read,
         )
 
     def _weighed(self, bend: Bend, found: list[Neighbour], count: int, *, is_all: bool) -> list[Neighbour]:

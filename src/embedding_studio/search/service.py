@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.limits import MAX_QUERY_LENGTH, MAX_QUERY_PARTS
-from embedding_studio.domain.objects import Collection
+from embedding_studio.domain.objects import Collection, NearMemories
 from embedding_studio.domain.sessions import (
     DEFAULT_COLLECTION,
     MAX_REACH,
@@ -44,7 +44,7 @@ from embedding_studio.search.candidates import check_candidates, ranked_candidat
 from embedding_studio.search.mixing import Slot, slots_of
 from embedding_studio.search.ranking import Lists, as_for_anybody
 from embedding_studio.search.results import BentQuery, MovedObject, RankedPage, SearchPage, SearchResult
-from embedding_studio.storage.ports import CollectionChangedError, Storage, Vectors
+from embedding_studio.storage.ports import OutdatedError, Storage, Vectors
 from embedding_studio.telemetry.traces import span
 
 GATE_THRESHOLD = 0.75
@@ -136,17 +136,25 @@ class SearchService:
         wanted = request.payload_filter
         _check_ids(user_id, session_id)
         now = utc_timestamp() if now is None else now
-        asked = self._asked(collection, query, user_id, now)
-        known, text, bend = asked.collection, asked.text, asked.bend
-        offset, limit = request.offset, request.limit
+        asked = self._asked(collection, query, user_id, now, is_checked_later=True)
+        text, offset, limit = asked.text, request.offset, request.limit
         continued = session_id if offset > 0 else None
         shown = self._shown_before(continued, offset, user_id, text, collection) if continued else set()
         if create_session:
             session_id = session_id or str(uuid.uuid4())
 
-        lists = asked.lists(self._storage, user_id, request, wanted)
-        with span("find the nearest", collection=known.name):
-            slots, is_sorted = _slots(lists, shown, rng, session_id)
+        def found(asked: _Asked) -> tuple[Lists, list[Slot], bool | None]:
+            lists = asked.lists(self._storage, user_id, request, wanted)
+            with span("find the nearest", collection=asked.collection.name):
+                return lists, *_slots(lists, shown, rng, session_id)
+
+        try:
+            lists, slots, is_sorted = found(asked)
+        except (OutdatedError, CollectionNotFoundError):
+            if asked.near.is_checked:
+                raise
+            asked = self._asked(collection, query, user_id, now, earlier=asked)
+            lists, slots, is_sorted = found(asked)
         results = _results(lists, slots[:limit], offset, explain=explain)
 
         if continued:
@@ -168,8 +176,8 @@ class SearchService:
             results,
             session_id if create_session else continued,
             offset + limit if more else None,
-            bend is not None,
-            known,
+            asked.bend is not None,
+            asked.collection,
             is_sorted,
         )
 
@@ -293,22 +301,39 @@ class SearchService:
             ) from error
         return query, _few(checked)
 
-    def _asked(self, name: str, query: str | ArrayLike, user_id: str | None, now: int) -> "_Asked":
+    def _asked(
+        self,
+        name: str,
+        query: str | ArrayLike,
+        user_id: str | None,
+        now: int,
+        *,
+        is_checked_later: bool = False,
+        earlier: "_Asked | None" = None,
+    ) -> "_Asked":
         """Return a query as its collection takes it, with what memories do to it.
 
-        Where memories are read, the collection is taken for what it was when it was last looked at, and they
-        say whether it still is.
+        The collection is taken for what it was when it was last looked at, and who reads memories says
+        whether it still is.
+
+        Args:
+            is_checked_later: so are memories, and only ``Lists.ranked`` says whether they still are.
+            earlier: what turned out to be old.
         """
         collections = self._storage.collections
-        if user_id is None and self._shared_by == 0:
-            with span("look up collection"):
-                known = collections.get(name)
-            return _Asked(known, *self._parts_of(known, query))
         with span("look up collection"):
             seen = collections.seen(name)
         try:
-            return self._bent(seen, query, user_id, now, seen_as=name)
-        except CollectionChangedError:
+            return self._bent(
+                seen,
+                query,
+                user_id,
+                now,
+                seen_as=name,
+                is_checked_later=is_checked_later,
+                earlier=earlier,
+            )
+        except OutdatedError:
             known = collections.get(name)
         except (CollectionNotFoundError, InvalidInputError, EmbeddingError):
             known = collections.get(name)
@@ -324,14 +349,25 @@ class SearchService:
         now: int,
         *,
         seen_as: str | None = None,
+        is_checked_later: bool = False,
+        earlier: "_Asked | None" = None,
     ) -> "_Asked":
-        text, queries = self._parts_of(collection, query)
+        if earlier is not None and earlier.collection == collection:
+            text, queries = earlier.text, earlier.queries
+        else:
+            text, queries = self._parts_of(collection, query)
         index = collection.index
         threshold = self._gate_threshold if collection.gate_threshold is None else collection.gate_threshold
         mean = query_mean(index, queries)
         with span("read what was learnt", collection=collection.name):
             near = self._storage.personal.near_memories(
-                collection, user_id, mean, threshold, shared_by=self._shared_by, seen_as=seen_as
+                collection,
+                user_id,
+                mean,
+                threshold,
+                shared_by=self._shared_by,
+                seen_as=seen_as,
+                is_checked_later=is_checked_later,
             )
         bend = Bend.of(
             index,
@@ -343,7 +379,7 @@ class SearchService:
             own_past=collection.own_past,
             now=now,
         )
-        return _Asked(collection, text, queries, bend, near.vectors)
+        return _Asked(collection, text, queries, bend, near)
 
     def _record(self, recorded: RecordedSession) -> None:
         [became] = self._storage.clickstream.record([recorded])
@@ -377,14 +413,14 @@ class _Asked:
     Attributes:
         queries: [Q, D].
         bend: what memories do to it; None where the search is the plain one.
-        own: what the storage read of the user's own vectors (``Personal.nearest``).
+        near: the memories.
     """
 
     collection: Collection
     text: str
     queries: Vectors
-    bend: Bend | None = None
-    own: object = None
+    bend: Bend | None
+    near: NearMemories
 
     def lists(
         self,
@@ -394,7 +430,7 @@ class _Asked:
         wanted: PayloadFilter | None = None,
     ) -> Lists:
         request = request or SearchRequest()
-        return Lists(storage, self.collection, self.queries, request, wanted, user_id, self.bend, self.own)
+        return Lists(storage, self.collection, self.queries, request, wanted, user_id, self.bend, self.near)
 
 
 def _check_ids(user_id: str | None, session_id: str | None = None) -> None:

@@ -43,7 +43,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementCreateSchema,
     SessionForImprovementStatus,
 )
-from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
+from embedding_studio.errors import ConflictError, InvalidInputError, StorageError
 
 Vectors = NDArray[np.float32]
 
@@ -171,8 +171,8 @@ ORDER_ON = frozenset(kind for kind, weight in DEFAULT_EVENT_WEIGHTS.items() if w
 """Event types that place an order where a storage is not told which."""
 
 
-class CollectionChangedError(CollectionNotFoundError):
-    """A name stands for another collection than it did when it was seen, or for one that was changed."""
+class OutdatedError(StorageError):
+    """What a search was made of is so no longer: what a name stands for, or what is learnt about a user."""
 
 
 class Collections(Protocol):
@@ -911,17 +911,22 @@ class Personal(Protocol):
         *,
         shared_by: int = 0,
         seen_as: str | None = None,
+        is_checked_later: bool = False,
     ) -> NearMemories:
-        """Return the memories whose query has a cosine above ``threshold`` to ``query``, in one round trip.
+        """Return the memories whose query has a cosine above ``threshold`` to ``query``.
+
+        In one round trip, or in none.
 
         Args:
             user_id: None is somebody without memories, who is told of others all the same.
             query: [D]; a zero vector is near nothing, and nothing is near to one.
             shared_by: how many others must have voted for anything to be told of them; 0: nothing ever is.
             seen_as: the name by which the collection was ``seen``.
+            is_checked_later: what is returned may be what was so a while ago, for it is given to
+                ``nearest`` before anything is made of it.
 
         Raises:
-            CollectionChangedError: the name stands for something else by now.
+            OutdatedError: the name stands for something else by now.
 
         What others say is counted so. Of all queries that anybody voted for, the ``SHARED_QUERIES`` nearest
         are looked at (ties by query_key), as far as they are above the threshold. Of each the
@@ -937,7 +942,7 @@ class Personal(Protocol):
     def nearest(
         self,
         collection: Collection,
-        user_id: str,
+        user_id: str | None,
         queries: Vectors,
         limit: int,
         gates: Mapping[str, float],
@@ -952,10 +957,13 @@ class Personal(Protocol):
             objects: where the originals are; one of the same database is searched together with the copies.
             gates: object_id -> in (0, 1], how much the user's copy counts, where there is one; the distance
                 is then a mean of those to the original and to the copy (``embeddings.personal.blend``).
-            own: what ``near_memories`` read of the user's own vectors; what it does not hold is read.
+            own: ``NearMemories.read``; what it does not hold of the user's own vectors is read.
 
         Returns:
             Each object once, by (distance, object_id).
+
+        Raises:
+            OutdatedError: what was to be checked here is so no longer.
         """
         ...
 

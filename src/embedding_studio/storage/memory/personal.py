@@ -20,8 +20,8 @@ from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.memory.state import State
 from embedding_studio.storage.ports import (
     BaseIndex,
-    CollectionChangedError,
     OrderOutcome,
+    OutdatedError,
     PassedOver,
     Vectors,
 )
@@ -40,10 +40,11 @@ class MemoryPersonal:
         *,
         shared_by: int = 0,
         seen_as: str | None = None,
+        is_checked_later: bool = False,  # noqa: ARG002, it is looked at here and now
     ) -> NearMemories:
         with self._state.lock:
             if seen_as is not None and self._state.named(seen_as).collection != collection:
-                raise CollectionChangedError(f"the collection {seen_as!r} is another now; look it up again")
+                raise OutdatedError(f"the collection {seen_as!r} is another now; look it up again")
             tables = self._state.tables(collection)
             own = tables.states.get(user_id) if user_id is not None else None
             memories = () if own is None else copied_state(own).memories
@@ -56,7 +57,7 @@ class MemoryPersonal:
     def nearest(
         self,
         collection: Collection,
-        user_id: str,
+        user_id: str | None,
         queries: Vectors,
         limit: int,
         gates: Mapping[str, float],
@@ -66,7 +67,7 @@ class MemoryPersonal:
         own: object = None,  # noqa: ARG002, all is at hand
     ) -> list[Neighbour]:
         with self._state.lock:
-            copies = self.copies(collection, user_id, list(gates))
+            copies = {} if user_id is None else self.copies(collection, user_id, list(gates))
             made_of = dict(self._state.tables(collection).noticed) if collection.attached else None
             return nearest_of_user(
                 objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of

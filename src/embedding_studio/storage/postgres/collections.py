@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, Collection, OwnPast
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
-from embedding_studio.storage.ports import CollectionChangedError
+from embedding_studio.storage.ports import OutdatedError
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.queue import mark_everyone, mark_under
@@ -29,7 +29,7 @@ class Seen:
     """What a name stood for, and its version."""
 
     collection: Collection
-    version: tuple[Any, ...]
+    version: str
 
 
 class PostgresCollections:
@@ -85,12 +85,17 @@ class PostgresCollections:
         collection = _loaded(row)
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
-        self._seen[name] = Seen(collection, (row[0], row[-1]))
+        self._seen[name] = Seen(collection, f"{row[0]} {row[-1]}")
         return collection
 
     def seen(self, name: str) -> Collection:
         seen = self._seen.get(name)
         return self.get(name) if seen is None else seen.collection
+
+    def version_seen(self, name: str, collection: Collection) -> str | None:
+        """Return the version that a name was seen with; None where it was not seen, or as something else."""
+        seen = self._seen.get(name)
+        return seen.version if seen is not None and seen.collection == collection else None
 
     def ask_version(self, connection: Connection, name: str) -> Cursor[tuple[Any, ...]]:
         """Ask what a name stands for, for ``check_seen``."""
@@ -100,11 +105,10 @@ class PostgresCollections:
         """Return if a name stands for the collection, as it is.
 
         Raises:
-            CollectionChangedError: it does not, or that is not known.
+            OutdatedError: it does not, or that is not known.
         """
-        seen = self._seen.get(name)
-        if seen is None or answer.fetchone() != seen.version or seen.collection != collection:
-            raise CollectionChangedError(f"the collection {name!r} is another now; look it up again")
+        if (version := self.version_seen(name, collection)) is None or answer.fetchone() != (version,):
+            raise OutdatedError(f"the collection {name!r} is another now; look it up again")
 
     def list(self) -> list[Collection]:
         return self._database.read(list_collections)

@@ -31,7 +31,7 @@ from embedding_studio.embeddings.codes import Ranking, View
 from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.embeddings.similarity import distances, similarities
-from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.ports import OutdatedError, Vectors
 from embedding_studio.storage.postgres.codes import CodesOfCollection, State
 from embedding_studio.storage.postgres.database import BehindError, Connection, one_moment, only_row
 from embedding_studio.storage.postgres.filters import condition
@@ -77,6 +77,32 @@ class Moved:
     vectors: OwnVectors
 
 
+@dataclass(frozen=True, slots=True)
+class TakenForGranted:
+    """What a search is made of though nobody looked whether it is still so; each answer says whether it is.
+
+    Attributes:
+        name: of a collection.
+        collection: version of what the name stood for.
+        user_id: None: nobody's state takes part.
+        state: version of the user's.
+    """
+
+    name: str
+    collection: str
+    user_id: str | None = None
+    state: str | None = None
+
+    def check(self, versions: Sequence[str | None]) -> None:
+        """Return if these are the versions of collection and state.
+
+        Raises:
+            OutdatedError: they are not.
+        """
+        if (self.collection, self.state) != tuple(versions):
+            raise OutdatedError("the collection, or what is learnt about the user, is not what it was")
+
+
 class NearestSearch:
     """Finds neighbours; keeps a copy of the codes of each collection that it searched.
 
@@ -101,13 +127,17 @@ class NearestSearch:
         payload_filter: PayloadFilter | None,
         moved: Moved | None = None,
         margin: float | None = None,
+        taken: TakenForGranted | None = None,
     ) -> list[Neighbour]:
         """Return the nearest; one round trip where nothing changed since the last search.
 
         Args:
             margin: in standard errors, instead of the collection's; infinite: compare all.
+
+        Raises:
+            OutdatedError: what was taken for granted is so no longer.
         """
-        question = _Question(collection, queries, max(limit, 1), payload_filter, moved)
+        question = _Question(collection, queries, max(limit, 1), payload_filter, moved, taken=taken)
         try:
             return self._answered(connection, question, margin)[:limit]
         except UndefinedTable:
@@ -350,6 +380,8 @@ class _Question:
         limit: int,
         payload_filter: PayloadFilter | None,
         moved: Moved | None,
+        *,
+        taken: TakenForGranted | None,
     ) -> None:
         parts = check_vectors(collection.index, queries, "the query")
         self.collection = collection
@@ -362,12 +394,15 @@ class _Question:
         """[Q, D], what codes are asked with."""
         self.parameters: dict[str, Any] = {
             "queries": pack(self.compared if self.geometry.averages_decide else parts),
+            "name": None if taken is None else taken.name,
+            "user_id": None if taken is None else taken.user_id,
         }
         if payload_filter is not None:
             self.condition, values = condition(payload_filter)
             self.parameters |= values
         self._parts = parts
         self._moved = moved
+        self._taken = taken
 
     def copies(self, connection: Connection) -> _Copies:
         """Return what the user moved and a gate is open for; in no round trip where it is known already."""
@@ -413,12 +448,22 @@ class _Question:
         return connection.execute(plan.statement, self.parameters | plan.parameters, binary=True)
 
     def answer(self, connection: Connection, found: Cursor[tuple[Any, ...]], copies: _Copies) -> _Answer:
-        """Return what a plan brought."""
+        """Return what a plan brought.
+
+        Raises:
+            OutdatedError: what was taken for granted is so no longer.
+        """
         rows = found.fetchall()
-        revision = rows[0][-1] if rows else only_row(connection.execute(self.revision))[0]
-        distances = np.array([distance for _, distance, *_ in rows]) + self.geometry.offset
+        if rows:
+            revision, *versions = rows[0][4:]
+        else:
+            moment = connection.execute(_unfiltered(self.collection, "only_moment"), self.parameters)
+            revision, *versions = only_row(moment)
+        if self._taken is not None:
+            self._taken.check(versions)
+        distances = np.array([row[1] for row in rows]) + self.geometry.offset
         if len(copies):
-            distances = copies.blended(np.array([object_no for *_, object_no, _ in rows]), distances)
+            distances = copies.blended(np.array([row[3] for row in rows]), distances)
         neighbours = [
             Neighbour(object_id, distance, payload)
             for (object_id, _, payload, *_), distance in zip(rows, distances.tolist(), strict=True)
@@ -463,6 +508,17 @@ class _Matches:
         return matching
 
 
+def check(connection: Connection, collection: Collection, taken: TakenForGranted) -> None:
+    """Return if what was taken for granted is so.
+
+    Raises:
+        OutdatedError: it is not.
+    """
+    given = {"name": taken.name, "user_id": taken.user_id}
+    _, *versions = only_row(connection.execute(_unfiltered(collection, "only_moment"), given))
+    taken.check(versions)
+
+
 def _moment_of(connection: Connection, question: _Question) -> int | None:
     """Return the revision of all that is read, where that is of one moment; None where it may change."""
     if connection.info.transaction_status == TransactionStatus.IDLE:
@@ -504,6 +560,7 @@ def _composed(collection: Collection, name: str, among: str, condition: sql.Comp
             condition=condition,
             among=_SQL[f"among_{among}"].format(schema=schema, condition=condition),
             is_average=sql.Literal(is_average),
+            moment=_SQL["moment"].format(schema=schema),
         )
         .as_bytes()
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from operator import itemgetter
@@ -32,7 +33,7 @@ from embedding_studio.storage.postgres.collections import (
     share_state,
 )
 from embedding_studio.storage.postgres.database import Connection, Database, one_moment, only_row
-from embedding_studio.storage.postgres.nearest import Moved, NearestSearch
+from embedding_studio.storage.postgres.nearest import Moved, NearestSearch, TakenForGranted, check
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
 from embedding_studio.storage.postgres.quarantine import keep_found
 from embedding_studio.storage.postgres.queue import Held, complete, find_held, mark_users
@@ -78,7 +79,12 @@ class PostgresPersonal:
         *,
         shared_by: int = 0,
         seen_as: str | None = None,
+        is_checked_later: bool = False,
     ) -> NearMemories:
+        if is_checked_later and seen_as is not None and not shared_by:
+            known = self._known(collection, user_id, query, threshold, seen_as)
+            if known is not None:
+                return known
         given = {"query": _packed_one(query), "threshold": threshold, "shared_by": shared_by}
 
         def work(connection: Connection) -> NearMemories:
@@ -98,16 +104,36 @@ class PostgresPersonal:
                 return NearMemories([], votes)
             user, found = asked.told(connection)
             self._users.keep((collection.collection_id, asked.user_id), user)
-            return NearMemories(found, votes, user.vectors)
+            return NearMemories(found, votes, _Read(user.vectors))
 
         if user_id is None and not shared_by and seen_as is None:
             return NearMemories([], [])
         return self._database.read(work, begins=True)
 
+    def _known(
+        self, collection: Collection, user_id: str | None, query: Vectors, threshold: float, name: str
+    ) -> NearMemories | None:
+        """Return what this process knows without asking; None where that is not all that a search needs."""
+        version = self._collections.version_seen(name, collection)
+        if version is None or collection.attached is not None or self._searches.have_replica:
+            return None
+        if user_id is None:
+            return NearMemories([], [], _Read(taken=TakenForGranted(name, version)), is_checked=False)
+        key = collection.collection_id, user_id
+        user = self._users.get(key)
+        if user is None:
+            return None
+        near = user.near(query, threshold)
+        if user.vectors.lacking(_moved_by(near)):
+            return None
+        self._users.keep(key, user)
+        taken = TakenForGranted(name, version, user_id, user.version)
+        return NearMemories(near, [], _Read(user.vectors, taken), is_checked=False)
+
     def nearest(
         self,
         collection: Collection,
-        user_id: str,
+        user_id: str | None,
         queries: Vectors,
         limit: int,
         gates: Mapping[str, float],
@@ -116,18 +142,24 @@ class PostgresPersonal:
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
         own: object = None,
     ) -> list[Neighbour]:
+        read = own if isinstance(own, _Read) else _Read()
         if isinstance(objects, ByCollection):
             objects = objects.of(collection)
         if not isinstance(objects, PostgresObjects) or objects.database is not self._database:
-            copies, made_of = self._copies(collection, user_id, list(gates)) if gates else ({}, None)
+            if (taken := read.taken) is not None:
+                self._database.read(lambda connection: check(connection, collection, taken))
+            copies, made_of = (
+                self._copies(collection, user_id, list(gates))
+                if gates and user_id is not None
+                else ({}, None)
+            )
             return nearest_of_user(
                 objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
             )
-        vectors = own if isinstance(own, OwnVectors) else OwnVectors()
-        moved = Moved(user_id, gates, vectors) if gates else None
+        moved = Moved(user_id, gates, read.vectors) if gates and user_id is not None else None
         return self._searches.read(
             lambda connection: self._search(
-                connection, collection, queries, limit, payload_filter=filter, moved=moved
+                connection, collection, queries, limit, payload_filter=filter, moved=moved, taken=read.taken
             ),
             collection,
             user_id,
@@ -224,6 +256,18 @@ class PostgresPersonal:
                 lock_users(connection, user_ids)
                 answer = ask_names(connection, collection)
             yield PostgresLearning(connection, collection, names_in(answer, collection), user_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """What ``near_memories`` leaves to ``nearest``.
+
+    Attributes:
+        taken: what is still to be checked.
+    """
+
+    vectors: OwnVectors = field(default_factory=OwnVectors)
+    taken: TakenForGranted | None = None
 
 
 class PostgresLearning:

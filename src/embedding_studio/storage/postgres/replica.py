@@ -113,6 +113,10 @@ class Searches:
                 time.sleep(PAUSE_SECONDS)
         return self._database.read(search, begins=True)
 
+    @property
+    def have_replica(self) -> bool:
+        return self._replica is not None
+
     def lag(self) -> float | None:
         """Return how many seconds ago what the replica shows was true (``Vitals``)."""
         if self._replica is None:

@@ -23,11 +23,11 @@ WHERE alias = %(name)s
 
 -- name: version
 -- Of what a name stands for: its number, which is given once, and the transaction that wrote it last.
-SELECT collection_id, xmin::text
+SELECT collection_id || ' ' || xmin::text
 FROM embedding_studio.collections
 WHERE name = %(name)s
 UNION ALL
-SELECT collection_id, c.xmin::text
+SELECT collection_id || ' ' || c.xmin::text
 FROM embedding_studio.collection_aliases JOIN embedding_studio.collections AS c USING (collection_id)
 WHERE alias = %(name)s
 

@@ -2,6 +2,20 @@
 -- For the statement after it. A plan that did not know the parameters has silently lost nearly all results.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true)
 
+-- name: moment
+-- What was so in the moment of an answer: the revision of the originals, what a name stood for, and the state of
+-- a user; without a name or a user these are NULL.
+(SELECT revision FROM {schema}.revision),
+(SELECT collection_id || ' ' || c.xmin::text FROM (
+    SELECT collection_id FROM embedding_studio.collections WHERE name = %(name)s
+    UNION ALL
+    SELECT collection_id FROM embedding_studio.collection_aliases WHERE alias = %(name)s
+) AS named JOIN embedding_studio.collections AS c USING (collection_id)),
+(SELECT xmin::text FROM {schema}.query_memory WHERE user_id = %(user_id)s LIMIT 1)
+
+-- name: only_moment
+SELECT {moment}
+
 -- name: matching
 SELECT array_agg(object_no ORDER BY object_no) FROM {schema}.objects AS o WHERE {condition}
 
@@ -13,7 +27,7 @@ part.object_id IN (SELECT object_id FROM {schema}.objects AS o WHERE {condition}
 
 -- name: exact
 -- All are compared.
-SELECT near.object_id, near.distance, objects.payload, near.object_no, (SELECT revision FROM {schema}.revision)
+SELECT near.object_id, near.distance, objects.payload, near.object_no, {moment}
 FROM (
     SELECT part.object_id, part.object_no, {aggregate}(part.embedding {operator} query.vector) AS distance
     FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
@@ -26,7 +40,7 @@ ORDER BY near.distance, near.object_id
 
 -- name: chosen
 -- Candidates are compared, and asked whether they match a filter.
-SELECT o.object_id, near.distance, o.payload, near.object_no, (SELECT revision FROM {schema}.revision)
+SELECT o.object_id, near.distance, o.payload, near.object_no, {moment}
 FROM (
     SELECT part.object_id, part.object_no, {aggregate}(part.embedding {operator} query.vector) AS distance
     FROM unnest(%(candidates)b::bigint[]) AS candidate(object_no)
