@@ -85,7 +85,7 @@ class PostgresPersonal:
             known = self._known(collection, user_id, query, threshold, seen_as)
             if known is not None:
                 return known
-        given = {"query": _packed_one(query), "threshold": threshold, "shared_by": shared_by}
+        given = {"query": _packed_one(query), "threshold": threshold}
 
         def work(connection: Connection) -> NearMemories:
             asked = shared = None
@@ -96,7 +96,7 @@ class PostgresPersonal:
                     kept = self._users.get((collection.collection_id, user_id))
                     asked = _AskedUser(connection, collection, user_id, query, threshold=threshold, kept=kept)
                 if shared_by:
-                    shared = ask_near(connection, collection, given | {"user_id": user_id})
+                    shared = ask_near(connection, collection, given | {"user_id": user_id}, shared_by)
             if seen_as is not None and seen is not None:
                 self._collections.check_seen(seen, seen_as, collection)
             votes = [] if shared is None else shared_memories(shared.fetchall())

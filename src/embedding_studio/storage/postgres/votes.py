@@ -23,9 +23,15 @@ from embedding_studio.storage.postgres.vectors import pack, unpack, unpack_numbe
 Row = tuple[Any, ...]
 
 
-def ask_near(connection: Connection, collection: Collection, given: Mapping[str, Any]) -> Cursor[Row]:
-    """Ask for the votes of others for near queries; ``shared_memories`` reads the answer."""
-    return connection.execute(_near(collection), given, binary=True)
+def ask_near(
+    connection: Connection, collection: Collection, given: Mapping[str, Any], shared_by: int
+) -> Cursor[Row]:
+    """Ask for the votes of others for near queries; ``shared_memories`` reads the answer.
+
+    Args:
+        shared_by: at least 1.
+    """
+    return connection.execute(_near(collection, shared_by), given, binary=True)
 
 
 def shared_memories(rows: Sequence[Row]) -> list[SharedMemory]:
@@ -109,14 +115,15 @@ def _of(collection: Collection, name: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _near(collection: Collection) -> bytes:
+def _near(collection: Collection, shared_by: int) -> bytes:
     return (
         statements("votes.sql")["near"]
         .format(
             schema=schema_of(collection.collection_id),
             cast=Geometry(collection.index).pieces()["cast"],
             queries=sql.Literal(SHARED_QUERIES),
-            votes=sql.Literal(SHARED_VOTES),
+            votes=sql.Literal(max(SHARED_VOTES, shared_by)),
+            shared_by=sql.Literal(shared_by),
             half_life=sql.Literal(float(SHARED_HALF_LIFE)),
             most=sql.Literal(MOST_HALF_LIVES),
         )

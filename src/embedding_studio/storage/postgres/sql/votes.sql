@@ -1,4 +1,6 @@
 -- name: near
+-- Limits stand in the text: were they parameters, a plan that does not know them would seem to cost more than it
+-- does, and each search would be planned anew, which takes as long as to run it.
 -- The threshold is asked of what the index brought: as a condition on what it may bring, it would have the
 -- index look through a great part of all queries wherever few are near.
 WITH drawn AS MATERIALIZED (
@@ -18,12 +20,12 @@ counted AS MATERIALIZED (
             FROM {schema}.shared_votes AS vote
             WHERE vote.query_key = near.query_key AND user_id IS DISTINCT FROM %(user_id)s::text
             ORDER BY created_at DESC, user_id
-            LIMIT greatest({votes}, %(shared_by)s::bigint)
+            LIMIT {votes}
         ) AS vote
     ORDER BY vote.user_id, near.distance, near.query_key
 ),
 now AS MATERIALIZED (
-    SELECT created_at FROM counted ORDER BY created_at DESC OFFSET greatest(%(shared_by)s::bigint, 1) - 1 LIMIT 1
+    SELECT created_at FROM counted ORDER BY created_at DESC OFFSET {shared_by} - 1 LIMIT 1
 ),
 weighed AS (
     SELECT
@@ -58,7 +60,7 @@ FROM (
         FROM seen
         GROUP BY query_key
     ) AS objects USING (query_key)
-WHERE (SELECT count(*) FROM counted) >= %(shared_by)s
+WHERE (SELECT count(*) FROM counted) >= {shared_by}
 ORDER BY near.distance, near.query_key
 
 -- name: votes
