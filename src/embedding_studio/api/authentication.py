@@ -10,9 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, APIKeyQuery, HTTPAuthorizationCredentials, HTTPBearer
 
-from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.guard import USER_TOKEN_HEADER, Caller, Guard
-from embedding_studio.bootstrap import Context
 from embedding_studio.domain.keys import Scope
 
 KEY_IN_URL, USER_TOKEN_IN_URL = "api_key", "user_token"
@@ -34,7 +32,7 @@ UrlKey = Annotated[str | None, Depends(URL_KEY)]
 UrlToken = Annotated[str | None, Depends(URL_TOKEN)]
 
 
-async def identify(request: Request, context: Context, key: str | None, token: str | None) -> Caller:
+async def identify(request: Request, key: str | None, token: str | None) -> Caller:
     """Return who calls; a request is looked at once, whatever asks for it.
 
     Args:
@@ -44,15 +42,15 @@ async def identify(request: Request, context: Context, key: str | None, token: s
     if caller is None:
         address = request.client.host if request.client else ""
         host = request.headers.get("host", "")
-        caller = request.state.caller = await guard_of(request, context).caller(key, token, address, host)
+        caller = request.state.caller = await guard_of(request).caller(key, token, address, host)
     return caller
 
 
-def guard_of(request: Request, context: Context) -> Guard:
+def guard_of(request: Request) -> Guard:
     """Return the guard of the service, which is of its context."""
     state = request.app.state
-    if state.guard.context is not context:
-        state.guard = Guard(context)
+    if state.guard.context is not state.context:
+        state.guard = Guard(state.context)
     guard: Guard = state.guard
     return guard
 
@@ -64,20 +62,19 @@ def key_of(credentials: HTTPAuthorizationCredentials | None, in_url: str | None 
     return in_url.encode(errors="replace").decode("latin-1") if in_url else None
 
 
-async def _in_headers(request: Request, context: InContext, credentials: Credentials, token: Token) -> Caller:
-    return await identify(request, context, key_of(credentials), token)
+async def _in_headers(request: Request, credentials: Credentials, token: Token) -> Caller:
+    return await identify(request, key_of(credentials), token)
 
 
-async def _of_beacon(  # noqa: PLR0917, a dependency's
+async def _of_beacon(
     request: Request,
-    context: InContext,
     credentials: Credentials,
     token: Token,
     in_url: UrlKey,
     token_in_url: UrlToken,
 ) -> Caller:
     """Return who calls, as above or by what the URL says: ``sendBeacon`` sends no headers."""
-    return await identify(request, context, key_of(credentials, in_url), token or token_in_url)
+    return await identify(request, key_of(credentials, in_url), token or token_in_url)
 
 
 def needs(scope: Scope, who: Callable[..., Awaitable[Caller]] = _in_headers) -> Any:

@@ -6,16 +6,16 @@ requests, and a large one is read in a thread, of which few are at it at once.
 """
 
 import codecs
+import inspect
 import json
 import re
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import anyio
 import orjson
-from fastapi.dependencies.utils import solve_dependencies
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
@@ -85,27 +85,64 @@ class BodyRoute(APIRoute):
         if self.body_field is None:
             return super().get_route_handler()
         kind: type[Body] = self.body_field.field_info.annotation  # type: ignore[assignment]
-        whole = self.dependant
-        first = len(self.dependencies)  # FastAPI puts those of the decorator before those of the function
-        guards = replace(
-            whole, dependencies=whole.dependencies[:first], body_params=[], path_params=[], query_params=[]
-        )
-        self.dependant = replace(whole, dependencies=whole.dependencies[first:])  # not asked twice
+        # FastAPI puts those of the decorator first, before those of the function, and asks all of them again.
+        guards = Guards(self.dependant.dependencies[: len(self.dependencies)])
         handle = super().get_route_handler()
-        self.dependant = whole  # of which the document is made
 
         async def handle_body(request: Request) -> Response:
-            await solve_dependencies(
-                request=request,
-                dependant=guards,
-                dependency_overrides_provider=self.dependency_overrides_provider,
-                async_exit_stack=request.scope["fastapi_inner_astack"],
-                embed_body_fields=False,
-            )
+            await guards.pass_by(request)
             _check_type(request, takes_text=kind.takes_text)
             return await handle(ReadRequest(request, await read(request, kind.model_validate)))
 
         return handle_body
+
+
+class Guards:
+    """Dependencies that ask for nothing but the request and each other, and so are asked before the body.
+
+    FastAPI looks at each request how each of them is to be called, which takes longer than to call them.
+
+    Raises:
+        TypeError: one asks for more, or is not ``async``.
+    """
+
+    def __init__(self, dependants: Sequence[Dependant]) -> None:
+        self._steps: dict[Callable[..., Any], tuple[str | None, list[tuple[str, Callable[..., Any]]]]] = {}
+        for dependant in dependants:
+            self._add(dependant)
+
+    def _add(self, dependant: Dependant) -> None:
+        call = dependant.call
+        others = (
+            *dependant.path_params,
+            *dependant.query_params,
+            *dependant.header_params,
+            *dependant.cookie_params,
+            *dependant.body_params,
+            *filter(None, (dependant.response_param_name, dependant.background_tasks_param_name)),
+        )
+        if call is None or others or not _is_async(call):
+            raise TypeError(
+                f"{call} asks for more than the request, or is not async; so it cannot guard a route"
+            )
+        given = []
+        for each in dependant.dependencies:
+            self._add(each)
+            assert each.name is not None and each.call is not None  # noqa: S101, PT018, it was added
+            given.append((each.name, each.call))
+        request = dependant.request_param_name or dependant.http_connection_param_name
+        self._steps.setdefault(call, (request, given))
+
+    async def pass_by(self, request: Request) -> None:
+        """Return if a request may pass; who guards raises if it may not."""
+        found: dict[Callable[..., Any], Any] = {}
+        for call, (name, given) in self._steps.items():
+            known = {each: found[of] for each, of in given}
+            found[call] = await call(**known) if name is None else await call(**known, **{name: request})
+
+
+def _is_async(call: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__)
 
 
 class ReadRequest(Request):

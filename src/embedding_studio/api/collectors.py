@@ -62,7 +62,6 @@ class Received(BaseModel):
 
 async def _caller(  # noqa: PLR0917, a dependency's
     request: Request,
-    context: InContext,
     credentials: Credentials,
     in_header: Annotated[str | None, Depends(IN_HEADER)],
     in_url: Annotated[str | None, Depends(IN_URL)],
@@ -71,7 +70,7 @@ async def _caller(  # noqa: PLR0917, a dependency's
 ) -> Caller:
     in_url = in_url or request.query_params.get(HEADERS[0].lower())
     key = key_of(credentials) or in_header or key_of(None, in_url)
-    return await identify(request, context, key, token or token_in_url)
+    return await identify(request, key, token or token_in_url)
 
 
 async def _json(request: Request) -> Any:

@@ -95,7 +95,7 @@ def list_keys(context: InContext) -> KeysInfo:
 @router.post("", status_code=201, operation_id="create_key")
 def create_key(body: KeyBody, context: InContext, request: Request) -> NewKey:
     """Make a key. The answer alone has it; what is kept is its hash."""
-    if body.requires_user_token and guard_of(request, context).tokens is None:
+    if body.requires_user_token and guard_of(request).tokens is None:
         raise wrong_body(
             "this service cannot check tokens; set USER_TOKEN_SECRET or USER_TOKEN_JWKS",
             "requires_user_token",
@@ -121,7 +121,7 @@ def rotate_key(key_id: KeyId, body: RotationBody, context: InContext, request: R
     keys, now = context.storage.keys, utc_timestamp()
     kept, key = renewed(keys.get(key_id), now=now)
     keys.replace(key_id, kept, until=now + body.old_seconds, now=now)
-    guard_of(request, context).ring.forget(key_id)
+    guard_of(request).ring.forget(key_id)
     return NewKey(**_told(kept), key=key)
 
 
@@ -129,7 +129,7 @@ def rotate_key(key_id: KeyId, body: RotationBody, context: InContext, request: R
 def revoke_key(key_id: KeyId, context: InContext, request: Request) -> KeyInfo:
     """Let a key be good no more: here at once, and in two seconds in every process."""
     revoked = context.storage.keys.revoke(key_id, now=utc_timestamp())
-    guard_of(request, context).ring.forget(key_id)
+    guard_of(request).ring.forget(key_id)
     return KeyInfo(**_told(revoked))
 
 
