@@ -27,10 +27,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
 from embedding_studio import CatalogueObject, Context, SearchIndexInfo
-from embedding_studio.api import keyring, user_tokens
+from embedding_studio.api import keyring, rate_limits, user_tokens
 from embedding_studio.api.app import create_app
 from embedding_studio.api.keyring import KeyRing
-from embedding_studio.api.rate_limits import Buckets
+from embedding_studio.api.rate_limits import BYTES, PLACES, Buckets, shared_memory
 from embedding_studio.cli import app as cli
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.keys import Scope, new_key, parsed_key, renewed
@@ -1120,10 +1120,38 @@ def test_a_short_key_is_warned_of(caplog):
 # How often
 
 
-def test_buckets_forget_who_has_not_asked_for_longest():
-    buckets = Buckets(per_second=1, burst=1, most=2, clock=lambda: 0.0)
+def test_where_there_is_no_room_for_a_bucket_the_fullest_goes(monkeypatch):
+    monkeypatch.setattr(rate_limits, "ROWS", 1)
+    buckets = Buckets("keys", per_second=1, burst=2, memory=shared_memory(), clock=lambda: 0.0)
+    first = [f"user {n}" for n in range(PLACES)]
 
-    assert [buckets.take(name) for name in ("a", "b", "a", "c", "a", "b")] == [0, 0, 1, 0, 1, 0]
+    for each in first:
+        buckets.take(each)
+        if each != "user 3":
+            buckets.take(each)
+    buckets.take("another")
+
+    assert [buckets.take(each) for each in first if each != "user 3"] == [1] * (PLACES - 1)
+    assert buckets.take("user 3") == 0
+
+
+def test_a_bucket_is_one_for_all_processes_that_have_its_file(tmp_path):
+    (tmp_path / "limits").write_bytes(bytes(BYTES))
+    with (tmp_path / "limits").open("r+b") as file:
+        one, other = (
+            Buckets("keys", per_second=1, burst=3, memory=shared_memory(file.fileno()), clock=lambda: 5.0)
+            for _ in range(2)
+        )
+
+        assert [each.take("ann") for each in (one, other, one, other, one)] == [0, 0, 0, 1, 1]
+        assert other.take("bob") == 0
+
+
+def test_a_bucket_of_one_kind_leaves_those_of_others_alone():
+    memory = shared_memory()
+    keys, users = (Buckets(kind, 1, 1, memory=memory, clock=lambda: 0.0) for kind in ("keys", "users"))
+
+    assert [keys.take("ann"), users.take("ann"), keys.take("ann"), users.take("ann")] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("setting", ["key_requests_per_second", "user_requests_per_second"])

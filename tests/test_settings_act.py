@@ -44,6 +44,7 @@ from embedding_studio import (
 from embedding_studio.api.app import create_app
 from embedding_studio.cli import app
 from embedding_studio.cli.console import opened_context
+from embedding_studio.cli.processes import Parent
 from embedding_studio.demo.story import Demo
 from embedding_studio.demo.subjects import Subject
 from embedding_studio.doctor import examine
@@ -728,6 +729,15 @@ def where_the_service_listens(world):
         return "refused"
     host, port = re.search(r"(?:cannot listen on |serves on http://)([\d.]+):(\d+)", told).groups()
     return host, port
+
+
+@acts("serve_processes", "3", sees=(1, 3))
+def in_how_many_processes_the_service_answers(world):
+    answering = []
+    world.monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: answering.append(1))
+    world.monkeypatch.setattr(Parent, "run", lambda parent: answering.append(parent.processes))
+    world.command("serve", "--no-worker", "--port", "0")
+    return sum(answering)
 
 
 @acts("worker_metrics_port", "49152", sees=("nowhere", ("127.0.0.1", "49152", 200)))

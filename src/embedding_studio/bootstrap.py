@@ -37,6 +37,7 @@ from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.postgres.backup import back_up, restore
 from embedding_studio.telemetry.listener import listening
 from embedding_studio.telemetry.metrics import Metrics
+from embedding_studio.telemetry.siblings import Siblings
 from embedding_studio.tuning import OwnPastKeeper
 
 if TYPE_CHECKING:
@@ -251,6 +252,19 @@ class Context:
             port=settings.worker_metrics_port,
             key=key.get_secret_value() if key else None,
         ) as url:
+            yield url
+
+    @contextmanager
+    def telling_siblings(self, siblings: Siblings) -> Iterator[str]:
+        """Tell the numbers of this process to its siblings as long as the block runs, and know theirs.
+
+        Yields:
+            The URL.
+        """
+        storage = self.storage
+        self.metrics.siblings = siblings
+        own = partial(self.metrics.own_exposition, storage)
+        with listening(own, host="127.0.0.1", port=0, key=siblings.token) as url:
             yield url
 
     def adjuster_for(self, index: SearchIndexInfo) -> VectorsAdjuster:

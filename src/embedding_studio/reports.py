@@ -146,7 +146,7 @@ class Reports:
         with self._lock:
             if report_id not in self._reports:
                 raise ReportNotFoundError(
-                    f"no report {report_id!r} is kept here; a process keeps its own {MOST_KEPT} latest"
+                    f"no report {report_id!r} is kept here; a service keeps its own {MOST_KEPT} latest"
                 )
             return self._reports[report_id]
 

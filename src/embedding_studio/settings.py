@@ -89,6 +89,8 @@ ADVISED_KEY_CHARACTERS = 32
 FEWEST_SECRET_CHARACTERS = 32
 """As RFC 7518 has it: as many bytes as the hash."""
 
+MOST_PROCESSES = 64
+
 LATE_SECONDS = 60
 """A click is learnt from within a second where a worker runs and clicks wake it."""
 
@@ -102,6 +104,7 @@ NEUTRAL = frozenset(
             "pool_size",
             "host",
             "port",
+            "serve_processes",
             "worker_metrics_port",
         ),
         *("embedder_api_key", "embedder_query_seconds", "embedder_batch_size"),
@@ -344,6 +347,14 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Where the service listens.")
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one.")
+    serve_processes: int = Field(
+        default=1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="Processes of `embedding-studio serve` that answer requests, on one port; of several, one"
+        " that ends is started anew while the others answer, and the worker is one of its own. Each has"
+        " POOL_SIZE connections, MAX_CONNECTIONS, and its own copy of what a search needs in memory.",
+    )
     worker_metrics_port: int | None = Field(
         default=None,
         ge=0,
@@ -384,13 +395,13 @@ class Settings(BaseSettings):
     key_requests_per_second: float = Field(
         default=0,
         ge=0,
-        description="Requests of one key in each process, on average over ten seconds; more are answered 429."
-        " 0: any number.",
+        description="Requests of one key to one service, in however many processes, on average over ten"
+        " seconds; more are answered 429. 0: any number.",
     )
     user_requests_per_second: float = Field(
         default=0,
         ge=0,
-        description="Requests with the tokens of one user in each process, likewise. 0: any number.",
+        description="Requests with the tokens of one user to one service, likewise. 0: any number.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may call the service, separated by commas."

@@ -42,8 +42,10 @@ from embedding_studio.api.border import (
     SafeHeaders,
 )
 from embedding_studio.api.dependencies import TextThreads
+from embedding_studio.api.first import AnsweredElsewhere, give_back
 from embedding_studio.api.guard import USER_TOKEN_HEADER, Guard, Refused
 from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, problem_response
+from embedding_studio.api.rate_limits import shared_memory
 from embedding_studio.bootstrap import Context
 from embedding_studio.errors import kind_of
 from embedding_studio.reports import Reports
@@ -170,7 +172,9 @@ def create_app(
     app.state.metrics = context.metrics.service
     app.state.background = None
     app.state.threads = TextThreads()
-    app.state.guard = Guard(context)
+    app.state.siblings = siblings = context.metrics.siblings
+    app.state.memory = shared_memory(None if siblings is None else siblings.limits)
+    app.state.guard = Guard(context, app.state.memory)
     app.state.reports = Reports(context)
     app.state.templates = {}
 
@@ -188,6 +192,7 @@ def create_app(
     app.exception_handler(errors.EmbeddingStudioError)(_answer_our_error)
     app.exception_handler(RequestValidationError)(_answer_invalid_request)
     app.exception_handler(HTTPException)(_answer_http_error)
+    app.exception_handler(AnsweredElsewhere)(give_back)
 
     # The last one added is the first that a request meets.
     app.add_middleware(HeadRequests)

@@ -50,7 +50,7 @@ def guard_of(request: Request) -> Guard:
     """Return the guard of the service, which is of its context."""
     state = request.app.state
     if state.guard.context is not state.context:
-        state.guard = Guard(state.context)
+        state.guard = Guard(state.context, state.memory)
     guard: Guard = state.guard
     return guard
 

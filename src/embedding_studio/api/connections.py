@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 
 import h11
@@ -32,7 +33,7 @@ LATE = (
 )
 
 
-def server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+def server(app: FastAPI, settings: Settings) -> "Server":
     """Return the server of an app, for it to be run."""
     most = _most_connections(settings)
     protocol = partial(Connection, seconds=settings.request_seconds, most=most)
@@ -54,10 +55,15 @@ def server(app: FastAPI, settings: Settings) -> uvicorn.Server:
 class Server(uvicorn.Server):
     """A server that accepts few connections in one go, and lets many wait for it."""
 
+    when_started: Callable[[], object] | None = None
+    """Called once it answers."""
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for each in sockets or ():
             each.listen(MOST_TO_BE_ACCEPTED)  # for asyncio both are one number
+        if self.when_started is not None:
+            self.when_started()
 
 
 class Connection(H11Protocol):

@@ -1,6 +1,7 @@
 """Who calls: a key and a user's token become a caller, with what it may do."""
 
 import hmac
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
@@ -9,7 +10,7 @@ from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
 from embedding_studio.api.keyring import KeyRing
-from embedding_studio.api.rate_limits import Buckets, retry_after
+from embedding_studio.api.rate_limits import Buckets, retry_after, shared_memory
 from embedding_studio.api.user_tokens import KeysUnavailableError, UserTokenError, user_tokens
 from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
@@ -117,12 +118,16 @@ def is_own_name(host: str) -> bool:
 class Guard:
     """Knows keys, and reads the tokens of users.
 
+    Args:
+        memory: in which it stands who asked how often; None: its own.
+
     Raises:
         InvalidSettingError: tokens cannot be read as the settings want it.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, memory: mmap.mmap | None = None) -> None:
         settings = context.settings
+        memory = memory or shared_memory()
         self.context = context
         self.ring = KeyRing(lambda: context.storage.keys)
         self.tokens = user_tokens(settings)
@@ -131,9 +136,9 @@ class Guard:
             frozenset({Scope.SEARCH, Scope.EVENTS}),
             requires_user_token=settings.write_api_key_requires_user_token,
         )
-        self._wrong = Buckets(WRONG_KEYS_PER_SECOND, WRONG_KEYS_AT_ONCE)
-        self._of_keys = _buckets(settings.key_requests_per_second)
-        self._of_users = _buckets(settings.user_requests_per_second)
+        self._wrong = Buckets("wrong", WRONG_KEYS_PER_SECOND, WRONG_KEYS_AT_ONCE, memory=memory)
+        self._of_keys = _buckets("keys", settings.key_requests_per_second, memory)
+        self._of_users = _buckets("users", settings.user_requests_per_second, memory)
 
     async def caller(self, key: str | None, token: str | None, address: str, host: str) -> Caller:
         """Return who calls.
@@ -235,8 +240,10 @@ def network_of(address: str) -> str:
     return address
 
 
-def _buckets(per_second: float) -> Buckets | None:
-    return Buckets(per_second, max(1.0, per_second * BURST_SECONDS)) if per_second > 0 else None
+def _buckets(kind: str, per_second: float, memory: mmap.mmap) -> Buckets | None:
+    if per_second <= 0:
+        return None
+    return Buckets(kind, per_second, max(1.0, per_second * BURST_SECONDS), memory=memory)
 
 
 def _check_rate(buckets: Buckets | None, name: str | None, whose: str) -> None:

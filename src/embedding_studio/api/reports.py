@@ -9,11 +9,14 @@ from embedding_studio.api.authentication import ADMIN
 from embedding_studio.api.bodies import Body, BodyRoute
 from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.fields import Id
+from embedding_studio.api.first import BY_THE_FIRST
 from embedding_studio.domain.objects import JSON
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
 from embedding_studio.reports import Report, ReportKind, ReportProgress, Reports, ReportStatus
 
-router = APIRouter(prefix="/reports", tags=["reports"], dependencies=[ADMIN], route_class=BodyRoute)
+router = APIRouter(
+    prefix="/reports", tags=["reports"], dependencies=[ADMIN, BY_THE_FIRST], route_class=BodyRoute
+)
 
 ReportId = Annotated[Id, Path()]
 
@@ -31,7 +34,7 @@ class ReportBody(Body):
 
 
 class ReportInfo(BaseModel):
-    """A report, as far as it is; the process that serves keeps its own latest ones, until it ends."""
+    """A report, as far as it is; a service keeps its own latest ones, until it ends."""
 
     report_id: str
     kind: ReportKind
@@ -58,7 +61,7 @@ def start_report(body: ReportBody, request: Request, context: InContext) -> Repo
 
 @router.get("", operation_id="list_reports")
 def list_reports(request: Request) -> ReportsInfo:
-    """Return the reports of this process, the latest first."""
+    """Return the reports of this service, the latest first."""
     return ReportsInfo(reports=[_info(each) for each in _reports(request).list()])
 
 

@@ -4,11 +4,15 @@ import gc
 import os
 import threading
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedding_studio.cli.console import AsJson, announce, err, on_stop, opened_context, print_value, tell
+
+if TYPE_CHECKING:
+    from embedding_studio.bootstrap import Context
+    from embedding_studio.cli.processes import Lifeline
 
 SECONDS_TO_END = 8.0
 """After a worker was told to."""
@@ -16,21 +20,32 @@ SECONDS_TO_END = 8.0
 
 def worker() -> None:
     """Learn from orders until SIGTERM or Ctrl-C; any number of workers may run."""
-    stop = threading.Event()
     with opened_context() as context, context.telling_metrics() as url:
-
-        def end() -> None:
-            stop.set()
-            context.give_up()
-
-        on_stop(end)
-        learning = context.worker()
-        gc.freeze()  # what is loaded by now stays; searched through each time, it is a quarter of learning
-        announce(
+        told = (
             "The worker is ready." if url is None else f"The worker is ready, and tells its numbers at {url}"
         )
-        threading.Thread(target=_end_soon_after, args=(stop,), daemon=True).start()
-        learning.run(stop)
+        _learn(context, lambda: announce(told))
+
+
+def learn_beside(lifeline: "Lifeline") -> None:
+    """Be the worker of a service of several processes."""
+    with opened_context() as context, context.telling_siblings(lifeline.siblings) as numbers:
+        _learn(context, lambda: lifeline.tell_ready(numbers))
+
+
+def _learn(context: "Context", when_ready: Callable[[], None]) -> None:
+    stop = threading.Event()
+
+    def end() -> None:
+        stop.set()
+        context.give_up()
+
+    on_stop(end)
+    learning = context.worker()
+    gc.freeze()  # what is loaded by now stays; searched through each time, it is a quarter of learning
+    when_ready()
+    threading.Thread(target=_end_soon_after, args=(stop,), daemon=True).start()
+    learning.run(stop)
 
 
 def improve(

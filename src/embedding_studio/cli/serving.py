@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedding_studio.bootstrap import Context
 from embedding_studio.cli.console import announce, on_stop, opened_context
 from embedding_studio.cli.learning import beside
 from embedding_studio.errors import InvalidSettingError
-from embedding_studio.settings import Settings
+from embedding_studio.settings import MOST_PROCESSES, Settings
 from embedding_studio.telemetry.listener import is_loopback
 
 if TYPE_CHECKING:
-    import uvicorn
+    from embedding_studio.api.connections import Server
+    from embedding_studio.bootstrap import Context
+    from embedding_studio.cli.processes import Lifeline
 
 
 def serve(
@@ -25,16 +26,40 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65_535, help="Default: PORT; 0 takes a free one.")
     ] = None,
-    worker: Annotated[bool, typer.Option(help="Learn inside this process too.")] = True,
+    worker: Annotated[bool, typer.Option(help="Learn too.")] = True,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_PROCESSES, help="So many answer requests. Default: SERVE_PROCESSES."),
+    ] = None,
 ) -> None:
-    """Serve the HTTP API, by default with a worker inside."""
+    """Serve the HTTP API, by default with a worker inside; of several processes it is one of its own."""
     with opened_context() as context, bound(context.settings, host, port) as listening:
+        if (number := processes or context.settings.serve_processes) > 1:
+            from embedding_studio.cli.processes import Parent
+
+            parent = Parent(listening, url_of(listening), number, worker)
+            on_stop(parent.stop)
+            parent.run()
+            return
         server = _server(context, worker=worker)
         # uvicorn ends by raising the signal again, for the handler that stood before its own.
         on_stop(lambda: setattr(server, "should_exit", True))
         listening.listen()  # whoever reads the next line may call at once, and waits until uvicorn answers
         announce(f"Embedding Studio serves on {url_of(listening)} (documentation: {url_of(listening)}/docs)")
         server.run(sockets=[listening])
+
+
+def serve_beside(lifeline: "Lifeline") -> None:
+    """Be one of several processes that serve; the worker is another."""
+    with (
+        opened_context() as context,
+        context.telling_siblings(lifeline.siblings) as numbers,
+        socket.create_server(("127.0.0.1", 0)) as own,
+    ):
+        server = _server(context, worker=False)
+        on_stop(lambda: setattr(server, "should_exit", True))
+        server.when_started = lambda: lifeline.tell_ready(numbers, url_of(own))
+        server.run(sockets=[lifeline.listening, own])
 
 
 @contextmanager
@@ -66,7 +91,7 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _server(context: Context, *, worker: bool) -> "uvicorn.Server":
+def _server(context: "Context", *, worker: bool) -> "Server":
     from embedding_studio.api.app import create_app
     from embedding_studio.api.connections import server
 

@@ -21,6 +21,7 @@ from embedding_studio.domain.sessions import (
 from embedding_studio.errors import CollectionNotFoundError, StorageError
 from embedding_studio.storage.attached import count_if_told
 from embedding_studio.storage.ports import CodesInfo, QueueInfo, Storage
+from embedding_studio.telemetry.siblings import Siblings, of_all
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "ServiceMetrics", "WorkerMetrics", "metrics_markdown"]
 
@@ -249,6 +250,8 @@ class Metrics:
     """
 
     def __init__(self, event_types: Iterable[str] = DEFAULT_EVENT_WEIGHTS) -> None:
+        self.siblings: Siblings | None = None
+        """The other processes of the service, whose numbers are told beside those of this one."""
         self._event_types = frozenset(event_types)
         self._registry = CollectorRegistry()
         self._asking = threading.Lock()  # two scrapes at once would see what the other has half told
@@ -281,6 +284,7 @@ class Metrics:
             "Events whose sessions are not recorded yet; not a number while storage does not answer.",
             registry=self._registry,
         )
+        self._of_storage = frozenset(each.name for each in self._registry.collect())
 
     @cached_property
     def service(self) -> ServiceMetrics:
@@ -291,10 +295,18 @@ class Metrics:
         return WorkerMetrics(registry=self._registry)
 
     def exposition(self, storage: Storage) -> bytes:
-        """Return the text that Prometheus reads, of type ``CONTENT_TYPE_LATEST``.
+        """Return the text that Prometheus reads, of type ``CONTENT_TYPE_LATEST``; of all processes.
 
         Storage is asked for its numbers; while it does not answer, they are absent.
         """
+        own = self.own_exposition(storage)
+        if self.siblings is None:
+            return own
+        told = {self.siblings.name: own.decode()} | self.siblings.told()
+        return of_all(told, once=self._of_storage)
+
+    def own_exposition(self, storage: Storage) -> bytes:
+        """Return the same of this process alone."""
         with self._asking:
             self._ask(storage, time.monotonic())
             return generate_latest(self._registry)

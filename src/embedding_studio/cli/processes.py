@@ -1,0 +1,266 @@
+"""One service in several processes: a parent keeps the socket and starts anew whichever of them ends.
+
+A process and its parent hold the two ends of a pair of sockets. Over it the parent tells what the process is
+to be, then where its siblings answer, and the process where it answers itself, once it serves. When the
+parent ends, however it ends, all its processes read the end of their sockets, and end as by SIGTERM.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import typer
+
+from embedding_studio.cli.console import announce, tell, write_any_character
+from embedding_studio.telemetry.siblings import Siblings
+
+PROGRAM = f"from {__name__} import main; main()"
+WORKER = "worker"
+
+LOOK_SECONDS = 0.05
+SECONDS_TO_END = 25.0
+"""After SIGTERM; a process takes at most ten for its requests, and eight for its worker."""
+STEADY_SECONDS = 5.0
+"""A process that served for so long is started anew at once."""
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+
+
+# The parent
+
+
+@dataclass(slots=True)
+class _Process:
+    """One of the processes, over all its starts.
+
+    Attributes:
+        name: its number, or ``WORKER``.
+        tells: what it told when it was ready; None: it is not.
+        due_at: when it is to be started; None: it runs, or waits for the first.
+        failures: how often it ended early, one after another.
+    """
+
+    name: str
+    running: "subprocess.Popen[bytes] | None" = None
+    lifeline: socket.socket | None = None
+    heard: bytes = b""
+    tells: dict[str, Any] | None = None
+    was_ready: bool = False
+    ready_at: float = 0.0
+    due_at: float | None = None
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class Parent:
+    """Starts processes, and starts anew those that end.
+
+    Args:
+        listening: bound; it listens once the first process serves.
+        url: of the socket, for people.
+        learns: whether one of the processes is a worker.
+    """
+
+    listening: socket.socket
+    url: str
+    processes: int
+    learns: bool
+    is_over: bool = False
+    _processes: list[_Process] = field(default_factory=list)
+    _token: str = field(default_factory=secrets.token_urlsafe)
+
+    def run(self) -> None:
+        """Keep the processes running until ``is_over``.
+
+        Raises:
+            typer.Exit: none of them can be started; it has said why.
+        """
+        names = [*map(str, range(1, self.processes + 1)), *([WORKER] if self.learns else [])]
+        self._processes = [_Process(name) for name in names]
+        self._processes[0].due_at = 0.0  # the others once it is ready, so that trouble is told once
+        with tempfile.TemporaryFile() as limits:
+            _fill(limits.fileno())
+            try:
+                while not self.is_over:
+                    self._look(limits.fileno())
+                    time.sleep(LOOK_SECONDS)
+            finally:
+                self._end()
+
+    def stop(self) -> None:
+        """Let ``run`` come to its end."""
+        self.is_over = True
+
+    def _look(self, limits: int) -> None:
+        for each in self._processes:
+            if each.running is not None:
+                self._hear(each)
+                if (status := each.running.poll()) is not None:
+                    self._bury(each, status)
+            if each.due_at is not None and time.monotonic() >= each.due_at:
+                self._start(each, limits)
+
+    def _start(self, process: _Process, limits: int) -> None:
+        mine, theirs = socket.socketpair()
+        files = [theirs.fileno(), self.listening.fileno(), limits]
+        with theirs:
+            # -P: nothing is imported from the folder in which the service was started.
+            process.running = subprocess.Popen(  # noqa: S603, the program is ours
+                [sys.executable, "-P", "-c", PROGRAM, str(files[0])], pass_fds=files
+            )
+        process.lifeline, process.due_at = mine, None
+        self._tell(
+            process,
+            {
+                "name": process.name,
+                "is_first": process is self._processes[0],
+                "token": self._token,
+                "listening": files[1],
+                "limits": limits,
+            },
+        )
+        mine.setblocking(False)
+        self._tell_addresses(process)
+
+    def _hear(self, process: _Process) -> None:
+        """Read what a process tells of itself, which is once that it is ready."""
+        assert process.lifeline is not None  # noqa: S101, it runs
+        with suppress(BlockingIOError, ConnectionError):
+            process.heard += process.lifeline.recv(65_536)
+        if process.tells is not None or not process.heard.endswith(b"\n"):
+            return
+        is_new = not any(each.was_ready for each in self._processes)
+        process.tells, process.was_ready, process.ready_at = json.loads(process.heard), True, time.monotonic()
+        if is_new:
+            announce(f"Embedding Studio serves on {self.url} (documentation: {self.url}/docs)")
+            for each in self._processes[1:]:
+                each.due_at = 0.0
+        for each in self._processes:
+            if each.running is not None:
+                self._tell_addresses(each)
+
+    def _bury(self, process: _Process, status: int) -> None:
+        """Let a process that has ended be started anew, or end with it.
+
+        Raises:
+            typer.Exit: it could not be started, and it is not gone on without it.
+        """
+        assert process.lifeline is not None  # noqa: S101, it ran
+        process.lifeline.close()
+        served = process.tells is not None
+        process.running = process.lifeline = process.tells = None
+        process.heard = b""
+        if self.is_over:
+            return
+        if status > 0 and not served and not self._goes_on_without(process):
+            raise typer.Exit(status)
+        steady = served and time.monotonic() - process.ready_at >= STEADY_SECONDS
+        process.failures = 0 if steady else process.failures + 1
+        wait = min(FIRST_WAIT_SECONDS * 2 ** (process.failures - 1), LONGEST_WAIT_SECONDS)
+        process.due_at = time.monotonic() + (0.0 if steady else wait)
+        which = "the worker" if process.name == WORKER else f"process {process.name}"
+        how = f"by signal {-status}" if status < 0 else f"with {status}"
+        tell("warning", f"{which} of this service ended {how}; it is started anew")
+
+    def _goes_on_without(self, process: _Process) -> bool:
+        """Return whether others serve; of a worker, whether it could be started before."""
+        if process.name == WORKER:
+            return process.was_ready
+        return any(each.tells is not None for each in self._processes if each.name != WORKER)
+
+    def _tell_addresses(self, process: _Process) -> None:
+        told = {each.name: each.tells["numbers"] for each in self._processes if each.tells is not None}
+        first = self._processes[0].tells
+        self._tell(process, {"numbers": told, "first": None if first is None else first["own"]})
+
+    def _tell(self, process: _Process, what: dict[str, Any]) -> None:
+        assert process.lifeline is not None  # noqa: S101, it runs
+        with suppress(OSError):  # it has ended, or reads nothing, and then knows what it was told before
+            process.lifeline.send(json.dumps(what).encode() + b"\n")
+
+    def _end(self) -> None:
+        running = [each.running for each in self._processes if each.running is not None]
+        for each in running:
+            each.terminate()
+        ends = time.monotonic() + SECONDS_TO_END
+        for each in running:
+            try:
+                each.wait(max(0.0, ends - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                each.kill()
+                each.wait()
+
+
+def _fill(limits: int) -> None:
+    """Make a file memory for ``api.rate_limits``, which has a key before all else."""
+    from embedding_studio.api.rate_limits import BYTES
+
+    os.ftruncate(limits, BYTES)
+    os.pwrite(limits, secrets.token_bytes(64), 0)
+
+
+# Its processes
+
+
+class Lifeline:
+    """The end of a process of the pair of sockets that it has with its parent."""
+
+    def __init__(self, number: int) -> None:
+        fcntl.fcntl(number, fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # not for whatever this process starts
+        self._socket = socket.socket(fileno=number)
+        self._lines = self._socket.makefile("rb")
+        given = json.loads(next(self._lines))
+        self.listening = socket.socket(-1, -1, socket.IPPROTO_TCP, given["listening"])
+        self.listening.set_inheritable(False)
+        os.set_inheritable(given["limits"], False)
+        self.siblings = Siblings(given["name"], given["token"], given["limits"], is_first=given["is_first"])
+        threading.Thread(target=self._follow, name="lifeline", daemon=True).start()
+
+    def tell_ready(self, numbers: str, own: str | None = None) -> None:
+        """Tell the parent that this process serves.
+
+        Args:
+            numbers: the URL at which it tells its numbers to its siblings.
+            own: that at which it alone answers.
+        """
+        with suppress(OSError):  # the parent has ended, which the thread is told, too
+            self._socket.sendall(json.dumps({"numbers": numbers, "own": own}).encode() + b"\n")
+
+    def _follow(self) -> None:
+        """Learn where the siblings answer, until the parent has ended."""
+        with suppress(OSError):
+            for line in self._lines:
+                told = json.loads(line)
+                self.siblings.first = told["first"]
+                self.siblings.numbers = told["numbers"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS_TO_END)
+        os._exit(1)
+
+
+def main() -> None:
+    """Be a process of a service, as the parent says that started this one."""
+    write_any_character()
+    lifeline = Lifeline(int(sys.argv[1]))
+    try:
+        if lifeline.siblings.name == WORKER:
+            from embedding_studio.cli.learning import learn_beside
+
+            learn_beside(lifeline)
+        else:
+            from embedding_studio.cli.serving import serve_beside
+
+            serve_beside(lifeline)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
