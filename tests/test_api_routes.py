@@ -139,6 +139,7 @@ def test_a_registered_session_comes_back_with_numbered_results(client):
         ],
         "search_meta": {"page": "home"},
         "request": None,
+        "pages": [],
         "is_irrelevant": False,
         "events": [],
     }

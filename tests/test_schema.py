@@ -11,7 +11,13 @@ import pytest
 
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, SharedVote
-from embedding_studio.domain.sessions import Session, SessionForImprovementCreateSchema
+from embedding_studio.domain.sessions import (
+    FurtherPage,
+    SearchRequest,
+    SearchResultItem,
+    Session,
+    SessionForImprovementCreateSchema,
+)
 from embedding_studio.errors import StorageError, StorageUnavailableError, UnsupportedDatabaseError
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.postgres import codes as pg_codes
@@ -151,8 +157,38 @@ def test_a_model_behind_an_endpoint_loses_its_address_and_nothing_is_embedded_ag
     assert definitions(connection) == made
 
 
+def without_pages(connection):
+    """Make sessions what they were when only the request of their first page was kept."""
+    connection.execute(
+        """
+        ALTER TABLE embedding_studio.sessions DROP COLUMN pages;
+        DELETE FROM embedding_studio.schema_migrations WHERE number >= 21;
+        """
+    )
+
+
+def test_sessions_of_before_their_further_pages_were_kept_stay_and_are_continued(connection, postgres_url):
+    session = Session(session_id="s", collection="films", search_results=[{"object_id": "a"}])
+    page = FurtherPage(request=SearchRequest(offset=1), created_at=7, object_ids=("b",))
+    with closing(PostgresStorage(postgres_url)) as storage:
+        storage.collections.create("films", SearchIndexInfo(dimensions=3))
+        storage.clickstream.register_session(session)
+    made = tables(connection)
+    without_pages(connection)
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        before = storage.clickstream.get_session("s")
+        storage.clickstream.append_results("s", [SearchResultItem(object_id="b")], page)
+        after = storage.clickstream.get_session("s")
+
+    assert (before.pages, after.pages) == ((), (page,))
+    assert [result.object_id for result in after.search_results] == ["a", "b"]
+    assert tables(connection) == made
+
+
 def without_shown(connection):
     """Make sessions what they were when each of their results was a row."""
+    without_pages(connection)
     connection.execute(
         """
         CREATE TABLE embedding_studio.session_results (

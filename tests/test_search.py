@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,16 +20,19 @@ from embedding_studio.domain.objects import (
     CatalogueObject,
     Collection,
     Neighbour,
+    OwnPast,
     PersonalState,
     QueryMemory,
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
+    RecordedSession,
     SearchRequest,
     SearchResultItem,
     Session,
     SessionEvent,
 )
+from embedding_studio.domain.storable import as_json
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.errors import (
     CollectionNotFoundError,
@@ -40,6 +44,7 @@ from embedding_studio.errors import (
     SessionNotFoundError,
 )
 from embedding_studio.feedback.improve import Improver
+from embedding_studio.logs import own as own_log
 from embedding_studio.search import MAX_LIMIT, MAX_REACH, SearchPage, SearchService
 from embedding_studio.search.mixing import slots_of
 from embedding_studio.storage.memory import MemoryStorage
@@ -880,6 +885,105 @@ def test_what_a_search_asked_for_is_recorded_so_that_it_can_be_asked_again(memor
         settings="f00",
     )
     assert requests[1] == SearchRequest(limit=10, exploration_ratio=0.0, settings="f00")
+
+
+def some_request(rng: np.random.Generator) -> dict[str, Any]:
+    """Return options as a person might choose them who pages, filters and sorts."""
+    cheap = PayloadFilter.parse({"query": {"field": "angle", "range": {"gte": int(rng.integers(5, 40))}}})
+    return {
+        "limit": int(rng.integers(1, 4)),
+        "filter": cheap if rng.random() < 0.4 else None,
+        "sort_by": ("angle", "descending") if rng.random() < 0.2 else None,
+        "max_distance": float(rng.uniform(0.3, 1.2)) if rng.random() < 0.3 else None,
+        "exploration_ratio": float(rng.random()) if rng.random() < 0.6 else None,
+    }
+
+
+def some_state(rng: np.random.Generator) -> PersonalState:
+    moved = {f"at{degrees}": at(int(rng.integers(0, 80))) for degrees in rng.choice(ANGLES, 3, replace=False)}
+    near, far = (at(int(rng.integers(0, 40)))[0] for _ in "ab")
+    memories = memory_of(QUERY, near, sorted(moved)[:2], "a"), memory_of(at(20)[0], far, sorted(moved), "b")
+    return PersonalState(memories, moved)
+
+
+def set_state(storage: Storage, collection: Collection, state: PersonalState) -> None:
+    with storage.personal.learning(collection, ["ann"]) as transaction:
+        transaction.replace_states({"ann": state})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_page_of_a_session_is_ranked_again_as_it_was_shown(storage, arc, seed):
+    """What was learnt changes between the pages of a session, and pages are gone back to."""
+    rng = np.random.default_rng(seed)
+    arc = storage.collections.set_own_past(arc.name, OwnPast(1.0, 0.4, 0.9, 0.2))
+    service = SearchService(storage, exploration_ratio=0.3, settings="f00")
+    states = [some_state(rng)]
+    set_state(storage, arc, states[0])
+    now = 5_000
+    first = service.search(QUERY, user_id="ann", create_session=True, now=now, **some_request(rng))
+    shown = [(first, states[0])]
+    known = set(ids(first))
+    for _ in range(7):
+        if rng.random() < 0.5:
+            states.append(some_state(rng))
+            set_state(storage, arc, states[-1])
+        now += int(rng.integers(1, 200_000))
+        asked: dict[str, Any] = {"session_id": first.session_id, "now": now, **some_request(rng)}
+        page = service.search(
+            QUERY, user_id="ann", create_session=True, offset=int(rng.integers(0, 5)), **asked
+        )
+        if not known.issuperset(ids(page)):  # others are not kept: they show nothing new
+            shown.append((page, states[-1]))
+            known.update(ids(page))
+
+    [recorded] = storage.clickstream.scan()
+    assert len(recorded.session.pages) == len(shown) - 1
+    replayed, its_own = replayed_storage(recorded, arc, storage)
+    [told] = replayed.clickstream.scan()
+    log_before = storage.clickstream.get_session(first.session_id)
+    for number, (page, state) in enumerate(shown):
+        set_state(storage, arc, state)
+        set_state(replayed, its_own, state)
+        again = SearchService(storage).rank_again(recorded, number)
+        in_replay = SearchService(replayed).rank_again(told, number)
+
+        assert again.results == page.results
+        assert (again.next_page_offset, again.is_sorted) == (page.next_page_offset, page.is_sorted)
+        assert [(each.object_id, each.position, each.propensity) for each in in_replay.results] == [
+            (each.object_id, each.position, each.propensity) for each in page.results
+        ]
+        assert distances(in_replay) == pytest.approx(distances(page), abs=1e-6)
+    assert storage.clickstream.get_session(first.session_id) == log_before
+
+
+def replayed_storage(
+    recorded: RecordedSession, collection: Collection, storage: Storage
+) -> tuple[Storage, Collection]:
+    """Return a storage with the same objects, to which a session came as a line of an exported log."""
+    replayed = MemoryStorage()
+    own = replayed.collections.create(collection.name, collection.index)
+    own = replayed.collections.set_own_past(own.name, collection.own_past)
+    replayed.objects.upsert(own, storage.objects.scroll(collection))
+    entry, *_ = own_log.read(orjson.loads(as_json(own_log.session_row(recorded, vectors=True))))
+    assert isinstance(entry, RecordedSession)
+    replayed.clickstream.record([entry])
+    return replayed, own
+
+
+@pytest.mark.parametrize("page", [-1, 1])
+def test_a_page_that_was_not_recorded_is_not_ranked_again(storage, arc, page):
+    service = SearchService(storage)
+    service.search(QUERY, user_id="ann", create_session=True, session_id="s")
+    ranked = Session(session_id="by another system", search_results=[{"object_id": "at10"}])
+    storage.clickstream.register_session(ranked)
+    others, ours = storage.clickstream.scan()
+    if ours.session.request is None:
+        others, ours = ours, others
+
+    with pytest.raises(InvalidInputError, match=rf"page {page} of the session 's'.*1 pages were"):
+        service.rank_again(ours, page)
+    with pytest.raises(InvalidInputError, match=r"page 0 of the session 'by another system'.*0 pages were"):
+        service.rank_again(others)
 
 
 def test_a_recorded_request_given_back_ranks_the_same_first_page(storage, arc):

@@ -21,7 +21,9 @@ from embedding_studio.domain.objects import (
     SharedVote,
 )
 from embedding_studio.domain.sessions import (
+    FurtherPage,
     RecordedSession,
+    SearchRequest,
     SearchResultItem,
     Session,
     SessionEvent,
@@ -83,6 +85,12 @@ events = st.builds(
 
 pages = st.lists(object_ids, max_size=4, unique=True).map(
     lambda shown: [SearchResultItem(object_id=i, position=p) for p, i in enumerate(shown, start=2)]
+)
+further_pages = st.none() | st.builds(
+    FurtherPage,
+    request=st.builds(SearchRequest, offset=st.integers(0, 3)),
+    created_at=instants,
+    object_ids=st.lists(object_ids, max_size=3, unique=True).map(tuple),
 )
 
 
@@ -336,8 +344,10 @@ class TwoStorages(RuleBasedStateMachine):
         query=st.one_of(st.none(), queries_of_many_parts),
         done=st.lists(events, max_size=2),
         sender=st.sampled_from(["", "a key"]),
+        request=st.sampled_from([None, SearchRequest(limit=2)]),
+        further=further_pages,
     )
-    def record(self, *, session_ids, whose, shown, created_at, query, done, sender):
+    def record(self, *, session_ids, whose, shown, created_at, query, done, sender, request, further):
         recorded = [
             RecordedSession(
                 Session(
@@ -347,6 +357,8 @@ class TwoStorages(RuleBasedStateMachine):
                     created_at=created_at + k,
                     search_results=tuple(shown[k]),
                     events=tuple(done),
+                    request=request,
+                    pages=(further,) if further and k % 2 else (),
                 ),
                 query,
                 sender,
@@ -377,9 +389,9 @@ class TwoStorages(RuleBasedStateMachine):
             )
         )
 
-    @rule(session_id=session_ids, shown=pages)
-    def append(self, session_id, shown):
-        self.both(lambda s: s.clickstream.append_results(session_id, shown))
+    @rule(session_id=session_ids, shown=pages, page=further_pages)
+    def append(self, session_id, shown, page):
+        self.both(lambda s: s.clickstream.append_results(session_id, shown, page))
 
     @rule(done=st.lists(events, max_size=5))
     def push(self, done):

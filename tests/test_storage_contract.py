@@ -25,6 +25,7 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
+    FurtherPage,
     RecordedSession,
     SearchRequest,
     SearchResultItem,
@@ -1307,6 +1308,41 @@ def test_a_further_page_keeps_the_positions_of_what_was_shown(storage, films):
         ("d", 5),
     ]
     assert shown[1].rank is None
+
+
+def test_a_session_keeps_of_each_further_page_its_request_its_time_and_what_was_new_there(storage, films):
+    first, second, other = (SearchRequest(limit=2, offset=k, settings=str(k)) for k in (0, 2, 4))
+
+    def page_of(request, shown, at):
+        return FurtherPage(request=request, created_at=at, object_ids=tuple(shown))
+
+    def showing(shown, at, request=first, pages=()):
+        return recorded("s1", shown=shown, at=at, request=request, pages=pages)
+
+    storage.clickstream.record([showing("ab", 100)])
+    for shown, at in (("cd", 101), ("dc", 102)):  # the second time nothing is new
+        page = page_of(second, shown, at)
+        storage.clickstream.append_results("s1", [SearchResultItem(object_id=i) for i in shown], page)
+    storage.clickstream.append_results("s1", [SearchResultItem(object_id="e")])  # by whom is not known
+    storage.clickstream.record([showing("fa", 103), showing("gf", 104, request=None)])
+    storage.clickstream.record(
+        [showing("hij", 105, pages=[page_of(other, "ai", 99), page_of(other, "i", 98)])]
+    )
+
+    session = storage.clickstream.get_session("s1")
+    assert session.request == first
+    assert session.pages == (
+        page_of(second, "cd", 101),
+        page_of(first, "f", 103),
+        page_of(other, "i", 99),
+        page_of(first, "hj", 105),
+    )
+    assert sorted(result.object_id for result in session.search_results) == [*"abcdefghij"]
+    [of_log] = storage.clickstream.scan()
+    assert of_log.session.pages == session.pages
+    assert session.shown_before(2, page=1) == set("abg")  # f, h and i stand there, too, and came later
+    assert session.shown_before(3, page=2) == set("abcg")
+    assert session.shown_before(3) == set("abcfghij")
 
 
 def test_a_further_page_without_positions_goes_on_where_the_last_one_ended(storage, films):

@@ -262,6 +262,7 @@ class Session:
 
     Attributes:
         request: of the search that recorded it; None where another system searched.
+        pages: the further ones that showed something new: ``request``, ``created_at`` and ``object_ids``.
     """
 
     session_id: str
@@ -272,6 +273,7 @@ class Session:
     search_results: tuple[SearchResultItem, ...] = ()
     search_meta: JSON | None = None
     request: JSON | None = None
+    pages: tuple[JSON, ...] = ()
     is_irrelevant: bool = False
     events: tuple[SessionEvent, ...] = ()
 
@@ -279,7 +281,7 @@ class Session:
     def read(cls, told: JSON) -> "Session":
         results = tuple(_known(SearchResultItem, each) for each in told["search_results"])
         events = tuple(_known(SessionEvent, each) for each in told["events"])
-        return _known(cls, told, search_results=results, events=events)
+        return _known(cls, told, search_results=results, events=events, pages=tuple(told.get("pages", ())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -155,7 +156,7 @@ class SearchOptions(TypedDict, total=False):
 def _describe_recorded(schema: dict[str, Any]) -> None:
     """Let a JSON schema say what a recorded request is, which the service answers: nothing is open in it."""
     schema["description"] = (
-        "What a search asked for beside its query, kept so that its first page can be ranked again.\n\n"
+        "What a search asked for beside its query, kept so that it can be ranked again.\n\n"
         "Attributes:\n"
         "    filter: as it is sent over HTTP; ``PayloadFilter.parse`` reads it.\n"
         "    sort_by: a payload field, and the direction.\n"
@@ -174,7 +175,7 @@ def _describe_recorded(schema: dict[str, Any]) -> None:
 class SearchRequest(BaseModel):
     """What a search asks for beside its query: over HTTP, on the command line, in Python, and in the log.
 
-    A recorded one, given to a service again, ranks the same first page. ``check`` looks at its bounds, and
+    ``SearchService.rank_again`` ranks the page of a recorded one again. ``check`` looks at its bounds, and
     nothing does when it is made: what was recorded can be read whatever the bounds are by then.
 
     Attributes:
@@ -290,6 +291,39 @@ def _check_sort(given: SortBy) -> None:
         raise InvalidInputError(f"sort_by is {shown(given)}; {error}") from error
 
 
+class FurtherPage(BaseModel):
+    """A page that a session showed after its first, kept so that it can be ranked again.
+
+    Attributes:
+        request: of the search that showed it.
+        created_at: UTC seconds of that search.
+        object_ids: what it showed; of one that is recorded, what its session showed there for the first time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request: SearchRequest
+    created_at: int = Field(ge=0)
+    object_ids: tuple[Id, ...] = ()
+
+
+def pages_with(
+    there: Sequence[FurtherPage], given: Iterable[FurtherPage], new: AbstractSet[str]
+) -> tuple[FurtherPage, ...]:
+    """Return the pages of a session after further ones; a page that shows nothing new is left out.
+
+    Args:
+        new: what the session has not shown so far.
+    """
+    pages, left = list(there), set(new)
+    for page in given:
+        first_shown = tuple(object_id for object_id in page.object_ids if object_id in left)
+        if first_shown:
+            pages.append(page.model_copy(update={"object_ids": first_shown}))
+            left.difference_update(first_shown)
+    return tuple(pages)
+
+
 class Session(BaseModel):
     """One query and the results shown for it, in order.
 
@@ -297,6 +331,7 @@ class Session(BaseModel):
         created_at: UTC seconds; where it lies ahead, a second ago, so that searches of a right clock that
             come in the same second are the later ones.
         request: of the search that recorded the session; None where another system searched.
+        pages: those after the first that showed something new, in the order in which they were shown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -309,6 +344,7 @@ class Session(BaseModel):
     search_results: tuple[SearchResultItem, ...] = ()
     search_meta: Json | None = None
     request: SearchRequest | None = None
+    pages: tuple[FurtherPage, ...] = ()
     is_irrelevant: bool = False
     events: tuple[SessionEvent, ...] = ()
 
@@ -330,6 +366,28 @@ class Session(BaseModel):
         """Seconds from the search to the last event that counts; 0 without one, or if it is dated before."""
         latest = max((each.created_at for each in self.events if self.counts(each)), default=self.created_at)
         return max(latest - self.created_at, 0)
+
+    def as_further_pages(self) -> list[FurtherPage]:
+        """Return the pages that this session adds to one of the same id that is recorded already."""
+        if self.request is None:
+            return list(self.pages)
+        shown = tuple(result.object_id for result in self.search_results)
+        again = FurtherPage(request=self.request, created_at=self.created_at, object_ids=shown)
+        return [*self.pages, again]
+
+    def shown_before(self, offset: int, page: int | None = None) -> set[str]:
+        """Return what was shown at the positions up to ``offset``.
+
+        Args:
+            page: by the pages before this one, of which 0 is the first; None: by all.
+        """
+        later = () if page is None else self.pages[max(page - 1, 0) :]
+        not_yet = {object_id for each in later for object_id in each.object_ids}
+        return {
+            result.object_id
+            for result in self.search_results
+            if result.position is not None and result.position <= offset and result.object_id not in not_yet
+        }
 
     def counts(self, event: SessionEvent) -> bool:
         """Return whether an event is not dated so long before its search that one of the times is wrong."""

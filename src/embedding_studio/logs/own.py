@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from embedding_studio.domain.sessions import (
+    FurtherPage,
     RecordedSession,
     SearchRequest,
     SearchResultItem,
@@ -33,6 +34,8 @@ from embedding_studio.logs.entries import (
     seconds_of,
     type_of,
 )
+
+_PAGES: TypeAdapter[tuple[FurtherPage, ...]] = TypeAdapter(tuple[FurtherPage, ...])
 
 
 def speaks(row: Row) -> bool:
@@ -59,6 +62,7 @@ def read(row: Row) -> Sequence[Entry]:
             search_results=_results(row.get("results")),
             search_meta=_json(row.get("search_meta")),
             request=None if request is None else _request(request),
+            pages=_pages(row.get("pages")),
             is_irrelevant=row.get("is_irrelevant") is True,
         )
     except ValidationError as error:
@@ -106,6 +110,8 @@ def session_row(recorded: RecordedSession, *, vectors: bool) -> Row:
         ],
     }
     row |= session.model_dump(include={"search_meta", "request"}, exclude_none=True)
+    if session.pages:
+        row["pages"] = [page.model_dump(exclude_none=True) for page in session.pages]
     if session.is_irrelevant:
         row["is_irrelevant"] = True
     if recorded.query_vectors is not None and (vectors or not session.search_query):
@@ -159,6 +165,16 @@ def _json(given: object) -> dict[str, Any] | None:
 def _request(given: dict[str, Any]) -> SearchRequest:
     """Return a request; strictly, for a text may stand for a number that is not finite."""
     return SearchRequest.model_validate_json(orjson.dumps(given), strict=True)
+
+
+def _pages(given: object) -> tuple[FurtherPage, ...]:
+    """Return what is told of the pages after the first; strictly, as of a request."""
+    if given is None:
+        return ()
+    try:
+        return _PAGES.validate_json(orjson.dumps(check_json({"pages": given})["pages"]), strict=True)
+    except ValueError as error:
+        raise Unusable("a session whose pages are not as they should be") from error
 
 
 def _vectors(given: object) -> NDArray[np.float32] | None:

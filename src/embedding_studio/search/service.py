@@ -7,7 +7,7 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import numpy as np
@@ -20,6 +20,7 @@ from embedding_studio.domain.objects import Collection, NearMemories
 from embedding_studio.domain.sessions import (
     DEFAULT_COLLECTION,
     MAX_REACH,
+    FurtherPage,
     RecordedSession,
     SearchOptions,
     SearchRequest,
@@ -137,28 +138,29 @@ class SearchService:
         _check_ids(user_id, session_id)
         now = utc_timestamp() if now is None else now
         asked = self._asked(collection, query, user_id, now, is_checked_later=True)
-        text, offset, limit = asked.text, request.offset, request.limit
+        text, offset = asked.text, request.offset
         continued = session_id if offset > 0 else None
         shown = self._shown_before(continued, offset, user_id, text, collection) if continued else set()
         if create_session:
             session_id = session_id or str(uuid.uuid4())
 
-        def found(asked: _Asked) -> tuple[Lists, list[Slot], bool | None]:
+        def found(asked: _Asked) -> SearchPage:
             lists = asked.lists(self._storage, user_id, request, wanted)
-            with span("find the nearest", collection=asked.collection.name):
-                return lists, *_slots(lists, shown, rng, session_id)
+            return _page(lists, shown, rng, session_id, explain=explain)
 
         try:
-            lists, slots, is_sorted = found(asked)
+            page = found(asked)
         except (OutdatedError, CollectionNotFoundError):
             if asked.near.is_checked:
                 raise
             asked = self._asked(collection, query, user_id, now, earlier=asked)
-            lists, slots, is_sorted = found(asked)
-        results = _results(lists, slots[:limit], offset, explain=explain)
+            page = found(asked)
+        served = _served(page.results)
 
         if continued:
-            self._storage.clickstream.append_results(continued, _served(results))
+            object_ids = tuple(result.object_id for result in served)
+            further = FurtherPage(request=request, created_at=now, object_ids=object_ids)
+            self._storage.clickstream.append_results(continued, served, further)
         elif session_id is not None and create_session:
             session = Session(
                 session_id=session_id,
@@ -166,22 +168,43 @@ class SearchService:
                 user_id=user_id,
                 created_at=now,
                 collection=collection,
-                search_results=_served(results),
+                search_results=served,
                 request=request,
             )
             with span("record session"):
                 self._record(RecordedSession(session, asked.queries, sender))
-        more = len(slots) > limit and offset + 2 * limit <= MAX_REACH
-        return SearchPage(
-            results,
-            session_id if create_session else continued,
-            offset + limit if more else None,
-            asked.bend is not None,
-            asked.collection,
-            is_sorted,
-        )
+        return replace(page, session_id=session_id if create_session else continued)
 
     __call__ = search
+
+    def rank_again(self, recorded: RecordedSession, page: int = 0, *, explain: bool = False) -> SearchPage:
+        """Return a page of a recorded session as it is ranked now; nothing is recorded.
+
+        It is the page that was shown, if what is learnt and indexed, and the settings, are what they were.
+
+        Args:
+            recorded: the vectors of its query are compared, or if it has none its text is embedded.
+            page: 0 is the first, k is that of ``Session.pages[k - 1]``. Where exploration was drawn from an
+                ``rng`` that was given, another draw takes its place.
+
+        Raises:
+            InvalidInputError: the session has no such page, or another system ranked it.
+            EmbeddingError, EmbedderUnavailableError, CollectionNotFoundError: as ``search``.
+        """
+        session = recorded.session
+        if session.request is None or not 0 <= page <= len(session.pages):
+            raise InvalidInputError(
+                f"page {page} of the session {session.session_id!r} was not recorded with its request, "
+                f"but {len(session.pages) + (session.request is not None)} pages were"
+            )
+        shown_by = session.pages[page - 1] if page else None
+        request = self._resolved(shown_by.request if shown_by else session.request)
+        now = shown_by.created_at if shown_by else session.created_at
+        query = session.search_query if recorded.query_vectors is None else recorded.query_vectors
+        asked = self._asked(session.collection, query, session.user_id, now)
+        lists = asked.lists(self._storage, session.user_id, request, request.payload_filter)
+        shown = session.shown_before(request.offset, page) if page else set()
+        return _page(lists, shown, None, session.session_id, explain=explain)
 
     def rank(
         self,
@@ -399,11 +422,7 @@ class SearchService:
                 f"the session {session_id!r} is of another user, query or collection; "
                 "a further page needs those of the first"
             )
-        return {
-            result.object_id
-            for result in session.search_results
-            if result.position is not None and result.position <= offset
-        }
+        return session.shown_before(offset)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -445,6 +464,34 @@ def _few(vectors: Vectors) -> Vectors:
             f"the query has {len(vectors)} parts; at most {MAX_QUERY_PARTS} are compared, so make it shorter"
         )
     return vectors
+
+
+def _page(
+    lists: Lists,
+    shown: AbstractSet[str],
+    rng: np.random.Generator | None,
+    session_id: str | None,
+    *,
+    explain: bool,
+) -> SearchPage:
+    """Return a page that no session records.
+
+    Args:
+        shown: what earlier pages showed.
+        rng, session_id: as of ``SearchService.search``.
+    """
+    offset, limit = lists.request.offset, lists.request.limit
+    with span("find the nearest", collection=lists.collection.name):
+        slots, is_sorted = _slots(lists, shown, rng, session_id)
+    more = len(slots) > limit and offset + 2 * limit <= MAX_REACH
+    return SearchPage(
+        results=_results(lists, slots[:limit], offset, explain=explain),
+        session_id=None,
+        next_page_offset=offset + limit if more else None,
+        personalised=lists.bend is not None,
+        collection=lists.collection,
+        is_sorted=is_sorted,
+    )
 
 
 def _slots(

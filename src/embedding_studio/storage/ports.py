@@ -34,6 +34,7 @@ from embedding_studio.domain.objects import (
 from embedding_studio.domain.sessions import (
     DEFAULT_EVENT_WEIGHTS,
     EventDisposition,
+    FurtherPage,
     RecordedSession,
     Recording,
     SearchResultItem,
@@ -425,7 +426,8 @@ class Clickstream(Protocol):
 
         A session that is there already, of the same user, query and collection, by whichever of its names, is
         continued: what it shows for the first time is added, at the positions that it gives (a session
-        numbers its results from 1 on where it is not told), and its events are pushed.
+        numbers its results from 1 on where it is not told), as a further page if it has a request, and its
+        events are pushed.
 
         Raises:
             CollectionNotFoundError: the collection of one that is new does not exist. Nothing is stored.
@@ -449,8 +451,13 @@ class Clickstream(Protocol):
         """
         ...
 
-    def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
+    def append_results(
+        self, session_id: str, results: Sequence[SearchResultItem], page: FurtherPage | None = None
+    ) -> None:
         """Add a further page to what a session has shown; objects already shown keep their position.
+
+        Args:
+            page: kept with the session if it shows something new.
 
         If the session has an order, its user is marked, for what was passed over is learnt from too.
 

@@ -13,12 +13,14 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.domain.sessions import (
     EventDisposition,
+    FurtherPage,
     RecordedSession,
     Recording,
     SearchResultItem,
     Session,
     SessionDisposition,
     SessionEvent,
+    pages_with,
 )
 from embedding_studio.errors import ConflictError
 from embedding_studio.storage.memory.state import State, StoredSession
@@ -67,9 +69,11 @@ class MemoryClickstream:
             require_shown(session, positions)
             return False
 
-    def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
+    def append_results(
+        self, session_id: str, results: Sequence[SearchResultItem], page: FurtherPage | None = None
+    ) -> None:
         with self._state.lock:
-            self._show(self._state.stored_session(session_id), results)
+            self._show(self._state.stored_session(session_id), results, [] if page is None else [page])
 
     def push_events(
         self, events: Sequence[SessionEvent], *, may_wait: bool = True, sender: str = ""
@@ -272,8 +276,10 @@ class MemoryClickstream:
             bare = session.model_copy(update={"search_results": (), "events": ()})
             new = self._state.sessions[session.session_id] = StoredSession(bare, vectors, recorded.sender)
             self._state.of_user.setdefault(session.user_id, {})[session.session_id] = new
-        self._show(self._state.sessions[session.session_id], session.search_results)
-        return SessionDisposition.RECORDED if stored is None else SessionDisposition.CONTINUED
+            new.show(session.search_results)
+            return SessionDisposition.RECORDED
+        self._show(stored, session.search_results, session.as_further_pages())
+        return SessionDisposition.CONTINUED
 
     def _let_wait(
         self, events: Sequence[SessionEvent], dispositions: Sequence[EventDisposition], sender: str
@@ -296,11 +302,17 @@ class MemoryClickstream:
         of_early = iter(told)
         return [next(of_early) if each is UNKNOWN else each for each in dispositions]
 
-    def _show(self, stored: StoredSession, results: Sequence[SearchResultItem]) -> None:
-        before = len(stored.results)
+    def _show(
+        self, stored: StoredSession, results: Sequence[SearchResultItem], pages: Sequence[FurtherPage]
+    ) -> None:
+        before = set(stored.results)
         stored.show(results)
+        if not (new := stored.results.keys() - before):
+            return
+        kept = pages_with(stored.session.pages, pages, new)
+        stored.session = stored.session.model_copy(update={"pages": kept})
         placed = self._state.orders.get(stored.session.session_id)
-        if placed is not None and placed.order.user_id is not None and len(stored.results) > before:
+        if placed is not None and placed.order.user_id is not None:
             self._state.mark(placed.order.collection, placed.order.user_id)
 
     def remove_before(self, before: int, *, limit: int) -> Removed:

@@ -16,6 +16,7 @@ from embedding_studio.domain.sessions import (
     CLOCK_SECONDS,
     TAKEN_BACK,
     EventDisposition,
+    FurtherPage,
     RecordedSession,
     Recording,
     SearchRequest,
@@ -23,6 +24,7 @@ from embedding_studio.domain.sessions import (
     Session,
     SessionDisposition,
     SessionEvent,
+    pages_with,
     trusted,
 )
 from embedding_studio.domain.storable import as_json
@@ -59,7 +61,7 @@ from embedding_studio.storage.postgres.sql import in_schema, statements
 from embedding_studio.storage.postgres.votes import ask_voted, replace_votes
 
 Row = tuple[Any, ...]
-FIRST_OF_SHOWN = 8
+FIRST_OF_SHOWN = 9
 """The columns from here on in the row of a session are what it showed."""
 
 PAGE = 500
@@ -123,13 +125,16 @@ class PostgresClickstream:
 
         return self._insert_alone(recorded) or self._database.write(work)
 
-    def append_results(self, session_id: str, results: Sequence[SearchResultItem]) -> None:
+    def append_results(
+        self, session_id: str, results: Sequence[SearchResultItem], page: FurtherPage | None = None
+    ) -> None:
         def work(connection: Connection) -> None:
             rows = _stored(connection, [session_id])
             if session_id not in rows:
                 raise _not_found(session_id)
-            mark_learnt(connection, _show(connection, rows, {session_id: results}))
+            mark_learnt(connection, _show(connection, rows, {session_id: results}, {session_id: pages}))
 
+        pages = [] if page is None else [page]
         self._database.write(work)
 
     def push_events(
@@ -449,7 +454,7 @@ def _recorded(connection: Connection, rows: Sequence[Row]) -> list[RecordedSessi
 
 
 def _built_session(row: Row, events: tuple[SessionEvent, ...]) -> Session:
-    *fields, request, is_irrelevant = row[:FIRST_OF_SHOWN]
+    *fields, request, _, is_irrelevant = row[:FIRST_OF_SHOWN]
     session_id, search_query, user_id, created_at, collection, search_meta = fields
     return trusted(
         Session,
@@ -461,8 +466,22 @@ def _built_session(row: Row, events: tuple[SessionEvent, ...]) -> Session:
         search_results=_results(row),
         search_meta=search_meta,
         request=None if request is None else SearchRequest.model_validate(request),
+        pages=_pages(row),
         is_irrelevant=is_irrelevant,
         events=events,
+    )
+
+
+def _pages(row: Row) -> tuple[FurtherPage, ...]:
+    """Return what is kept of the pages after the first, of a session's row."""
+    return tuple(
+        trusted(
+            FurtherPage,
+            request=SearchRequest.model_validate(page["request"]),
+            created_at=page["created_at"],
+            object_ids=tuple(page["object_ids"]),
+        )
+        for page in row[FIRST_OF_SHOWN - 2] or ()
     )
 
 
@@ -570,6 +589,8 @@ def _session_row(recorded: RecordedSession) -> dict[str, Any]:
         row["search_meta"] = session.search_meta
     if session.request is not None:
         row["request"] = session.request.model_dump()
+    if session.pages:
+        row["pages"] = [page.model_dump() for page in session.pages]
     if recorded.sender:
         row["sender"] = recorded.sender
     if recorded.query_vectors is not None:
@@ -598,11 +619,13 @@ def _continue(
         for session, difference in zip(sessions, differences, strict=True)
     ]
     shown: dict[str, list[SearchResultItem]] = defaultdict(list)
+    pages: dict[str, list[FurtherPage]] = defaultdict(list)
     for session, same in zip(sessions, is_same, strict=True):
         if same:
             shown[session.session_id] += session.search_results
+            pages[session.session_id] += session.as_further_pages()
     became = [SessionDisposition.CONTINUED if same else SessionDisposition.TAKEN for same in is_same]
-    return became, _show(connection, rows, shown)
+    return became, _show(connection, rows, shown, pages)
 
 
 def _known(connection: Connection, sessions: Sequence[Session]) -> dict[str, Row]:
@@ -627,7 +650,10 @@ def _stored(connection: Connection, session_ids: Sequence[str]) -> dict[str, Row
 
 
 def _show(
-    connection: Connection, rows: Mapping[str, Row], shown: Mapping[str, Sequence[SearchResultItem]]
+    connection: Connection,
+    rows: Mapping[str, Row],
+    shown: Mapping[str, Sequence[SearchResultItem]],
+    pages: Mapping[str, Sequence[FurtherPage]],
 ) -> list[str]:
     """Add what sessions show for the first time, by session_id; return which show something new.
 
@@ -636,6 +662,7 @@ def _show(
 
     Args:
         rows: of the sessions, as they were just now.
+        pages: session_id -> on which pages they are shown, as far as that is known.
     """
     longer = [
         session_id
@@ -648,9 +675,17 @@ def _show(
         locked = connection.execute(_SQL["lock_sessions"], {"session_ids": longer})
         now = connection.execute(_SQL["get_sessions"], {"session_ids": longer}, binary=True)
     locked.fetchall()
-    added = ({"session_id": row[0]} | _columns(_with_new(_results(row), shown[row[0]])) for row in now)
+    added = (_longer(row, shown[row[0]], pages[row[0]]) for row in now)
     connection.execute(_SQL["show"], {"shown": _rows(added)})
     return longer
+
+
+def _longer(row: Row, shown: Sequence[SearchResultItem], pages: Sequence[FurtherPage]) -> dict[str, Any]:
+    """Return the columns of a session that shows more than its row says."""
+    results = _with_new(_results(row), shown)
+    new = {result.object_id for result in results}.difference(row[FIRST_OF_SHOWN])
+    kept = [page.model_dump() for page in pages_with(_pages(row), pages, new)]
+    return {"session_id": row[0], "pages": kept or None} | _columns(results)
 
 
 def _with_new(

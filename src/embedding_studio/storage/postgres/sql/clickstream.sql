@@ -2,12 +2,12 @@
 -- Those that are new and whose collection exists; in one order, so that two who bring the same do not wait in a circle.
 -- Where it is all that is done (is_all), not those for which events wait.
 INSERT INTO embedding_studio.sessions
-    (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, request,
+    (session_id, user_id, search_query, collection, created_at, is_irrelevant, search_meta, request, pages,
      query_vectors, query_dimensions, shown, positions, distances, personalised, propensities, metas, sender)
 SELECT *
 FROM json_to_recordset(%(sessions)s::json) AS given(
     session_id text, user_id text, search_query text, collection text, created_at bigint, is_irrelevant boolean,
-    search_meta jsonb, request jsonb, query_vectors bytea, query_dimensions int,
+    search_meta jsonb, request jsonb, pages jsonb, query_vectors bytea, query_dimensions int,
     shown text[], positions int[], distances float8[], personalised boolean[], propensities float8[], metas jsonb,
     sender text
 )
@@ -25,7 +25,7 @@ RETURNING session_id
 
 -- name: get_sessions
 SELECT
-    session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant,
+    session_id, search_query, user_id, created_at, collection, search_meta, request, pages, is_irrelevant,
     shown, positions, distances, personalised, propensities, metas
 FROM embedding_studio.sessions
 WHERE session_id = ANY(%(session_ids)s::text[])
@@ -56,10 +56,11 @@ SET shown = given.shown,
     distances = given.distances,
     personalised = given.personalised,
     propensities = given.propensities,
-    metas = given.metas
+    metas = given.metas,
+    pages = given.pages
 FROM json_to_recordset(%(shown)s::json) AS given(
     session_id text, shown text[], positions int[], distances float8[], personalised boolean[], propensities float8[],
-    metas jsonb
+    metas jsonb, pages jsonb
 )
 WHERE session.session_id = given.session_id
 
@@ -166,7 +167,7 @@ WHERE (session_id, event_id) IN (
 -- name: recent_sessions
 SELECT
     session.session_id, search_query, session.user_id, created_at, collection, search_meta, request,
-    is_irrelevant, shown, positions, distances, personalised, propensities, metas, sender, query_vectors,
+    pages, is_irrelevant, shown, positions, distances, personalised, propensities, metas, sender, query_vectors,
     query_dimensions
 FROM unnest(%(user_ids)s::text[]) AS given(user_id)
     CROSS JOIN LATERAL (
@@ -230,7 +231,7 @@ WHERE session.session_id = given.session_id
 
 -- name: scan
 SELECT
-    session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant,
+    session_id, search_query, user_id, created_at, collection, search_meta, request, pages, is_irrelevant,
     shown, positions, distances, personalised, propensities, metas, sender, query_vectors, query_dimensions
 FROM embedding_studio.sessions
 WHERE (created_at, session_id) > (%(after_at)s, %(after_id)s)
@@ -242,7 +243,7 @@ LIMIT %(limit)s
 
 -- name: latest
 SELECT
-    session_id, search_query, user_id, created_at, collection, search_meta, request, is_irrelevant,
+    session_id, search_query, user_id, created_at, collection, search_meta, request, pages, is_irrelevant,
     shown, positions, distances, personalised, propensities, metas
 FROM embedding_studio.sessions
 WHERE (created_at, session_id) < (%(before_at)s, %(before_id)s)
