@@ -3,19 +3,29 @@
 import socket
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 
 import httpx
+import numpy as np
+import psycopg
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from embedding_studio.api.app import create_app
 from embedding_studio.bootstrap import Context
+from embedding_studio.domain.index import SearchIndexInfo
+from embedding_studio.domain.keys import ApiKey
+from embedding_studio.domain.objects import CatalogueObject
+from embedding_studio.domain.sessions import RecordedSession, SearchResultItem, Session, SessionEvent
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.errors import InvalidSettingError, StorageUnavailableError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.feedback.worker import Worker
 from embedding_studio.settings import Settings
 from embedding_studio.storage.memory import MemoryStorage
+from embedding_studio.storage.ports import Storage
+from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.telemetry.listener import listening
 from embedding_studio.telemetry.metrics import Metrics, WorkerMetrics
 from test_api_service import samples, serving
@@ -239,3 +249,80 @@ def test_who_sends_a_request_too_slowly_is_hung_up_on(monkeypatch):
                     client.sendall(b"X")
                     time.sleep(0.05)
         assert httpx.get(url).status_code == 200
+
+
+def pages_read(postgres_url: str, storage_asked: Callable[[Storage], object]) -> int:
+    """Return how many pages of tables and indexes a storage reads that is opened for one thing."""
+    total = (
+        "SELECT coalesce(sum(heap_blks_hit + heap_blks_read + coalesce(idx_blks_hit + idx_blks_read, 0)), 0)"
+        " FROM pg_statio_user_tables"
+    )
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        [(before,)] = connection.execute(total)
+        with closing(PostgresStorage(postgres_url)) as storage:
+            storage_asked(storage)
+        limit = time.monotonic() + LONG
+        while connection.execute(others).fetchone() != (1,):  # who ends says before what it has read
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        [(after,)] = connection.execute(total)
+    return after - before
+
+
+def test_a_scrape_reads_as_much_however_much_was_ever_learnt(postgres_url):
+    """Sessions, events, orders that ended, states and keys: none is looked at.
+
+    What there is just now is counted: users in the queue and in quarantine, and events that wait.
+    """
+
+    def scraped(storage):
+        metrics = Metrics()
+        assert metrics.service  # without it no collection is asked about
+        exposed.append(told(metrics.exposition(storage)))
+
+    def learn(*user_ids):
+        with closing(PostgresStorage(postgres_url)) as storage:
+            sessions = [
+                RecordedSession(
+                    Session(
+                        session_id=f"of {user_id}",
+                        user_id=user_id,
+                        search_results=[SearchResultItem(object_id=each) for each in ("near", "far")],
+                        events=[SessionEvent(session_id=f"of {user_id}", object_id="far")],
+                    ),
+                    np.ones((1, 3), np.float32),
+                )
+                for user_id in user_ids
+            ]
+            storage.clickstream.record(sessions)
+            improver = Improver(storage, PassiveAggressiveAdjuster)
+            while storage.queue.info().waiting:
+                improver.improve_once(users=200)
+            for user_id in user_ids:
+                key = ApiKey(user_id, bytes(32), user_id, ("search",), expires_at=1)
+                storage.keys.add(key)
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE")
+
+    exposed: list[dict[str, float]] = []
+    with closing(PostgresStorage(postgres_url)) as storage:
+        collection = storage.collections.create("default", SearchIndexInfo(dimensions=3))
+        storage.objects.upsert(
+            collection, [CatalogueObject("near", np.eye(3)[:1]), CatalogueObject("far", np.eye(3)[1:2])]
+        )
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        for (table,) in connection.execute(
+            "SELECT relid::regclass::text FROM pg_stat_user_tables"
+        ).fetchall():
+            connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")  # type: ignore[arg-type]
+
+    learn("ann")
+    few = pages_read(postgres_url, scraped)
+    learn(*(f"user {number}" for number in range(1_000)))
+    many = pages_read(postgres_url, scraped)
+
+    assert [each['orders{status="done"}'] for each in exposed] == [1, 1_001]
+    assert all(each['queue_users{state="waiting"}'] == each["quarantined_users"] == 0 for each in exposed)
+    assert few > 0
+    assert many <= few + 5, (few, many)
