@@ -108,12 +108,7 @@ def faults(value: Any, place: str) -> Iterator[str]:
     """Yield what has no place in JSON or in the database, each named by its place."""
     match value:
         case Mapping():
-            for key, each in value.items():
-                if isinstance(key, str):
-                    yield from faults(key, f"the key {shown(key)} of {place}")
-                    yield from faults(each, f"{place}[{shown(key)}]")
-                else:
-                    yield f"{place} has the key {shown(key)}, a {type(key).__name__}; keys are texts"
+            yield from _faults_of_mapping(value, place)
         case list() | tuple():
             for number, each in enumerate(value):
                 yield from faults(each, f"{place}[{number}]")
@@ -127,6 +122,15 @@ def faults(value: Any, place: str) -> Iterator[str]:
                     yield from faults(json_value(value), place)
             except (ValueError, TypeError) as error:
                 yield f"{place}: {error}"
+
+
+def _faults_of_mapping(value: Mapping[Any, Any], place: str) -> Iterator[str]:
+    for key, each in value.items():
+        if isinstance(key, str):
+            yield from faults(key, f"the key {shown(key)} of {place}")
+            yield from faults(each, f"{place}[{shown(key)}]")
+        else:
+            yield f"{place} has the key {shown(key)}, a {type(key).__name__}; keys are texts"
 
 
 def check_json(given: dict[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,8 @@ containment (``@>``) are answered by the index on the payload.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any, assert_never
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -65,47 +64,54 @@ def tested(parameters: dict[str, Any], template: str, *values: Any) -> sql.Compo
     return sql.SQL(template).format(*map(sql.Placeholder, names))
 
 
-def _compile(  # noqa: C901, PLR0911, one case a kind of query
-    query: Query, parameters: dict[str, Any], instead: Instead | None
-) -> sql.Composable:
-    test = partial(tested, parameters)
-
-    def contains(field: str, candidates: Iterable[Any]) -> sql.Composable:
-        """Return whether the field is one of the candidates, or a list that holds all of one."""
-        payloads = [nested(keys, each) for keys in ways(field) for each in candidates]
-        return test(_CONTAINS, *payloads) if len(payloads) == 1 else test(_CONTAINS_ONE, payloads)
-
-    def found(template: str, field: str, which: str, value: Any) -> sql.Composable:
-        """Return whether the template holds by one of the ways to the field."""
-        return _one_of([test(template, f"{_path(keys)} ? ({which})", value) for keys in ways(field)])
-
+def _compile(query: Query, parameters: dict[str, Any], instead: Instead | None) -> sql.Composable:
     if instead is not None and (said := instead(query, parameters)) is not None:
         return said
     match query:
+        case BoolQuery():
+            return joined(" AND ", _clauses(query, parameters, instead))
+        case TermQuery() | TermsQuery() | ListHasAnyQuery() | ListHasAllQuery():
+            field, candidates = _wanted(query)
+            payloads = [nested(keys, each) for keys in ways(field) for each in candidates]
+            if len(payloads) == 1:
+                return tested(parameters, _CONTAINS, *payloads)
+            return tested(parameters, _CONTAINS_ONE, payloads)
+        case _:
+            field, template, which, value = _looked_for(query)
+            by_each = (f"{_path(keys)} ? ({which})" for keys in ways(field))
+            return _one_of([tested(parameters, template, path, value) for path in by_each])
+
+
+def _wanted(query: TermQuery | TermsQuery | ListHasAnyQuery | ListHasAllQuery) -> tuple[str, Sequence[Any]]:
+    """Return a field and its candidates: it is one of them, or a list that holds all of one."""
+    match query:
         case TermQuery(term=term):
-            return contains(term.field, [term.value])
+            return term.field, [term.value]
         case TermsQuery(terms=terms):
-            return contains(terms.field, terms.values)
+            return terms.field, terms.values
         case ListHasAnyQuery(any=wanted):
-            return contains(wanted.field, [[value] for value in wanted.values])
+            return wanted.field, [[value] for value in wanted.values]
         case ListHasAllQuery(all=wanted):
-            return contains(wanted.field, [list(wanted.values)])
+            return wanted.field, [list(wanted.values)]
+
+
+def _looked_for(
+    query: MatchQuery | MatchPhraseQuery | WildcardQuery | RangeQuery | ExistsQuery,
+) -> tuple[str, str, str, Any]:
+    """Return a field, the test of what stands there, what is looked at, as a JSON path, and a parameter."""
+    match query:
         case MatchQuery(match=text):
-            return found(_MATCHES, text.field, _IS_TEXT, text.value)
+            return text.field, _MATCHES, _IS_TEXT, text.value
         case MatchPhraseQuery(match_phrase=text):
-            return found(_HAS_PHRASE, text.field, _IS_TEXT, text.value)
+            return text.field, _HAS_PHRASE, _IS_TEXT, text.value
         case WildcardQuery(wildcard=text):
-            return found(_IS_LIKE, text.field, _IS_TEXT, text.value.translate(_LIKE))
+            return text.field, _IS_LIKE, _IS_TEXT, text.value.translate(_LIKE)
         case RangeQuery(field=field, range=bounds):
             given = bounds.bounds()
             within = " && ".join(f"@ {_BOUNDS[bound]} ${bound}" for bound in given)
-            return found(_EXISTS, field, within, Jsonb(given))
+            return field, _EXISTS, within, Jsonb(given)
         case ExistsQuery(field=field):
-            return found(_EXISTS, field, "@ != null", Jsonb({}))
-        case BoolQuery():
-            return joined(" AND ", _clauses(query, parameters, instead))
-        case _:
-            assert_never(query)
+            return field, _EXISTS, "@ != null", Jsonb({})
 
 
 def _clauses(
