@@ -14,7 +14,7 @@ PAGES = ("*.md", "docs/*.md", "docs/images/*.png", "examples/*.md", "integration
 
 
 def main(site: Path) -> int:
-    """Build into a folder, which is made anew; return the exit status of the generator."""
+    """Build into a folder, which is made again; return the exit status of the generator."""
     with tempfile.TemporaryDirectory() as folder:
         for page in (path for pattern in PAGES for path in ROOT.glob(pattern)):
             copy = Path(folder) / "pages" / page.relative_to(ROOT)

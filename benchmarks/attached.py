@@ -6,7 +6,7 @@ A table with pgvector is always measured; Qdrant's own engine (behind the server
 its own), LanceDB, and the Milvus at MILVUS_URL where they are installed. By hand is what their documentation
 shows: ten results with id and payload, at the effort that they have by default. All are asked the same
 queries in turns, in one thread, and medians are compared. With --markdown the figures of that page are
-written anew; its words stay.
+rewritten; its words stay.
 
 Axes: N objects · D dimensions.
 """
@@ -343,7 +343,7 @@ def main() -> None:
         "--data", type=Path, help="folder with cranfield, nfcorpus and movielens; else made vectors"
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers to this file")
-    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the figures of this page anew")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="rewrite the figures of this page")
     arguments = parser.parse_args()
     size, queries = (4_000, 20) if arguments.quick else (20_000, 60)
     given = catalogue("one", arguments.data, size, 1, queries)

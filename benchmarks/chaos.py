@@ -55,7 +55,7 @@ CLIENTS = 3
 USERS_OF_EACH = 12
 DISK_MB = 512
 RESTART_SECONDS = 0.1
-"""As systemd waits before it starts a service anew, where nothing else is said."""
+"""As systemd waits before it restarts a service, where nothing else is said."""
 PATIENCE_SECONDS = 240.0
 """At the end, for the last requests to be answered, and then for all orders to end."""
 
@@ -619,7 +619,7 @@ the adjuster may fail, and no other.
 {counted}
 
 How many seconds it took until searches were answered again, without fail until the next thing was done.
-*Since ready* is from when a service that was started anew said that it serves, else the same. A service takes
+*Since ready* is from when a service that was restarted said that it serves, else the same. A service takes
 some seconds to start: where searches must not wait for it, let two of them run on one database behind a
 proxy.
 

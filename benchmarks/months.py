@@ -553,7 +553,7 @@ def difference(
 ) -> dict[str, float]:
     """Return how two methods differ, mean over searches; the interval is 95 % over users of all worlds.
 
-    A user is drawn anew with all searches. That users of one world hear of each other is not accounted for.
+    A user is resampled with all searches. That users of one world hear of each other is not accounted for.
     """
     each = np.concatenate(mine) - np.concatenate(other)
     names = np.concatenate([[world.seed * 100_000 + asked.user for asked in world.asked] for world in worlds])

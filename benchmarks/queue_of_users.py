@@ -2,7 +2,7 @@
 
     python benchmarks/queue_of_users.py [--quick] [--json OUT]
 
-Claims behind one user with 5,000 sessions, everyone anew, orders that are counted and placed behind many
+Claims behind one user with 5,000 sessions, re-learning all, orders that are counted and placed behind many
 done ones, a flood of events by one user, clicks while a large catalogue is loaded, and workers that are
 killed again and again.
 """
@@ -129,7 +129,7 @@ def measure_claims(bench: Bench, rounds: int, everyone: int) -> None:
     bench.users("every ", everyone)
     collections = bench.context.storage.collections
     took = milliseconds(lambda: collections.order_for_everyone("default"))
-    bench.tell(f"everyone anew, {everyone:,} users, one statement, s", took / 1000)
+    bench.tell(f"re-learning all, {everyone:,} users, one statement, s", took / 1000)
     bench.tell("claiming 100 of them, ms", milliseconds(lambda: queue.claim(users=100, lease_seconds=60)))
     bench.connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.queue CASCADE")
 

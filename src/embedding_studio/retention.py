@@ -1,4 +1,4 @@
-"""How long the log is kept: what is older goes, and who learnt from it is folded anew from what is left."""
+"""How long the log is kept: what is older goes, and who learnt from it is folded again from what is left."""
 
 import logging
 import re

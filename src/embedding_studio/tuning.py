@@ -1,7 +1,7 @@
 """What a collection learns from its log for all users: its gate, and how much a user's own past counts.
 
 Both are read by each search and by nothing else: what is folded for a user does not depend on them. So
-nothing has to be learnt anew, and the next search of every process uses what was stored.
+nothing has to be re-learnt, and the next search of every process uses what was stored.
 """
 
 import logging

@@ -180,7 +180,7 @@ def test_each_tab_has_people_of_its_own_and_a_reload_goes_on_where_it_was(demo, 
     assert page.locator(".tour p").inner_text() == told
     expect(page.locator("#query")).to_have_value(SHOP.scenes[0].reworded)
 
-    page.get_by_role("button", name="Begin anew").click()
+    page.get_by_role("button", name="Start again").click()
     settle(page)
 
     expect(page.locator(".ada .clicks")).to_have_text("has clicked nothing yet")

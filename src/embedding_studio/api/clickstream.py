@@ -422,7 +422,7 @@ def mark_session_irrelevant(body: SessionIdBody, context: InContext, caller: InC
     "/internal/session/use-for-improvement", operation_id="use_session_for_improvement", dependencies=[ADMIN]
 )
 def use_session_for_improvement(body: SessionIdBody, context: InContext) -> SessionForImprovement:
-    """Place an order to learn from a session, or place it anew."""
+    """Place an order to learn from a session, or place it again."""
     return context.sessions_for_improvement.create(
         schema=SessionForImprovementCreateSchema(session_id=body.session_id)
     )

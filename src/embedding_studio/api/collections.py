@@ -134,7 +134,7 @@ def create_collection(body: CollectionBody, context: InContext) -> CollectionInf
 
 @router.put("/aliases/{alias:id}", operation_id="set_alias", dependencies=[ADMIN])
 def set_alias(alias: Name, body: AliasBody, context: InContext) -> AliasInfo:
-    """Let an alias stand for a collection from now on; what was learnt under it is learnt anew there."""
+    """Let an alias stand for a collection from now on; what was learnt under it is re-learnt there."""
     context.storage.collections.set_alias(alias, body.collection)
     return AliasInfo(alias=alias, collection=body.collection)
 

@@ -59,7 +59,7 @@ def get_order(session_id: SessionId, context: InContext) -> SessionForImprovemen
 
 @router.post("/orders/{session_id:id}/retry", operation_id="retry_order")
 def retry_order(session_id: SessionId, context: InContext) -> SessionForImprovement:
-    """Place an order anew, whatever became of it: it is pending and has no attempts behind it."""
+    """Place an order again, whatever became of it: it is pending and has no attempts behind it."""
     context.sessions_for_improvement.get(session_id)
     return context.sessions_for_improvement.create(
         schema=SessionForImprovementCreateSchema(session_id=session_id)

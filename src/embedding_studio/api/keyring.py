@@ -87,7 +87,7 @@ class KeyRing:
         task.add_done_callback(self._noting.discard)
 
     def forget(self, key_id: str) -> None:
-        """Let a key be read anew when it is next asked for; what is being read just now is not held."""
+        """Let a key be read again when it is next asked for; what is being read just now is not held."""
         self._asking.pop(key_id, None)
         self._held.pop(key_id, None)
 

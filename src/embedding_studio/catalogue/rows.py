@@ -96,7 +96,7 @@ class Part:
 
 
 class Rows:
-    """The rows of a catalogue file, read anew whenever they are iterated.
+    """The rows of a catalogue file, read again whenever they are iterated.
 
     Args:
         path: where it is read.

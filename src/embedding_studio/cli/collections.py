@@ -98,7 +98,7 @@ def drop(
 
 @collections.command()
 def alias(alias: AliasArgument, collection: CollectionArgument, *, url: Url = None) -> None:
-    """Let an alias stand for a collection from now on; what was learnt under it is learnt anew there."""
+    """Let an alias stand for a collection from now on; what was learnt under it is re-learnt there."""
     with opened_service(url) as service:
         service.set_alias(alias, collection)
     err.print(f"{alias!r} stands for {collection!r} from now on.")

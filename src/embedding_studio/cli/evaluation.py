@@ -86,7 +86,7 @@ def evaluate(
     ] = None,
     parts: Annotated[
         int | None,
-        typer.Option(min=1, help="Split items at sentences into at most so many parts, and embed them anew."),
+        typer.Option(min=1, help="Split items at sentences into at most so many parts, and embed these."),
     ] = None,
     storage: Annotated[Place, typer.Option(help="Where to learn; the rankings are the same.")] = Place.MEMORY,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,

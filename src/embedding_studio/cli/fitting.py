@@ -170,7 +170,7 @@ def _of_file(file: Path, tuned: "TunedSettings", *, is_written: bool) -> str:
     if is_written:
         return (
             f"{file} has them now: a process reads .env of its working folder when it starts, and variables "
-            "of the environment outweigh it. `embedding-studio improve --everyone` then learns all users anew"
+            "of the environment outweigh it. `embedding-studio improve --everyone` then re-learns all users"
         )
     return f"{file} is as it was" + ("" if tuned.changes else ", since nothing is recommended")
 

@@ -51,7 +51,7 @@ def _learn(context: "Context", when_ready: Callable[[], None]) -> None:
 def improve(
     *,
     everyone: Annotated[
-        bool, typer.Option("--everyone", help="Learn all users anew, as after a setting has changed.")
+        bool, typer.Option("--everyone", help="Re-learn all users, as after a setting has changed.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +65,7 @@ def improve(
             names = [each.name for each in context.storage.collections.list()]
             ordered = sum(map(context.storage.collections.order_for_everyone, names))
             err.print(
-                f"{ordered} users are to be learnt anew, here or by whatever other worker takes them first."
+                f"{ordered} users are to be re-learnt, here or by whatever other worker takes them first."
             )
         while (report := improver.improve_once(users=context.settings.users_per_batch)).users:
             users += report.users

@@ -71,7 +71,7 @@ def replay(
         Path | None, typer.Option(help="A text for these pages that says what log this is.")
     ] = None,
 ) -> None:
-    """Rank the searches of a log anew, each at its own time by each method, and compare with plain search."""
+    """Rank the searches of a log, each at its own time by each method, and compare with plain search."""
     check_writable(json_file, html, markdown)
     # Quiet, for it would tell of replayed days, not of today.
     with opened_context() as context, quiet("embedding_studio.tuning"), shown_progress() as show:

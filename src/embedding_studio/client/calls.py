@@ -347,7 +347,7 @@ def drop_collection(name: str) -> Call[None]:
 
 
 def set_alias(alias: str, collection: str) -> Call[None]:
-    """Let an alias stand for a collection from now on; what was learnt under it is learnt anew there."""
+    """Let an alias stand for a collection from now on; what was learnt under it is re-learnt there."""
     path = f"{API}/collections/aliases/{_in_path(alias)}"
     return Call("PUT", path, _nothing, {"collection": collection})
 
@@ -386,7 +386,7 @@ def order_counts() -> Call[dict[str, int]]:
 
 
 def retry_order(session_id: str) -> Call[answers.SessionForImprovement]:
-    """Place an order anew, whatever became of it."""
+    """Place an order again, whatever became of it."""
     return _posted(
         f"/improvement/orders/{_in_path(session_id)}/retry", answers.SessionForImprovement.read, None
     )

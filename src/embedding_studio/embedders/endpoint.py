@@ -45,7 +45,7 @@ class Endpoint:
 
     Requests run in an event loop of their own, whose thread starts with the first. Only so is a deadline one
     for all that a request may wait for (names, several addresses, an answer that comes in drops), and ends at
-    once what is given up: a timeout of a socket begins anew with each address and each drop.
+    once what is given up: a timeout of a socket begins again with each address and each drop.
     """
 
     def __init__(

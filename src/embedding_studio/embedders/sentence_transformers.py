@@ -183,7 +183,7 @@ def _splitting(model: Any, *prompts: str) -> tuple[int, TextSplitter | None]:
         return part_tokens, TextSplitter.from_callback(
             lambda text: len(tokenizer.tokenize(text)), part_tokens
         )
-    copied = type(own).from_str(own.to_str())  # the model's own is set anew in each call
+    copied = type(own).from_str(own.to_str())  # the model's own is set again in each call
     copied.no_truncation()
     copied.no_padding()
     return part_tokens, TextSplitter.from_huggingface_tokenizer(copied, part_tokens)

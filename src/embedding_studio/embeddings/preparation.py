@@ -52,12 +52,12 @@ def check_vectors(index: SearchIndexInfo, vectors: ArrayLike, what: str) -> Vect
     if not np.isfinite(squares).all():
         part = int(np.flatnonzero(~np.isfinite(squares))[0])
         raise InvalidVectorsError(
-            f"part {part} of {what} is not finite, or longer than float32 can square; embed it anew"
+            f"part {part} of {what} is not finite, or longer than float32 can square; embed it again"
         )
     if index.metric_type is MetricType.COSINE and (squares < SMALLEST_SQUARE).any():
         part = int(np.flatnonzero(squares < SMALLEST_SQUARE)[0])
         raise InvalidVectorsError(
-            f"part {part} of {what} is zero, which has no direction to compare by cosine; embed it anew, "
+            f"part {part} of {what} is zero, which has no direction to compare by cosine; embed it again, "
             "or leave it out"
         )
     return checked

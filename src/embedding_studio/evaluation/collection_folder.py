@@ -363,12 +363,12 @@ def _check_same_model(path: Path, vectors: Vectors, texts: Sequence[str], embedd
     if again.shape != stored.shape:
         raise InvalidDataError(
             f"{path} has {stored.shape[1]} dimensions, the embedder {embedder.name!r} {again.shape[1]}; "
-            "name the embedder that made the file, or delete the .npy files to embed anew"
+            "name the embedder that made the file, or delete the .npy files to embed again"
         )
     lengths = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)
     cosine = float(np.median(np.einsum("nd,nd->n", again, stored) / lengths))
     if cosine < SAME_MODEL_COSINE:
         raise InvalidDataError(
             f"{path} was not made by the embedder {embedder.name!r} (cosine {cosine:.2f} to its vectors"
-            "); name the embedder that made the file, or delete the .npy files to embed anew"
+            "); name the embedder that made the file, or delete the .npy files to embed again"
         )

@@ -226,7 +226,7 @@ def _results(
 def compared(
     user_ids: Sequence[str], values: NDArray[np.float64], kept: NDArray[np.float64], seed: int
 ) -> list[ReplayedSlice]:
-    """Return what each method comes to; users are drawn anew with all their searches.
+    """Return what each method comes to; users are resampled with all their searches.
 
     Args:
         user_ids: [N], who searched.

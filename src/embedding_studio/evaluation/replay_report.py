@@ -21,7 +21,7 @@ METHOD_MEANINGS = {
     "counts": "what anyone clicked most for exactly the same query, then plain search; it protects nobody",
 }
 HOW = (
-    "Each search is ranked anew at its own time, from what had been clicked before its second began, by the "
+    "Each search is ranked again at its own time, from what had been clicked before its second began, by the "
     "code that serves; then its clicks are learnt. What was clicked is taken to be what was wanted. RR is "
     "its mean reciprocal rank: 1 where it stands first, 1/2 where it stands second. nDCG@10, hit@1 and hit@5 "
     "say how high it stands among the first ten, whether it stands first, and whether it is among the first "

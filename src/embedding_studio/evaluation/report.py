@@ -64,7 +64,7 @@ def markdown(evaluations: Sequence[Evaluation], command: str) -> str:
         "```",
         "",
         "Each user searches, is shown ten results, clicks some of them, and the product learns: the same",
-        "search, the same learning and the same code as in service. Afterwards each query is ranked anew and",
+        "search, the same learning and the same code as in service. Then each query is ranked again and",
         "compared with plain search. A cell is the mean difference in nDCG@10 with its 95 % bootstrap",
         "interval over users; in brackets the share of users better / worse by more than .01.",
         *(
@@ -276,7 +276,7 @@ svg {{ max-width: 100%; height: auto; }}
 <body>
 <h1>Does learning from clicks help?</h1>
 <p>Simulated users search, are shown ten results, click, and the product learns. Every query is then ranked
-anew and compared with plain search, or with the method that a heading names, in nDCG@10 (gain is the grade,
+again and compared with plain search, or with the method that a heading names, in nDCG@10 (gain is the grade,
 as in trec_eval). Bands and intervals: 95 % bootstrap over users. Better and worse: share of users by more
 than .01. Identical: share of result lists that are the same, object by object and distance by distance.</p>
 <dl>{meanings}</dl>

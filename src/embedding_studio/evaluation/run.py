@@ -1,7 +1,7 @@
 """Simulated users live with a method, session by session, and what they find is measured.
 
 Each session: rank by the user's present state, show ten, simulate clicks, learn. After 1, 3 and all
-sessions, and before the first where others searched beforehand, every slice is ranked anew and compared
+sessions, and before the first where others searched beforehand, every slice is ranked again and compared
 with the baseline, which is plain search unless another method is named, query by query.
 """
 

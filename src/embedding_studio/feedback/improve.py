@@ -269,7 +269,7 @@ class Improver:
         ]
 
     def _learn(self, name: str, entries: Sequence[QueueEntry], in_hand: _InHand) -> list[OrderOutcome]:
-        """Fold these users anew."""
+        """Fold these users again."""
         collection = self._storage.collections.get(name)
         users = sorted(entry.user_id for entry in entries)
         recent = self._storage.clickstream.recent_sessions(collection, users, self._max_sessions_per_user)

@@ -192,7 +192,7 @@ def _storable(given: CatalogueText) -> CatalogueText:
 
 @dataclass(frozen=True, slots=True)
 class _ContentHash:
-    """What tells whether an object must be embedded (its text) or only stored (its payload) anew."""
+    """What tells whether an object must be embedded (its text) or only stored (its payload) again."""
 
     text: str
     payload: str

@@ -207,7 +207,7 @@ class WorkerMetrics:
         self._attached = Counter(
             "embedding_studio_attached_originals",
             "Objects of attached collections that something was learnt from, and whose original changed or "
-            "is gone since: copies of it are left out, and who met it is learnt anew.",
+            "is gone since: copies of it are left out, and who met it is re-learnt.",
             ["became"],
             registry=registry,
         )

@@ -31,7 +31,7 @@ export const sum = ({ now }, name, where = () => true) => {
   return found.length ? found.reduce((total, each) => total + each.value, 0) : null;
 };
 
-/** By how much a counter grew in a minute, from each moment to the next; a process that began anew counts from 0. */
+/** By how much a counter grew in a minute, from each moment to the next; a process that restarted counts from 0. */
 export const perMinute = (moments, name) => moments.map((moment, index) => {
   if (index === 0) return null;
   const before = moments[index - 1];

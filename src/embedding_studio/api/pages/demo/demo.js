@@ -86,7 +86,7 @@ const Tour = ({ step, shown, isBusy, onNext, onStart, does }) => {
   if (step === null) {
     return html`<aside class="tour ended" aria-label="Tour">
       <p>Search for anything, click as either of them.</p>
-      <button type="button" aria-disabled=${isBusy} onClick=${onStart}>Begin anew</button>
+      <button type="button" aria-disabled=${isBusy} onClick=${onStart}>Start again</button>
     </aside>`;
   }
   const { text, button } = STEPS[step];
@@ -95,7 +95,7 @@ const Tour = ({ step, shown, isBusy, onNext, onStart, does }) => {
     <p aria-live="polite">${text(shown)}</p>
     <div class="buttons">
       <button type="button" class="first" aria-disabled=${isBusy} onClick=${onNext}>${button(shown)}</button>
-      ${step > 0 && html`<button type="button" class="quiet" aria-disabled=${isBusy} onClick=${onStart}>Begin anew</button>`}
+      ${step > 0 && html`<button type="button" class="quiet" aria-disabled=${isBusy} onClick=${onStart}>Start again</button>`}
       <button type="button" class="quiet" onClick=${does.endTour}>Skip</button>
     </div>
   </aside>`;
@@ -161,7 +161,7 @@ const Demo = () => {
   const [isBusy, setBusy] = useState(true);
   const [trouble, setTrouble] = useState(null);
   const [needsKey, setNeedsKey] = useState(false);
-  const now = useRef({}); // what the last action left, for those that follow before the page is drawn anew
+  const now = useRef({}); // what the last action left, for those that follow before the page is redrawn
 
   const refresh = async () => {
     const { subject, query, withOthers } = now.current;

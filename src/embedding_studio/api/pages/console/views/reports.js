@@ -194,7 +194,7 @@ const TunedSettings = ({ result }) => {
   const reach = Math.max(0.01, ...differences.flatMap(({ low, high }) => [Math.abs(low), Math.abs(high)]));
   return html`
     <p class="verdicts">${told}</p>
-    ${Object.keys(changes).length > 0 && html`<p class="lead">Set them in the environment of the service, or in its file <code>.env</code>, and start it anew.</p>`}
+    ${Object.keys(changes).length > 0 && html`<p class="lead">Set them in the environment of the service, or in its file <code>.env</code>, and restart it.</p>`}
     <h2>Judged on the later searches</h2>
     <p class="lead">By how much higher (right) or lower (left) what was clicked stands, as mean reciprocal rank; the bar is the 95 % interval over users.</p>
     <table class="intervals">
