@@ -704,7 +704,7 @@ def test_a_table_that_is_away_makes_a_clear_503_and_the_next_worker_tries_again(
 
     assert answer.status_code == 503
     assert "the store that this collection is attached to" in answer.json()["detail"]
-    assert "; put it back, or drop the collection and attach anew" in caplog.text or "was: " in caplog.text
+    assert "; put it back, or drop the collection and attach again" in caplog.text or "was: " in caplog.text
     assert "Traceback" not in caplog.text
     assert metrics.status_code == 200
     assert ready.json()["collections"][0]["objects"] is None

@@ -688,7 +688,7 @@ EVERY_CALL: list[calls.Call[Any]] = [
 ]
 
 NOT_COVERED = {
-    "use_session_for_improvement": "a click places the order; retry_order places it anew",
+    "use_session_for_improvement": "a click places the order; retry_order places it again",
     "list_sessions": "the console's",
     "get_user_state": "as above",
     "get_user_map": "as above",

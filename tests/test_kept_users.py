@@ -77,7 +77,7 @@ def test_memories_and_vectors_that_a_search_reads_are_of_one_state(two, postgres
     here, there = two
     films = fill(here)
     learn(here, films, ["o060"])
-    if is_kept:  # as of another state, so that all is read anew
+    if is_kept:  # as of another state, so that all is read again
         found(here)
         learn(there, films, ["o060"])
     schema = f"collection_{films.collection_id}"

@@ -1827,7 +1827,7 @@ def test_the_latest_different_queries_are_those_of_anybody_under_any_name(storag
     search(storage, "s1", search_query="wing", query=(1, 0, 0), at=100)
     search(storage, "s2", "bob", search_query="cone", query=(0, 1, 0), at=101)
     search(storage, "s3", None, search_query="heat", query=(0, 0, 1), at=102, collection="best")
-    search(storage, "s4", search_query="wing", query=(1, 0, 2), at=103)  # embedded anew
+    search(storage, "s4", search_query="wing", query=(1, 0, 2), at=103)  # embedded again
     search(storage, "s5", search_query="irrelevant", is_irrelevant=True, at=104)
     search(storage, "s6", search_query="of another collection", collection="books", at=104)
     search(storage, "s7", search_query="not embedded", query=None, at=104)

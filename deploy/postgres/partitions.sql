@@ -2,7 +2,7 @@
 --
 --     psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -f deploy/postgres/partitions.sql
 --
--- One transaction, in which every row is written anew: stop the services and workers, and have as much disk free again.
+-- One transaction, in which every row is rewritten: stop the services and workers, and have as much disk free again.
 -- What is spread already stays as it is, so run it once more after a collection was made, or with more partitions for
 -- what is still one table. All statements of the program are the same with and without.
 BEGIN;

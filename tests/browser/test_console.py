@@ -474,7 +474,7 @@ def test_a_session_shows_what_was_clicked_and_what_can_be_done(shop, page, troub
     page.get_by_role("dialog").get_by_role("button", name="Mark irrelevant").click()
     expect(page.locator(".panel")).to_contain_text("Marked irrelevant")
     page.get_by_role("button", name="Quarantine ada").click()
-    with page.expect_request_finished(lambda asked: f"/orders/{session}" in asked.url):  # anew, after it
+    with page.expect_request_finished(lambda asked: f"/orders/{session}" in asked.url):  # again, after it
         page.get_by_role("dialog").get_by_role("button", name="Quarantine ada").click()
     expect(page.get_by_role("dialog")).to_have_count(0)
 

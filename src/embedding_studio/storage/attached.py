@@ -453,7 +453,7 @@ def advice_on_dimensions(collection: Collection, dimensions: int) -> list[str]:
     if dimensions == collection.index.dimensions:
         return []
     told = f"its vectors have {dimensions} dimensions by now, and the collection has "
-    return [f"{told}{collection.index.dimensions}: nothing is found; drop the collection and attach anew"]
+    return [f"{told}{collection.index.dimensions}: nothing is found; drop the collection and attach again"]
 
 
 def check_dimensions(what: str, dimensions: int) -> None:

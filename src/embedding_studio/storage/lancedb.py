@@ -306,9 +306,8 @@ class LanceDB:
                 raise AttachedUnavailableError(
                     f"{self._told()} did not answer in time; is STATEMENT_SECONDS enough?"
                 ) from error
-            remedy = (
-                "; put it back, or drop the collection and attach anew" if "not found" in said.lower() else ""
-            )
+            is_gone = "not found" in said.lower()
+            remedy = "; put it back, or drop the collection and attach again" if is_gone else ""
             raise AttachedUnavailableError(f"{self._told()} cannot be read: {said}{remedy}") from error
 
     def _told(self) -> str:

@@ -185,7 +185,7 @@ class Milvus:
         advice = advice_on_dimensions(collection, index.dimensions or 0)
         if index.metric_type is not collection.index.metric_type:
             advice.append(
-                f"its index compares by {index.metric_type.value} by now; drop the collection and attach anew"
+                f"its index compares by {index.metric_type.value} now; drop the collection and attach again"
             )
         told = (
             f"{attached}, only read, by {attached.object_id} and {attached.vector}, found by its index {name}"
@@ -357,7 +357,7 @@ class Milvus:
             said = error.message.partition("\n")[0].partition("expression")[0]  # what was asked follows
             remedy = ""
             if "not found" in said or "can't find" in said:
-                remedy = "; put it back, or drop the collection and attach anew"
+                remedy = "; put it back, or drop the collection and attach again"
             elif "not loaded" in said:
                 remedy = "; load the collection there"
             raise AttachedUnavailableError(f"{self._told()} cannot be read: {said}{remedy}") from error

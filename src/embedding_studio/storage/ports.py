@@ -259,7 +259,7 @@ class Collections(Protocol):
         ...
 
     def set_alias(self, alias: str, name: str) -> None:
-        """Let an alias stand for a collection from now on, and have its users folded anew.
+        """Let an alias stand for a collection from now on, and have its users folded again.
 
         The sessions recorded under the alias are folded against the collection's objects; where it stood
         for another collection before, what was learnt from them there is unlearnt.
@@ -277,7 +277,7 @@ class Collections(Protocol):
     def order_for_everyone(self, name: str) -> int:
         """Place an order for every user of a collection who has any, and return for how many.
 
-        All are folded anew: what is learnt depends on the settings, and these may have changed.
+        All are folded again: what is learnt depends on the settings, and these may have changed.
 
         Raises:
             CollectionNotFoundError: nothing has this name.
@@ -311,7 +311,7 @@ class BaseIndex(Protocol):
 
         Users' copies of an object whose parts change are dropped with the old originals, and an order
         is placed for each user who was shown or clicked an object that is new or whose parts change, in
-        a session that has an order: their state is folded anew.
+        a session that has an order: their state is folded again.
 
         Raises:
             InvalidVectorsError: wrong dimensions, not finite, no part, or zero under cosine; the
@@ -623,7 +623,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class QueueEntry:
-    """A user whose state is stale, and is folded anew.
+    """A user whose state is stale, and is folded again.
 
     Attributes:
         collection: the name under which the sessions were recorded.
@@ -762,7 +762,7 @@ class Orders(Protocol):
     """
 
     def create(self, schema: SessionForImprovementCreateSchema) -> SessionForImprovement:
-        """Place an order, or place it anew (pending, no attempts) whatever became of it before.
+        """Place an order, or place it again (pending, no attempts) whatever became of it before.
 
         One of an anonymous session is refused at once.
 
@@ -843,7 +843,7 @@ class Quarantine(Protocol):
     """
 
     def decide(self, user_id: str, decision: QuarantineDecision) -> None:
-        """Quarantine a user, or release them, in place of what was decided before; they are folded anew."""
+        """Quarantine a user, or release them, in place of what was decided before; they are folded again."""
         ...
 
     def decisions(self, user_ids: Sequence[str]) -> dict[str, QuarantineDecision]:
@@ -1028,7 +1028,7 @@ class Personal(Protocol):
     def learning(
         self, collection: Collection, user_ids: Sequence[str]
     ) -> AbstractContextManager[LearningTransaction]:
-        """Open the transaction in which these users are folded anew."""
+        """Open the transaction in which these users are folded again."""
         ...
 
 

@@ -161,7 +161,7 @@ class Qdrant:
         ):
             advice.append(
                 f"it has {index.dimensions} dimensions compared by {index.metric_type.value} by now; drop "
-                "the collection and attach anew"
+                "the collection and attach again"
             )
         by = attached.object_id or "the ids of its points"
         told = f"{attached}, only read, by {by}, found by its own index"
@@ -268,7 +268,7 @@ class Qdrant:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AttachedUnavailableError(f"{self._told()} cannot be reached: {error}; is it up?") from error
         if answer.status_code == httpx.codes.NOT_FOUND:
-            raise _NotFoundError(f"{self._told()} does not have {path}; put it back, or attach anew")
+            raise _NotFoundError(f"{self._told()} does not have {path}; put it back, or attach again")
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise AttachedUnavailableError(
                 f"{self._told()} wants another key; give it as in https://:KEY@HOST:6333"

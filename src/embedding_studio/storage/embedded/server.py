@@ -57,7 +57,7 @@ STATE_FOLDER = Path("/var/lib/embedding-studio")
 ACCOUNTS = ("postgres", "nobody")
 
 SETTINGS = """\
-# Written anew at every start; ALTER SYSTEM changes a setting for good.
+# Rewritten at every start; ALTER SYSTEM changes a setting for good.
 listen_addresses = ''
 port = 5432
 unix_socket_directories = '{socket_folder}'

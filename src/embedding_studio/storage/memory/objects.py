@@ -42,7 +42,7 @@ class MemoryObjects:
             }
             tables.objects.update(given)
             tables.stack = None
-            self._state.fold_anew(tables, changed)
+            self._state.fold_again(tables, changed)
 
     def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
         given = {object_id: stored_payload(object_id, payload) for object_id, payload in payloads.items()}
@@ -62,7 +62,7 @@ class MemoryObjects:
             for object_id in there:
                 del tables.objects[object_id]
             tables.stack = None
-            self._state.fold_anew(tables, set(object_ids))
+            self._state.fold_again(tables, set(object_ids))
             return len(there)
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:

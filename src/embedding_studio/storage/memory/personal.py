@@ -76,7 +76,7 @@ class MemoryPersonal:
     def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:
         with self._state.lock:
             self._state.wait_for_folds_of_collection(collection)
-            self._state.fold_anew(self._state.tables(collection), set(object_ids))
+            self._state.fold_again(self._state.tables(collection), set(object_ids))
 
     def notice(self, collection: Collection, digests: Mapping[str, str | None]) -> list[str]:
         with self._state.lock:
@@ -85,7 +85,7 @@ class MemoryPersonal:
             known = tables.noticed
             changed = sorted(each for each, digest in digests.items() if known.get(each, digest) != digest)
             if changed:
-                self._state.fold_anew(tables, set(changed))
+                self._state.fold_again(tables, set(changed))
             known.update(digests)
             return changed
 

@@ -64,7 +64,7 @@ class State:
         waiting: session_id -> event_id -> event, UTC seconds of its arrival and who sent it, of sessions that
             are not recorded yet.
         queue: (name of a collection, user_id) -> whose state is stale.
-        folding: (collection_id, user_id) of those that somebody is folding anew just now.
+        folding: (collection_id, user_id) of those that somebody is folding again just now.
         ticks: numbers every change of an order, so that two within one second have an order.
     """
 
@@ -121,7 +121,7 @@ class State:
         self.lock.wait_for(lambda: not any(folded == user_id for _, folded in self.folding))
 
     def place(self, session_id: str) -> SessionForImprovement:
-        """Place an order, or place it anew whatever became of it."""
+        """Place an order, or place it again whatever became of it."""
         session = self.sessions[session_id].whole()
         placed = self.orders.get(session_id)
         now = utc_timestamp()
@@ -142,7 +142,7 @@ class State:
         return order
 
     def mark(self, name: str, user_id: str, priority: int = 0) -> None:
-        """Let a user be folded anew."""
+        """Let a user be folded again."""
         stored = self.queue.get((name, user_id))
         since = next(self.ticks) if stored is None else stored.since
         marked_at = time.time() if stored is None else stored.marked_at
@@ -151,19 +151,19 @@ class State:
         self.lock.notify_all()
 
     def mark_everyone(self, names: Container[str]) -> int:
-        """Let all be folded anew who have orders under these names; return how many they are."""
+        """Let all be folded again who have orders under these names; return how many they are."""
         users = {placed.order.user_id for placed in self.orders.values()}
         return self.mark_users(users - {None}, names)
 
     def mark_left(self, alias: str, name: str) -> None:
-        """Let the users of an alias be folded anew in the collection for which it stands no longer."""
+        """Let the users of an alias be folded again in the collection for which it stands no longer."""
         orders = (placed.order for placed in self.orders.values())
         users = {order.user_id for order in orders if order.collection == alias}
         for user_id in sorted(user_id for user_id in users if user_id is not None):
             self.mark(name, user_id)
 
     def mark_users(self, user_ids: Iterable[str | None], names: Container[str]) -> int:
-        """Let those of the users be folded anew who have orders under one of these names."""
+        """Let those of the users be folded again who have orders under one of these names."""
         wanted = set(user_ids)
         found = {
             (placed.order.collection, placed.order.user_id)
@@ -258,8 +258,8 @@ class State:
             return passed_over.irrelevant
         return passed_over.too_old if stored.events else passed_over.no_events
 
-    def fold_anew(self, tables: "Tables", object_ids: AbstractSet[str]) -> None:
-        """Drop copies of objects whose originals came, changed or went; have users who met them folded anew.
+    def fold_again(self, tables: "Tables", object_ids: AbstractSet[str]) -> None:
+        """Drop copies of objects whose originals came, changed or went; have users who met them folded again.
 
         They met them if they were shown them, or clicked them, in a session that has an order.
         """

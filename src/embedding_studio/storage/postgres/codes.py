@@ -179,7 +179,7 @@ def tidy(connection: Connection, collection: Collection) -> None:
 
 
 def _write_all(connection: Connection, collection: Collection) -> None:
-    """Write the codes of all parts anew, around their middle."""
+    """Rewrite the codes of all parts, around their middle."""
     middle = "middle_of_directions" if _metric_of(collection) is MetricType.COSINE else "middle"
     (packed,) = only_row(connection.execute(_parts_of(collection, middle), binary=True))
     centre = unpack([packed])[0] if packed else np.zeros(collection.index.dimensions or 0, dtype=np.float32)

@@ -172,7 +172,7 @@ class PostgresCollections:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")
             sides = {each.collection_id: each for each in (collection, taken) if each is not None}
             for _, side in sorted(sides.items()):
-                lock_state(connection, side)  # who learns meanwhile is marked below, or reads the alias anew
+                lock_state(connection, side)  # who learns meanwhile is marked below, or reads the alias again
             given = {"alias": alias, "collection_id": collection.collection_id}
             connection.execute(_SQL["set_alias"], given)
             left = [] if taken is None or taken.name == collection.name else [taken.name]

@@ -59,7 +59,7 @@ NOT_WRITABLE = (psycopg.errors.DiskFull, psycopg.errors.ReadOnlySqlTransaction)
 
 
 class GoneError(SessionNotFoundError):
-    """A session went between two statements of a transaction, which is then done anew."""
+    """A session went between two statements of a transaction, which is then done again."""
 
 
 class BehindError(Exception):
@@ -211,7 +211,7 @@ class Database:
                             self._limit(connection, is_local=True)
                     yield connection
             except psycopg.Error as error:
-                _prepare_anew(connection)
+                _prepare_again(connection)
                 if not isinstance(error, psycopg.OperationalError):
                     raise
                 if error.sqlstate is None and not connection.closed:  # not the server's word, nor its silence
@@ -249,7 +249,7 @@ class Database:
             yield
         except psycopg.errors.UndefinedTable as error:
             raise CollectionNotFoundError(
-                "the collection was dropped meanwhile; create it anew, or look it up again by its name"
+                "the collection was dropped meanwhile; create it again, or look it up again by its name"
             ) from error
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, UnicodeEncodeError) as error:
             raise InvalidInputError(
@@ -344,7 +344,7 @@ def _require_open(connection: Connection) -> None:
         raise psycopg.OperationalError("the server has closed the connection")
 
 
-def _prepare_anew(connection: Connection) -> None:
+def _prepare_again(connection: Connection) -> None:
     """Forget what is prepared, after an error in no transaction, for the driver does so only after one.
 
     It takes for prepared what was to be prepared in a pipeline after the statement that failed, and is not.

@@ -77,7 +77,7 @@ class PostgresOrders:
 def place(
     connection: Connection, session_ids: Sequence[str], *, also: Sequence[str] = ()
 ) -> Cursor[tuple[Any, ...]]:
-    """Place an order for each session that exists, or place it anew, and let its user be folded anew.
+    """Place an order for each session that exists, or place it again, and let its user be folded again.
 
     The answer are the orders.
 

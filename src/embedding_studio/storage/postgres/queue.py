@@ -176,7 +176,7 @@ class PostgresQueue:
 
 
 def mark(connection: Connection, session_ids: Sequence[str], also: Sequence[str] = ()) -> None:
-    """Let the users of these sessions be folded anew, and wake who waits at the commit.
+    """Let the users of these sessions be folded again, and wake who waits at the commit.
 
     Args:
         also: further sessions, that say nothing of a priority.
@@ -187,7 +187,7 @@ def mark(connection: Connection, session_ids: Sequence[str], also: Sequence[str]
 
 
 def mark_learnt(connection: Connection, session_ids: Sequence[str]) -> None:
-    """Let the users of those sessions be folded anew that have orders."""
+    """Let the users of those sessions be folded again that have orders."""
     if (
         session_ids
         and connection.execute(_marking("mark_learnt"), {"session_ids": list(session_ids)}).rowcount
@@ -196,20 +196,20 @@ def mark_learnt(connection: Connection, session_ids: Sequence[str]) -> None:
 
 
 def mark_users(connection: Connection, user_ids: Sequence[str], collections: Sequence[str]) -> None:
-    """Let those of the users be folded anew who have orders under one of these names."""
+    """Let those of the users be folded again who have orders under one of these names."""
     given = {"user_ids": list(user_ids), "collections": list(collections)}
     connection.execute(_marking("mark_users"), given)
     connection.execute(_SQL["notify"], {"channel": CHANNEL})
 
 
 def mark_user(connection: Connection, user_id: str) -> None:
-    """Let a user be folded anew under each name that they have orders under."""
+    """Let a user be folded again under each name that they have orders under."""
     connection.execute(_marking("mark_user"), {"user_id": user_id})
     connection.execute(_SQL["notify"], {"channel": CHANNEL})
 
 
 def mark_everyone(connection: Connection, collections: Sequence[str]) -> int:
-    """Let all be folded anew who have orders under one of these names; return how many they are."""
+    """Let all be folded again who have orders under one of these names; return how many they are."""
     given = {"collections": list(collections)}
     number: int
     (number,) = only_row(connection.execute(_marking("mark_everyone"), given))
@@ -218,7 +218,7 @@ def mark_everyone(connection: Connection, collections: Sequence[str]) -> int:
 
 
 def mark_under(connection: Connection, names: Sequence[str], *, ordered_under: str) -> None:
-    """Let those be folded anew under each of ``names`` who have orders under one name."""
+    """Let those be folded again under each of ``names`` who have orders under one name."""
     connection.execute(_marking("mark_under"), {"names": list(names), "ordered_under": ordered_under})
     connection.execute(_SQL["notify"], {"channel": CHANNEL})
 

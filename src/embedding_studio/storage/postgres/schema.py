@@ -69,7 +69,7 @@ def migrate(connection: psycopg.Connection) -> list[int]:
             raise StorageError(
                 f"{where(connection)} has tables of which embedding_studio.schema_migrations does not tell "
                 f"({str(error).splitlines()[0]}); restore a backup, or drop the schema embedding_studio and "
-                "those of its collections to begin anew"
+                "those of its collections to begin again"
             ) from error
         return applied
 

@@ -154,7 +154,7 @@ def _loads(data: str | bytes) -> Any:
 def _remedy(cause: Exception) -> str:
     match cause:
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
-            return "; put it back, or drop the collection and attach anew"
+            return "; put it back, or drop the collection and attach again"
         case psycopg.errors.InsufficientPrivilege():
             return "; GRANT SELECT to its user"
         case psycopg.errors.UndefinedObject() | psycopg.errors.UndefinedFunction():
