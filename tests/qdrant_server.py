@@ -4,6 +4,7 @@ What a request means is handed on; what is found, and how filters are understood
 """
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Server:
         key: without which nothing is answered.
         answer: that every request gets instead of its own.
         seconds: that every answer takes.
+        refused: what no point may hold that is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,6 +41,7 @@ class Server:
         self.key: str | None = None
         self.answer: tuple[int, JSON] | None = None
         self.seconds = 0.0
+        self.refused: str | None = None
         self.url = ""
 
     def create(self, name: str, vectors: JSON) -> None:
@@ -52,6 +55,10 @@ class Server:
         (folder := self.folder / name).mkdir()
         self.configured[name] = vectors
         self.shards[name] = edge.EdgeShard.create(str(folder), edge.EdgeConfig(vectors=params))
+
+    def drop(self, name: str) -> None:
+        self.shards.pop(name).close()
+        shutil.rmtree(self.folder / name)
 
     def upsert(self, name: str, points: list[tuple[Any, Any, JSON]]) -> None:
         update = edge.UpdateOperation.upsert_points([edge.Point(*each) for each in points])
@@ -132,7 +139,8 @@ def app_of(server: Server) -> FastAPI:  # noqa: C901, one function a route
         if server.key is not None and request.headers.get("api-key") != server.key:
             return JSONResponse({"status": {"error": "Invalid API key"}}, 401)
         name = request.url.path.split("/")[2:3]
-        if name and name[0] not in server.shards:
+        is_made = request.method == "PUT" and len(request.url.path.split("/")) == 3
+        if name and name[0] not in server.shards and not is_made:
             return JSONResponse({"status": {"error": f"Collection `{name[0]}` doesn't exist!"}}, 404)
         return await answer(request)
 
@@ -142,6 +150,29 @@ def app_of(server: Server) -> FastAPI:  # noqa: C901, one function a route
     @app.get("/collections")
     def collections() -> JSON:
         return told({"collections": [{"name": name} for name in server.shards]})
+
+    @app.put("/collections/{name}")
+    def create(name: str, body: JSON) -> JSON:
+        server.create(name, body["vectors"])
+        return told(True)
+
+    @app.delete("/collections/{name}")
+    def drop(name: str) -> JSON:
+        server.drop(name)
+        return told(True)
+
+    @app.put("/collections/{name}/points")
+    def put(name: str, body: JSON) -> Any:
+        server.requests.append((name, body))
+        if server.refused and any(server.refused in str(each) for each in body["points"]):
+            return JSONResponse({"status": {"error": f"it holds {server.refused}"}}, 400)
+        server.upsert(name, [(each["id"], each["vector"], each["payload"]) for each in body["points"]])
+        return told({"status": "completed"})
+
+    @app.post("/collections/{name}/points/delete")
+    def delete(name: str, body: JSON) -> JSON:
+        server.delete(name, body["points"])
+        return told({"status": "completed"})
 
     @app.get("/collections/{name}")
     def collection(name: str) -> JSON:

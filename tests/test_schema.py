@@ -209,6 +209,8 @@ def without_shown(connection):
         ALTER TABLE embedding_studio.sessions
             DROP COLUMN shown, DROP COLUMN positions, DROP COLUMN distances, DROP COLUMN personalised,
             DROP COLUMN propensities, DROP COLUMN metas, DROP COLUMN sender;
+        ALTER TABLE embedding_studio.collections DROP COLUMN filled;
+        DROP TABLE embedding_studio.outbox;
         DELETE FROM embedding_studio.schema_migrations WHERE number >= 18;
         """
     )

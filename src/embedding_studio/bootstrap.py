@@ -277,18 +277,24 @@ class Context:
         return self.plugin.get_vectors_adjuster() if fits else self._adjuster_by_settings(index)
 
     def collection(
-        self, name: str = DEFAULT_COLLECTION, *, index: SearchIndexInfo | None = None
+        self,
+        name: str = DEFAULT_COLLECTION,
+        *,
+        index: SearchIndexInfo | None = None,
+        fill: str | None = None,
     ) -> Collection:
         """Return the collection of this name, made for the embedder of this process if there is none.
 
         Args:
             index: metric and aggregation of a new one; the plugin's if absent.
+            fill: the name in ATTACHED_STORES of the store that is to find its objects; they are written there
+                besides. None: they are found here, or as they were.
 
         Raises:
             CollectionNotFoundError: there is none, and neither ``index`` nor an embedder says its size.
-            ConflictError: it exists and is of another kind than ``index`` asks for.
+            ConflictError: it exists and is of another kind than ``index`` or ``fill`` asks for.
         """
-        return self.indexer.collection(name, index=index)
+        return self.indexer.collection(name, index=index, fill=fill)
 
     def index_objects(
         self,

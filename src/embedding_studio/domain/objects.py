@@ -39,7 +39,7 @@ _STORED = {"qdrant": "Qdrant's collection", "lancedb": "LanceDB's table", "milvu
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Where the objects of a collection are kept if by another system, which is only ever read.
+    """Where another system keeps the objects of a collection, or finds them where they are kept here.
 
     Attributes:
         kind: of store: ``table`` of PostgreSQL, ``qdrant``, ``lancedb`` or ``milvus``.
@@ -81,6 +81,7 @@ class Collection:
         own_past: as learnt from its log; None: nothing was, and all of a user's past counts in full.
         hashed_as: the embedder's name in content hashes, where it has been renamed since; None: ``embedder``.
         attached: where its objects are, if another system keeps them.
+        filled: where another engine finds what is near, if one does; what is kept here is written there, too.
     """
 
     collection_id: int
@@ -91,6 +92,7 @@ class Collection:
     own_past: OwnPast | None = None
     hashed_as: str | None = None
     attached: Attachment | None = None
+    filled: Attachment | None = None
 
     def is_embedded_by(self, embedder: str) -> bool:
         """Return whether the vectors of the embedder of this name can be compared with the collection's.
@@ -113,6 +115,7 @@ class Collection:
         vectors = f"embedded by {self.embedder!r}" if self.embedder else "brought by callers"
         threshold = "" if self.gate_threshold is None else f", gate_threshold {self.gate_threshold:g}"
         place = "" if self.attached is None else f", attached to {self.attached}"
+        place += "" if self.filled is None else f", found by {self.filled}"
         return f"{compared} of {index.dimensions} dimensions, {vectors}{threshold}{place}"
 
 

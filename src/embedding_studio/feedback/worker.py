@@ -9,7 +9,7 @@ from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.errors import AttachedUnavailableError, CollectionNotFoundError, EmbeddingStudioError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.retention import Retention
-from embedding_studio.storage.attached import reconcile
+from embedding_studio.storage.attached import ByCollection, Filling, reconcile
 from embedding_studio.storage.ports import Storage
 from embedding_studio.telemetry.metrics import WorkerMetrics
 from embedding_studio.tuning import OwnPastKeeper
@@ -66,6 +66,9 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; the batch in hand is finished first, unless its adjuster hangs."""
         retry_seconds = _FIRST_RETRY_SECONDS
+        if isinstance(self._storage.objects, ByCollection):  # beside learning, which waits for no engine
+            given = (self._storage.objects.filling, stop)
+            threading.Thread(target=_fill, args=given, name="outbox", daemon=True).start()
         while not stop.is_set():
             try:
                 self._drain(stop)
@@ -126,3 +129,12 @@ class Worker:
             self._storage.queue.wait(min(self._interval_seconds, _POLL_SECONDS))
         else:
             stop.wait(self._interval_seconds)
+
+
+def _fill(filling: Filling, stop: threading.Event) -> None:
+    """Tell the engines that are filled what they have not been told, until ``stop`` is set."""
+    while not stop.wait(_POLL_SECONDS):
+        try:
+            filling.deliver_all()
+        except EmbeddingStudioError as error:
+            logger.warning("what changed is not told to engines yet, trying again: %s", error)

@@ -10,7 +10,7 @@ from embedding_studio.domain.storable import check_id
 from embedding_studio.embedders import Embedder
 from embedding_studio.errors import CollectionNotFoundError, InvalidInputError, shown
 from embedding_studio.indexing.batches import THREADS, IndexingReport, index_objects
-from embedding_studio.storage.attached import refuse_writing
+from embedding_studio.storage.attached import create_filled, refuse_writing
 from embedding_studio.storage.ports import Storage
 from embedding_studio.tuning import SAMPLED_OBJECTS, guard_gate
 
@@ -42,12 +42,17 @@ class Indexer:
         self._guards_gates = guards_gates
 
     def collection(
-        self, name: str = DEFAULT_COLLECTION, *, index: SearchIndexInfo | None = None
+        self,
+        name: str = DEFAULT_COLLECTION,
+        *,
+        index: SearchIndexInfo | None = None,
+        fill: str | None = None,
     ) -> Collection:
         """Return the collection of this name, made for the embedder if there is none.
 
         Args:
             index: metric and aggregation of a new one; the indexer's if absent.
+            fill: the name of a store that is to find its objects; None: they are found here, or as they were.
 
         Raises:
             CollectionNotFoundError: there is none, and neither ``index`` nor an embedder says its size.
@@ -55,7 +60,10 @@ class Indexer:
         """
         if index is None:
             try:
-                return self._storage.collections.get(name)
+                there = self._storage.collections.get(name)
+                if fill is None:
+                    return there
+                index = there.index
             except CollectionNotFoundError:
                 index = self._index
         if index.dimensions is None:
@@ -66,9 +74,10 @@ class Indexer:
                 )
             whose = f"the vectors of {self._embedder.name!r}"
             index = index.of_size(self._embedder.dimensions, whose)
-        return self._storage.collections.create(
-            name, index, embedder=self._embedder.name if self._embedder else None
-        )
+        embedder = self._embedder.name if self._embedder else None
+        if fill is not None:
+            return create_filled(self._storage, name, fill, index, embedder=embedder)
+        return self._storage.collections.create(name, index, embedder=embedder)
 
     def index_objects(
         self,

@@ -23,6 +23,7 @@ from embedding_studio.embeddings.preparation import SMALLEST_SQUARE, squared_len
 from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.errors import (
     AttachedUnavailableError,
+    CollectionNotFoundError,
     ConflictError,
     InvalidInputError,
     InvalidSettingError,
@@ -127,11 +128,119 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+class RefusedError(AttachedUnavailableError):
+    """An engine answers, and does not take what it was given."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Point:
+    """A vector, [D], as an engine has it that we fill."""
+
+    number: int
+    vector: Vectors
+    payload: JSON
+
+
+class FilledEngine(Engine, Protocol):
+    """One that we fill. The ids of what it finds are the numbers of points."""
+
+    def place(self, name: str) -> Attachment:
+        """Return where a collection of this name is filled."""
+        ...
+
+    def make(self, collection: Collection) -> bool:
+        """Make it, empty; False: there is one of its name."""
+        ...
+
+    def put(self, collection: Collection, points: Sequence[Point]) -> None:
+        """Write points, in place of those of their numbers; whoever asks afterwards finds them.
+
+        Raises:
+            RefusedError: not all are taken, and some may be written.
+        """
+        ...
+
+    def remove(self, collection: Collection, numbers: Sequence[int]) -> None:
+        """Remove the points of these numbers, as far as there are any."""
+        ...
+
+    def numbers(self, collection: Collection) -> Iterable[int]:
+        """Return the numbers of all points."""
+        ...
+
+    def drop(self, collection: Collection) -> None:
+        """Remove it with all that is in it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the engine of a collection has not been told.
+
+    Attributes:
+        oldest_seconds: since when; 0 where it has been told all.
+        refused: so many objects it refused.
+        error: why, of one of these.
+        away: why the engine did not answer this process last; None: it did, or was not asked.
+    """
+
+    collection: str
+    objects: int
+    oldest_seconds: float
+    refused: int
+    error: str | None
+    away: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What was found where an engine was compared with what is here.
+
+    Attributes:
+        missing, stale: objects that it did not have, or not so.
+        leftover: points of what is no longer there.
+    """
+
+    missing: int
+    stale: int
+    leftover: int
+
+
+class Filling(Protocol):
+    """What is told to engines that we fill, and asked of them; ``postgres.outbox`` is it."""
+
+    def make(self, collection: Collection, store: str) -> Attachment: ...
+
+    def examined(self, collection: Collection) -> Examined: ...
+
+    def backlog(self) -> list[Backlog]: ...
+
+    def deliver(self, collection: Collection) -> None: ...
+
+    def deliver_all(self) -> None: ...
+
+    def reconcile(self, collection: Collection) -> Mended: ...
+
+    def nearest(
+        self,
+        collection: Collection,
+        queries: Vectors,
+        limit: int,
+        *,
+        payload_filter: PayloadFilter | None,
+        max_distance: float | None = None,
+    ) -> list[Neighbour]: ...
+
+
 class AttachedObjects:
     """The base index that an engine is when its candidates are verified. It refuses to write."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
         there = self._engine.get(collection, list(dict.fromkeys(object_ids)))
@@ -269,12 +378,18 @@ class ByCollection:
     Args:
         own: of those that are attached to nothing.
         opened: makes the base index of a store; asked once for each address and kind.
+        filling: of those collections that another engine finds.
     """
 
     def __init__(
-        self, own: BaseIndex, noticing: Noticing, opened: Callable[[Attachment], AttachedObjects]
+        self,
+        own: BaseIndex,
+        noticing: Noticing,
+        opened: Callable[[Attachment], AttachedObjects],
+        filling: Filling,
     ) -> None:
         self.own = own
+        self.filling = filling
         self._noticing = noticing
         self._opened = opened
 
@@ -283,7 +398,9 @@ class ByCollection:
         return self.own if collection.attached is None else self._opened(collection.attached)
 
     def examined(self, collection: Collection) -> Examined | None:
-        """Return what is to be told of an attached collection; None: of one whose objects are here."""
+        """Return what is to be told of what another system finds; None: of what is found here."""
+        if collection.filled is not None:
+            return self.filling.examined(collection)
         return None if collection.attached is None else self._opened(collection.attached).examined(collection)
 
     def found(self, wanted: Attachment, metric: MetricType | None) -> tuple[Attachment, SearchIndexInfo]:
@@ -291,13 +408,24 @@ class ByCollection:
         return self._opened(wanted).found(wanted, metric)
 
     def upsert(self, collection: Collection, objects: Sequence[CatalogueObject]) -> None:
-        self.of(collection).upsert(collection, objects)
+        try:
+            self.of(collection).upsert(collection, objects)
+        finally:  # of what is stored by thousands, the first may be
+            self._deliver(collection)
 
     def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
-        return self.of(collection).update_payloads(collection, payloads)
+        absent = self.of(collection).update_payloads(collection, payloads)
+        self._deliver(collection)
+        return absent
 
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
-        return self.of(collection).delete(collection, object_ids)
+        deleted = self.of(collection).delete(collection, object_ids)
+        self._deliver(collection)
+        return deleted
+
+    def _deliver(self, collection: Collection) -> None:
+        if collection.filled is not None:
+            self.filling.deliver(collection)
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
         return self.of(collection).get(collection, object_ids)
@@ -335,6 +463,10 @@ class ByCollection:
         max_distance: float | None = None,
         margin: float | None = None,
     ) -> list[Neighbour]:
+        if collection.filled is not None and margin != math.inf:
+            return self.filling.nearest(
+                collection, queries, limit, payload_filter=filter, max_distance=max_distance
+            )
         return self.of(collection).nearest(
             collection, queries, limit, filter=filter, max_distance=max_distance, margin=margin
         )
@@ -344,6 +476,38 @@ class ByCollection:
 
     def set_margin(self, collection: Collection, margin: float | None) -> None:
         self.of(collection).set_margin(collection, margin)
+
+
+def create_filled(
+    storage: Storage,
+    name: str,
+    store: str,
+    index: SearchIndexInfo,
+    *,
+    embedder: str | None = None,
+    gate_threshold: float | None = None,
+) -> Collection:
+    """Return the collection of a name that a store finds for us, made here and there if there is none.
+
+    Raises:
+        InvalidInputError: the store cannot be filled, or not with such a collection.
+        ConflictError: the name is taken, here or there, by something else.
+        AttachedUnavailableError: the store does not answer.
+    """
+    objects = storage.objects
+    if not isinstance(objects, ByCollection):
+        raise ConflictError("this storage has a base index of its own; fill one beside PostgreSQL's")
+    try:
+        there = storage.collections.get(name)
+    except CollectionNotFoundError:
+        filled = objects.filling.make(Collection(0, name, index), store)
+    else:
+        filled = there.filled or Attachment("", name, store)
+        if filled.store != store:
+            filled = Attachment("", name, store)  # for the refusal
+    return storage.collections.create(
+        name, index, embedder=embedder, gate_threshold=gate_threshold, filled=filled
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,6 +600,7 @@ def _attached(collection: Collection) -> str:
 
 
 def attachment_of(collection: Collection) -> Attachment:
+    """Return what an engine has of a collection that is attached to it."""
     assert collection.attached is not None  # noqa: S101, others do not come here
     return collection.attached
 

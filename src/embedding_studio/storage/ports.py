@@ -185,12 +185,15 @@ class Collections(Protocol):
         embedder: str | None = None,
         gate_threshold: float | None = None,
         attached: Attachment | None = None,
+        filled: Attachment | None = None,
     ) -> Collection:
         """Return the new collection, or the one of this name if it is the same in every respect.
 
         Args:
             gate_threshold: None: that of the one that is there, for it may have been tuned; else the setting.
             attached: where its objects are, if another system keeps them; it is not asked.
+            filled: what finds them, if another system does, which we fill; it is not asked. None: whatever
+                finds those of the one that is there.
 
         Raises:
             InvalidInputError: ``index.dimensions`` is not known.

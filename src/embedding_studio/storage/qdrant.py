@@ -26,6 +26,8 @@ from embedding_studio.storage.attached import (
     UUID,
     Candidates,
     Examined,
+    Point,
+    RefusedError,
     attachment_of,
     check_dimensions,
     furthest,
@@ -39,6 +41,9 @@ from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
 KIND = "qdrant"
 SCHEMES = ("http://", "https://")
+REFUSED = (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY)
+WRITTEN_AT_ONCE = 250_000
+"""Numbers of vectors a request, some 5 MB: a server takes 32."""
 READ_AT_ONCE = 1_000
 """Points a request, where all are read."""
 LARGEST_NUMBER = 2**64
@@ -233,6 +238,39 @@ class Qdrant:
                 "its payload; name another field, or none, for the ids of the points"
             )
 
+    def place(self, name: str) -> Attachment:
+        return Attachment(KIND, name)
+
+    def make(self, collection: Collection) -> bool:
+        index = collection.index
+        distance = next(name for name, metric in METRICS.items() if metric is index.metric_type)
+        path = _path(attachment_of(collection))
+        try:
+            self._ask("GET", path, None)
+        except _NotFoundError:
+            self._ask("PUT", path, {"vectors": {"size": index.dimensions, "distance": distance}})
+            return True
+        return False
+
+    def put(self, collection: Collection, points: Sequence[Point]) -> None:
+        path = f"{_path(attachment_of(collection))}/points?wait=true"
+        size = max(1, WRITTEN_AT_ONCE // (collection.index.dimensions or 1))
+        for start in range(0, len(points), size):
+            some = points[start : start + size]
+            told = [{"id": p.number, "vector": p.vector.tolist(), "payload": p.payload} for p in some]
+            self._ask("PUT", path, {"points": told})
+
+    def remove(self, collection: Collection, numbers: Sequence[int]) -> None:
+        path = f"{_path(attachment_of(collection))}/points/delete?wait=true"
+        self._ask("POST", path, {"points": list(numbers)})
+
+    def numbers(self, collection: Collection) -> Iterator[int]:
+        points = self._points(attachment_of(collection), None, with_vector=False, with_payload=False)
+        return (each["id"] for each in points if isinstance(each["id"], int))
+
+    def drop(self, collection: Collection) -> None:
+        self._ask("DELETE", _path(attachment_of(collection)), None)
+
     def close(self) -> None:
         self._client.close()
 
@@ -277,7 +315,8 @@ class Qdrant:
             answer.raise_for_status()
             return answer.json()["result"]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise AttachedUnavailableError(
+            kind = RefusedError if answer.status_code in REFUSED else AttachedUnavailableError
+            raise kind(
                 f"{self._told()} answered {answer.status_code}, not as Qdrant would: {shown(answer.text)}"
             ) from error
 

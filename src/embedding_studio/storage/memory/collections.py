@@ -25,6 +25,7 @@ class MemoryCollections:
         embedder: str | None = None,
         gate_threshold: float | None = None,
         attached: Attachment | None = None,
+        filled: Attachment | None = None,
     ) -> Collection:
         if index.dimensions is None:
             raise InvalidInputError(
@@ -39,7 +40,10 @@ class MemoryCollections:
             if tables is not None and gate_threshold is None:
                 gate_threshold = tables.collection.gate_threshold
             hashed_as = tables.collection.hashed_as if tables else None
-            wanted = Collection(number, name, index, embedder, gate_threshold, own_past, hashed_as, attached)
+            filled = filled or (tables.collection.filled if tables else None)
+            wanted = Collection(
+                number, name, index, embedder, gate_threshold, own_past, hashed_as, attached, filled
+            )
             if tables is None:
                 self._state.schemas[name] = Tables(wanted, Votes(self._state.shared_half_life))
             elif tables.collection != wanted:

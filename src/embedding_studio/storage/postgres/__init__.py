@@ -11,6 +11,7 @@
     users        what a process keeps of it
     vectors      on the wire
     keys         who may call the service               tables  objects that stood in a table before
+    outbox       what another engine finds, and is to be told
 
 Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
 """
@@ -45,6 +46,7 @@ from embedding_studio.storage.postgres.keys import PostgresKeys
 from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects
 from embedding_studio.storage.postgres.orders import PostgresOrders
+from embedding_studio.storage.postgres.outbox import Outbox
 from embedding_studio.storage.postgres.personal import PostgresPersonal, outdate
 from embedding_studio.storage.postgres.quarantine import PostgresQuarantine
 from embedding_studio.storage.postgres.queue import PostgresQueue
@@ -229,14 +231,15 @@ class PostgresStorage(Storage):
             database, None if replica is None else connect(replica, is_replica=True), tell_replica
         )
         search = NearestSearch(recall_target)
-        collections, queue = PostgresCollections(database), PostgresQueue(database)
-        objects = PostgresObjects(database, search, outdate, searches)
-        personal = PostgresPersonal(database, search, searches, collections)
         limits = {"statement_seconds": statement_seconds, "lock_seconds": lock_seconds}
         attached = AttachedStores(database_url, attached_stores or {}, limits)
+        outbox = Outbox(database, search, searches, attached)
+        collections, queue = PostgresCollections(database, outbox.drop), PostgresQueue(database)
+        objects = PostgresObjects(database, search, outdate, searches)
+        personal = PostgresPersonal(database, search, searches, collections)
         super().__init__(
             collections=collections,
-            objects=ByCollection(objects, personal, attached),
+            objects=ByCollection(objects, personal, attached, outbox),
             clickstream=PostgresClickstream(database, order_on, waiting_events),
             orders=PostgresOrders(database),
             quarantine=PostgresQuarantine(database),

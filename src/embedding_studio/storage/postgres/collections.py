@@ -1,5 +1,6 @@
 """Collections in PostgreSQL: a row each, and a schema with the tables of its objects and users."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,8 +34,15 @@ class Seen:
 
 
 class PostgresCollections:
-    def __init__(self, database: Database) -> None:
+    """Collections.
+
+    Args:
+        dropped: called with each that was dropped.
+    """
+
+    def __init__(self, database: Database, dropped: Callable[[Collection], object] = lambda _: None) -> None:
         self._database = database
+        self._dropped = dropped
         self._seen: dict[str, Seen] = {}
 
     def create(
@@ -45,6 +53,7 @@ class PostgresCollections:
         embedder: str | None = None,
         gate_threshold: float | None = None,
         attached: Attachment | None = None,
+        filled: Attachment | None = None,
     ) -> Collection:
         if index.dimensions is None:
             raise InvalidInputError(
@@ -62,6 +71,7 @@ class PostgresCollections:
                     embedder=embedder,
                     gate_threshold=gate_threshold,
                     attached=attached,
+                    filled=filled,
                 )
             threshold = taken.gate_threshold if gate_threshold is None else gate_threshold
             wanted = replace(
@@ -71,6 +81,7 @@ class PostgresCollections:
                 embedder=embedder,
                 gate_threshold=threshold,
                 attached=attached,
+                filled=filled or taken.filled,
             )
             if taken.name != name:
                 raise ConflictError(f"{name!r} is an alias; choose another name for the collection")
@@ -149,7 +160,7 @@ class PostgresCollections:
         return self._database.write(work)
 
     def drop(self, name: str) -> None:
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> Collection:
             lock_names(connection)
             collection = _find(connection, name)
             if collection is None or collection.name != name:
@@ -160,8 +171,9 @@ class PostgresCollections:
             lock_state(connection, collection)
             connection.execute(in_schema("collections.sql", "drop_schema", collection.collection_id))
             connection.execute(_SQL["delete"], {"collection_id": collection.collection_id})
+            return collection
 
-        self._database.write(work, is_upkeep=True)
+        self._dropped(self._database.write(work, is_upkeep=True))
 
     def set_alias(self, alias: str, name: str) -> None:
         def work(connection: Connection) -> None:
@@ -278,7 +290,7 @@ def _find(connection: Connection, name: str) -> Collection | None:
 
 
 def _loaded(row: tuple[Any, ...]) -> Collection:
-    collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, *_ = row
+    collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, filled, *_ = row
     return Collection(
         collection_id,
         name,
@@ -287,7 +299,10 @@ def _loaded(row: tuple[Any, ...]) -> Collection:
         gate_threshold,
         None if own_past is None else OwnPast(**own_past),
         hashed_as,
-        None if attached is None else Attachment(**attached | {"payload": tuple(attached["payload"])}),
+        *(
+            None if each is None else Attachment(**each | {"payload": tuple(each["payload"])})
+            for each in (attached, filled)
+        ),
     )
 
 
@@ -299,6 +314,7 @@ def _create(
     embedder: str | None,
     gate_threshold: float | None,
     attached: Attachment | None,
+    filled: Attachment | None,
 ) -> Collection:
     given = {
         "name": name,
@@ -306,9 +322,12 @@ def _create(
         "embedder": embedder,
         "gate_threshold": gate_threshold,
         "attached": None if attached is None else Jsonb(asdict(attached)),
+        "filled": None if filled is None else Jsonb(asdict(filled)),
     }
     (collection_id,) = only_row(connection.execute(_SQL["insert"], given))
-    collection = Collection(collection_id, name, index, embedder, gate_threshold, attached=attached)
+    collection = Collection(
+        collection_id, name, index, embedder, gate_threshold, attached=attached, filled=filled
+    )
     D = index.dimensions or 0
     pieces = Geometry(index).pieces() | {
         "schema": schema_of(collection.collection_id),

@@ -160,6 +160,27 @@ class NearestSearch:
             self._codes_of(question.collection).state(connection, at_least=answer.revision)
         return answer.neighbours
 
+    def among(
+        self,
+        connection: Connection,
+        collection: Collection,
+        queries: Vectors,
+        limit: int,
+        candidates: Numbers,
+        *,
+        payload_filter: PayloadFilter | None,
+        moved: Moved | None = None,
+        taken: TakenForGranted | None = None,
+    ) -> tuple[list[Neighbour], int]:
+        """Return the nearest of some objects and all that were moved, and the revision of the originals."""
+        question = _Question(collection, queries, max(limit, 1), payload_filter, moved, taken=taken)
+        copies = question.copies(connection)
+        plan = question.chosen(
+            np.union1d(candidates, copies.object_nos), copies, is_filtered=payload_filter is not None
+        )
+        answer = self._ask(connection, question, plan, copies)
+        return answer.neighbours, answer.revision
+
     def state(self, connection: Connection, collection: Collection) -> State:
         """Return the codes of a collection, up to date."""
         revision, *_ = only_row(

@@ -31,6 +31,7 @@ from embedding_studio.storage.postgres.database import Connection, Database, onl
 from embedding_studio.storage.postgres.filters import condition
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.nearest import NearestSearch
+from embedding_studio.storage.postgres.outbox import note
 from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack
@@ -92,8 +93,9 @@ class PostgresObjects:
 
         def work(connection: Connection) -> set[str]:
             advance(connection, collection, 0)  # what matches a filter is remembered by the revision
-            updated = connection.execute(_of(collection, "update_payloads"), given)
-            return {object_id for (object_id,) in updated}
+            updated = connection.execute(_of(collection, "update_payloads"), given).fetchall()
+            note(connection, collection, np.array([no for _, no in updated], dtype=np.int64))
+            return {object_id for object_id, _ in updated}
 
         return sorted(payloads.keys() - self.database.write(work))
 
@@ -103,7 +105,9 @@ class PostgresObjects:
             given = {"object_ids": list(object_ids), "is_average": Geometry(collection.index).has_averages}
             compared = connection.execute(_of(collection, "compared_parts"), given).fetchall()
             if compared:
-                _record(connection, collection, [], np.array([object_no for (object_no,) in compared]))
+                object_nos = np.array([object_no for (object_no,) in compared])
+                _record(connection, collection, [], object_nos)
+                note(connection, collection, *np.unique(object_nos, return_counts=True))
             deleted = connection.execute(_of(collection, "delete"), given).rowcount
             self._outdate(connection, collection, object_ids)
             return deleted
@@ -221,6 +225,8 @@ class PostgresObjects:
             lock_originals(connection, collection)
             tidy(connection, collection)
 
+        if collection.filled is not None:  # where nothing is found by codes
+            return
         if self.database.read(lambda connection: untidiness(connection, collection)) is not Untidiness.NONE:
             self.database.write(work, is_upkeep=True)
 
@@ -303,6 +309,8 @@ def _upsert(
         "object_nos": pack_numbers(np.array([nos[item.object_id] for item in objects], dtype=np.int64)),
     }
     connection.execute(_of(collection, "upsert_objects"), given)
+    note(connection, collection, np.array(list(nos.values()), dtype=np.int64))
+    note(connection, collection, *np.unique(removed, return_counts=True))
     if replaced:
         connection.execute(_of(collection, "delete_parts"), {"object_ids": replaced})
     if changed:

@@ -35,6 +35,7 @@ from embedding_studio.storage.postgres.collections import (
 from embedding_studio.storage.postgres.database import Connection, Database, one_moment, only_row
 from embedding_studio.storage.postgres.nearest import Moved, NearestSearch, TakenForGranted, check
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
+from embedding_studio.storage.postgres.outbox import Outbox
 from embedding_studio.storage.postgres.quarantine import keep_found
 from embedding_studio.storage.postgres.queue import Held, complete, find_held, mark_users
 from embedding_studio.storage.postgres.replica import Searches
@@ -143,6 +144,7 @@ class PostgresPersonal:
         own: object = None,
     ) -> list[Neighbour]:
         read = own if isinstance(own, _Read) else _Read()
+        filling = objects.filling if isinstance(objects, ByCollection) and collection.filled else None
         if isinstance(objects, ByCollection):
             objects = objects.of(collection)
         if not isinstance(objects, PostgresObjects) or objects.database is not self._database:
@@ -157,6 +159,10 @@ class PostgresPersonal:
                 objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
             )
         moved = Moved(user_id, gates, read.vectors) if gates and user_id is not None else None
+        if isinstance(filling, Outbox):
+            return filling.nearest(
+                collection, queries, limit, payload_filter=filter, moved=moved, taken=read.taken
+            )
         return self._searches.read(
             lambda connection: self._search(
                 connection, collection, queries, limit, payload_filter=filter, moved=moved, taken=read.taken

@@ -8,16 +8,16 @@ SELECT pg_advisory_xact_lock(%(lock_class)s, %(collection_id)s::int)
 SELECT pg_advisory_xact_lock_shared(%(lock_class)s, %(collection_id)s::int)
 
 -- name: insert
-INSERT INTO embedding_studio.collections (name, index_info, embedder, gate_threshold, attached)
-VALUES (%(name)s, %(index_info)s, %(embedder)s, %(gate_threshold)s, %(attached)s)
+INSERT INTO embedding_studio.collections (name, index_info, embedder, gate_threshold, attached, filled)
+VALUES (%(name)s, %(index_info)s, %(embedder)s, %(gate_threshold)s, %(attached)s, %(filled)s)
 RETURNING collection_id
 
 -- name: get
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, xmin::text
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, filled, xmin::text
 FROM embedding_studio.collections
 WHERE name = %(name)s
 UNION ALL
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, c.xmin::text
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, filled, c.xmin::text
 FROM embedding_studio.collection_aliases JOIN embedding_studio.collections AS c USING (collection_id)
 WHERE alias = %(name)s
 
@@ -37,7 +37,7 @@ UNION ALL
 SELECT alias FROM embedding_studio.collection_aliases WHERE collection_id = %(collection_id)s
 
 -- name: list
-SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached
+SELECT collection_id, name, index_info, embedder, gate_threshold, own_past, hashed_as, attached, filled
 FROM embedding_studio.collections
 ORDER BY name
 

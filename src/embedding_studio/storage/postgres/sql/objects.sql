@@ -39,7 +39,7 @@ UPDATE {schema}.objects AS o
 SET payload = given.payload, content_hash = left(o.content_hash, %(text_hash_length)s)
 FROM unnest(%(object_ids)s::text[], %(payloads)s::jsonb[]) AS given(object_id, payload)
 WHERE o.object_id = given.object_id
-RETURNING o.object_id
+RETURNING o.object_id, o.object_no
 
 -- name: scroll
 -- The payload stands beside the first part alone.

@@ -1,0 +1,320 @@
+"""Collections that another engine finds for us: what is written here is found there, whatever goes wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import psycopg
+import pytest
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
+from embedding_studio.domain.objects import CatalogueObject, PersonalState
+from embedding_studio.errors import ConflictError, InvalidInputError
+from embedding_studio.storage.attached import Mended
+from embedding_studio.storage.postgres import outbox as pg_outbox
+from processes import environment_of
+from test_attached import learn, opened, rank_of, results, search_and_click, told, twin_of, vectors
+from test_attached_engines import APEX
+
+N = 211
+D = 5
+DEAR = PayloadFilter.parse({"query": {"field": "price", "range": {"gte": 1000}}})
+
+
+@pytest.fixture
+def server(tmp_path):
+    pytest.importorskip("qdrant_edge", reason="Qdrant's engine is not installed here")
+    import qdrant_server
+
+    with qdrant_server.qdrant(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def context(server, postgres_url):
+    with opened(postgres_url, shared_min_users=0, attached_stores={"vectors": server.url}) as context:
+        yield context
+
+
+@pytest.fixture
+def products(context):
+    known = filled(context)
+    context.storage.objects.upsert(known, objects())
+    return known
+
+
+def objects(count=N, parts=1, seed=3):
+    given = vectors(count * parts, seed).reshape(count, parts, -1)
+    return [
+        CatalogueObject(f"p{k:03}", each, {"brand": "acme" if k % 3 else "apex", "price": k / 4})
+        for k, each in enumerate(given)
+    ]
+
+
+def filled(context, name="products", metric=MetricType.COSINE, aggregation=MetricAggregationType.MIN):
+    index = SearchIndexInfo(dimensions=D, metric_type=metric, metric_aggregation_type=aggregation)
+    return context.collection(name, index=index, fill="vectors")
+
+
+def points(server, name="products"):
+    """Return what the engine has: object_id -> (direction, payload) of a collection of one part each."""
+    found = server.shards[name].retrieve(numbers(server, name), True, True)
+    return {each.payload["_object_id"]: each for each in found}
+
+
+def numbers(server, name="products"):
+    import qdrant_edge as edge
+
+    found, _ = server.shards[name].scroll(edge.ScrollRequest(limit=10_000))
+    return [each.id for each in found]
+
+
+def nearest(context, known, query, limit=10, **more):
+    return [each.object_id for each in context.storage.objects.nearest(known, query, limit, **more)]
+
+
+def backlog(context):
+    [each] = context.storage.objects.filling.backlog()
+    return each
+
+
+@pytest.mark.parametrize("aggregation", MetricAggregationType)
+@pytest.mark.parametrize("metric", MetricType)
+def test_what_is_found_is_what_the_twin_in_memory_finds(server, context, metric, aggregation):
+    known = filled(context, metric=metric, aggregation=aggregation)
+    context.storage.objects.upsert(known, objects(parts=3))
+    memory, twin = twin_of(known, objects(parts=3))
+    queries = vectors(2, seed=11)
+    server.requests.clear()
+
+    for limit in (1, 10, 97, N + 3):
+        for wanted in (None, APEX):
+            found = context.storage.objects.nearest(known, queries, limit, filter=wanted)
+            expected = memory.objects.nearest(twin, queries, limit, filter=wanted)
+            assert told(found) == [(e.object_id, e.distance, e.payload) for e in expected]
+    assert len(server.requests) >= 8
+
+
+def test_a_user_finds_what_the_twin_in_memory_finds_by_the_same_copies(server, context, products):
+    memory, twin = twin_of(products, objects())
+    moved = {f"p{k:03}": vectors(1, seed=k) for k in (7, 70, 170)}
+    for storage, known in ((context.storage, products), (memory, twin)):
+        with storage.personal.learning(known, ["ann"]) as transaction:
+            transaction.replace_states({"ann": PersonalState(vectors=moved)})
+    server.requests.clear()
+
+    for wanted in (None, APEX):
+        found, expected = (
+            storage.personal.nearest(
+                known,
+                "ann",
+                vectors(2, seed=5),
+                30,
+                dict.fromkeys(moved, 0.7),
+                objects=storage.objects,
+                filter=wanted,
+            )
+            for storage, known in ((context.storage, products), (memory, twin))
+        )
+        assert found
+        assert told(found) == [(each.object_id, each.distance, each.payload) for each in expected]
+    assert server.requests
+
+
+def test_what_is_written_changed_or_removed_is_so_there_when_the_call_returns(server, context, products):
+    storage, query = context.storage, vectors(1, seed=9)
+    first, second = nearest(context, products, query, 2)
+    assert points(server)[first].payload == {
+        "_object_id": first,
+        **storage.objects.get(products, [first])[0].payload,
+    }
+
+    storage.objects.upsert(products, [CatalogueObject(first, -query, {"brand": "new"})])
+    storage.objects.update_payloads(products, {second: {"price": 7}})
+    storage.objects.delete(products, ["p000"])
+
+    there = points(server)
+    assert len(numbers(server)) == N - 1
+    assert "p000" not in there
+    assert there[first].payload == {"_object_id": first, "brand": "new"}
+    assert there[second].payload == {"_object_id": second, "price": 7}
+    assert nearest(context, products, query, 1) == [second]
+    assert nearest(context, products, query, N + 1)[-1] == first
+    assert backlog(context).objects == 0
+
+
+def test_what_changes_while_the_engine_is_away_is_found_at_once_and_told_later(server, context, products):
+    storage, query = context.storage, vectors(1, seed=9)
+    first, second = nearest(context, products, query, 2)
+    server.answer = (503, {"status": {"error": "not now"}})
+
+    storage.objects.upsert(products, [CatalogueObject("fresh", query)])
+    storage.objects.delete(products, [first])
+
+    waiting = backlog(context)
+    assert waiting.objects == 2
+    assert "answered 503" in waiting.away
+    assert nearest(context, products, query, 2) == ["fresh", second]
+    assert "fresh" not in points(server)
+
+    server.answer = None
+    context.storage.objects.filling._failed.clear()
+    assert nearest(context, products, query, 2) == [
+        "fresh",
+        second,
+    ]  # it is not there yet, and compared besides
+    storage.objects.filling.deliver_all()
+    assert points(server).keys() >= {"fresh", second}
+    assert first not in points(server)
+    assert backlog(context) == pg_outbox.Backlog("products", 0, 0, 0, None)
+    assert nearest(context, products, query, 2) == ["fresh", second]
+
+
+def test_an_engine_that_is_away_is_not_asked_by_each_search(server, context, products):
+    server.answer = (503, {"status": {"error": "not now"}})
+    nearest(context, products, vectors(1))
+    server.answer = None
+    server.requests.clear()
+
+    found = nearest(context, products, vectors(1, seed=9))
+
+    assert not server.requests
+    assert found == nearest(context, products, vectors(1, seed=9), margin=np.inf)
+
+
+def test_an_object_that_the_engine_refuses_fails_alone_is_told_of_and_is_found(server, context, products):
+    server.refused = "gold"
+    query = vectors(1, seed=9)
+    given = [CatalogueObject(f"n{k}", vectors(1, seed=k), {"of": "tin"}) for k in range(7)]
+
+    context.storage.objects.upsert(products, [*given, CatalogueObject("bar", query, {"of": "gold"})])
+
+    waiting = backlog(context)
+    assert (waiting.objects, waiting.refused) == (1, 1)
+    assert "it holds gold" in waiting.error
+    assert points(server).keys() >= {each.object_id for each in given}
+    assert nearest(context, products, query, 1) == ["bar"]
+
+    context.storage.objects.update_payloads(products, {"bar": {"of": "lead"}})
+    assert points(server)["bar"].payload["of"] == "lead"
+
+
+def test_reconcile_mends_what_is_missing_another_or_too_much(server, context, products):
+    there = points(server)
+    server.delete("products", [there["p003"].id, there["p004"].id])
+    server.upsert("products", [(there["p005"].id, vectors(1, seed=77)[0].tolist(), there["p005"].payload)])
+    server.upsert("products", [(there["p006"].id, vectors(N)[6].tolist(), {"brand": "none"})])
+    server.upsert("products", [(9 << 40, vectors(1)[0].tolist(), {})])
+
+    mended = context.storage.objects.filling.reconcile(products)
+    again = context.storage.objects.filling.reconcile(products)
+
+    assert mended == Mended(missing=2, stale=2, leftover=1)
+    assert again == Mended(0, 0, 0)
+    assert points(server)["p006"].payload == {"_object_id": "p006", "brand": "apex", "price": 1.5}
+    assert len(numbers(server)) == N
+
+
+def test_reconcile_fills_an_engine_that_lost_all(server, context, products):
+    server.drop("products")
+
+    mended = context.storage.objects.filling.reconcile(products)
+
+    assert mended == Mended(missing=N, stale=0, leftover=0)
+    assert len(numbers(server)) == N
+
+
+def test_who_moved_an_object_that_changes_is_learnt_anew(context, products):
+    query = vectors(1, seed=9)
+    clicked = results(context, query)[9].object_id
+    search_and_click(context, "s1", "ann", clicked, query)
+    learn(context)
+    assert rank_of(results(context, query), clicked) < 9
+    assert [each.object_id for each in results(context, query, "bob")][9] == clicked
+
+    context.storage.objects.upsert(products, [CatalogueObject(clicked, -query)])
+
+    assert context.storage.personal.copies(products, "ann", [clicked]) == {}
+    assert context.storage.queue.info().waiting == 1
+
+
+def test_a_collection_that_is_dropped_goes_there_and_what_is_there_is_not_taken(server, context, products):
+    server.create("theirs", {"size": D, "distance": "Cosine"})
+    server.upsert("theirs", [(1, [1.0] * D, {})])
+    with pytest.raises(ConflictError, match="theirs of vectors is there already, and not empty"):
+        filled(context, "theirs")
+    server.create("wider", {"size": D + 1, "distance": "Cosine"})
+    with pytest.raises(ConflictError, match="wider of vectors is there already, and it has 6 dimensions"):
+        filled(context, "wider")
+    own = context.storage.collections.create("own", products.index)
+    with pytest.raises(ConflictError, match=r"asked for is .* found by the table own of vectors"):
+        filled(context, own.name)
+    assert filled(context) == products == context.storage.collections.create("products", products.index)
+
+    context.storage.collections.drop("products")
+
+    assert set(server.shards) == {"theirs", "wider"}
+    assert filled(context).collection_id != products.collection_id
+
+
+def test_a_database_is_not_filled(postgres_url):
+    with (
+        opened(postgres_url, attached_stores={"vectors": postgres_url}) as context,
+        pytest.raises(InvalidInputError, match="'vectors' is a database, whose tables can be attached"),
+    ):
+        filled(context)
+
+
+WRITER = """
+import sys
+import numpy as np
+from embedding_studio import Context, load_settings
+from embedding_studio.domain.objects import CatalogueObject
+with Context(load_settings(embedder="none")) as context:
+    known = context.storage.collections.get("products")
+    rng = np.random.default_rng(int(sys.argv[1]))
+    for k in range(100_000):
+        ids = rng.choice(300, 20, replace=False)
+        given = [CatalogueObject(f"w{n}", rng.normal(size=(2, 5)), {"k": k}) for n in ids]
+        context.storage.objects.upsert(known, given)
+        context.storage.objects.delete(known, [f"w{n}" for n in rng.choice(300, 5)])
+        print(k, flush=True)
+"""
+
+
+def test_writers_that_are_killed_lose_nothing_and_leave_nothing(server, context, postgres_url):
+    known = filled(context)
+    environment = environment_of(postgres_url) | {"ATTACHED_STORES": f'{{"vectors": "{server.url}"}}'}
+    stop = threading.Event()
+    teller = threading.Thread(target=context.worker().run, args=(stop,))
+    teller.start()
+    for seed in range(3):
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(seed + n)], env=environment, stdout=subprocess.PIPE
+            )
+            for n in (10, 20)
+        ]
+        for each in writers:
+            each.stdout.readline()
+        time.sleep(0.2 * (1 + seed))
+        for each in writers:
+            os.kill(each.pid, signal.SIGKILL)
+            each.stdout.close()
+            each.wait()
+    stop.set()
+    teller.join()
+    with psycopg.connect(postgres_url) as connection:
+        [(rows,)] = connection.execute("SELECT count(*) FROM embedding_studio.outbox")
+
+    context.storage.objects.filling.deliver_all()
+
+    count = context.storage.objects.count(known)
+    assert backlog(context).objects == 0
+    assert len(numbers(server)) == 2 * count > 200
+    assert context.storage.objects.filling.reconcile(known) == Mended(0, 0, 0), f"{rows} were waiting"
