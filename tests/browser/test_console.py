@@ -783,14 +783,29 @@ def test_health_tells_parts_findings_and_numbers_over_time(shop, page):
     searches = page.locator("figure", has_text="Searches")
     expect(searches.locator("canvas")).to_have_count(1)
 
-    for _ in range(30):
-        shop.searched("ada", "tea")
+    for more in range(5):
+        for _ in range(5 + 3 * more):
+            shop.searched("ada", "tea")
+        shop.searched("ada", COLD, "slippers")
+        with page.expect_response("**/metrics"):  # it is measured again
+            pass
 
     for title in ("Searches", "Time of a search"):
         expect(page.locator("figure", has_text=title).locator("figcaption")).to_contain_text(
             re.compile("[1-9]")
         )
     keep_screenshot(page, "console-health")
+
+
+def test_what_is_seen_over_time_begins_when_the_console_is_opened_whatever_is_looked_at(shop, page):
+    with page.expect_response("**/metrics"):
+        page.goto(shop.at("search"))
+    shop.searched("ada", "tea")
+
+    page.goto(shop.at("health"))
+
+    searches = page.locator("figure", has_text="Searches").locator("figcaption")
+    expect(searches).to_contain_text(re.compile("[1-9]"))
 
 
 def test_numbers_are_marked_as_old_while_the_service_is_away_and_users_come_by_themselves(

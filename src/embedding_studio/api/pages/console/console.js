@@ -2,6 +2,7 @@
 import { html, render, useEffect, useRef, useState } from "../shared/preact.js";
 import { call, key } from "../shared/api.js";
 import { useAsked, useNeedsKey } from "./asking.js";
+import { keepMeasuring } from "./metrics.js";
 import { Empty, Told } from "./parts.js";
 import { go, href, useRoute } from "./routes.js";
 import { Collections } from "./views/collections.js";
@@ -68,6 +69,7 @@ const Console = () => {
 /** What stands around every view; its children are made of the collections that there are. */
 const Frame = ({ route, children, onForgetKey, main }) => {
   const asked = useAsked(() => call("collections"), []);
+  useEffect(keepMeasuring, []);
   const collections = asked.told?.collections ?? [];
   const names = collections.flatMap((each) => [each.name, ...each.aliases]);
   const { collection: chosen } = route.query;

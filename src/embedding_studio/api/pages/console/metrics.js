@@ -2,6 +2,7 @@
 import { call } from "../shared/api.js";
 
 const KEPT = 450;
+const [SECONDS, FEWEST] = [10, 1];
 const PREFIX = "embedding_studio_";
 const MOMENTS = [];
 
@@ -18,12 +19,32 @@ const parsed = (text) => {
   return found;
 };
 
-/** Ask once more, and return all moments that are kept, the oldest first. */
+/** Ask once more, unless that was just done, and return all moments that are kept, the oldest first. */
 export const measured = async () => {
+  if (Date.now() / 1000 - (MOMENTS.at(-1)?.at ?? 0) < FEWEST) return [...MOMENTS];
   const now = parsed(await call("/metrics"));
   MOMENTS.push({ at: Date.now() / 1000, now });
   if (MOMENTS.length > KEPT) MOMENTS.shift();
   return [...MOMENTS];
+};
+
+/** Measure in every view, so that there is something to see once numbers are looked at; return what ends it. */
+export const keepMeasuring = () => {
+  let timer;
+  let isOver = false;
+  const again = async () => {
+    try {
+      await measured();
+    } catch (problem) {
+      if ([401, 403].includes(problem.status)) return; // with this key that cannot be had
+    }
+    if (!isOver) timer = setTimeout(again, 1000 * SECONDS);
+  };
+  again();
+  return () => {
+    isOver = true;
+    clearTimeout(timer);
+  };
 };
 
 export const sum = ({ now }, name, where = () => true) => {

@@ -78,7 +78,7 @@ const Numbers = () => {
         <${Plot} title="Users waiting to be learnt" unit="users" times=${times} lines=${[["waiting", moments.map((each) => sum(each, "queue_users"))]]} />
         <${Plot} title="Refused requests" unit="a minute" times=${times} lines=${[["refused", perMinute(moments, "refused_requests_total")]]} />
       </div>
-      <p class="faint">Measured every ${SECONDS} s since this page was opened; in milliseconds over the last minute. Prometheus keeps the same numbers for longer, from <code>/metrics</code>.</p>`;
+      <p class="faint">Measured every ${SECONDS} s here, and every 10 s elsewhere in the console, since that was opened; in milliseconds over the last minute. Prometheus keeps the same numbers for longer, from <code>/metrics</code>.</p>`;
   }} />`;
 };
 
