@@ -1160,6 +1160,7 @@ def test_a_collection_is_made_shown_listed_aliased_and_dropped(client):
         "own_past": None,
         "aliases": [],
         "attached": None,
+        "filled": None,
         "objects": 0,
     }
     assert aliased.json() == {"alias": "best", "collection": "shoes"}

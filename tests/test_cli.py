@@ -60,6 +60,7 @@ def test_the_verbs_are_those_that_people_know():
                 "recall",
                 "doctor",
                 "attach",
+                "reconcile",
                 "collections",
                 "keys",
                 "quarantine",

@@ -327,7 +327,7 @@ def test_the_old_names_of_commands_work_and_are_not_listed():
     ("typed", "completed"),
     [
         ("sea", {"search"}),
-        ("re", {"replay", "recall", "restore"}),
+        ("re", {"replay", "recall", "restore", "reconcile"}),
         ("collections ", {"list", "show", "create", "drop", "alias", "unalias", "rename-embedder"}),
         ("objects de", {"delete"}),
         ("search --ur", {"--url"}),

@@ -1,29 +1,35 @@
 """Collections that another engine finds for us: what is written here is found there, whatever goes wrong."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
-from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.api.app import create_app
+from embedding_studio.cli import app
+from embedding_studio.doctor import examine
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState
 from embedding_studio.errors import ConflictError, InvalidInputError
-from embedding_studio.storage.attached import Mended
+from embedding_studio.storage.attached import Backlog, Mended, Point
 from embedding_studio.storage.postgres import outbox as pg_outbox
 from processes import environment_of
+from test_api_service import serving
 from test_attached import learn, opened, rank_of, results, search_and_click, told, twin_of, vectors
-from test_attached_engines import APEX
+from test_attached_engines import APEX, milvus
 
 N = 211
 D = 5
-DEAR = PayloadFilter.parse({"query": {"field": "price", "range": {"gte": 1000}}})
+NAME = "embedding_studio_test_filled"
 
 
 @pytest.fixture
@@ -39,6 +45,23 @@ def server(tmp_path):
 def context(server, postgres_url):
     with opened(postgres_url, shared_min_users=0, attached_stores={"vectors": server.url}) as context:
         yield context
+
+
+@pytest.fixture(params=["qdrant", "lancedb", "milvus"])
+def each_context(request, tmp_path, postgres_url):
+    """Return a context beside each engine that can be had here."""
+    if request.param == "qdrant":
+        url = request.getfixturevalue("server").url
+    elif request.param == "lancedb":
+        pytest.importorskip("lancedb", reason="LanceDB is not installed here: pip install '.[lancedb]'")
+        url = f"lancedb://{tmp_path}"
+    else:
+        with closing(milvus()) as store:  # which says why if there is none
+            url = store.url
+    with opened(postgres_url, shared_min_users=0, attached_stores={"vectors": url}) as context:
+        yield context
+        for each in context.storage.collections.list():
+            context.storage.collections.drop(each.name)
 
 
 @pytest.fixture
@@ -78,6 +101,10 @@ def nearest(context, known, query, limit=10, **more):
     return [each.object_id for each in context.storage.objects.nearest(known, query, limit, **more)]
 
 
+def engine_of(context, known):
+    return context.storage.objects.filling._engine(known)
+
+
 def backlog(context):
     [each] = context.storage.objects.filling.backlog()
     return each
@@ -85,19 +112,62 @@ def backlog(context):
 
 @pytest.mark.parametrize("aggregation", MetricAggregationType)
 @pytest.mark.parametrize("metric", MetricType)
-def test_what_is_found_is_what_the_twin_in_memory_finds(server, context, metric, aggregation):
-    known = filled(context, metric=metric, aggregation=aggregation)
-    context.storage.objects.upsert(known, objects(parts=3))
+def test_what_is_found_is_what_the_twin_in_memory_finds(each_context, metric, aggregation, monkeypatch):
+    known = filled(each_context, NAME, metric=metric, aggregation=aggregation)
+    each_context.storage.objects.upsert(known, objects(parts=3))
     memory, twin = twin_of(known, objects(parts=3))
     queries = vectors(2, seed=11)
-    server.requests.clear()
+    engine = engine_of(each_context, known)
+    asked, near = [], engine.near
+    monkeypatch.setattr(engine, "near", lambda *given, **more: asked.append(given) or near(*given, **more))
 
     for limit in (1, 10, 97, N + 3):
         for wanted in (None, APEX):
-            found = context.storage.objects.nearest(known, queries, limit, filter=wanted)
+            found = each_context.storage.objects.nearest(known, queries, limit, filter=wanted)
             expected = memory.objects.nearest(twin, queries, limit, filter=wanted)
             assert told(found) == [(e.object_id, e.distance, e.payload) for e in expected]
-    assert len(server.requests) >= 8
+    assert len(asked) >= 8
+    assert backlog(each_context) == Backlog(known.name, 0, 0, 0, None)
+
+
+def test_what_is_written_and_removed_is_so_in_every_engine(each_context):
+    known = filled(each_context, NAME)
+    storage, query = each_context.storage, vectors(1, seed=9)
+    storage.objects.upsert(known, objects())
+    first, second, third = nearest(each_context, known, query, 3)
+
+    storage.objects.upsert(known, [CatalogueObject(first, -query, {"brand": "new", "n": [1, None, 0.5]})])
+    storage.objects.update_payloads(known, {second: {"price": 7}})
+    storage.objects.delete(known, [third])
+
+    engine, view = engine_of(each_context, known), pg_outbox._view(known)
+    there = sorted(engine.numbers(view))
+    got = {each.payload["_object_id"]: each for each in engine.get(view, list(map(str, there)))}
+    assert len(there) == len(got) == N - 1
+    assert got[first].payload == {"_object_id": first, "brand": "new", "n": [1, None, 0.5]}
+    assert got[second].payload == {"_object_id": second, "price": 7}
+    assert third not in got
+    assert nearest(each_context, known, query, 1) == [second]
+
+
+def test_every_engine_is_mended(each_context):
+    known = filled(each_context, NAME)
+    each_context.storage.objects.upsert(known, objects())
+    engine, view = engine_of(each_context, known), pg_outbox._view(known)
+    there = {
+        each.payload["_object_id"]: each for each in engine.get(view, list(map(str, engine.numbers(view))))
+    }
+    p003, p005, p006 = (int(there[each].object_id) for each in ("p003", "p005", "p006"))
+    engine.remove(view, [p003])
+    other, payload = vectors(1, seed=77)[0], there["p005"].payload
+    engine.put(view, [Point(p005, other, payload), Point(p006, vectors(N)[6], {}), Point(9 << 40, other, {})])
+
+    filling = each_context.storage.objects.filling
+    assert filling.reconcile(known) == Mended(missing=1, stale=2, leftover=1)
+    assert filling.reconcile(known) == Mended(0, 0, 0)
+    engine.drop(view)
+    assert filling.reconcile(known) == Mended(missing=N, stale=0, leftover=0)
+    assert filling.reconcile(known) == Mended(0, 0, 0)
 
 
 def test_a_user_finds_what_the_twin_in_memory_finds_by_the_same_copies(server, context, products):
@@ -171,7 +241,7 @@ def test_what_changes_while_the_engine_is_away_is_found_at_once_and_told_later(s
     storage.objects.filling.deliver_all()
     assert points(server).keys() >= {"fresh", second}
     assert first not in points(server)
-    assert backlog(context) == pg_outbox.Backlog("products", 0, 0, 0, None)
+    assert backlog(context) == Backlog("products", 0, 0, 0, None)
     assert nearest(context, products, query, 2) == ["fresh", second]
 
 
@@ -202,31 +272,6 @@ def test_an_object_that_the_engine_refuses_fails_alone_is_told_of_and_is_found(s
 
     context.storage.objects.update_payloads(products, {"bar": {"of": "lead"}})
     assert points(server)["bar"].payload["of"] == "lead"
-
-
-def test_reconcile_mends_what_is_missing_another_or_too_much(server, context, products):
-    there = points(server)
-    server.delete("products", [there["p003"].id, there["p004"].id])
-    server.upsert("products", [(there["p005"].id, vectors(1, seed=77)[0].tolist(), there["p005"].payload)])
-    server.upsert("products", [(there["p006"].id, vectors(N)[6].tolist(), {"brand": "none"})])
-    server.upsert("products", [(9 << 40, vectors(1)[0].tolist(), {})])
-
-    mended = context.storage.objects.filling.reconcile(products)
-    again = context.storage.objects.filling.reconcile(products)
-
-    assert mended == Mended(missing=2, stale=2, leftover=1)
-    assert again == Mended(0, 0, 0)
-    assert points(server)["p006"].payload == {"_object_id": "p006", "brand": "apex", "price": 1.5}
-    assert len(numbers(server)) == N
-
-
-def test_reconcile_fills_an_engine_that_lost_all(server, context, products):
-    server.drop("products")
-
-    mended = context.storage.objects.filling.reconcile(products)
-
-    assert mended == Mended(missing=N, stale=0, leftover=0)
-    assert len(numbers(server)) == N
 
 
 def test_who_moved_an_object_that_changes_is_learnt_anew(context, products):
@@ -318,3 +363,52 @@ def test_writers_that_are_killed_lose_nothing_and_leave_nothing(server, context,
     assert backlog(context).objects == 0
     assert len(numbers(server)) == 2 * count > 200
     assert context.storage.objects.filling.reconcile(known) == Mended(0, 0, 0), f"{rows} were waiting"
+
+
+def test_doctor_readyz_and_metrics_tell_of_what_an_engine_does_not_know(server, context, products):
+    with serving(create_app(context)) as client:
+        ready = client.get("/readyz").json()
+        assert ready["parts"]["engines"] == "ok"
+        server.refused = "gold"
+        context.storage.objects.upsert(products, [CatalogueObject("bar", vectors(1), {"of": "gold"})])
+        ready = client.get("/readyz")
+        assert ready.status_code == 200
+        [told] = ready.json()["failing"]
+        assert "'products' is to be told of 1 objects, 1 of which it refused" in told
+        server.answer = (503, {"status": {"error": "not now"}})
+        context.storage.objects.delete(products, ["p000"])
+        [told] = client.get("/readyz").json()["failing"]
+        assert told == "what finds 'products' does not answer, so all is compared here"
+        numbers_told = client.get("/metrics").text
+    assert 'embedding_studio_outbox_objects{collection="products",state="refused"} 1.0' in numbers_told
+    assert 'embedding_studio_outbox_objects{collection="products",state="waiting"} 1.0' in numbers_told
+    assert 'embedding_studio_engine_away{collection="products"} 1.0' in numbers_told
+    server.answer = None
+    findings = {each.what: each for each in examine(context)}
+    assert findings["engine"].grade == "WARN"
+    assert "it refused 1, one of them so:" in findings["engine"].told
+    assert findings["collection products"].told.endswith(
+        "kept here, found by Qdrant's collection products of vectors"
+    )
+
+
+def test_a_collection_is_filled_over_http_and_from_the_command_line(server, context, postgres_url):
+    environment = {"DATABASE_URL": postgres_url, "ATTACHED_STORES": f'{{"vectors": "{server.url}"}}'}
+    with serving(create_app(context)) as client:
+        body = {"name": "films", "index": {"dimensions": D}, "fill": "vectors"}
+        made = client.post("/api/v1/collections", json=body)
+        refused = client.post("/api/v1/collections", json=body | {"fill": "elsewhere"})
+    assert made.json()["filled"] == "Qdrant's collection films of vectors"
+    assert refused.status_code == 422
+    assert "name one of ATTACHED_STORES" in refused.text
+
+    def said(*arguments):
+        done = CliRunner().invoke(app, arguments, env=environment | {"EMBEDDER": "none"})
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    said("collections", "create", "books", "--dimensions", "5", "--fill", "vectors")
+    assert json.loads(said("collections", "show", "books", "--json"))["filled"].endswith("books of vectors")
+    told_by = json.loads(said("reconcile", "books", "--json"))
+    assert told_by == {"missing": 0, "stale": 0, "leftover": 0}
+    assert set(server.shards) == {"films", "books"}

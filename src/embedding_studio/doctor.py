@@ -14,7 +14,7 @@ from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import SessionForImprovementStatus
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.settings import ADVISED_KEY_CHARACTERS
-from embedding_studio.storage.attached import ByCollection
+from embedding_studio.storage.attached import ByCollection, backlog_of
 from embedding_studio.storage.postgres.nearest import margin_for
 from embedding_studio.telemetry.listener import is_loopback
 
@@ -59,6 +59,7 @@ def examine(context: Context, *, load_embedder: bool = False) -> list[Finding]:
     findings += _told("clock", partial(_clock, context))
     findings += _told("disk", partial(_disk, context))
     findings += _told("collections", partial(_collections, context))
+    findings += _told("engines", partial(_engines, context))
     findings += _told("queue", partial(_queue, context))
     findings += _told("orders", partial(_orders, context))
     findings += _told("quarantine", partial(_quarantine, context))
@@ -227,6 +228,19 @@ def _collection(context: Context, collection: Collection, what: str) -> Iterator
             what,
             f"was embedded by {collection.embedder!r}, and EMBEDDER is {embedder.name!r}: texts are refused",
         )
+
+
+def _engines(context: Context) -> Iterator[Finding]:
+    for each in backlog_of(context.storage):
+        told = f"what finds {each.collection!r} has been told all"
+        if each.objects:
+            told = f"what finds {each.collection!r} is to be told of {each.objects:,} objects"
+            told += f", of the first for {each.oldest_seconds:,.0f} s"
+        if each.refused:
+            told += f"; it refused {each.refused:,}, one of them so: {each.error}"
+        elif is_late := each.oldest_seconds > context.settings.late_seconds:
+            told += "; does it answer, and does a worker run?"
+        yield Finding("WARN" if each.refused or is_late else "OK", "engine", told)
 
 
 def _orders(context: Context) -> Iterator[Finding]:

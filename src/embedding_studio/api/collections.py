@@ -17,6 +17,7 @@ from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.embedders.names import is_called
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.storage.attached import count_if_told
+from embedding_studio.storage.attached import create_collection as create_in
 from embedding_studio.storage.ports import Storage
 
 router = APIRouter(prefix="/collections", tags=["collections"], route_class=BodyRoute)
@@ -37,6 +38,11 @@ class CollectionBody(Body):
         ge=0,
         lt=1,
         description="cosine below which a past query is not near; absent: what it has, else the setting",
+    )
+    fill: Id | None = Field(
+        default=None,
+        description="the name in ATTACHED_STORES of a store that finds the objects, and is filled with them;"
+        " absent: they are found here",
     )
 
     model_config = ConfigDict(
@@ -80,6 +86,9 @@ class CollectionInfo(BaseModel):
     objects: int | None = Field(description="how many it holds; null: another system does not say just now")
     attached: str | None = Field(
         default=None, description="where its objects are, if another system keeps them, which is only read"
+    )
+    filled: str | None = Field(
+        default=None, description="what finds its objects, if another system does, which is filled with them"
     )
 
 
@@ -126,8 +135,15 @@ def create_collection(body: CollectionBody, context: InContext) -> CollectionInf
         raise wrong_body(
             "say how many dimensions the vectors have, or name an embedder", "index", "dimensions"
         )
-    collection = context.storage.collections.create(
-        body.name, index, embedder=name, gate_threshold=body.gate_threshold
+    if body.fill not in (None, *context.settings.attached_stores):
+        raise wrong_body("there is no store of this name; name one of ATTACHED_STORES", "fill")
+    collection = create_in(
+        context.storage,
+        body.name,
+        index,
+        embedder=name,
+        gate_threshold=body.gate_threshold,
+        fill=body.fill,
     )
     return _info(collection, context.storage)
 
@@ -186,4 +202,5 @@ def _info(collection: Collection, storage: Storage) -> CollectionInfo:
         ),
         objects=count_if_told(storage, collection),
         attached=None if collection.attached is None else str(collection.attached),
+        filled=None if collection.filled is None else str(collection.filled),
     )

@@ -12,6 +12,7 @@ from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.problems import problem_response
 from embedding_studio.bootstrap import Context
 from embedding_studio.errors import EmbeddingStudioError, StorageError, StorageNotWritableError
+from embedding_studio.storage.attached import backlog_of
 from embedding_studio.telemetry.metrics import CONTENT_TYPE_LATEST
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class Alive(BaseModel):
 OK = "ok"
 
 DATABASE, EVENTS, WORKER, TEXTS, LEARNING = "database", "events", "worker", "texts", "learning"
+ENGINES = "engines"
 NEEDED = (DATABASE, EVENTS, WORKER)
 """Parts without which nothing can be served."""
 
@@ -52,8 +54,8 @@ async def healthz() -> Alive:  # in the loop: threads may all be waiting for the
 def readyz(request: Request, context: InContext) -> Ready | Response:
     """Return 200 if searches and events can be served, else 503 naming what fails. Needs no key.
 
-    Searches by text may fail alone, and learning may be late: then 200 says so, for the rest is served. The
-    embedder is not asked here.
+    Searches by text may fail alone, learning may be late, and engines that are filled may be away: then 200
+    says so, for the rest is served. Neither the embedder nor an engine is asked here.
     """
     parts = _parts_of_storage(context)
     background: threading.Thread | None = request.app.state.background
@@ -65,6 +67,8 @@ def readyz(request: Request, context: InContext) -> Ready | Response:
     trouble = _trouble_with_texts(context)
     parts[TEXTS] = OK if trouble is None else f"texts cannot be searched: {trouble}"
     parts[LEARNING] = _learning(context)
+    if (engines := _engines(context)) is not None:
+        parts[ENGINES] = engines
     return Ready(failing=[told for told in parts.values() if told != OK] or None, parts=parts)
 
 
@@ -90,6 +94,24 @@ def _learning(context: Context) -> str:
         return "the queue could not be read"
     is_late = seconds > context.settings.late_seconds
     return f"learning is late: the first user waits for {seconds:,.0f} s" if is_late else OK
+
+
+def _engines(context: Context) -> str | None:
+    """Return how the engines fare that are filled; None: there are none."""
+    try:
+        backlog = backlog_of(context.storage)
+    except StorageError:
+        return "what engines are to be told could not be read"
+    late = context.settings.late_seconds
+    failing = [
+        f"what finds {each.collection!r} does not answer, so all is compared here"
+        if each.away
+        else f"what finds {each.collection!r} is to be told of {each.objects:,} objects, {each.refused:,} of "
+        f"which it refused, for {each.oldest_seconds:,.0f} s"
+        for each in backlog
+        if each.away or each.refused or each.oldest_seconds > late
+    ]
+    return ("; ".join(failing) or OK) if backlog else None
 
 
 def _trouble_with_texts(context: Context) -> str | None:

@@ -61,6 +61,7 @@ COMMANDS = {
     "quarantine": "quarantine:quarantine",
     "keys": "keys:keys",
     "doctor": "administration:doctor",
+    "reconcile": "attaching:reconcile",
     "migrate": "administration:migrate",
     "backup": "backup:backup",
     "restore": "backup:restore",

@@ -1,11 +1,20 @@
-"""What another system keeps already: attach."""
+"""What another system keeps already, or finds for us: attach, reconcile."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from embedding_studio.cli.console import err, opened_context, tell
+from embedding_studio.cli.console import (
+    AsJson,
+    CollectionArgument,
+    err,
+    opened_context,
+    print_value,
+    tell,
+)
 from embedding_studio.domain.index import MetricType
+from embedding_studio.errors import InvalidInputError
 
 
 def attach(
@@ -71,3 +80,27 @@ def attach(
                 tell("warning", advice)
         number = objects.count(known)
     err.print(f"There is a collection {known.name!r} of {number:,} objects: {known.kind()}.")
+
+
+def reconcile(collection: CollectionArgument, *, as_json: AsJson = False) -> None:
+    """Compare a collection with the store that finds or keeps its objects, and mend what differs.
+
+    Of one that is filled from here it counts objects that were missing there or stale, and points that were
+    left over, and mends them there. Of one that is attached, which is only read, it counts objects that
+    something was learnt from, and that changed or are gone: who met them is learnt anew.
+    """
+    from embedding_studio.storage.attached import ByCollection
+    from embedding_studio.storage.attached import reconcile as compare
+
+    with opened_context() as context:
+        known = context.storage.collections.get(collection)
+        objects = context.storage.objects
+        if known.filled is not None and isinstance(objects, ByCollection):
+            found = asdict(objects.filling.reconcile(known))
+        elif known.attached is not None:
+            found = asdict(compare(context.storage, known))
+        else:
+            raise InvalidInputError(
+                f"{known.name!r} is kept and found here alone: there is nothing to compare"
+            )
+    print_value(found, as_json=as_json)

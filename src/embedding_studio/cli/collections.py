@@ -70,6 +70,13 @@ def create(
     embedder: Annotated[
         str | None, typer.Option(help="What EMBEDDER is of the service that is asked, which then makes them.")
     ] = None,
+    fill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="The name in ATTACHED_STORES of what finds its objects, and is filled with them.",
+        ),
+    ] = None,
     url: Url = None,
 ) -> None:
     """Create a collection; one of the same name and kind is left as it is."""
@@ -80,6 +87,7 @@ def create(
             metric_type=metric.value,
             metric_aggregation_type=aggregation.value,
             embedder=embedder,
+            fill=fill,
         )
     err.print(f"There is a collection {collection!r}.")
 
@@ -139,6 +147,7 @@ def _row(info: CollectionInfo) -> dict[str, Any]:
         "own_past": info.own_past,
         "aliases": list(info.aliases),
         "attached": info.attached,
+        "filled": info.filled,
     }
 
 

@@ -21,7 +21,7 @@ from embedding_studio.embedders.names import is_called
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.indexing import every_object
 from embedding_studio.personal_data import BEYOND, exported
-from embedding_studio.storage.attached import count_if_told
+from embedding_studio.storage.attached import count_if_told, create_collection
 
 
 class InProcess:
@@ -106,6 +106,7 @@ class InProcess:
         metric_type: str = "cosine",
         metric_aggregation_type: str = "min",
         embedder: str | None = None,
+        fill: str | None = None,
     ) -> CollectionInfo:
         info = index.SearchIndexInfo(
             dimensions=dimensions,
@@ -117,8 +118,8 @@ class InProcess:
             has = f"EMBEDDER is {own.name!r}" if own else "EMBEDDER is none"
             raise InvalidInputError(f"{has}; leave --embedder out, or name that one")
         if dimensions is None:
-            return self._info(self._context.collection(name, index=info))
-        return self._info(self._storage.collections.create(name, info))
+            return self._info(self._context.collection(name, index=info, fill=fill))
+        return self._info(create_collection(self._storage, name, info, fill=fill))
 
     def drop_collection(self, name: str) -> None:
         self._storage.collections.drop(name)
@@ -151,6 +152,7 @@ class InProcess:
             tuple(sorted(alias for alias, name in aliases.items() if name == collection.name)),
             count_if_told(self._storage, collection),
             None if collection.attached is None else str(collection.attached),
+            None if collection.filled is None else str(collection.filled),
         )
 
 

@@ -339,6 +339,7 @@ class CollectionInfo:
         own_past: how much a user's past queries count, as learnt from the log; None: in full.
         objects: how many it holds; None: another system keeps them, and does not say just now.
         attached: where they are, if another system keeps them; nothing is written there.
+        filled: what finds them, if another system does, which is filled with them.
     """
 
     name: str
@@ -349,6 +350,7 @@ class CollectionInfo:
     aliases: tuple[str, ...] = ()
     objects: int | None = 0
     attached: str | None = None
+    filled: str | None = None
 
     @classmethod
     def read(cls, told: JSON) -> "CollectionInfo":

@@ -325,19 +325,27 @@ def create_collection(
     metric_aggregation_type: str = "min",
     embedder: str | None = None,
     gate_threshold: float | None = None,
+    fill: str | None = None,
 ) -> Call[answers.CollectionInfo]:
     """Create a collection; one of the same name and kind is left as it is.
 
     Args:
         dimensions: of the vectors that callers bring; None with an embedder.
         embedder: the service's own, by its name, which then embeds texts.
+        fill: the service's name for a store that finds its objects, and is filled with them.
     """
     index = {
         "dimensions": dimensions,
         "metric_type": metric_type,
         "metric_aggregation_type": metric_aggregation_type,
     }
-    body = {"name": name, "index": index, "embedder": embedder, "gate_threshold": gate_threshold}
+    body = {
+        "name": name,
+        "index": index,
+        "embedder": embedder,
+        "gate_threshold": gate_threshold,
+        "fill": fill,
+    }
     return _posted("/collections", answers.CollectionInfo.read, body)
 
 

@@ -10,7 +10,7 @@ from embedding_studio.domain.storable import check_id
 from embedding_studio.embedders import Embedder
 from embedding_studio.errors import CollectionNotFoundError, InvalidInputError, shown
 from embedding_studio.indexing.batches import THREADS, IndexingReport, index_objects
-from embedding_studio.storage.attached import create_filled, refuse_writing
+from embedding_studio.storage.attached import create_collection, refuse_writing
 from embedding_studio.storage.ports import Storage
 from embedding_studio.tuning import SAMPLED_OBJECTS, guard_gate
 
@@ -75,9 +75,7 @@ class Indexer:
             whose = f"the vectors of {self._embedder.name!r}"
             index = index.of_size(self._embedder.dimensions, whose)
         embedder = self._embedder.name if self._embedder else None
-        if fill is not None:
-            return create_filled(self._storage, name, fill, index, embedder=embedder)
-        return self._storage.collections.create(name, index, embedder=embedder)
+        return create_collection(self._storage, name, index, embedder=embedder, fill=fill)
 
     def index_objects(
         self,

@@ -478,33 +478,35 @@ class ByCollection:
         self.of(collection).set_margin(collection, margin)
 
 
-def create_filled(
+def create_collection(
     storage: Storage,
     name: str,
-    store: str,
     index: SearchIndexInfo,
     *,
     embedder: str | None = None,
     gate_threshold: float | None = None,
+    fill: str | None = None,
 ) -> Collection:
-    """Return the collection of a name that a store finds for us, made here and there if there is none.
+    """Return as ``Collections.create``.
+
+    Args:
+        fill: the name of a store that is to find its objects, in which it is made, too.
 
     Raises:
         InvalidInputError: the store cannot be filled, or not with such a collection.
         ConflictError: the name is taken, here or there, by something else.
         AttachedUnavailableError: the store does not answer.
     """
-    objects = storage.objects
-    if not isinstance(objects, ByCollection):
-        raise ConflictError("this storage has a base index of its own; fill one beside PostgreSQL's")
-    try:
-        there = storage.collections.get(name)
-    except CollectionNotFoundError:
-        filled = objects.filling.make(Collection(0, name, index), store)
-    else:
-        filled = there.filled or Attachment("", name, store)
-        if filled.store != store:
-            filled = Attachment("", name, store)  # for the refusal
+    filled = None
+    if fill is not None:
+        if not isinstance(storage.objects, ByCollection):
+            raise ConflictError("this storage has a base index of its own; fill one beside PostgreSQL's")
+        try:
+            there = storage.collections.get(name).filled
+        except CollectionNotFoundError:
+            filled = storage.objects.filling.make(Collection(0, name, index), fill)
+        else:  # which is as it is asked for, or refused
+            filled = there if there and there.store == fill else Attachment("", name, fill)
     return storage.collections.create(
         name, index, embedder=embedder, gate_threshold=gate_threshold, filled=filled
     )
@@ -532,6 +534,11 @@ def reconcile(storage: Storage, collection: Collection) -> Reconciled:
         changed += len([each for each in news if each in found])
         gone += len([each for each in news if each not in found])
     return Reconciled(changed, gone)
+
+
+def backlog_of(storage: Storage) -> list[Backlog]:
+    """Return what each engine that is filled has not been told."""
+    return storage.objects.filling.backlog() if isinstance(storage.objects, ByCollection) else []
 
 
 def count_if_told(storage: Storage, collection: Collection) -> int | None:

@@ -31,6 +31,7 @@ from embedding_studio.storage.attached import (
     NUMBER,
     Candidates,
     Examined,
+    Point,
     advice_on_dimensions,
     attachment_of,
     check_dimensions,
@@ -227,6 +228,38 @@ class LanceDB:
             )
         return attached, SearchIndexInfo(dimensions=dimensions, metric_type=metric)
 
+    def place(self, name: str) -> Attachment:
+        return Attachment(KIND, name, object_id=OBJECT_ID, vector="vector", document="payload")
+
+    def make(self, collection: Collection) -> bool:
+        source = attachment_of(collection).source
+        with self._asking():
+            if source in self._database.list_tables(limit=MANY_ROWS).tables:
+                return False
+            self._database.create_table(source, _rows(collection, []))
+        self._tables.pop(source, None)
+        return True
+
+    def put(self, collection: Collection, points: Sequence[Point]) -> None:
+        table = self._table(attachment_of(collection))
+        with self._asking():
+            writing = table.merge_insert(OBJECT_ID).when_matched_update_all().when_not_matched_insert_all()
+            writing.execute(_rows(collection, points))
+
+    def remove(self, collection: Collection, numbers: Sequence[int]) -> None:
+        table = self._table(attachment_of(collection))
+        with self._asking():
+            table.delete(f"{OBJECT_ID} IN ({', '.join(map(str, numbers))})")
+
+    def numbers(self, collection: Collection) -> Iterator[int]:
+        return map(int, self._ids_of(attachment_of(collection), None))
+
+    def drop(self, collection: Collection) -> None:
+        source = attachment_of(collection).source
+        with self._asking():
+            self._database.drop_table(source)
+        self._tables.pop(source, None)
+
     def close(self) -> None:
         self._tables.clear()
 
@@ -341,6 +374,20 @@ def _check(wanted: Attachment, kinds: Mapping[str, Arrow]) -> None:
             f"the column {wanted.document!r} of {wanted.source!r} is of the type {kind}; the payload can be "
             "one column of JSON, as texts, of struct or of map, or several of any type"
         )
+
+
+def _rows(collection: Collection, points: Sequence[Point]) -> Arrow:
+    """Return points as the rows of a table that we fill."""
+    import pyarrow as pa
+
+    D = collection.index.dimensions or 0
+    vectors = np.concatenate([each.vector for each in points]) if points else np.empty(0, dtype=np.float32)
+    columns = {
+        OBJECT_ID: pa.array([each.number for each in points], pa.int64()),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors, pa.float32()), D),
+        "payload": pa.array([json.dumps(each.payload) for each in points], pa.string()),
+    }
+    return pa.table(columns)
 
 
 def _objects(attached: Attachment, rows: Arrow) -> list[CatalogueObject]:

@@ -29,6 +29,8 @@ from embedding_studio.storage.attached import (
     NUMBER,
     Candidates,
     Examined,
+    Point,
+    RefusedError,
     advice_on_dimensions,
     attachment_of,
     check_dimensions,
@@ -47,6 +49,10 @@ SCHEMES = ("milvus+http://", "milvus+https://")
 MOST_CANDIDATES = 16_384
 READ_AT_ONCE = 1_000
 """Entities a request, where all are read."""
+WRITTEN_AT_ONCE = 1_000_000
+"""Numbers of vectors a request, some 4 MB."""
+GRAPH = {"M": 16, "efConstruction": 200}
+"""Of the index of what we fill."""
 MOST_BYTES = 2**25
 """Of the vectors of one answer: of more than 64 MB, with payloads, the server sends none."""
 CONNECT_SECONDS = 10.0
@@ -201,6 +207,54 @@ class Milvus:
             )
         return attached, index
 
+    def place(self, name: str) -> Attachment:
+        return Attachment(KIND, name, object_id="id", vector="vector", document="payload")
+
+    def make(self, collection: Collection) -> bool:
+        from pymilvus import DataType, MilvusClient
+
+        source, index = attachment_of(collection).source, collection.index
+        metric = next(name for name, each in METRICS.items() if each is index.metric_type)
+        with self._asking():
+            if self._client.has_collection(source, timeout=self._seconds):
+                return False
+            schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("id", DataType.INT64, is_primary=True)
+            schema.add_field("vector", DataType.FLOAT_VECTOR, dim=index.dimensions)
+            schema.add_field("payload", DataType.JSON)
+            indexes = MilvusClient.prepare_index_params()
+            indexes.add_index("vector", index_type="HNSW", metric_type=metric, params=GRAPH)
+            self._client.create_collection(
+                source,
+                schema=schema,
+                index_params=indexes,
+                consistency_level="Strong",  # what was written is seen by whoever asks next
+                timeout=self._seconds,
+            )
+        return True
+
+    def put(self, collection: Collection, points: Sequence[Point]) -> None:
+        source = attachment_of(collection).source
+        size = max(1, WRITTEN_AT_ONCE // (collection.index.dimensions or 1))
+        for start in range(0, len(points), size):
+            rows = [
+                {"id": each.number, "vector": each.vector, "payload": each.payload}
+                for each in points[start : start + size]
+            ]
+            with self._asking(is_given=True):
+                self._client.upsert(source, rows, timeout=self._seconds)
+
+    def remove(self, collection: Collection, numbers: Sequence[int]) -> None:
+        with self._asking():
+            self._client.delete(attachment_of(collection).source, ids=list(numbers), timeout=self._seconds)
+
+    def numbers(self, collection: Collection) -> Iterator[int]:
+        return map(int, self._ids_of(attachment_of(collection), None))
+
+    def drop(self, collection: Collection) -> None:
+        with self._asking():
+            self._client.drop_collection(attachment_of(collection).source, timeout=self._seconds)
+
     def close(self) -> None:
         self._client.close()
 
@@ -341,7 +395,7 @@ class Milvus:
         return None if condition is None or _depth(condition) > DEEPEST else condition
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _asking(self, *, is_given: bool = False) -> Iterator[None]:
         import grpc
         from pymilvus.exceptions import MilvusException
 
@@ -360,7 +414,10 @@ class Milvus:
                 remedy = "; put it back, or drop the collection and attach again"
             elif "not loaded" in said:
                 remedy = "; load the collection there"
-            raise AttachedUnavailableError(f"{self._told()} cannot be read: {said}{remedy}") from error
+            kind = RefusedError if is_given and not remedy else AttachedUnavailableError
+            raise kind(
+                f"{self._told()} cannot be {'written' if is_given else 'read'}: {said}{remedy}"
+            ) from error
 
     def _told(self) -> str:
         return f"the store {self._name!r} ({self._place})"

@@ -19,7 +19,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.errors import CollectionNotFoundError, StorageError
-from embedding_studio.storage.attached import count_if_told
+from embedding_studio.storage.attached import Backlog, backlog_of, count_if_told
 from embedding_studio.storage.ports import CodesInfo, QueueInfo, Storage
 from embedding_studio.telemetry.siblings import Siblings, of_all
 
@@ -274,6 +274,27 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._outbox_objects = Gauge(
+            "embedding_studio_outbox_objects",
+            "Objects of which the engine that finds a collection has not been told yet: waiting, or refused "
+            "by it at least once.",
+            ["collection", "state"],
+            registry=self._registry,
+        )
+        self._outbox_seconds = Gauge(
+            "embedding_studio_outbox_oldest_seconds",
+            "For how long the engine that finds a collection has not been told of a change; 0 where it knows "
+            "all.",
+            ["collection"],
+            registry=self._registry,
+        )
+        self._engines_away = Gauge(
+            "embedding_studio_engine_away",
+            "1 where the engine that finds a collection did not answer this process last, so that all is "
+            "compared by each search, else 0.",
+            ["collection"],
+            registry=self._registry,
+        )
         self._quarantined = Gauge(
             "embedding_studio_quarantined_users",
             "Users from whom nothing is learnt; not a number while storage does not answer.",
@@ -318,6 +339,7 @@ class Metrics:
             self._set_queue(storage.queue.info())
             self._quarantined.set(storage.quarantine.count())
             self._waiting_events.set(storage.clickstream.waiting_events())
+            self._set_outbox(backlog_of(storage))
             if service is not None:
                 service.ask(storage, now)
         except (StorageError, CollectionNotFoundError):  # a collection may be dropped meanwhile
@@ -326,12 +348,22 @@ class Metrics:
             self._set_queue(None)
             self._quarantined.set(float("nan"))
             self._waiting_events.set(float("nan"))
+            self._set_outbox([])
             if service is not None:
                 service.set_objects({}, now)
                 service.set_codes({})
 
     def _set_orders(self, counts: Mapping[SessionForImprovementStatus, int]) -> None:
         _set(self._orders, {status.value: number for status, number in counts.items()})
+
+    def _set_outbox(self, backlog: Iterable[Backlog]) -> None:
+        for gauge in (self._outbox_objects, self._outbox_seconds, self._engines_away):
+            gauge.clear()
+        for each in backlog:
+            self._outbox_objects.labels(each.collection, "refused").set(each.refused)
+            self._outbox_objects.labels(each.collection, "waiting").set(each.objects - each.refused)
+            self._outbox_seconds.labels(each.collection).set(each.oldest_seconds)
+            self._engines_away.labels(each.collection).set(each.away is not None)
 
     def _set_queue(self, queue: QueueInfo | None) -> None:
         _set(self._queue_users, {} if queue is None else {"waiting": queue.waiting, "held": queue.held})
