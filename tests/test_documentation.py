@@ -32,6 +32,19 @@ ADDRESS = "http://localhost:8000"
 """Of the service that pages speak of."""
 
 
+QDRANT = "http://localhost:6333"
+
+
+@contextmanager
+def qdrant(folder: Path) -> Iterator[str]:
+    """Return the address of an empty Qdrant for as long as the block runs."""
+    pytest.importorskip("qdrant_edge", reason="Qdrant's engine is not installed here")
+    import qdrant_server
+
+    with qdrant_server.qdrant(folder) as server:
+        yield server.url
+
+
 @contextmanager
 def served(database_url: str) -> Iterator[str]:
     """Return the address of a service for as long as the block runs."""
@@ -55,9 +68,11 @@ def test_the_pages_code_runs_and_prints_what_the_page_says(page, code, output, p
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
     service = served(postgres_url) if ADDRESS in code else nullcontext(ADDRESS)
 
-    with service as address:
+    engine = qdrant(tmp_path) if QDRANT in code else nullcontext(QDRANT)
+
+    with service as address, engine as place:
         ran = subprocess.run(
-            [sys.executable, "-c", code.replace(ADDRESS, address)],
+            [sys.executable, "-c", code.replace(ADDRESS, address).replace(QDRANT, place)],
             env=environment | {"DATABASE_URL": postgres_url},
             cwd=tmp_path,
             capture_output=True,

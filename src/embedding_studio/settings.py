@@ -273,8 +273,8 @@ class Settings(BaseSettings):
     )
     attached_stores: dict[str, SecretStr] = Field(
         default={},
-        description="What collections can be attached to beside the own database (JSON: name and address):"
-        " other databases, servers of Qdrant (`https://:KEY@host:6333`) and of Milvus"
+        description="What collections can be attached to beside the own database, or found by (JSON: name and"
+        " address): other databases, servers of Qdrant (`https://:KEY@host:6333`) and of Milvus"
         " (`milvus+https://USER:PASSWORD@host:19530`), and folders of LanceDB (`lancedb:///folder`,"
         " `lancedb+s3://bucket/folder`).",
     )
