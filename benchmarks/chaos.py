@@ -2,10 +2,10 @@
 
     python benchmarks/chaos.py [--seconds 480] [--kills 30] [--seed 7] [--json OUT] [--markdown OUT]
 
-A service, two workers and a database are killed with -9 and started again, while clients search, click and
-store objects over HTTP and write down what was acknowledged before they count it. At the end the log is
-compared with what they wrote down, and each user's state with one that is folded from the log in memory.
-Exits with 1 if anything is not as it should be.
+A service of two processes, two workers and a database are killed with -9 and started again, while clients
+search, click and store objects over HTTP and write down what was acknowledged before they count it. At the
+end the log is compared with what they wrote down, and each user's state with one that is folded from the log
+in memory. Exits with 1 if anything is not as it should be.
 """
 
 import argparse
@@ -59,7 +59,13 @@ RESTART_SECONDS = 0.1
 PATIENCE_SECONDS = 240.0
 """At the end, for the last requests to be answered, and then for all orders to end."""
 
-KILLED = ("service", "worker 1", "worker 2", "database", "database's backend")
+PROCESSES = 2
+"""Of the service."""
+PROCESS, PARENT = "a process of the service", "the service's parent"
+KILLED = (
+    *(PROCESS, "worker 1", "worker 2", "database", "database's backend"),
+    *(PROCESS, "worker 1", "worker 2", "database", PARENT),
+)
 HANGS = "an adjuster hangs"
 FULL = "disk full"
 OTHERS = ("database stopped", "service told to end", "all connections cut")
@@ -109,6 +115,11 @@ class Supervised:
         self._process = self._start()
         self._thread = threading.Thread(target=self._keep_running)
         self._thread.start()
+
+    def children(self) -> list[int]:
+        """Return the processes that it has started."""
+        process_id = self._process.pid
+        return [*map(int, Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split())]
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
@@ -170,7 +181,8 @@ def fill_disk(folder: Path, seconds: float) -> None:
 class System:
     """A service, two workers and a database."""
 
-    def __init__(self, folder: Path, *, is_external: bool) -> None:
+    def __init__(self, folder: Path, seed: int, *, is_external: bool) -> None:
+        self._rng = random.Random(seed)
         self._data_dir = folder / "disk" / "data"
         self._server = EmbeddedServer(self._data_dir)
         self.database_url = self._server.start()
@@ -194,12 +206,18 @@ class System:
         if is_external:
             environment["DATABASE_URL"] = self.database_url
             threading.Thread(target=self._keep_database_running, daemon=True).start()
-        commands = {"service": ["serve", "--no-worker"], "worker 1": ["worker"], "worker 2": ["worker"]}
+        commands = {
+            "service": ["serve", "--no-worker", "--processes", str(PROCESSES)],
+            "worker 1": ["worker"],
+            "worker 2": ["worker"],
+        }
         self.parts = {
             name: Supervised(command, environment, folder / f"{name}.log")
             for name, command in commands.items()
         }
         while not all(part.ready_at for part in self.parts.values()):
+            time.sleep(0.05)
+        while len(self.parts["service"].children()) < PROCESSES:
             time.sleep(0.05)
 
     def suffer(self, what: str, seconds: float) -> None:
@@ -217,6 +235,10 @@ class System:
             self._ask(CUT)
         elif what == "service told to end":
             self.parts["service"].signal(signal.SIGTERM)
+        elif what == f"{PROCESS} killed":
+            os.kill(self._rng.choice(self.parts["service"].children()), signal.SIGKILL)
+        elif what == f"{PARENT} killed":
+            self.parts["service"].signal(signal.SIGKILL)
         else:
             self.parts[what.removesuffix(" killed")].signal(signal.SIGKILL)
 
@@ -531,7 +553,7 @@ def told(state: PersonalState) -> object:
 def measure(folder: Path, given: argparse.Namespace, *, is_disk_small: bool) -> dict[str, Any]:
     incidents = plan(random.Random(given.seed), given.kills, is_disk_small=is_disk_small)
     journal = Journal(folder / "journal.jsonl")
-    system = System(folder, is_external=given.external)
+    system = System(folder, given.seed, is_external=given.external)
     try:
         with closing(PostgresStorage(system.database_url)) as storage:
             storage.collections.create("default", SearchIndexInfo(dimensions=D))
@@ -602,12 +624,13 @@ other work).
 $ python {shlex.join(sys.argv)}
 ```
 
-A service, two workers and the embedded PostgreSQL, each started again {RESTART_SECONDS} s after it ended, as
-systemd would. {CLIENTS} clients search and click for {users} users and one stores objects, over HTTP,
-each again and again until it is answered, and write down what was acknowledged. Meanwhile one thing after
-another is done: a part is killed with -9 (of the database the postmaster, or one backend), the database is
-stopped (`pg_ctl stop`), the service is told to end (SIGTERM), all connections are cut
-(`pg_terminate_backend`), and an adjuster never comes back from one user's session.
+A service (`serve --processes {PROCESSES}`), two workers and the embedded PostgreSQL, each started again
+{RESTART_SECONDS} s after it ended, as systemd would; a process of the service by its parent.
+{CLIENTS} clients search and click for {users} users and one stores objects, over HTTP, each again and
+again until it is answered, and write down what was acknowledged. Meanwhile one thing after another is done: a
+part is killed with -9 (of the service one process, or their parent, with which all end; of the database the
+postmaster, or one backend), the database is stopped (`pg_ctl stop`), the service is told to end (SIGTERM),
+all connections are cut (`pg_terminate_backend`), and an adjuster never comes back from one user's session.
 {disk}
 
 At the end all orders have to end, what was acknowledged has to be in the log once, and the state of each
@@ -619,9 +642,9 @@ the adjuster may fail, and no other.
 {counted}
 
 How many seconds it took until searches were answered again, without fail until the next thing was done.
-*Since ready* is from when a service that was restarted said that it serves, else the same. A service takes
-some seconds to start: where searches must not wait for it, let two of them run on one database behind a
-proxy.
+*Since ready* is from when a service that was started again as a whole said that it serves, else the same. A
+service takes some seconds to start, as does one of its processes, for which the others answer meanwhile.
+Where searches must not wait for a whole service either, let two run on one database behind a proxy.
 
 | what | times | not before the next | median | longest | longest since ready |
 |---|---|---|---|---|---|

@@ -1,6 +1,7 @@
 """Callers who mean harm, or have a fault: nobody else waits for them (FAULTS F1, F2, F5)."""
 
 import asyncio
+import gc
 import logging
 import socket
 import threading
@@ -9,12 +10,15 @@ from contextlib import ExitStack, closing
 from functools import partial
 
 import httpx
+import orjson
 import psycopg
 import pytest
 
 from embedding_studio import errors
 from embedding_studio.api.app import create_app
 from embedding_studio.api.border import HangUps
+from embedding_studio.api.clickstream import SessionsBody
+from embedding_studio.cli.learning import settle
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.waiting import WAITER, Waiter
 from test_api_service import EVENTS, NO_TLS, SEARCH, SESSION, letters_context, problem_of, serving
@@ -139,6 +143,36 @@ def test_connections_that_wait_for_their_clients_keep_nobody_out(make_context):
         answers = [httpx.get(client.base_url.join("/healthz"), verify=NO_TLS) for _ in range(3)]
 
     assert [answer.status_code for answer in answers] == [200, 200, 200]
+
+
+@pytest.fixture
+def settled():
+    """Let this process be settled as one that serves, until the test is over."""
+    before = gc.get_threshold()
+    settle()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_large_body_is_no_reason_to_look_through_all_memory_which_holds_up_everybody():
+    shown = [{"object_id": f"{n}"} for n in range(1_000)]
+    body = orjson.dumps({"sessions": [{"session_id": f"{n}", "search_results": shown} for n in range(90)]})
+    began = []
+
+    def note(phase, told):
+        if phase == "start" and told["generation"] == 2:
+            began.append(told)
+
+    gc.callbacks.append(note)
+    try:
+        read = SessionsBody.model_validate(orjson.loads(body))
+    finally:
+        gc.callbacks.remove(note)
+
+    assert sum(len(each.search_results) for each in read.sessions) == 90_000
+    assert began == []
 
 
 def test_many_connections_that_come_at_once_need_not_come_again(make_context):

@@ -3,6 +3,7 @@ import itertools
 import math
 import threading
 from decimal import Decimal
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
@@ -214,6 +215,9 @@ PLAIN = [
     (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
     (MappingProxyType({"n": Decimal(1)}), {"n": 1.0}),
     (10**400, 10**400),
+    (np.str_("x"), "x"),
+    (Enum("Size", {"SMALL": "s"}).SMALL, "s"),
+    ([None, 0.1, -0.0, 1e22, 2**63, "null", "\\u0000"], [None, 0.1, -0.0, 1e22, 2**63, "null", "\\u0000"]),
 ]
 
 
@@ -244,6 +248,7 @@ def looped():
     ("wrong", "said"),
     [
         (text_of("sku-1", "a", {"x": [1, math.nan]}), "payload['x'][1] is nan"),
+        (text_of("sku-1", "a", {"x": [None, math.nan]}), "payload['x'][1] is nan"),
         (text_of("sku-1", "a", {"x": np.float64("inf")}), "payload['x'] is inf"),
         (text_of("sku-1", "a", {"x": Decimal("nan")}), "payload['x'] is nan"),
         (text_of("sku-1", "a", {"x": {"y": {1, 2}}}), "payload['x']['y']: a set has no place in JSON"),

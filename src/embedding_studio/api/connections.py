@@ -18,8 +18,8 @@ try:
 except ImportError:  # not on Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
-MOST_ACCEPTED_AT_ONCE = 128
-"""Connections in one go, before there is room made for them."""
+MOST_ACCEPTED_AT_ONCE = 4
+"""Connections in one go: before there is room made for them, and what they sent is read."""
 MOST_TO_BE_ACCEPTED = 4096
 """Connections that the system keeps until then; beyond, a client tries again after a second."""
 
@@ -43,7 +43,7 @@ def server(app: FastAPI, settings: Settings) -> "Server":
             http=protocol,  # type: ignore[arg-type]  # whatever makes one
             ws="none",
             root_path=settings.root_path,
-            backlog=min(MOST_ACCEPTED_AT_ONCE, max(16, most // 4)),
+            backlog=MOST_ACCEPTED_AT_ONCE,
             log_config=None,
             log_level="warning",
             server_header=False,

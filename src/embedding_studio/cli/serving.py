@@ -1,6 +1,5 @@
 """The HTTP service."""
 
-import gc
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedding_studio.cli.console import announce, on_stop, opened_context
-from embedding_studio.cli.learning import beside
+from embedding_studio.cli.learning import beside, settle
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import MOST_PROCESSES, Settings
 from embedding_studio.telemetry.listener import is_loopback
@@ -96,5 +95,5 @@ def _server(context: "Context", *, worker: bool) -> "Server":
     from embedding_studio.api.connections import server
 
     application = create_app(context, background=beside(context.worker().run) if worker else None)
-    gc.freeze()  # as in ``worker``
+    settle()
     return server(application, context.settings)

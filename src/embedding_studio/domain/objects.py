@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from embedding_studio.domain.index import SearchIndexInfo
@@ -287,14 +288,28 @@ def payload_as_json(object_id: str, payload: JSON) -> str:
             f"the payload of object {object_id!r} is {shown(payload)}; give a dict, as of a JSON object"
         )
     try:
-        text = json.dumps(payload, allow_nan=False, ensure_ascii=False, default=json_value)
+        text = _quickly_as_json(payload) or json.dumps(
+            payload, allow_nan=False, ensure_ascii=False, default=json_value
+        )
         text.encode()
-        is_sound = not _NUL.search(text)
+        is_sound = "\\u0000" not in text or not _NUL.search(text)
     except (ValueError, TypeError, RecursionError):
         is_sound = False
     if not is_sound:
         raise InvalidInputError(_unstorable(object_id, payload))
     return text
+
+
+def _quickly_as_json(payload: Mapping[str, Any]) -> str | None:
+    """Return a payload as JSON, or None where the slower writer has to look at it.
+
+    A writer holds up all threads; this one takes a tenth of the time. It writes null for what is no number.
+    """
+    try:
+        told = orjson.dumps(payload, default=json_value, option=PASSED_ON)
+    except TypeError:  # a number of more than 64 bits, half a surrogate pair, a key that is no text
+        return None
+    return None if b"null" in told else told.decode()
 
 
 def _unstorable(object_id: str, payload: Mapping[str, Any]) -> str:
@@ -304,6 +319,11 @@ def _unstorable(object_id: str, payload: Mapping[str, Any]) -> str:
         fault = "payload is nested too deep, or holds itself"
     return f"object {object_id!r} cannot be stored: {fault}"
 
+
+PASSED_ON = (
+    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
+"""What ``json_value`` is to look at."""
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """In JSON, where a backslash that is meant as such stands twice."""

@@ -6,6 +6,7 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from enum import Enum
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -79,7 +80,7 @@ def _why_no_id(given: str) -> str | None:
     return "holds the character NUL (U+0000)" if "\x00" in given else None
 
 
-def json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:  # noqa: PLR0911, a table
     """Return the JSON value by which something else is told, as of Parquet: for ``json.dumps(default=...)``.
 
     >>> json_value(dt.date(2024, 1, 5)), json_value(Decimal("9.50")), json_value(np.int64(3))
@@ -101,6 +102,8 @@ def json_value(value: Any) -> Any:
             return str(value)
         case Mapping():
             return dict(value)
+        case Enum():
+            return value.value
     raise TypeError(f"a {type(value).__name__} has no place in JSON")
 
 

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import httpx
 from prometheus_client import Metric, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +42,8 @@ class Siblings:
         return {name: numbers for name, numbers in told.items() if numbers is not None}
 
     def _ask(self, url: str) -> str | None:
+        import httpx  # here, as below: most processes have no siblings
+
         try:
             answer = httpx.get(
                 url,
@@ -86,6 +86,8 @@ def of_all(told: Mapping[str, str], *, once: Iterable[str]) -> bytes:
         told: name of the process -> its numbers.
         once: names of those that are the same whoever tells them; the first process does.
     """
+    from prometheus_client.parser import text_string_to_metric_families
+
     families: dict[str, Metric] = {}
     shared = frozenset(once)
     for process, text in told.items():
