@@ -20,15 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from embedding_studio import tuning
 from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.objects import JSON
 from embedding_studio.errors import ConflictError, EmbeddingStudioError, ReportNotFoundError
-from embedding_studio.evaluation.replay import replay
-from embedding_studio.recall import measure_recall
-from embedding_studio.replaying import Replayed, World
-from embedding_studio.tuned_settings import tune_settings
 
 logger = logging.getLogger(__name__)
 
@@ -228,6 +223,13 @@ def _end_process(process: "subprocess.Popen[bytes]") -> None:
 
 def make(context: Context, report: Report, show: Show) -> JSON:
     """Return what a report finds, as its command prints it as JSON."""
+    # Here, for whoever serves loads none of it.
+    from embedding_studio import tuning
+    from embedding_studio.evaluation.replay import replay
+    from embedding_studio.recall import measure_recall
+    from embedding_studio.replaying import Replayed, World
+    from embedding_studio.tuned_settings import tune_settings
+
     storage, settings, name = context.storage, context.settings, report.collection
     if report.kind is ReportKind.RECALL:
         return asdict(measure_recall(storage, name, target=settings.recall_target, dry_run=report.dry_run))

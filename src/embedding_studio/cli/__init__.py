@@ -25,6 +25,7 @@ no database and no evaluation.
 """
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -39,6 +40,8 @@ from typer.main import get_command
 from embedding_studio.cli.console import tell, write_any_character
 
 __all__ = ["app"]
+
+gc.set_threshold(10_000)  # by default cycles are looked for so often that it is a seventh of a start
 
 COMMANDS = {
     "index": "catalogue:index",

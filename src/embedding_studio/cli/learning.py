@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SECONDS_TO_END = 8.0
 """After a worker was told to."""
 
-OLD_THRESHOLD = 1_000
-"""All is looked through for cycles once that what is new was looked through so often, for 10."""
+GC_THRESHOLDS = (10_000, 10, 100)
+"""All is looked through for cycles once that ten million objects are more than there were."""
 
 
 def worker() -> None:
@@ -43,8 +43,7 @@ def settle() -> None:
     learning, and a body of 100,000 results, none of which is in a cycle, some 50 ms again and again.
     """
     gc.freeze()
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, OLD_THRESHOLD)
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _learn(context: "Context", when_ready: Callable[[], None]) -> None:
