@@ -503,7 +503,7 @@ def violations(storage: Storage, journal: Journal) -> dict[str, int]:
     return {
         "events lost": sum(each not in kept for each in journal.events.items()),
         "events doubled": kept.total() - len({event_id for event_id, _ in kept}),
-        "events that nobody sent": sum(journal.sent.get(key or "") != what for key, what in kept),
+        "events that were never sent": sum(journal.sent.get(key or "") != what for key, what in kept),
         "events and sessions refused": len(journal.refused),
         "sessions lost": sum(shown.get(key) != result for key, result in journal.sessions.items()),
         "objects lost": sum(versions.get(key) != version for key, version in journal.objects.items()),

@@ -1,4 +1,4 @@
-"""What invented users can do where clicks are shared: how far they bring an object that nobody wants.
+"""What invented users can do where clicks are shared: how far they bring an object that no user wants.
 
     python benchmarks/invented_users.py FOLDER [--json OUT]
 

@@ -125,7 +125,7 @@ def search_times(
     """Time plain and personalised search in turns, each user with 20 sessions, the query a near one.
 
     Args:
-        sharing: the same with sharing on; there nobody known searches near one of ``asked``.
+        sharing: the same with sharing on; there an unknown user searches near one of ``asked``.
     """
     collection = context.storage.collections.get(COLLECTION)
     improver = context.improver()
@@ -296,7 +296,7 @@ $ python {shlex.join(sys.argv)}
 - **adjusters** learn from 1,000 sessions at once; `reference_autograd` is the documented gradient formula.
 - **worker** is the whole of it: claim, load, adjust, store and commit.
 - **search** is with vectors, without the time to embed a text; *no memory near* is a user whose past queries
-  are all about something else; *shared* is nobody known, near to what at least three others clicked for.
+  are all about something else; *shared* is an unknown user, near to what at least three others clicked for.
 - **click_to_effect** goes through a service and a worker in processes of their own, over HTTP, from sending
   the click to a search that shows it.
 

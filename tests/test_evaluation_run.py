@@ -488,7 +488,7 @@ def test_ratings_that_nobody_repeats_cannot_be_measured(tmp_path: Path) -> None:
     folder = write_ratings(tmp_path / "films")
     (folder / "interactions.tsv").write_text("1\tfilm-0\t5\t3\n")
 
-    with pytest.raises(InvalidDataError, match=r"nobody in .* likes 6 films of one genre"):
+    with pytest.raises(InvalidDataError, match=r"no user in .* likes 6 films of one genre"):
         evaluate(folder, embedder=EMBEDDER)
 
 

@@ -95,7 +95,7 @@ def test_metarank_is_read():
         },
         {
             1: "what is known of an item or a user",
-            4: "a ranking without a field `query`: nobody knows what was searched",
+            4: "a ranking without a field `query`: what was searched is unknown",
             5: "an interaction without a usable item and type",
             6: "a ranking without a usable id",
             7: "a row whose event is no ranking and no interaction",
@@ -118,7 +118,7 @@ def test_segment_is_read():
         {
             1: "a call that tracks nothing (page, identify, ...)",
             6: "a track about no product",
-            7: "a track without a userId or anonymousId, so nobody knows to which search it belongs",
+            7: "a track without a userId or anonymousId, so the search that it belongs to is unknown",
             8: "Products Searched without a query",
             9: "no usable time (timestamp, originalTimestamp, sentAt, receivedAt)",
             10: "a track without an event and its properties",
@@ -137,7 +137,7 @@ def test_google_analytics_is_read_with_its_lists_in_order():
         },
         {
             1: "an event about no search and no item",
-            6: "an event without a user_id or user_pseudo_id, so nobody knows to which search it belongs",
+            6: "an event without a user_id or user_pseudo_id, so the search that it belongs to is unknown",
             7: "a search without a search_term",
             8: "an event without a usable item_id",
             9: "no usable time (event_timestamp)",

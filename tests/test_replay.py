@@ -199,7 +199,7 @@ def test_what_cannot_be_used_is_counted_with_a_reason(tmp_path):
     assert found.left_out == {
         "a session whose session_id was there before": 1,
         "a line that is no JSON object": 1,
-        "a session without a user: nobody's later searches could be changed by it": 1,
+        "a session without a user: no later searches could be changed by it": 1,
         "a session without a usable timestamp": 1,
         "a session without a query": 1,
         "a click on an object that the collection does not have": 1,

@@ -156,7 +156,7 @@ def test_the_best_is_taken_that_harms_no_more_users_than_may_be_and_wins_against
 
 
 def nobody(what, done, total):
-    """Be told how far it is, and do nothing."""
+    """Take notice of no progress."""
 
 
 def test_an_equal_seed_gives_an_equal_answer_whatever_the_number_of_processes(won):

@@ -71,7 +71,7 @@ class EmbeddingStudioRetriever:
 
         Args:
             query: a text.
-            user_id: None: nobody is known.
+            user_id: None: the user is unknown.
             top_k: instead of the component's own.
             filter: as docs/filters.md of Embedding Studio has it; it is none of Haystack's.
         """

@@ -19,7 +19,7 @@
     │   │   ├── StorageTimeoutError             it gave up on a statement, or on waiting for a lock
     │   │   └── StorageNotWritableError         its disk is full, or it is read-only
     │   └── UnsupportedDatabaseError            no pgvector, too old, or a processor it does not run on
-    ├── AbandonedError (RuntimeError)           nobody waits for the answer any more
+    ├── AbandonedError (RuntimeError)           no caller waits for the answer any more
     ├── EmbeddingError (RuntimeError)           an embedder is absent or failed
     │   ├── EmbedderUnavailableError            it does not answer, or not in time; it may later
     │   └── PartTooLongError                    it reads shorter parts, which it splits texts into from now on

@@ -37,7 +37,7 @@ from embedding_studio.storage.ports import Clickstream, Storage
 
 BATCH = 4_000
 """Sessions and events that are stored at once. After each answer of the database the thread that stores may
-wait 5 ms for the one that reads, so the answers are few; and nobody who clicks waits long for a lock."""
+wait 5 ms for the one that reads, so the answers are few; and no click waits long for a lock."""
 LANES = 2
 """In which a file is stored: so Python is busy while PostgreSQL is."""
 GARBAGE_AFTER = 50_000

@@ -29,7 +29,7 @@ class NotJsonError(ValueError):
     """A column holds what has no place in JSON; the message ends a sentence that begins with the column.
 
     Attributes:
-        offset: of the first value that is so; None: nobody knows.
+        offset: of the first value that is so; None: unknown.
     """
 
     def __init__(self, said: str, offset: int | None = None) -> None:

@@ -172,7 +172,7 @@ class Reports:
         try:
             with suppress(BrokenPipeError), process.stdin as given, process.stdout as told:
                 pickle.dump((self._context.settings, report), given)
-                given.flush()  # and stays open: its end tells the process that nobody waits any more
+                given.flush()  # and stays open: its end tells the process that no caller waits any more
                 for line in told:
                     self._keep(report.report_id, line)
             status = process.wait()

@@ -11,7 +11,7 @@ from embedding_studio.storage.ports import Removed, Storage
 logger = logging.getLogger(__name__)
 
 BATCH = 500
-"""Sessions that go in one transaction, so that nobody waits long."""
+"""Sessions that go in one transaction, so that no other waits long."""
 PRUNE_EVERY_SECONDS = 86_400
 SECONDS = {"h": 3_600, "d": 86_400, "w": 7 * 86_400}
 

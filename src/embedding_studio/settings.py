@@ -179,7 +179,7 @@ class Settings(BaseSettings):
         default=SHARED_MIN_USERS,
         ge=0,
         description="From so many other users on, what they clicked for near queries shifts everybody's"
-        " query and raises what they clicked; 0: what one user clicked bears on nobody else, but for the"
+        " query and raises what they clicked; 0: what one user clicked bears on no other user, but for the"
         " shares that LEARN_OWN_PAST counts.",
     )
     event_weights: dict[str, float] = Field(
@@ -494,7 +494,7 @@ class Settings(BaseSettings):
 
     @field_validator("shared_min_users")
     @classmethod
-    def _nobody_is_told_of_one(cls, given: int) -> int:
+    def _one_is_too_few(cls, given: int) -> int:
         if given == 1:
             raise ValueError(
                 "1 would show what a single user clicked to others; give 2 or more, or 0 for off"

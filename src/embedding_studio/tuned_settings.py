@@ -168,7 +168,7 @@ def tune_settings(
     """
     _check(trials, max_worse, share, searches)
     sampler = _sampler(seed)
-    show = progress or _nobody
+    show = progress or _ignored
     collection = context.storage.collections.get(name)
     in_force = context.settings
     space = _space(in_force, share, has_own_gate=collection.gate_threshold is not None)
@@ -472,7 +472,7 @@ def _notes(
         )
     elif not is_shared:
         notes.append(
-            "what others clicked counts for nobody (SHARED_MIN_USERS=0): people have to decide that, so "
+            "what others clicked does not count (SHARED_MIN_USERS=0): people have to decide that, so "
             "another number is tried only where it is asked for (--share N)"
         )
     return notes
@@ -487,5 +487,5 @@ def _part_of(show: Progress, done: int, now: int, trials: int) -> Progress:
     return lambda _, steps, total: show("trials", round(1000 * (done + now * steps / total)), 1000 * trials)
 
 
-def _nobody(what: str, done: int, total: int) -> None:
-    """Be told how far it is, and do nothing."""
+def _ignored(what: str, done: int, total: int) -> None:
+    """Take notice of no progress."""

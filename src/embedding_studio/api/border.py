@@ -185,7 +185,7 @@ async def _watch(waiter: Waiter, receive: Receive, is_read: asyncio.Event) -> No
 
 
 class Answers:
-    """Answer a request that failed for a reason nobody foresaw, and count what was answered to searches."""
+    """Answer a request that failed unforeseen, and count what was answered to searches."""
 
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics, search_path: str) -> None:
         self.app = app
@@ -208,7 +208,7 @@ class Answers:
         try:
             await self.app(scope, receive, note_status)
         except ClientDisconnect:
-            return  # in the middle of the body: nobody waits for an answer
+            return  # in the middle of the body: no caller waits for an answer
         except Exception:
             if status:
                 raise

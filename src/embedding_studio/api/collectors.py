@@ -101,7 +101,7 @@ def push_algolia_events(body: Json, context: InContext, metrics: InMetrics, call
     """Record events of Algolia's Insights API: queryID is a session's id, and index its collection.
 
     An event without a queryID belongs to the latest search of its user that showed the object. Those whose
-    search nobody knows are counted under ``left_out``.
+    search is unknown are counted under ``left_out``.
     """
     events = body.get("events") if isinstance(body, dict) else None
     if not isinstance(events, list):

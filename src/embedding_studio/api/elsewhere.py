@@ -38,7 +38,7 @@ class RankBody(Body):
     limit: int | None = Field(
         default=None, ge=1, le=MAX_CANDIDATES, description="how many are returned, and recorded; absent: all"
     )
-    user_id: Id | None = Field(default=None, description="absent: nobody is known")
+    user_id: Id | None = Field(default=None, description="absent: the user is unknown")
     create_session: bool = Field(default=False, description="record the query and what is shown for it")
     session_id: Id | None = Field(default=None, description="id of the session to record")
     collection: Id = DEFAULT_COLLECTION
@@ -59,7 +59,7 @@ class RankBody(Body):
 
 class BendBody(Body):
     search_query: Query = Field(description="a text, or the query's vector, or the vectors of its parts")
-    user_id: Id | None = Field(default=None, description="absent: nobody is known")
+    user_id: Id | None = Field(default=None, description="absent: the user is unknown")
     collection: Id = DEFAULT_COLLECTION
 
     model_config = ConfigDict(

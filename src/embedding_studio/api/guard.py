@@ -47,7 +47,7 @@ class Caller:
 
     Attributes:
         collections: names of those that it may use; empty: all.
-        is_one_user: whether it speaks for the user of its token alone, or for nobody where it sent none.
+        is_one_user: whether it speaks for the user of its token alone, or for no user where it sent none.
         user_id: of the token.
         name: of the key.
     """

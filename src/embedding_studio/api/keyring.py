@@ -145,4 +145,4 @@ class KeyRing:
 
 def _looked_at(answer: asyncio.Future[ApiKey | None]) -> None:
     if not answer.cancelled():
-        answer.exception()  # is told to whoever waits; there may be nobody
+        answer.exception()  # is raised to all who wait; there may be none

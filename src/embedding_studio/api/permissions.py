@@ -100,7 +100,7 @@ def own_entries(context: Context, caller: Caller, entries: Iterable[Placed]) -> 
     """Return what another system's rows say, as far as it is of the caller's own user and sessions.
 
     Rows without a user are of the token's. An event whose search is another's is left out as one whose
-    search nobody knows; so is one that would wait for its search, which may become another's.
+    search is unknown; so is one that would wait for its search, which may become another's.
     """
     told = list(entries)
     if not caller.is_bound:

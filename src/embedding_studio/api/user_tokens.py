@@ -53,7 +53,7 @@ class VerificationKeys(Protocol):
 
         Raises:
             UserTokenError: it names none of the keys.
-            KeysUnavailableError: nobody knows.
+            KeysUnavailableError: the keys cannot be read just now.
         """
         ...
 
@@ -76,7 +76,7 @@ class UserTokens:
         """Return the id of the user whose token this is.
 
         Raises:
-            UserTokenError: it is nobody's.
+            UserTokenError: it names no user, or is not valid.
             KeysUnavailableError: it cannot be checked just now.
         """
         key = await self.keys.key_for(token)
@@ -181,7 +181,7 @@ class PublicKeys:
             await self._read_again()
             found = self._named(named)
         elif time.monotonic() > self._read_at + FRESH_SECONDS and self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._read_again())  # nobody waits for it
+            self._refreshing = asyncio.create_task(self._read_again())  # in the background
             self._refreshing.add_done_callback(self._refreshed)
         if found is None and not self._keys:
             raise KeysUnavailableError

@@ -41,7 +41,7 @@ class MovedObject(BaseModel):
 
 
 class UserState(BaseModel):
-    """What is learnt about a user in a collection; empty for one nobody knows."""
+    """What is learnt about a user in a collection; empty for an unknown user."""
 
     user_id: str
     collection: str

@@ -47,7 +47,7 @@ LEFT_OUT = frozenset(
 """Modules, wherever they stand, that are tests, another platform's, windows, deprecated or jokes."""
 
 PUBLIC_PLACES = {"posixpath": "os.path", "genericpath": "os.path", "builtins": ""}
-"""Modules that nobody imports by their name, and what stands before their contents instead."""
+"""Modules that are not imported by their name, and what stands before their contents instead."""
 
 MAX_WORDS = 60
 MAX_ARGUMENTS = 8

@@ -239,7 +239,7 @@ def _teller(stage: Stage) -> Callable[[], Any]:
 
 
 def _sharing(context: Context, users: int) -> Context:
-    """Return a context over the same storage, in which so many others must have clicked; 0: nobody counts."""
+    """Return a context over the same storage, in which so many others must have clicked; 0: none counts."""
     settings = context.settings.model_copy(update={"shared_min_users": users})
     return Context(settings, storage=context.storage, embedder=context.embedder)
 

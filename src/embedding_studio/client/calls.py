@@ -81,7 +81,7 @@ def search(
 
     Args:
         query: a text, or the query's vector, or the vectors of its parts.
-        user_id: None: nobody is known.
+        user_id: None: the user is unknown.
         filter: as docs/filters.md has it.
         sort_by: a payload field, and the direction.
         create_session: record the query and what is shown for it, under ``session_id`` or a new id.

@@ -59,7 +59,7 @@ class Demo:
         self._client = client
         self._console = console
         self._subject = subject
-        run = secrets.token_hex(4)  # so that nobody else's clicks are met, nor forgotten
+        run = secrets.token_hex(4)  # so that no other clicks are met, nor forgotten
         self._ids = {name: f"{name}-{run}" for name in (USER, OTHER_USER)}
 
     def run(self) -> None:

@@ -1,7 +1,7 @@
 """API keys: what one may do, and how it is written.
 
 A key is ``es_<scopes>_<id>_<secret>``. Its secret has 256 bits of chance, so what is kept of it is one round
-of SHA-256: a slow hash protects what people think up, and this nobody does.
+of SHA-256: a slow hash protects what people think up, and no secret is.
 """
 
 import hashlib

@@ -98,7 +98,7 @@ class Collection:
     def is_embedded_by(self, embedder: str) -> bool:
         """Return whether the vectors of the embedder of this name can be compared with the collection's.
 
-        Where callers bring vectors nobody knows, and it is taken to be so.
+        Where callers bring vectors this is unknown, and taken to be so.
         """
         return self.embedder in (None, embedder)
 
@@ -218,7 +218,7 @@ class SharedObject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedMemory:
-    """What several users clicked for one query; it names nobody.
+    """What several users clicked for one query; it names no user.
 
     Attributes:
         query: [D] float32.

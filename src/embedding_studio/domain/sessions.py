@@ -408,7 +408,7 @@ class RecordedSession:
     """A session with the vectors of its query.
 
     Attributes:
-        query_vectors: [Q, D] float32; None where nobody has embedded the query yet.
+        query_vectors: [Q, D] float32; None where the query is not embedded yet.
         sender: by which key it came; empty: by none that is known.
     """
 
@@ -446,13 +446,13 @@ class Recording(NamedTuple):
 
 
 def told_of_type(became: EventDisposition, event_type: str, weights: Mapping[str, float]) -> EventDisposition:
-    """Return what to tell of an event: one that is accepted may be of a type that nobody knows."""
+    """Return what to tell of an event: one that is accepted may be of an unknown type."""
     is_unknown = became is EventDisposition.ACCEPTED and event_type not in weights
     return EventDisposition.UNKNOWN_TYPE if is_unknown else became
 
 
 ANONYMOUS = "the session is anonymous: there is no user whose results could change"
-"""Why nothing is learnt from a session of nobody."""
+"""Why nothing is learnt from a session without a user."""
 
 
 class SessionForImprovementStatus(StrEnum):

@@ -76,7 +76,7 @@ class Bend:
         Args:
             query: [D], the mean over the query's parts.
             threshold: of the gate.
-            min_users: nobody may count for more than one part in so many of what is shared.
+            min_users: no user may count for more than one part in so many of what is shared.
             own_past: how much the user's own past counts; None: in full.
             now: UTC seconds of the search.
         """

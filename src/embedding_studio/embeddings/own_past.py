@@ -8,7 +8,7 @@ something was clicked that had been clicked for those past queries, and their ga
     w_b = clip((p_b - 1/4) / (1/2 - 1/4), 0, 1),    p_b = (3 + a_b) / (5 + n_b)                   eq. 14
 
 What was clicked before is then shown first. Where the first result of plain search is what is wanted in four
-or five of ten searches, that gains where it is right in more than about a quarter of them. Nobody counts as
+or five of ten searches, that gains where it is right in more than about a quarter of them. No user counts as
 more than three searches of a kind. As long as nothing is known w_b is 1.
 """
 
@@ -53,7 +53,7 @@ class Returns:
     """How often people came back for what they had clicked.
 
     Attributes:
-        searches: kind -> how many had past queries of this kind; not whole, for nobody counts for too many.
+        searches: kind -> how many had past queries of this kind; not whole, for no user counts for too many.
         again: kind -> in how many of them something was clicked that had been clicked for one of these.
     """
 

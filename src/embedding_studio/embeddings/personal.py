@@ -306,12 +306,12 @@ def shared_evidence(
 ) -> tuple[float, Vectors] | None:
     """Return what others clicked for near queries as one memory: its gate and its clicked mean (eq. 9).
 
-    Nobody counts for more than one part in ``min_users`` of the mean: where a few stand so much nearer than
+    No user counts for more than one part in ``min_users`` of the mean: where a few stand so much nearer than
     the others that one would, there is nothing to tell, for it would be what that one clicked.
 
     Args:
         gates: [M], of the queries that others asked, from ``gates``; one at least is open.
-        users: M numbers, how many users clicked for each; nobody is counted twice.
+        users: M numbers, how many users clicked for each; no user is counted twice.
         clicked_means: [M, D], the mean of what they clicked.
 
     Returns:

@@ -266,7 +266,7 @@ def _read_grades(
         fields = line.split("\t")
         if number == 0 and fields[0].lower() in COLUMN_NAMES:
             continue
-        if len(fields) == 4:  # TREC's second is the round, which nobody uses
+        if len(fields) == 4:  # TREC's second is the round, which is not used
             del fields[1]
         try:
             query_id, item_id, grade = fields[0], fields[1], _whole(fields[2])

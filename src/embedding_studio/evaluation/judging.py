@@ -117,7 +117,7 @@ def rows_judged(part: Part, earlier: Sequence[Step], slice_name: str) -> dict[st
             [row for row in could if steps[row].search.user_id not in users],
         ),
         "new queries": (
-            "of these, queries that nobody had asked before the later part",
+            "of these, queries that no user had asked before the later part",
             [row for row in could if steps[row].search.key not in keys],
         ),
     }

@@ -51,7 +51,7 @@ def play(
         EmbeddingStudioError: a method failed; the message says which, and how.
     """
     total = len(steps) * len(methods)
-    tell = progress or _nobody
+    tell = progress or _ignored
     if min(processes, len(methods)) <= 1:
         played: dict[str, Played] = {}
         for number, (name, open_method) in enumerate(methods.items()):
@@ -82,8 +82,8 @@ def ranks_of(ranking: Sequence[str], clicked: Sequence[str]) -> list[int | None]
     return [rank.get(object_id) for object_id in clicked]
 
 
-def _nobody(what: str, done: int, total: int) -> None:
-    """Be told how far it is, and do nothing."""
+def _ignored(what: str, done: int, total: int) -> None:
+    """Take notice of no progress."""
 
 
 def _tell_in_turn(tell: Progress, before: int, total: int, done: int) -> None:
@@ -117,7 +117,7 @@ class _Task:
 
     Attributes:
         done: how many steps, of all methods together.
-        is_over: whether nobody waits for them any more.
+        is_over: whether no caller waits for them any more.
     """
 
     steps: Sequence[Step]

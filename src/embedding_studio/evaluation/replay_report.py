@@ -18,7 +18,7 @@ METHOD_MEANINGS = {
     "plain": "search that learns nothing",
     "default": "the product with the settings in force, where each user's clicks bear on their own searches",
     "shared": "the same, and what several others clicked for near queries bears on everybody's",
-    "counts": "what anyone clicked most for exactly the same query, then plain search; it protects nobody",
+    "counts": "what anyone clicked most for exactly the same query, then plain search; it protects no user",
 }
 HOW = (
     "Each search is ranked again at its own time, from what had been clicked before its second began, by the "

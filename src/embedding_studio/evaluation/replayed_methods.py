@@ -95,7 +95,7 @@ class Plain:
 
 
 class Counts:
-    """What was clicked most for exactly this query, by anyone, then plain search. It protects nobody."""
+    """What was clicked most for exactly this query, by anyone, then plain search. It protects no user."""
 
     untaught: Mapping[str, str] = {}
 

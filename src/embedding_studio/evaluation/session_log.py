@@ -206,7 +206,7 @@ class _Reader:
             raise Unusable("a session whose session_id was there before")
         user_id = id_of(row.get("user_id"))
         if user_id is None:
-            raise Unusable("a session without a user: nobody's later searches could be changed by it")
+            raise Unusable("a session without a user: no later searches could be changed by it")
         read = milliseconds(row.get("timestamp"))
         if read is None:
             raise Unusable("a session without a usable timestamp")

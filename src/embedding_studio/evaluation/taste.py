@@ -4,7 +4,7 @@ Films, and ratings by user and time (``interactions.tsv[.gz]``: user, item, rati
 A user searches "<genre> movies" for films that they like, which is a rating of 4 or more; all of them
 are equally relevant. Stars are not grades: of the 610 users of MovieLens small 241 never give half a
 star, so more stars are as much a habit as a preference. The films of a genre that a user liked are
-split by time: the earlier half is what they look for and click, the later half nobody ever clicked.
+split by time: the earlier half is what they look for and click, the later half was never clicked.
 
     same     the favourite genre, the earlier half: finding again
     para     the same in two other wordings
@@ -85,7 +85,7 @@ def load_tastes(
     )
     if not eligible:
         raise InvalidDataError(
-            f"nobody in {folder} likes {MIN_LIKED} films of one genre; tastes cannot be measured"
+            f"no user in {folder} likes {MIN_LIKED} films of one genre; tastes cannot be measured"
         )
     path = find_file(folder, "items.f16.npy", "items.npy")
     if path is None:

@@ -36,7 +36,7 @@ class Worker:
         users_per_batch: so many users are learnt in one transaction.
         wake_on_click: also looks as soon as a user is marked; False: every ``interval_seconds`` only.
         metrics: count what is done.
-        own_past: is fitted where nobody is due; None: stays as it is.
+        own_past: is fitted where no user is due; None: stays as it is.
         retention: removes what is too old, once a day; None: nothing is.
     """
 

@@ -41,7 +41,7 @@ def read(row: Row) -> Sequence[Entry]:
     user_id = id_of(first_of(row, "user_id", "user_pseudo_id"))
     if user_id is None:
         raise Unusable(
-            "an event without a user_id or user_pseudo_id, so nobody knows to which search it belongs"
+            "an event without a user_id or user_pseudo_id, so the search that it belongs to is unknown"
         )
     if name in SEARCHES:
         if (query := text_of(_parameters(row).get("search_term"))) is None:

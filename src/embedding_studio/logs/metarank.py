@@ -46,7 +46,7 @@ def _search(row: Row) -> Search:
         if isinstance(each, dict) and isinstance(each.get("name"), str)
     }
     if (query := text_of(named.get("query"))) is None:
-        raise Unusable("a ranking without a field `query`: nobody knows what was searched")
+        raise Unusable("a ranking without a field `query`: what was searched is unknown")
     user_id = id_of(first_of(row, "user", "session"))
     at = required_time(row, "timestamp")
     return Search(at, query, user_id, search_id, objects_of(row.get("items"), "id"))

@@ -43,7 +43,7 @@ def read(row: Row) -> Sequence[Entry]:
     at = required_time(row, *TIMES)
     user_id = id_of(first_of(row, "userId", "anonymousId"))
     if user_id is None:
-        raise Unusable("a track without a userId or anonymousId, so nobody knows to which search it belongs")
+        raise Unusable("a track without a userId or anonymousId, so the search that it belongs to is unknown")
     if name == "Products Searched":
         if (query := text_of(properties.get("query"))) is None:
             raise Unusable("Products Searched without a query")

@@ -68,7 +68,7 @@ class SearchService:
         query_shift: how far a query moves towards what was clicked for near ones; 0 turns it off.
         exploration_ratio: share of a personalised page's slots that show the plain search's next result.
         shared_min_users: from so many other users on, what they clicked for near queries shifts a query
-            too, of anonymous users as well; 0: what one user clicked bears on nobody else.
+            too, of anonymous users as well; 0: what one user clicked bears on no other user.
         query_seconds: so long an embedder may take for a query that is a text, if it can be hurried.
         settings: their fingerprint, recorded with each search.
     """
@@ -114,7 +114,7 @@ class SearchService:
         Args:
             query: a text, or vectors [D] or [Q, D].
             request: what is asked for beside the query, such as that of a recorded session.
-            user_id: None: nobody is known, and nothing is learnt; the search is plain, or bent by what
+            user_id: None: the user is unknown, and nothing is learnt; the search is plain, or bent by what
                 others clicked where that is shared.
             create_session: record query and page under ``session_id``, or under a new id.
             session_id: with an offset, a session recorded before: the page is added to it, and shows

@@ -33,7 +33,7 @@ class Words(Protocol[Place, Said]):
     """How an engine says a condition on one place; None: it cannot, so all has to be looked at."""
 
     def places(self, field: str) -> Sequence[Place] | None:
-        """Return each place in which a filter's field can be, as ``ways``; None: nobody knows."""
+        """Return each place in which a filter's field can be, as ``ways``; None: unknown."""
         ...
 
     def is_one_of(self, place: Place, values: Sequence[Any]) -> Said | None: ...

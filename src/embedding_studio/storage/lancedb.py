@@ -571,7 +571,7 @@ def _end(kind: Arrow, bound: float | str, to_whole: Callable[[float], int]) -> s
 
 
 def _literals(kind: Arrow, values: Sequence[Any]) -> list[str] | None:
-    """Return those values that a type can hold, as they stand in a condition; None: nobody knows."""
+    """Return those values that a type can hold, as they stand in a condition; None: unknown."""
     import pyarrow as pa
 
     numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]

@@ -135,7 +135,7 @@ def room_of(sender: str, *, free: int, held: int) -> int:
     (50, 0, 100)
 
     Args:
-        free: places that nobody holds.
+        free: places that are not held.
         held: by this sender.
     """
     return max(0, (free - held) // 2) if sender else free
@@ -481,8 +481,8 @@ class Clickstream(Protocol):
         Args:
             may_wait: whether those are kept whose session is not recorded yet: for ``WAITING_SECONDS``, up to
                 ``WAITING_EVENTS_OF_SESSION`` for each, and as many as the storage was opened for in all.
-            sender: who sent them, of whom never more begin to wait than ``room_of`` leaves; empty: nobody in
-                particular.
+            sender: who sent them, of whom never more begin to wait than ``room_of`` leaves; empty: it
+                is unknown.
         """
         ...
 
@@ -676,7 +676,7 @@ class QueueInfo:
     """How much there is to learn.
 
     Attributes:
-        waiting: entries that nobody holds.
+        waiting: entries that are not held.
         held: entries that a worker holds, or held when it ended.
         oldest_seconds: since the entry was marked that has been in the queue for longest; 0 in an empty one.
     """
@@ -696,9 +696,9 @@ class Queue(Protocol):
     def claim(self, *, users: int, lease_seconds: float, now: float | None = None) -> Claim | None:
         """Claim at most so many entries; None if nothing is due.
 
-        Due is what nobody holds, or holds no more since the lease has ended. Higher priority first, then
+        Due is what is not held, or no longer since the lease has ended. Higher priority first, then
         older. What was held by a worker that ended is claimed alone. Each claim is one attempt more, but
-        after a worker that held several users ended, for which of them it did nobody knows. Never waits
+        after a worker that held several users ended, it is unknown for which of them it did. Never waits
         for another worker's claim.
         """
         ...
@@ -865,14 +865,14 @@ class Quarantine(Protocol):
 class LearningTransaction(Protocol):
     """One transaction in which the states of some users of one collection are written.
 
-    The users are locked, and nobody is marked for a change of originals meanwhile. Leaving the ``with``
+    The users are locked, and none is marked for a change of originals meanwhile. Leaving the ``with``
     block commits, an exception rolls back. What was folded before it holds of those whom the claim still
     holds (``held``), for all that makes a state stale marks its user: sessions are read first, then the
     originals, and then is written.
     """
 
     def held(self, token: str) -> set[str]:
-        """Return which of the users ``token`` holds; nobody marks them until the end of the block."""
+        """Return which of the users ``token`` holds; they are not marked until the end of the block."""
         ...
 
     def store_query_vectors(self, vectors: Mapping[str, Vectors]) -> None:
@@ -1017,7 +1017,7 @@ class Personal(Protocol):
         ...
 
     def state(self, collection: Collection, user_id: str) -> PersonalState:
-        """Return all that is learnt about a user; empty for one nobody knows."""
+        """Return all that is learnt about a user; empty for an unknown user."""
         ...
 
     def latest_memories(self, collection: Collection, count: int) -> list[list[QueryMemory]]:

@@ -50,4 +50,4 @@ class Waiter:
 
 
 WAITER: ContextVar[Waiter | None] = ContextVar("WAITER", default=None)
-"""Who waits for what this thread does; None: nobody in particular, such as a worker."""
+"""Who waits for what this thread does; None: no caller, as of a worker."""

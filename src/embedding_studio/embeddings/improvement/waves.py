@@ -120,7 +120,7 @@ def moved_in_waves(
     owners: list[Hashable] = []
     sessions_of: dict[Hashable, int] = defaultdict(int)
     for s, given in enumerate(improvement_inputs):
-        owner = s if given.user_id is None else given.user_id  # nobody's session stands alone
+        owner = s if given.user_id is None else given.user_id  # one without a user stands alone
         owners.append(owner)
         if sessions_of[owner] == len(waves):
             waves.append([])

@@ -105,7 +105,7 @@ class EmbeddedServer:
         self._gives_up = threading.Event()
 
     def start(self) -> str:
-        """Return the URL of the database once it answers, starting the server if nobody has.
+        """Return the URL of the database once it answers, starting the server if it does not run.
 
         Called again, it brings back a server that was killed. The end of the process is a ``stop`` too.
 
@@ -143,7 +143,7 @@ class EmbeddedServer:
         self._gives_up.set()
 
     def stop(self) -> None:
-        """Let go of the server, and stop it if nobody else uses it. A second call does nothing."""
+        """Let go of the server, and stop it if no other process uses it. A second call does nothing."""
         self.give_up()
         try:
             self._stop()
@@ -312,7 +312,7 @@ class _Cluster:
         return _run(self.account, command, folder=self.folder, keep_open=keep_open, gives_up=gives_up)
 
     def end_strays(self) -> None:
-        """End servers that ran here when their files were removed, which nobody can reach any more.
+        """End servers that ran here when their files were removed, which cannot be reached any more.
 
         Such a one looks for ``postmaster.pid`` once a minute and then ends by itself, but it takes the files
         of its successor with it, by their names.

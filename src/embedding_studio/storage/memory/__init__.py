@@ -1,7 +1,7 @@
 """Storage in the memory of one process: the twin of ``postgres``, for tests and for evaluation.
 
-Threads may share it: one lock guards everything, and nobody holds it while waiting for somebody
-else. What it stores and what it answers are copies, so a caller's later changes reach neither.
+Threads may share it: one lock guards everything, and no thread holds it while it waits for another.
+What it stores and what it answers are copies, so a caller's later changes reach neither.
 """
 
 import time

@@ -364,5 +364,5 @@ class MemoryClickstream:
             "sessions": len(sessions),
             "sessions_for_improvement": len(self._state.orders_by_id([user_id])),
             "shared_votes": sum(len(state.votes) for state in states),
-            "waiting_events": 0,  # of sessions that are not recorded, and so are nobody's
+            "waiting_events": 0,  # of sessions that are not recorded, and so of no user
         }

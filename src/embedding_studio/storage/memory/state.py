@@ -421,9 +421,9 @@ class StoredEntry:
     Attributes:
         since: tick at which the user was marked first.
         marked_at: UTC seconds at which that was.
-        not_before: UTC seconds; until then nobody claims the user.
+        not_before: UTC seconds; until then no worker claims the user.
         token: of the claim that holds the user, or held when its worker ended.
-        is_alone: whether the latest claim held nobody else.
+        is_alone: whether the latest claim held no other user.
     """
 
     entry: QueueEntry

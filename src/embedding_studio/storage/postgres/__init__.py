@@ -123,7 +123,7 @@ class AttachedStores:
         self._lock = threading.Lock()
 
     def __call__(self, attached: Attachment) -> AttachedObjects:
-        """Return the base index of a store. One that does not answer keeps nobody from the others.
+        """Return the base index of a store. One that does not answer does not hold up the others.
 
         Raises:
             AttachedUnavailableError: it has no address any more, or does not answer, or did not just now.

@@ -168,8 +168,8 @@ class Database:
             is_upkeep: it may take as long as it needs.
 
         It is repeated after a deadlock or a ``GoneError``, for then nothing of it was done, and, where
-        nobody waits for it, after it waited too long for a lock; not where the connection is lost, for then
-        that is unknown. A connection lost *before* is noticed and replaced.
+        no caller waits for it, after it waited too long for a lock; not where the connection is lost, for
+        then that is unknown. A connection lost *before* is noticed and replaced.
         """
         again: tuple[type[Exception], ...] = (*CONFLICTS, GoneError)
         if WAITER.get() is None:

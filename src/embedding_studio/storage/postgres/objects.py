@@ -217,7 +217,7 @@ class PostgresObjects:
     def tidy(self, collection: Collection) -> None:
         """Write the codes of a collection that is large and has none, and order their log where it is long.
 
-        In a transaction of its own, for it may take seconds: nobody who learns waits for it. Where it does
+        In a transaction of its own, for it may take seconds: no learning waits for it. Where it does
         not come to it, all are compared, or a longer log is read, until the next change of originals.
         """
 

@@ -346,7 +346,7 @@ class PostgresLearning:
 def outdate(connection: Connection, collection: Collection, object_ids: Sequence[str]) -> None:
     """Drop copies of objects whose originals come, change or go, and mark the users who met them.
 
-    From here to the commit nobody learns in the collection, nor reads originals to learn from them: who
+    From here to the commit no worker learns in the collection, nor reads originals to learn from them: who
     read the old ones is marked, for the sessions that met them were recorded before; who comes later
     reads the new ones.
     """

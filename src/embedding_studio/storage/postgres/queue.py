@@ -226,7 +226,7 @@ def mark_under(connection: Connection, names: Sequence[str], *, ordered_under: s
 def find_held(
     connection: Connection, token: str, user_ids: Sequence[str], collections: Sequence[str]
 ) -> list[Held]:
-    """Return what ``token`` holds; nobody changes it until the commit."""
+    """Return what ``token`` holds; it is not changed until the commit."""
     given = {"token": token, "user_ids": list(user_ids), "collections": list(collections)}
     return [(*row,) for *row, is_held in connection.execute(_SQL["held"], given) if is_held]
 

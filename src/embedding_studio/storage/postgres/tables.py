@@ -64,7 +64,7 @@ ARGUMENTS = 100
 ID_TYPES = {"text": "text", "varchar": "text", "uuid": "uuid", "int2": "int2", "int4": "int4", "int8": "int8"}
 VECTOR_TYPES = ("vector", "halfvec")
 NO_PAYLOAD = ("sparsevec", "bytea", "tsvector", "bit", "varbit")
-"""Types of columns, beside vectors, that nobody filters or shows."""
+"""Types of columns, beside vectors, that cannot be filtered or shown."""
 LARGEST = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
 TEXTS = ("text", "varchar", "bpchar", "uuid")
 """Types of which JSON has texts."""
@@ -588,7 +588,7 @@ class _Columns:
 
 
 def _values(kind: str, values: Sequence[Any]) -> list[Any] | None:  # noqa: PLR0911, one case a kind of type
-    """Return those values that a column of a type can have; None: nobody knows."""
+    """Return those values that a column of a type can have; None: unknown."""
     numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
     texts = [each for each in values if isinstance(each, str)]
     if kind in TEXTS:

@@ -2,7 +2,7 @@
 
 A query stands as long as there is a vote for it. Who only adds votes holds a collection's votes lock
 together with others; who takes some away, so that a query may be left without any, holds it alone. So
-nobody adds to a query that another finds empty. Where there are no votes, before or after, nothing is locked.
+no one adds to a query that another finds empty. Where there are no votes, before or after, nothing is locked.
 """
 
 from collections.abc import Mapping, Sequence

@@ -119,7 +119,7 @@ export class EmbeddingStudio {
       retryAfter = answer.headers.get("Retry-After");
       receipts = (await answer.json()).events;
     } catch {
-      // Nobody is there, or CORS_ORIGINS bars the way.
+      // The service is not there, or CORS_ORIGINS bars the way.
     }
     this.#underWay.clear();
     const isWrong = WRONG.includes(status);
@@ -142,7 +142,7 @@ export class EmbeddingStudio {
     return waitMs * (1 + Math.random() / 4);
   }
 
-  /** Hand to the browser what no request is under way with; it stays kept, for nobody says whether it arrives. */
+  /** Hand to the browser what no request is under way with; it stays kept, for no answer says whether it arrives. */
   #leave() {
     for (const ids of this.#batches()) {
       const request = this.#request(ids);

@@ -74,7 +74,7 @@ export const isWaiting = (order) => ["pending", "processing"].includes(order?.st
 /**
  * Wait until a session is learnt from, and return its order; null if that takes longer than it should.
  * @param {{isLeft?: () => boolean, late?: () => void}} [asked] with ``late`` it goes on looking after it has called that,
- *   until nobody waits any more
+ *   until its caller waits no longer
  */
 export const learnt = async (session, { isLeft = () => false, late } = {}) => {
   const end = performance.now() + 1000 * SECONDS_TO_LEARN;

@@ -22,7 +22,7 @@ export const why = (result, moved, user, nameOf) => {
   return `It is like ${clicked}, which ${user} clicked for ${quoted(strongest.search_query)}.`;
 };
 
-/** Whose clicks bear on a page, as its results are explained beside the page of nobody. */
+/** Whose clicks bear on a page, as its results are explained beside the page of an unknown user. */
 export const bears = ({ personalised, search_results: results }, plain) => {
   const isOwn = results.some((each) => each.explanation?.influences?.length);
   const isShared = results.some((each) => each.explanation?.shared);
@@ -47,7 +47,7 @@ export const became = (session) => {
   if (isIrrelevant) return { word: "irrelevant", kind: "", told: "Marked irrelevant: it does not count, and what was learnt from it is unlearnt." };
   const isUndone = events.length > 0 && events.every((each) => each.event_type === "taken_back");
   if (order ? order.status === "refused" && (isUndone || /was taken back/.test(order.detail)) : isUndone) return WAS_TAKEN_BACK;
-  if (!order && events.length) return { word: "not learnt", kind: "", told: "Its clicks are not learnt from: nobody ordered it, or the order was cancelled." };
+  if (!order && events.length) return { word: "not learnt", kind: "", told: "Its clicks are not learnt from: no order was placed, or it was cancelled." };
   if (!order) return { word: "no click", kind: "", told: "Nothing was clicked, so there is nothing to learn." };
   const [word, sentence] = STATUSES[order.status];
   const isQuarantined = /quarantin|robot/.test(order.detail ?? "");

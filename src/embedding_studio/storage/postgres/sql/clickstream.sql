@@ -317,7 +317,7 @@ FROM (SELECT DISTINCT hashtext(user_id) AS key FROM unnest(%(user_ids)s::text[])
     AS ordered
 
 -- name: lock_oldest
--- Nobody is waited for: what is written to just now goes another time.
+-- No lock is waited for: what is written to just now goes another time.
 SELECT session_id
 FROM embedding_studio.sessions
 WHERE created_at < %(before)s

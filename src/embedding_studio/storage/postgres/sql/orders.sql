@@ -1,5 +1,5 @@
 -- name: place
--- Nothing is learnt from a session of nobody.
+-- Nothing is learnt from a session without a user.
 INSERT INTO embedding_studio.sessions_for_improvement AS placed
     (session_id, user_id, collection, status, detail, priority, created_at, updated_at)
 SELECT
