@@ -51,7 +51,7 @@ def licences() -> dict[str, str]:
         ]
         known = [SPDX.get(each, each) for each in fit if SPDX.get(each, each) in ALLOWED] or fit
         found[told["Name"]] = (
-            SPDX.get(known[0], known[0]) if known else TOLD_IN_FILES.get(told["Name"], "not told")
+            SPDX.get(known[0], known[0]) if known else TOLD_IN_FILES.get(told["Name"], "not stated")
         )
     return found
 
@@ -59,8 +59,8 @@ def licences() -> dict[str, str]:
 def refused(found: dict[str, str]) -> dict[str, str]:
     """Return those of which some part is under what is not allowed.
 
-    >>> refused({"a": "MIT", "b": "MIT AND GPL-3.0-only", "c": "not told"})
-    {'b': 'MIT AND GPL-3.0-only', 'c': 'not told'}
+    >>> refused({"a": "MIT", "b": "MIT AND GPL-3.0-only", "c": "not stated"})
+    {'b': 'MIT AND GPL-3.0-only', 'c': 'not stated'}
     """
     return {
         name: licence

@@ -5,7 +5,7 @@
     python benchmarks/embedders.py FOLDER --rounds 3 --json OUT
 
 The folder has ``items.jsonl.gz`` with a ``text`` in each row; with ``queries.tsv.gz`` and ``qrels.tsv.gz``
-the quality is told too. Each embedder runs in a process of its own, in turns. ``load`` is from the first
+the quality is reported too. Each embedder runs in a process of its own, in turns. ``load`` is from the first
 import to the first vector. ``CPU s`` is processor time for a hundred texts, on which other work bears
 less. The numbers are the median of the rounds.
 """

@@ -7,7 +7,7 @@ FOLDER holds sessions.jsonl.gz, a page of results a line:
 
     P(click) = examination[rank] x attractiveness[query, document]                              eq. 1
 
-is fitted by expectation maximisation on three quarters of the pages. What the others hold is then told by
+is fitted by expectation maximisation on three quarters of the pages. What others hold is then predicted by
 the fitted examination and by fixed ones, each with the attractiveness that fits it best; the perplexity
 of a rank is 2 to the mean surprise in bits, so 1 is certainty and 2 a coin.
 

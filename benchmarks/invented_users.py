@@ -5,7 +5,7 @@
 FOLDER is one of a collection with judgements, as `embedding-studio evaluate` takes it. 100 of its queries are
 asked, each by so many honest users, who look at a result with probability 1 / position and click what is
 relevant. Then so many invented users register the query with a list in which the object at place 30 stands
-where it stood, and click it. Told is where that object then stands for somebody new, and how much nDCG@10
+where it stood, and click it. Reported is where that object then stands for somebody new, and how much nDCG@10
 gained over plain search. Invented users can be had where a key lets its holder name any user; a key that asks
 for user tokens does not.
 """

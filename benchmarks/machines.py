@@ -6,7 +6,7 @@ A database and PgBouncer in transaction mode are one machine; two others have a 
 machine is a network namespace (Linux, as root, with ``ip`` and ``pgbouncer``): what it says to others goes
 over a cable of its own. Clients search, click and store objects over HTTP, and write down what was
 acknowledged. Halfway one machine's cable is pulled for a while; what stores objects at the other may then
-wait for a transaction in which the first fell silent, and be told 503. At the end the log is compared with
+wait for a transaction in which the first fell silent, and get a 503. At the end the log is compared with
 what clients wrote down, and each user's state with one that is folded from the log in memory.
 Exits with 1 if anything is not as it should be.
 """

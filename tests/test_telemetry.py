@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from embedding_studio.api.app import create_app
 from embedding_studio.bootstrap import Context
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.keys import ApiKey
+from embedding_studio.domain.keys import ApiKey, Scope
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.domain.sessions import RecordedSession, SearchResultItem, Session, SessionEvent
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
@@ -300,7 +300,7 @@ def test_a_scrape_reads_as_much_however_much_was_ever_learnt(postgres_url):
             while storage.queue.info().waiting:
                 improver.improve_once(users=200)
             for user_id in user_ids:
-                key = ApiKey(user_id, bytes(32), user_id, ("search",), expires_at=1)
+                key = ApiKey(user_id, bytes(32), user_id, (Scope.SEARCH,), expires_at=1)
                 storage.keys.add(key)
         with psycopg.connect(postgres_url, autocommit=True) as connection:
             connection.execute("VACUUM ANALYZE")
@@ -308,8 +308,9 @@ def test_a_scrape_reads_as_much_however_much_was_ever_learnt(postgres_url):
     exposed: list[dict[str, float]] = []
     with closing(PostgresStorage(postgres_url)) as storage:
         collection = storage.collections.create("default", SearchIndexInfo(dimensions=3))
+        axes = np.eye(3, dtype=np.float32)
         storage.objects.upsert(
-            collection, [CatalogueObject("near", np.eye(3)[:1]), CatalogueObject("far", np.eye(3)[1:2])]
+            collection, [CatalogueObject("near", axes[:1]), CatalogueObject("far", axes[1:2])]
         )
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         for (table,) in connection.execute(

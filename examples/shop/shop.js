@@ -1,7 +1,7 @@
 const service = new URLSearchParams(location.search).get("service") ?? "http://127.0.0.1:8000";
 const { EmbeddingStudio } = await import(`${service}/clients/embedding-studio.js`);
 
-// With `clicks`, what is clicked within data-es-session and data-es-object is told by itself.
+// With `clicks`, what is clicked within data-es-session and data-es-object is reported by itself.
 const studio = new EmbeddingStudio(service, { clicks: true });
 
 // A real shop knows its visitors, and signs that: docs/security.md.

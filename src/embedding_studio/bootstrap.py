@@ -201,7 +201,7 @@ class Context:
         if self._given_improver is not None:
             return self._given_improver
         settings = self.settings
-        if settings.adjuster == "torch":  # where there is none it is told at the start, not of each session
+        if settings.adjuster == "torch":  # without it the start fails, and not each session
             self._adjuster_by_settings(SearchIndexInfo())
         return Improver(
             self.storage,
@@ -236,10 +236,10 @@ class Context:
         """Tell the numbers of this process over HTTP as long as the block runs, if the settings want it.
 
         Yields:
-            The URL; None: they are not told.
+            The URL; None: they are not served.
 
         Raises:
-            InvalidSettingError: they cannot be told there; the message says what to do.
+            InvalidSettingError: they cannot be served there; the message says what to do.
         """
         settings = self.settings
         if settings.worker_metrics_port is None:

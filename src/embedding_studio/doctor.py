@@ -23,7 +23,7 @@ Grade = Literal["OK", "WARN", "FAIL"]
 CLOCK_SECONDS = 5
 """The database's clock may differ from ours by so much; events are dated by ours, and leases by its."""
 LAG_SECONDS = 10
-"""A replica that is further behind is told of."""
+"""A replica that is further behind is reported."""
 LITTLE_DISK = 2**30
 TOO_LITTLE_DISK = 2**27
 """Bytes that are free."""
@@ -47,26 +47,26 @@ def examine(context: Context, *, load_embedder: bool = False) -> list[Finding]:
     Args:
         load_embedder: embed a word, which loads a model or asks an endpoint.
     """
-    findings = [*_told("settings", partial(_settings, context))]
+    findings = [*_findings("settings", partial(_settings, context))]
     if findings[0].grade == "FAIL":
         return findings
-    findings += _told("keys", partial(_keys, context))
-    findings += _told("embedder", partial(_embedder, context, load=load_embedder))
-    findings += _told("storage", partial(_storage, context))
+    findings += _findings("keys", partial(_keys, context))
+    findings += _findings("embedder", partial(_embedder, context, load=load_embedder))
+    findings += _findings("storage", partial(_storage, context))
     if findings[-1].grade == "FAIL":
         return findings
-    findings += _told("replica", partial(_replica, context))
-    findings += _told("clock", partial(_clock, context))
-    findings += _told("disk", partial(_disk, context))
-    findings += _told("collections", partial(_collections, context))
-    findings += _told("engines", partial(_engines, context))
-    findings += _told("queue", partial(_queue, context))
-    findings += _told("orders", partial(_orders, context))
-    findings += _told("quarantine", partial(_quarantine, context))
+    findings += _findings("replica", partial(_replica, context))
+    findings += _findings("clock", partial(_clock, context))
+    findings += _findings("disk", partial(_disk, context))
+    findings += _findings("collections", partial(_collections, context))
+    findings += _findings("engines", partial(_engines, context))
+    findings += _findings("queue", partial(_queue, context))
+    findings += _findings("orders", partial(_orders, context))
+    findings += _findings("quarantine", partial(_quarantine, context))
     return findings
 
 
-def _told(what: str, look: Examination) -> Iterator[Finding]:
+def _findings(what: str, look: Examination) -> Iterator[Finding]:
     """Yield what a look finds; an error is a finding too."""
     try:
         yield from look()
@@ -184,7 +184,7 @@ def _collections(context: Context) -> Iterator[Finding]:
         yield Finding("WARN", "collections", "there is none yet; `embedding-studio index` makes one")
     for each in collections:
         what = f"collection {each.name}"
-        yield from _told(what, partial(_collection, context, each, what))
+        yield from _findings(what, partial(_collection, context, each, what))
 
 
 def _collection(context: Context, collection: Collection, what: str) -> Iterator[Finding]:

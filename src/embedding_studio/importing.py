@@ -24,9 +24,9 @@ from embedding_studio.domain.sessions import (
     Session,
     SessionDisposition,
     SessionEvent,
+    disposition_of_type,
     name_of_event,
     not_ahead,
-    told_of_type,
     trusted,
 )
 from embedding_studio.errors import SessionNotFoundError
@@ -95,7 +95,7 @@ class Importer:
         weights: how much an event of each type says for its object.
         since, until: UTC seconds; what happened from the first on, and before the second.
         is_rehearsal: whether nothing is stored.
-        pushed: is told of events as they are stored.
+        pushed: is called with events as they are stored.
         may_wait: whether events are kept for a while whose search is neither in the log nor recorded.
         sender: by which key all this comes, as for ``Clickstream.push_events``.
         lanes: so many batches are stored at once: while the database stores one, the other is made ready.
@@ -227,7 +227,7 @@ class Importer:
         for (place, recorded), (disposition, events) in zip(searches, became, strict=True):
             lane.sessions[disposition.value] += 1
             for event, each in zip(recorded.session.events, events, strict=False):  # none where it is taken
-                lane.events[told_of_type(each, event.event_type, self._weights).value] += 1
+                lane.events[disposition_of_type(each, event.event_type, self._weights).value] += 1
             if disposition is SessionDisposition.TAKEN:
                 lane.leave_out(TAKEN, place)
                 lane.taken.add(recorded.session.session_id)
@@ -284,7 +284,7 @@ class Importer:
                 counted[disposition, each[1].event_type] += 1
                 stored.append(each[1])
         for (disposition, event_type), number in counted.items():
-            lane.events[told_of_type(disposition, event_type, self._weights).value] += number
+            lane.events[disposition_of_type(disposition, event_type, self._weights).value] += number
         lane.look_at(stored)
         return late
 

@@ -7,7 +7,7 @@ from functools import partial
 from embedding_studio.bootstrap import Context
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.embedders import embed_texts, query_embedding
-from embedding_studio.embedders.names import told_apart
+from embedding_studio.embedders.names import mismatch
 from embedding_studio.errors import EmbeddingError
 from embedding_studio.evaluation.collection_folder import Progress
 from embedding_studio.evaluation.methods import USERS_OF_SHARED
@@ -148,7 +148,7 @@ def _embedded(
     if not texts or embedder is None:
         return {}
     if not collection.is_embedded_by(embedder.name):
-        raise EmbeddingError(told_apart(collection, embedder.name))
+        raise EmbeddingError(mismatch(collection, embedder.name))
     embedded: dict[str, Vectors] = {}
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         batch = texts[start : start + TEXTS_AT_ONCE]

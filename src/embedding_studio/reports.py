@@ -63,7 +63,7 @@ class Report:
     """A report, as far as it is.
 
     Attributes:
-        dry_run: whether what it finds is only told, and nothing set by it.
+        dry_run: whether what it finds is only reported, and nothing set by it.
         started_at, ended_at: UTC seconds.
         result: what the command prints as JSON; None until it is done.
         detail: why it failed.
@@ -193,7 +193,7 @@ class Reports:
         try:
             told = json.loads(line)
         except ValueError:
-            logger.warning("the process of report %s told what is no JSON: %.200r", report_id, line)
+            logger.warning("the process of report %s wrote what is no JSON: %.200r", report_id, line)
             return
         if "result" in told:
             self._end(report_id, ReportStatus.DONE, result=told["result"])

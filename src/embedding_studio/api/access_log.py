@@ -1,4 +1,4 @@
-"""What is told of each request: a line in the log, and a span; by its route, never by its path."""
+"""What is reported of each request: a line in the log, and a span; by its route, never by its path."""
 
 import logging
 import time

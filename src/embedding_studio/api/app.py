@@ -88,7 +88,7 @@ OUR_FAULT: Mapping[type[errors.EmbeddingStudioError], str] = {
         "storage can be read but not written: its disk is full, or it is read-only"
     ),
 }
-"""What a caller is told instead of an error that may name hosts, models or rows; by the nearest class."""
+"""What a caller is answered instead of an error that may name hosts, models or rows; by the nearest class."""
 
 RETRY_AFTER: Mapping[type[errors.EmbeddingStudioError], float] = {
     errors.EmbedderUnavailableError: 1,

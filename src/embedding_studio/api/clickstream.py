@@ -34,9 +34,9 @@ from embedding_studio.domain.sessions import (
     SessionEvent,
     SessionForImprovement,
     SessionForImprovementCreateSchema,
+    disposition_of_type,
     name_of_event,
     not_ahead,
-    told_of_type,
     trusted,
 )
 from embedding_studio.errors import ConflictError
@@ -381,7 +381,7 @@ def record_sessions(
                 session_id=each.session.session_id,
                 created_at=each.session.created_at,
                 disposition=disposition,
-                events=_receipts(events, _told(events, became, context, metrics)),
+                events=_receipts(events, _counted(events, became, context, metrics)),
             )
         )
     return SessionsReceipt(sessions=receipts)
@@ -481,20 +481,20 @@ def _push(
     events: list[SessionEvent], context: Context, metrics: ServiceMetrics, caller: Caller
 ) -> list[EventDisposition]:
     _check_number(len(events), context, "events")
-    return _told(events, _pushed(events, context, caller), context, metrics)
+    return _counted(events, _pushed(events, context, caller), context, metrics)
 
 
-def _told(
+def _counted(
     events: Sequence[SessionEvent],
     dispositions: Sequence[EventDisposition],
     context: Context,
     metrics: ServiceMetrics,
 ) -> list[EventDisposition]:
-    """Count events, and return what to tell of them."""
+    """Count events, and return what became of them."""
     metrics.count_events(events, dispositions)
     weights = context.settings.event_weights
     return [
-        told_of_type(disposition, event.event_type, weights)
+        disposition_of_type(disposition, event.event_type, weights)
         for event, disposition in zip(events, dispositions, strict=True)
     ]
 

@@ -16,7 +16,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Collection, OwnPast
 from embedding_studio.embedders.names import is_called
 from embedding_studio.errors import EmbeddingStudioError
-from embedding_studio.storage.attached import count_if_told
+from embedding_studio.storage.attached import count_if_known
 from embedding_studio.storage.attached import create_collection as create_in
 from embedding_studio.storage.ports import Storage
 
@@ -200,7 +200,7 @@ def _info(collection: Collection, storage: Storage) -> CollectionInfo:
         aliases=sorted(
             alias for alias, name in storage.collections.aliases().items() if name == collection.name
         ),
-        objects=count_if_told(storage, collection),
+        objects=count_if_known(storage, collection),
         attached=None if collection.attached is None else str(collection.attached),
         filled=None if collection.filled is None else str(collection.filled),
     )

@@ -165,7 +165,7 @@ def _ubi(body: Any, context: Context, metrics: ServiceMetrics, caller: Caller) -
         by_application.setdefault(str(application or ""), []).append((number, usable))
     received = Received()
     for application, theirs in by_application.items():
-        # A bound key is not even told whether there is another collection.
+        # A bound key does not even learn whether there is another collection.
         is_known = bool(application) and may_use(context.storage.collections, caller, application)
         collection = (_collection(context, application) if is_known else None) or (
             context.storage.collections.get(DEFAULT_COLLECTION)

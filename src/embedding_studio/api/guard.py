@@ -226,7 +226,7 @@ class Guard:
 
 
 def network_of(address: str) -> str:
-    """Return what is told apart: an address, or in IPv6 the network of which anybody has many.
+    """Return what is counted by: an address, or in IPv6 the network of which anybody has many.
 
     >>> network_of("192.0.2.7"), network_of("2001:db8:1:2:3:4:5:6"), network_of("?")
     ('192.0.2.7', '2001:db8:1:2', '?')

@@ -99,7 +99,7 @@ class KeyRing:
                 found: dict[str, ApiKey] | Exception
                 try:
                     found = await self._in_thread(partial(self._find, list(wanted)))
-                except Exception as error:  # noqa: BLE001, is told to whoever waits
+                except Exception as error:  # noqa: BLE001, is raised to all who wait
                     found = error
                 for key_id, answer in wanted.items():
                     self._answer(key_id, answer, found)

@@ -1,4 +1,4 @@
-"""API keys: made, told of, replaced and revoked."""
+"""API keys: made, listed, replaced and revoked."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -75,7 +75,7 @@ class KeyInfo(BaseModel):
 
 
 class NewKey(KeyInfo):
-    key: str = Field(description="the key, which is told this once and never again")
+    key: str = Field(description="the key, which is shown this once and never again")
 
 
 class KeysInfo(BaseModel):
@@ -89,7 +89,7 @@ class Disregarded(BaseModel):
 @router.get("", operation_id="list_keys")
 def list_keys(context: InContext) -> KeysInfo:
     """Return all keys in the order in which they were made, those that ended too."""
-    return KeysInfo(keys=[KeyInfo(**_told(key)) for key in context.storage.keys.list()])
+    return KeysInfo(keys=[KeyInfo(**_shown(key)) for key in context.storage.keys.list()])
 
 
 @router.post("", status_code=201, operation_id="create_key")
@@ -112,7 +112,7 @@ def create_key(body: KeyBody, context: InContext, request: Request) -> NewKey:
     except InvalidInputError as error:
         raise wrong_body(str(error)) from error
     context.storage.keys.add(kept)
-    return NewKey(**_told(kept), key=key)
+    return NewKey(**_shown(kept), key=key)
 
 
 @router.post("/{key_id}/rotate", status_code=201, operation_id="rotate_key")
@@ -122,7 +122,7 @@ def rotate_key(key_id: KeyId, body: RotationBody, context: InContext, request: R
     kept, key = renewed(keys.get(key_id), now=now)
     keys.replace(key_id, kept, until=now + body.old_seconds, now=now)
     guard_of(request).ring.forget(key_id)
-    return NewKey(**_told(kept), key=key)
+    return NewKey(**_shown(kept), key=key)
 
 
 @router.delete("/{key_id}", operation_id="revoke_key")
@@ -130,7 +130,7 @@ def revoke_key(key_id: KeyId, context: InContext, request: Request) -> KeyInfo:
     """Let a key be good no more: here at once, and in two seconds in every process."""
     revoked = context.storage.keys.revoke(key_id, now=utc_timestamp())
     guard_of(request).ring.forget(key_id)
-    return KeyInfo(**_told(revoked))
+    return KeyInfo(**_shown(revoked))
 
 
 @router.post("/{key_id}/disregard", operation_id="disregard_key")
@@ -144,7 +144,7 @@ def disregard_key(key_id: KeyId, context: InContext) -> Disregarded:
     return Disregarded(sessions=context.clickstream_dao.disregard(key_id))
 
 
-def _told(key: ApiKey) -> dict[str, Any]:
+def _shown(key: ApiKey) -> dict[str, Any]:
     told = asdict(key) | {"status": key.status(utc_timestamp())}
     del told["secret_hash"]
     return told

@@ -1,4 +1,4 @@
-"""What a caller may touch: what is its user's, in its collections. Whether there is more it is not told."""
+"""What a caller may touch: what is its user's, in its collections; not whether there is more."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -90,7 +90,7 @@ def require_session(context: Context, caller: Caller, session_id: str) -> None:
     """Return if a session is one that the caller may touch.
 
     Raises:
-        SessionNotFoundError: it is another's, or there is none; which of both is not told.
+        SessionNotFoundError: it is another's, or there is none; which of both is not said.
     """
     if caller.is_bound and not own_sessions(context, caller, [session_id]).get(session_id):
         raise SessionNotFoundError(f"no session {session_id!r} of this caller was registered")

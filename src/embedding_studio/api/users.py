@@ -47,7 +47,7 @@ class UserState(BaseModel):
     collection: str
     queries: list[PastQuery] = Field(description="latest first")
     moved: list[MovedObject] = Field(description="furthest first")
-    votes: int = Field(description="queries of which others may be told, without a name")
+    votes: int = Field(description="queries that may be shared with others, without a name")
     quarantine: list[Quarantined] = Field(description="why nothing is learnt from them; empty for most")
 
 

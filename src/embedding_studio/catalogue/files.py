@@ -5,7 +5,7 @@ payload, the text included: a result is shown by it. Where a row brings its vect
 a .npy file beside it, no text is needed.
 
 A file is looked at whole before its first object is given, and read a second time for the objects: what
-is wrong is told before anything is made of it. ``docs/catalogue-files.md`` says how each kind is read.
+is wrong is reported before anything is made of it. ``docs/catalogue-files.md`` says how each kind is read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -241,7 +241,7 @@ class CatalogueFile:
         if is_first or which is not OnDuplicate.REFUSE:
             return
         earlier = "another row"
-        if self._repeated == 1:  # only the first is told
+        if self._repeated == 1:  # only the first is reported
             first = next(islice(self._rows, self._row_that_counts[object_id] - 1, None))
             earlier = first[0] if isinstance(first, tuple) else earlier
         yield Fault(

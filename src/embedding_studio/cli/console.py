@@ -186,7 +186,7 @@ def bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what draws a bar for each thing that is told to be done so far of so much."""
+    """Yield what draws a bar for each thing of which so much is reported as done."""
     with _progress(TaskProgressColumn()) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -236,7 +236,7 @@ def as_json_line(value: Any) -> str:
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Return if these files can be written, so that this is told before the work; folders must be there."""
+    """Return if these files can be written, so that it is reported before the work; folders must exist."""
     with sentences():
         for path in paths:
             if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):

@@ -71,7 +71,7 @@ class Stage:
     shown: list[Shown] = field(default_factory=lambda: [Shown(each) for each in SUBJECTS])
     closing: threading.Event = field(default_factory=threading.Event)
 
-    def told(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Return what the page asks for, as JSON has it."""
         return {
             "subjects": [
@@ -226,16 +226,16 @@ def staged(stage: Stage) -> Iterator["FastAPI"]:
 
     with _sharing(stage.context, OTHERS) as together:
         app = create_app(stage.context, background=together.worker().run, shown=["demo"])
-        app.add_api_route("/demo-state", _teller(stage), include_in_schema=False)
+        app.add_api_route("/demo-state", _state_of(stage), include_in_schema=False)
         app.mount(WITH_OTHERS, create_app(together))
         yield app
 
 
-def _teller(stage: Stage) -> Callable[[], Any]:
-    async def told() -> dict[str, Any]:
-        return stage.told()
+def _state_of(stage: Stage) -> Callable[[], Any]:
+    async def state() -> dict[str, Any]:
+        return stage.state()
 
-    return told
+    return state
 
 
 def _sharing(context: Context, users: int) -> Context:

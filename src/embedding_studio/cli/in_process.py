@@ -21,7 +21,7 @@ from embedding_studio.embedders.names import is_called
 from embedding_studio.errors import InvalidInputError
 from embedding_studio.indexing import every_object
 from embedding_studio.personal_data import BEYOND, exported
-from embedding_studio.storage.attached import count_if_told, create_collection
+from embedding_studio.storage.attached import count_if_known, create_collection
 
 
 class InProcess:
@@ -150,7 +150,7 @@ class InProcess:
             collection.gate_threshold,
             None if own_past is None else asdict(own_past),
             tuple(sorted(alias for alias, name in aliases.items() if name == collection.name)),
-            count_if_told(self._storage, collection),
+            count_if_known(self._storage, collection),
             None if collection.attached is None else str(collection.attached),
             None if collection.filled is None else str(collection.filled),
         )

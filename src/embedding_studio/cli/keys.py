@@ -55,7 +55,7 @@ def create(
 def list_keys(*, as_json: AsJson = False) -> None:
     """Show all keys, those that ended too."""
     with opened_context() as context:
-        rows = [_told(key) for key in context.storage.keys.list()]
+        rows = [_shown(key) for key in context.storage.keys.list()]
     if as_json:
         print_value(rows, as_json=True)
         return
@@ -130,13 +130,13 @@ def _check_tokens(context: Context) -> None:
 
 def _print_new(kept: ApiKey, key: str, *, as_json: bool) -> None:
     if as_json:
-        print_value(_told(kept) | {"key": key}, as_json=True)
+        print_value(_shown(kept) | {"key": key}, as_json=True)
     else:
         typer.echo(key)
     err.print(f"This is the key of {kept.name!r}, with the id {kept.key_id}; it is not shown again.")
 
 
-def _told(key: ApiKey) -> dict[str, Any]:
+def _shown(key: ApiKey) -> dict[str, Any]:
     told = asdict(key) | {"status": key.status(utc_timestamp())}
     del told["secret_hash"]
     return told

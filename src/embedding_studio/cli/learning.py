@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from embedding_studio.cli.processes import Lifeline
 
 SECONDS_TO_END = 8.0
-"""After a worker was told to."""
+"""After a worker was told to stop."""
 
 GC_THRESHOLDS = (10_000, 10, 100)
 """All is looked through for cycles once that ten million objects are more than there were."""
@@ -103,7 +103,7 @@ def beside(run: Callable[[threading.Event], None]) -> Callable[[threading.Event]
 
 
 def _end_soon_after(stop: threading.Event, ended: threading.Event | None = None) -> None:
-    """End the process some seconds after it was told to, if a plugin keeps it; its users are due again."""
+    """End the process some seconds after it was told to stop, if a plugin holds it up; its users stay due."""
     stop.wait()
     if (ended or threading.Event()).wait(SECONDS_TO_END):
         return

@@ -41,7 +41,7 @@ def list_quarantined(
 def add(
     user: UserArgument,
     *,
-    reason: Annotated[str, typer.Option(help="Told with each of the user's sessions.")] = "by hand",
+    reason: Annotated[str, typer.Option(help="Shown with each of the user's sessions.")] = "by hand",
 ) -> None:
     """Learn nothing from a user until they are released, and unlearn what was learnt."""
     _decide(user, is_quarantined=True, reason=reason)

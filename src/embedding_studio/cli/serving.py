@@ -63,7 +63,7 @@ def serve_beside(lifeline: "Lifeline") -> None:
 
 @contextmanager
 def bound(settings: Settings, host: str | None, port: int | None) -> Iterator[socket.socket]:
-    """Listen before anything slow is done, so that a taken port is told at once."""
+    """Listen before anything slow is done, so that a taken port is reported at once."""
     host = host or settings.host
     if settings.admin_api_key is None and not is_loopback(host):
         raise InvalidSettingError(

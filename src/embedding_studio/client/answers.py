@@ -196,7 +196,7 @@ class EventReceipt:
     Attributes:
         created_at: UTC seconds.
         disposition: accepted, duplicate, conflict, waiting, unknown_session, too_early, unknown_type or
-            unknown_object. ``duplicate`` is also what a retry is told of what came the first time.
+            unknown_object. ``duplicate`` is also the answer to a retry of what came the first time.
         session_id: of an event that was pushed with those of other sessions.
     """
 
@@ -401,7 +401,7 @@ def stored_objects(told: JSON) -> tuple[StoredObject, ...]:
 
 
 def _known(kind: type[T], told: JSON, **read: Any) -> T:
-    """Return a value of a dataclass from what is told of its fields; ``read`` ones are made already."""
+    """Return a value of a dataclass from what is given of its fields; ``read`` ones are made already."""
     names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in told.items() if name in names} | read)
 

@@ -42,7 +42,7 @@ def failure(answer: httpx.Response) -> errors.EmbeddingStudioError:
     said, detail = problem.get("type"), problem.get("detail")
     kind = KINDS.get(said) if isinstance(said, str) else None
     kind = kind or STATUSES.get(answer.status_code, errors.ServiceError)
-    error = kind(detail if isinstance(detail, str) and detail else _told(answer))
+    error = kind(detail if isinstance(detail, str) and detail else _described(answer))
     error.problem = problem
     error.request_id = answer.headers.get("x-request-id")
     return error
@@ -72,7 +72,7 @@ def _problem(answer: httpx.Response) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _told(answer: httpx.Response) -> str:
+def _described(answer: httpx.Response) -> str:
     said = " ".join(answer.text.split())[:SHOWN_CHARACTERS]
     asked = f"{answer.request.method} {answer.request.url.path}"
     return f"{asked} was answered with {answer.status_code} {answer.reason_phrase}: {said}".removesuffix(": ")

@@ -154,7 +154,7 @@ def _address(given: str) -> tuple[str, tuple[str, str] | None]:
     """Return an address without what it says of whoever asks, and the name and password that it held.
 
     Raises:
-        InvalidInputError: it is no address of a service; what may be a password is not told.
+        InvalidInputError: it is no address of a service; what may be a password is not shown.
     """
     try:
         url = httpx.URL(given)

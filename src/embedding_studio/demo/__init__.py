@@ -1,4 +1,4 @@
-"""The demonstration: what is shown in it, and the story that is told without a browser.
+"""The demonstration: what is shown in it, and the story that runs without a browser.
 
 subjects   the two collections, and the searches that tell something
 shop       the catalogue of a small shop, shop.csv

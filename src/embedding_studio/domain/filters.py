@@ -339,7 +339,7 @@ class PayloadFilter(_Query):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise InvalidFilterError(_told(error)) from error
+            raise InvalidFilterError(_described(error)) from error
 
     def as_sent(self) -> dict[str, Any]:
         """Return the JSON object that ``parse`` reads back."""
@@ -414,7 +414,7 @@ _REASONS = {
 }
 
 
-def _told(error: ValidationError) -> str:
+def _described(error: ValidationError) -> str:
     """Return where a filter is wrong, why, and what its kind of query looks like."""
     problem = error.errors(include_url=False)[0]
     kind = next((str(step) for step in reversed(problem["loc"]) if step in EXAMPLES), None)

@@ -45,7 +45,7 @@ class SearchIndexInfo(BaseModel):
     metric_aggregation_type: MetricAggregationType = MetricAggregationType.MIN
 
     def of_size(self, dimensions: int, whose: str) -> "SearchIndexInfo":
-        """Return it for vectors of so many dimensions; ``whose`` they are is told in the error.
+        """Return it for vectors of so many dimensions; ``whose`` they are is said in the error.
 
         >>> SearchIndexInfo().of_size(4096, "the vectors")
         Traceback (most recent call last):

@@ -257,7 +257,7 @@ class PersonalState:
     Attributes:
         memories: in order of time.
         vectors: object_id -> [P, D] float32, only for objects that moved.
-        votes: what others may be told, without a name; one a ``query_key``, and sorted by it.
+        votes: what may be shared with others, without a name; one a ``query_key``, and sorted by it.
     """
 
     memories: tuple[QueryMemory, ...] = ()
@@ -277,7 +277,7 @@ def personal_id(object_id: str, user_id: str) -> str:
 def payload_as_json(object_id: str, payload: JSON) -> str:
     """Return an object's payload as it is stored.
 
-    What Python has and JSON has not is told as Parquet's: a time as ISO 8601 text, a decimal as a number.
+    What Python has and JSON has not is written as Parquet's: a time as ISO 8601 text, a decimal as a number.
 
     Raises:
         InvalidInputError: it, or the object's id, is nothing that a database can store.

@@ -445,7 +445,9 @@ class Recording(NamedTuple):
     events: tuple[EventDisposition, ...] = ()
 
 
-def told_of_type(became: EventDisposition, event_type: str, weights: Mapping[str, float]) -> EventDisposition:
+def disposition_of_type(
+    became: EventDisposition, event_type: str, weights: Mapping[str, float]
+) -> EventDisposition:
     """Return what to tell of an event: one that is accepted may be of an unknown type."""
     is_unknown = became is EventDisposition.ACCEPTED and event_type not in weights
     return EventDisposition.UNKNOWN_TYPE if is_unknown else became

@@ -81,7 +81,7 @@ def _why_no_id(given: str) -> str | None:
 
 
 def json_value(value: Any) -> Any:  # noqa: PLR0911, a table
-    """Return the JSON value by which something else is told, as of Parquet: for ``json.dumps(default=...)``.
+    """Return the JSON value for something else, as of Parquet: for ``json.dumps(default=...)``.
 
     >>> json_value(dt.date(2024, 1, 5)), json_value(Decimal("9.50")), json_value(np.int64(3))
     ('2024-01-05', 9.5, 3)

@@ -87,26 +87,26 @@ def is_called(name: str, given: str) -> bool:
     return given in (name, model) or model in (local, without_address(given))
 
 
-def told_apart(collection: Collection, embedder: str) -> str:
+def mismatch(collection: Collection, embedder: str) -> str:
     """Return why an embedder of this name cannot serve a collection, and what to do."""
     if without_prompt(collection.embedder or "") == without_prompt(embedder):
-        return told_of_prompts(collection, embedder)
+        return mismatch_of_prompts(collection, embedder)
     return (
-        f"{_told(collection, embedder)}; set EMBEDDER to the first, or index into a new collection. If both "
+        f"{_named(collection, embedder)}; set EMBEDDER to the first, or index into a new collection. If both "
         f"are one model, `embedding-studio collections rename-embedder {collection.name}` says so"
     )
 
 
-def told_of_prompts(collection: Collection, embedder: str) -> str:
+def mismatch_of_prompts(collection: Collection, embedder: str) -> str:
     """Return the same for one that puts something else before each text."""
     prompt = prompt_of(collection.embedder or "") or '""'
     return (
-        f"{_told(collection, embedder)}, which puts something else before each text; set "
+        f"{_named(collection, embedder)}, which puts something else before each text; set "
         f"EMBEDDER_DOCUMENT_PROMPT={prompt} to go on as it was, or index into a new collection"
     )
 
 
-def _told(collection: Collection, embedder: str) -> str:
+def _named(collection: Collection, embedder: str) -> str:
     return (
         f"the collection {collection.name!r} was embedded by {collection.embedder!r}, and the embedder here "
         f"is {embedder!r}"

@@ -344,7 +344,7 @@ def embed(
     *,
     are_documents: bool = False,
 ) -> Vectors:
-    """Return [N, D] of queries, or of documents; ``progress`` is told of each batch."""
+    """Return [N, D] of queries, or of documents; ``progress`` is called after each batch."""
     done = 0
 
     def tell(newly: int) -> None:

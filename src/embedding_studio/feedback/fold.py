@@ -51,7 +51,7 @@ LOOKED_AT = 10
 
 MOST_SEEN = 50
 """Of so many objects a vote tells, those clicked most and then looked at most: every search of others looks
-at what is told of near queries, so whoever clicked thousands would make it slow, and fill its pages."""
+at what is shared of near queries, so whoever clicked thousands would make it slow, and fill its pages."""
 
 T = TypeVar("T")
 

@@ -283,8 +283,8 @@ class Improver:
         missing = self._texts_to_embed(collection, counted)
         embedded, reasons = embed_queries(self._embedder, missing) if self._embedder and missing else ({}, {})
         ready, unready = _with_vectors(counted, embedded, reasons)
-        # Up to here and in the fold no writer is locked out. What changes meanwhile of what was read marks the
-        # user, who is then no longer held.
+        # Up to here and in the fold no writer is locked out. What changes meanwhile of what was read marks
+        # the user, who is then no longer held.
         with span("fold", collection=collection.name, users=len(users)):
             folded = fold(
                 ready,

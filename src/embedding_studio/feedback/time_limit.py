@@ -111,7 +111,7 @@ def _work_on(given: SimpleQueue[_Work]) -> None:
     while True:
         work, is_done = given.get()
         work()
-        _idle.append(given)  # before anybody is told, who may have more work at once
+        _idle.append(given)  # before the caller goes on, who may have more work at once
         is_done.set()
         del work, is_done  # with what they hold, until there is more
 

@@ -19,7 +19,7 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.domain.storable import check_text
 from embedding_studio.embedders import Embedder, embed_texts
-from embedding_studio.embedders.names import told_apart
+from embedding_studio.embedders.names import mismatch
 from embedding_studio.errors import ConflictError, EmbeddingError, InvalidInputError, shown
 from embedding_studio.storage.ports import Storage
 
@@ -139,7 +139,7 @@ def _prepare(storage: Storage, collection: Collection, embedder: Embedder | None
     if embedder is None:
         raise EmbeddingError("there is no embedder for texts; bring vectors, or set EMBEDDER")
     if not collection.is_embedded_by(embedder.name):
-        raise ConflictError(told_apart(collection, embedder.name))
+        raise ConflictError(mismatch(collection, embedder.name))
     name = collection.hashed_as or collection.embedder or embedder.name
     wanted = {text.object_id: text for text in texts if text.text.strip()}
     hashes = {object_id: _ContentHash.of(text, name) for object_id, text in wanted.items()}

@@ -9,7 +9,7 @@ from typing import TypeVar
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import JSON, CatalogueObject, Collection
 from embedding_studio.embedders import Embedder
-from embedding_studio.embedders.names import prompt_of, told_of_prompts
+from embedding_studio.embedders.names import mismatch_of_prompts, prompt_of
 from embedding_studio.errors import ConflictError
 from embedding_studio.indexing.batches import BATCH_OBJECTS
 from embedding_studio.storage.ports import Storage
@@ -84,7 +84,7 @@ def rename_embedder(storage: Storage, collection: Collection, embedder: Embedder
             f"{collection.name!r} has {D}: it is another model; index into a new collection"
         )
     if collection.embedder is not None and prompt_of(collection.embedder) != prompt_of(embedder.name):
-        raise ConflictError(told_of_prompts(collection, embedder.name))
+        raise ConflictError(mismatch_of_prompts(collection, embedder.name))
     return storage.collections.rename_embedder(collection.name, embedder.name)
 
 

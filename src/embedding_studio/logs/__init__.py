@@ -61,7 +61,7 @@ class Log:
 
     Attributes:
         dialect: its name.
-        entries: with the place of each; what cannot be used is told there.
+        entries: with the place of each; what cannot be used is reported there.
     """
 
     dialect: str

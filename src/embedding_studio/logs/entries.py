@@ -1,6 +1,6 @@
 """What the log of any system says, in four words: a search, what was shown, an event, or our own session.
 
-A dialect is a function from a row to such entries. What a row lacks is told by ``Unusable``, whose
+A dialect is a function from a row to such entries. What a row lacks is reported by ``Unusable``, whose
 message is the reason under which it is counted; ``Beside`` is a row that is right, and about something else.
 """
 
@@ -129,7 +129,7 @@ def seconds_of(given: object) -> int | None:
     (1317337009, 1317337009, None)
     >>> seconds_of("20110929"), seconds_of("13172009")
     (1317254400, 13172009)
-    >>> seconds_of("6000-01-01"), seconds_of("9" * 400)  # too late to be told from milliseconds
+    >>> seconds_of("6000-01-01"), seconds_of("9" * 400)  # too late to be distinguished from milliseconds
     (None, None)
     """
     if isinstance(given, str):

@@ -71,7 +71,7 @@ class _Open:
     search: Search
     events: list[Placed] = field(default_factory=list)
 
-    def told(self) -> Iterator[Placed]:
+    def placed(self) -> Iterator[Placed]:
         yield self.place, self.search
         yield from self.events
 
@@ -105,7 +105,7 @@ class _Joiner:
         searches = self._of_user.setdefault(search.user_id, [])
         searches.append(_Open(place, search))
         if len(searches) > SEARCHES_OF_USER:
-            yield from searches.pop(0).told()
+            yield from searches.pop(0).placed()
 
     def _close_before(self, at: int) -> Iterator[Placed]:
         kept: dict[str, list[_Open]] = {}
@@ -114,7 +114,7 @@ class _Joiner:
                 if each.search.at >= at:
                     kept.setdefault(user_id, []).append(each)
                 else:
-                    yield from each.told()
+                    yield from each.placed()
         self._of_user = kept
         self._closed_at = at
 

@@ -168,7 +168,7 @@ def _request(given: dict[str, Any]) -> SearchRequest:
 
 
 def _pages(given: object) -> tuple[FurtherPage, ...]:
-    """Return what is told of the pages after the first; strictly, as of a request."""
+    """Return what is known of the pages after the first; strictly, as of a request."""
     if given is None:
         return ()
     try:

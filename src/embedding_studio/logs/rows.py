@@ -1,4 +1,4 @@
-"""Rows of a log file; one that cannot be read is told with the number of its line, and the next one is read.
+"""Rows of a log file; one that cannot be read is reported by its line, and the next one is read.
 
 NDJSON, of which a line may hold a list of rows, or by its name CSV, TSV or Parquet; packed by gzip or
 Zstandard; ``-`` is NDJSON on standard input. A value of CSV holds no line break, so that a quote too many

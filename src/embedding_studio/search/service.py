@@ -30,7 +30,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.domain.storable import check_id
 from embedding_studio.embedders import Embedder, embed_texts, query_embedding
-from embedding_studio.embedders.names import told_apart
+from embedding_studio.embedders.names import mismatch
 from embedding_studio.embeddings.bend import Bend
 from embedding_studio.embeddings.personal import query_mean
 from embedding_studio.embeddings.preparation import check_vectors
@@ -312,7 +312,7 @@ class SearchService:
                 "there is no embedder for the text of the query; search with vectors, or set EMBEDDER"
             )
         if not collection.is_embedded_by(self._embedder.name):
-            raise InvalidInputError(told_apart(collection, self._embedder.name))
+            raise InvalidInputError(mismatch(collection, self._embedder.name))
         embed = query_embedding(self._embedder, seconds=self._query_seconds)
         with span("embed query"):
             [vectors] = embed_texts(self._embedder, [query], embed=embed)

@@ -63,7 +63,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What an operator is told of an attached collection.
+    """What an operator sees of an attached collection.
 
     Attributes:
         told: how it is searched.
@@ -398,7 +398,7 @@ class ByCollection:
         return self.own if collection.attached is None else self._opened(collection.attached)
 
     def examined(self, collection: Collection) -> Examined | None:
-        """Return what is to be told of what another system finds; None: of what is found here."""
+        """Return what an operator sees of what another system finds; None: of what is found here."""
         if collection.filled is not None:
             return self.filling.examined(collection)
         return None if collection.attached is None else self._opened(collection.attached).examined(collection)
@@ -541,7 +541,7 @@ def backlog_of(storage: Storage) -> list[Backlog]:
     return storage.objects.filling.backlog() if isinstance(storage.objects, ByCollection) else []
 
 
-def count_if_told(storage: Storage, collection: Collection) -> int | None:
+def count_if_known(storage: Storage, collection: Collection) -> int | None:
     """Return how many objects a collection has; None: another system keeps them, and does not answer."""
     try:
         return storage.objects.count(collection)
@@ -621,7 +621,7 @@ def furthest(collection: Collection, query: Vectors, objects: Sequence[Catalogue
 
 
 def advice_on_dimensions(collection: Collection, dimensions: int) -> list[str]:
-    """Return what an operator is told where a store's vectors are of another size than they were."""
+    """Return the advice to an operator where a store's vectors are of another size than they were."""
     if dimensions == collection.index.dimensions:
         return []
     told = f"its vectors have {dimensions} dimensions by now, and the collection has "

@@ -91,7 +91,7 @@ class LanceDB:
 
     Args:
         address: ``lancedb:///folder``, or ``lancedb+s3://bucket/folder``.
-        name: by which the store is told of.
+        name: by which messages name the store.
         statement_seconds: a search may take so long; 0: as long as it likes.
 
     Raises:
@@ -109,7 +109,7 @@ class LanceDB:
         if self._place.startswith("/"):
             if not Path(self._place).is_dir():  # LanceDB would make it
                 raise AttachedUnavailableError(
-                    f"{self._told()} is no folder that is there; write the one in which the tables lie, "
+                    f"{self._named()} is no folder that is there; write the one in which the tables lie, "
                     "NAME.lance each"
                 )
         elif self._timeout:
@@ -119,7 +119,7 @@ class LanceDB:
             import lancedb
         except ImportError as error:
             raise AttachedUnavailableError(
-                f"{self._told()} needs a package that is missing; pip install 'embedding-studio[lancedb]'"
+                f"{self._named()} needs a package that is missing; pip install 'embedding-studio[lancedb]'"
             ) from error
         with self._asking():
             self._database = lancedb.connect(
@@ -284,7 +284,7 @@ class LanceDB:
             if wanted.source in there:
                 raise
             raise InvalidInputError(
-                f"{self._told()} has no table {wanted.source!r}; it has {', '.join(there) or 'none'}"
+                f"{self._named()} has no table {wanted.source!r}; it has {', '.join(there) or 'none'}"
             ) from None
         with self._asking():
             schema = table.schema
@@ -337,13 +337,13 @@ class LanceDB:
             said = str(error).partition("\n")[0].partition(", /")[0]  # where in its sources it failed follows
             if "timeout" in said:
                 raise AttachedUnavailableError(
-                    f"{self._told()} did not answer in time; is STATEMENT_SECONDS enough?"
+                    f"{self._named()} did not answer in time; is STATEMENT_SECONDS enough?"
                 ) from error
             is_gone = "not found" in said.lower()
             remedy = "; put it back, or drop the collection and attach again" if is_gone else ""
-            raise AttachedUnavailableError(f"{self._told()} cannot be read: {said}{remedy}") from error
+            raise AttachedUnavailableError(f"{self._named()} cannot be read: {said}{remedy}") from error
 
-    def _told(self) -> str:
+    def _named(self) -> str:
         return f"the store {self._name!r} ({self._place})"
 
 

@@ -85,7 +85,7 @@ class Milvus:
     Args:
         address: ``milvus+http://host:19530``, with user and password, or a key as the password, and the name
             of a database as the path, where there are such.
-        name: by which the store is told of.
+        name: by which messages name the store.
         statement_seconds: a request may take so long; 0: as long as it likes.
 
     Raises:
@@ -102,7 +102,7 @@ class Milvus:
             import pymilvus
         except ImportError as error:
             raise AttachedUnavailableError(
-                f"{self._told()} needs a package that is missing; pip install 'embedding-studio[milvus]'"
+                f"{self._named()} needs a package that is missing; pip install 'embedding-studio[milvus]'"
             ) from error
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it tells each error, with what was asked
         with self._asking():
@@ -271,7 +271,7 @@ class Milvus:
             is_there = self._client.has_collection(wanted.source, timeout=self._seconds)
         if not is_there:
             raise InvalidInputError(
-                f"{self._told()} has no collection {wanted.source!r}; it has {', '.join(there) or 'none'}"
+                f"{self._named()} has no collection {wanted.source!r}; it has {', '.join(there) or 'none'}"
             )
         fields = self._fields(wanted)
         vectors = [name for name, each in fields.items() if _kind(each) == "FLOAT_VECTOR"]
@@ -403,9 +403,11 @@ class Milvus:
             yield
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise AttachedUnavailableError(f"{self._told()} cannot be read: {error.details()}") from error
+                raise AttachedUnavailableError(
+                    f"{self._named()} cannot be read: {error.details()}"
+                ) from error
             raise AttachedUnavailableError(
-                f"{self._told()} did not answer in time; is it up, and is STATEMENT_SECONDS enough?"
+                f"{self._named()} did not answer in time; is it up, and is STATEMENT_SECONDS enough?"
             ) from error
         except MilvusException as error:
             said = error.message.partition("\n")[0].partition("expression")[0]  # what was asked follows
@@ -416,10 +418,10 @@ class Milvus:
                 remedy = "; load the collection there"
             kind = RefusedError if is_given and not remedy else AttachedUnavailableError
             raise kind(
-                f"{self._told()} cannot be {'written' if is_given else 'read'}: {said}{remedy}"
+                f"{self._named()} cannot be {'written' if is_given else 'read'}: {said}{remedy}"
             ) from error
 
-    def _told(self) -> str:
+    def _named(self) -> str:
         return f"the store {self._name!r} ({self._place})"
 
 

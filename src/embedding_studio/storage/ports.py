@@ -169,7 +169,7 @@ def admit(
 
 
 ORDER_ON = frozenset(kind for kind, weight in DEFAULT_EVENT_WEIGHTS.items() if weight > 0)
-"""Event types that place an order where a storage is not told which."""
+"""Event types that place an order where a storage is not given any."""
 
 
 class OutdatedError(StorageError):
@@ -429,7 +429,7 @@ class Clickstream(Protocol):
 
         A session that is there already, of the same user, query and collection, by whichever of its names, is
         continued: what it shows for the first time is added, at the positions that it gives (a session
-        numbers its results from 1 on where it is not told), as a further page if it has a request, and its
+        numbers its results from 1 on without positions), as a further page if it has a request, and its
         events are pushed.
 
         Raises:
@@ -761,7 +761,7 @@ class Queue(Protocol):
 class Orders(Protocol):
     """The journal: what is to become, or became, of each session that somebody asked to learn from.
 
-    A pending order of which a worker holds the user is told as processing.
+    A pending order of which a worker holds the user is reported as processing.
     """
 
     def create(self, schema: SessionForImprovementCreateSchema) -> SessionForImprovement:
@@ -928,9 +928,9 @@ class Personal(Protocol):
         In one round trip, or in none.
 
         Args:
-            user_id: None is somebody without memories, who is told of others all the same.
+            user_id: None: a user without memories, to whom what others share applies all the same.
             query: [D]; a zero vector is near nothing, and nothing is near to one.
-            shared_by: how many others must have voted for anything to be told of them; 0: nothing ever is.
+            shared_by: how many others must have voted for anything to be shared of them; 0: nothing ever is.
             seen_as: the name by which the collection was ``seen``.
             is_checked_later: what is returned may be what was so a while ago, for it is given to
                 ``nearest`` before anything is made of it.
@@ -1023,8 +1023,8 @@ class Personal(Protocol):
     def latest_memories(self, collection: Collection, count: int) -> list[list[QueryMemory]]:
         """Return the memories of users who have two at least, each user's in order of time.
 
-        It is not told whose they are. Whose latest is latest comes first (ties by user_id), and so many
-        users are told of as it takes to have ``count`` memories.
+        They do not say whose they are. Whose latest is latest comes first (ties by user_id), and so many
+        users are returned as it takes to have ``count`` memories.
         """
         ...
 

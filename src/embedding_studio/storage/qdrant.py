@@ -72,7 +72,7 @@ class Qdrant:
 
     Args:
         address: ``http://host:6333``; a key stands as the password, ``https://:KEY@host:6333``.
-        name: by which the store is told of.
+        name: by which messages name the store.
         statement_seconds: a request may take so long; 0: as long as it likes.
     """
 
@@ -195,7 +195,7 @@ class Qdrant:
                 sorted(each["name"] for each in self._ask("GET", "/collections", None)["collections"])
             )
             raise InvalidInputError(
-                f"{self._told()} has no collection {wanted.source!r}; it has {there or 'none'}"
+                f"{self._named()} has no collection {wanted.source!r}; it has {there or 'none'}"
             ) from None
         vectors = info["config"]["params"].get("vectors") or {}
         named = {"": vectors} if "size" in vectors else vectors
@@ -301,15 +301,17 @@ class Qdrant:
             answer = self._client.request(method, path, json=body)
         except httpx.TimeoutException as error:
             raise AttachedUnavailableError(
-                f"{self._told()} did not answer in time; is it up, and is STATEMENT_SECONDS enough?"
+                f"{self._named()} did not answer in time; is it up, and is STATEMENT_SECONDS enough?"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise AttachedUnavailableError(f"{self._told()} cannot be reached: {error}; is it up?") from error
+            raise AttachedUnavailableError(
+                f"{self._named()} cannot be reached: {error}; is it up?"
+            ) from error
         if answer.status_code == httpx.codes.NOT_FOUND:
-            raise _NotFoundError(f"{self._told()} does not have {path}; put it back, or attach again")
+            raise _NotFoundError(f"{self._named()} does not have {path}; put it back, or attach again")
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise AttachedUnavailableError(
-                f"{self._told()} wants another key; give it as in https://:KEY@HOST:6333"
+                f"{self._named()} wants another key; give it as in https://:KEY@HOST:6333"
             )
         try:
             answer.raise_for_status()
@@ -317,10 +319,10 @@ class Qdrant:
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             kind = RefusedError if answer.status_code in REFUSED else AttachedUnavailableError
             raise kind(
-                f"{self._told()} answered {answer.status_code}, not as Qdrant would: {shown(answer.text)}"
+                f"{self._named()} answered {answer.status_code}, not as Qdrant would: {shown(answer.text)}"
             ) from error
 
-    def _told(self) -> str:
+    def _named(self) -> str:
         return f"the store {self._name!r} ({self._place})"
 
 

@@ -46,7 +46,7 @@ class TextLines(logging.Formatter):
     def formatException(  # noqa: N802, as above
         self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
     ) -> str:
-        return "" if ei[1] is None else told_exception(ei[1])
+        return "" if ei[1] is None else exception_text(ei[1])
 
 
 class JsonLines(TextLines):
@@ -97,7 +97,7 @@ def are_json() -> bool:
     return any(each.log_format == "json" for each in handlers if isinstance(each, EarlyLines))
 
 
-def told_exception(error: BaseException) -> str:
+def exception_text(error: BaseException) -> str:
     """Return where an exception and those before it were raised, the first first, and what ours say."""
     return "\n".join(
         "".join(

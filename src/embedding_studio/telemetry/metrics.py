@@ -19,7 +19,7 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.errors import CollectionNotFoundError, StorageError
-from embedding_studio.storage.attached import Backlog, backlog_of, count_if_told
+from embedding_studio.storage.attached import Backlog, backlog_of, count_if_known
 from embedding_studio.storage.ports import CodesInfo, QueueInfo, Storage
 from embedding_studio.telemetry.siblings import Siblings, of_all
 
@@ -146,7 +146,7 @@ class ServiceMetrics:
         """
         collections = storage.collections.list()
         if not self.are_counted({each.name for each in collections}, now):
-            counts = {each.name: count_if_told(storage, each) for each in collections}
+            counts = {each.name: count_if_known(storage, each) for each in collections}
             self.set_objects({name: count for name, count in counts.items() if count is not None}, now)
             self._counted = set(counts)  # what does not answer is not asked by each scrape
         searched = [each for each in collections if each.name in self.searched]
@@ -254,7 +254,7 @@ class Metrics:
         """The other processes of the service, whose numbers are told beside those of this one."""
         self._event_types = frozenset(event_types)
         self._registry = CollectorRegistry()
-        self._asking = threading.Lock()  # two scrapes at once would see what the other has half told
+        self._asking = threading.Lock()  # two scrapes at once would see what the other has half set
         self._orders = Gauge(
             "embedding_studio_orders",
             "Improvement orders by status; absent while storage does not answer.",
@@ -372,7 +372,7 @@ class Metrics:
 
 def metrics_markdown() -> str:
     """Return the table of all numbers for ``docs/metrics.md``."""
-    rows = ["| number | kind | told by | meaning |", "|---|---|---|---|"]
+    rows = ["| number | kind | exposed by | meaning |", "|---|---|---|---|"]
     for teller, registry in (
         ("both", Metrics()._registry),  # noqa: SLF001, of this file
         ("service", CollectorRegistry()),

@@ -44,7 +44,7 @@ def tracing(environment: Mapping[str, str] = os.environ) -> Iterator[None]:
 @contextmanager
 def sending_to(processor: "SpanProcessor") -> Iterator[None]:
     """Give spans to a processor as long as the block runs."""
-    global _tracer  # noqa: PLW0603, a process has one, and who makes spans is not told of it
+    global _tracer  # noqa: PLW0603, a process has one, and who makes spans need not know of it
     provider = _provider()
     provider.add_span_processor(processor)
     _tracer = provider.get_tracer(NAME, version(NAME))

@@ -1,7 +1,7 @@
 """Whether the embedded database runs on this processor.
 
 The wheel's ``vector.so`` is compiled for x86-64-v3 (AVX2, BMI2, F16C, FMA) and, on Linux arm64, for SVE. On
-another processor the first vector would end the server with SIGILL, so it is told before the start.
+another processor the first vector would end the server with SIGILL, so it is reported before the start.
 """
 
 import platform

@@ -24,29 +24,29 @@ class MemoryOrders:
 
     def get(self, session_id: str) -> SessionForImprovement:
         with self._state.lock:
-            return self._state.told(self._state.stored_order(session_id))
+            return self._state.shown(self._state.stored_order(session_id))
 
     def of(self, session_ids: Sequence[str]) -> dict[str, SessionForImprovement]:
         with self._state.lock:
             placed = self._state.orders
-            return {each: self._state.told(placed[each]) for each in session_ids if each in placed}
+            return {each: self._state.shown(placed[each]) for each in session_ids if each in placed}
 
     def list(
         self, *, status: Status | None = None, limit: int = 100, offset: int = 0
     ) -> list[SessionForImprovement]:
         with self._state.lock:
             latest = sorted(self._state.orders.values(), key=lambda placed: -placed.changed)
-            told = [self._state.told(placed) for placed in latest]
+            told = [self._state.shown(placed) for placed in latest]
             return [order for order in told if status in {None, order.status}][offset : offset + limit]
 
     def counts(self) -> dict[Status, int]:
         with self._state.lock:
-            statuses = [self._state.told(placed).status for placed in self._state.orders.values()]
+            statuses = [self._state.shown(placed).status for placed in self._state.orders.values()]
             return {status: statuses.count(status) for status in Status}
 
     def cancel(self, session_id: str) -> None:
         with self._state.lock:
-            order = self._state.told(self._state.stored_order(session_id))
+            order = self._state.shown(self._state.stored_order(session_id))
             status = order.status
             if status in {Status.PROCESSING, Status.DONE}:
                 raise ConflictError(

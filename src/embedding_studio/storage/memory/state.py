@@ -178,8 +178,8 @@ class State:
         placed = self.orders.get(session_id)
         return placed is not None and placed.order.status is not Status.FAILED
 
-    def told(self, placed: "StoredOrder") -> SessionForImprovement:
-        """Return an order as it is told: of a pending one, its user's entry says whether it is in hand."""
+    def shown(self, placed: "StoredOrder") -> SessionForImprovement:
+        """Return an order as it is shown: of a pending one, its user's entry says whether it is in hand."""
         order = placed.order
         stored = self.queue.get((order.collection, order.user_id or ""))
         if order.status is not Status.PENDING or stored is None:

@@ -111,7 +111,7 @@ class Database:
             with self.errors(), self.connect() as connection:
                 self.applied = migrate(connection) if is_ours else []
                 self.is_pooled = _is_pooled(connection)
-                register(connection)  # what is missing there is told at once; the pool would go on trying
+                register(connection)  # what is missing there is reported at once; the pool would go on trying
         self._pool = ConnectionPool(
             self._locate,
             min_size=0 if is_replica else 1,
@@ -164,7 +164,7 @@ class Database:
         """Return what ``work`` returns, in one transaction, committed.
 
         Args:
-            alone: it writes by one statement, which is a transaction without being told so.
+            alone: it writes by one statement, which is a transaction of its own.
             is_upkeep: it may take as long as it needs.
 
         It is repeated after a deadlock or a ``GoneError``, for then nothing of it was done, and, where

@@ -1,6 +1,6 @@
 """Payload filters as SQL conditions; every field and value is a parameter.
 
-What a filter means is told by ``PayloadFilter.matches``; this is the same for the database. Conditions on
+What a filter means is defined by ``PayloadFilter.matches``; this is the same for the database. Conditions on
 containment (``@>``) are answered by the index on the payload.
 """
 

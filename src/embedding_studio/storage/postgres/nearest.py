@@ -286,7 +286,7 @@ class NearestSearch:
         if len(others) > most:
             return None
         plan = question.chosen(others, copies, is_filtered=is_filtered)
-        return self._ask(connection, question, plan, copies).with_those_of(answer, question.limit)
+        return self._ask(connection, question, plan, copies).joined_to(answer, question.limit)
 
     def _exact(self, connection: Connection, question: "_Question") -> "_Answer":
         """Return what is nearest, with all compared."""
@@ -302,7 +302,7 @@ class NearestSearch:
                 connection, question.chosen(copies.object_nos, copies, is_filtered=is_filtered)
             )
         answer = question.answer(connection, moved, copies)
-        return answer.with_those_of(question.answer(connection, others, copies), question.limit)
+        return answer.joined_to(question.answer(connection, others, copies), question.limit)
 
     def _ask(
         self, connection: Connection, question: "_Question", plan: "_Plan", copies: "_Copies"
@@ -330,7 +330,7 @@ class _Answer:
     revision: int
     is_old: bool
 
-    def with_those_of(self, earlier: "_Answer", limit: int) -> "_Answer":
+    def joined_to(self, earlier: "_Answer", limit: int) -> "_Answer":
         """Return one that has also the neighbours of an earlier one, which are others."""
         return replace(self, neighbours=_in_order(earlier.neighbours + self.neighbours)[:limit])
 

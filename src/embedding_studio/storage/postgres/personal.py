@@ -103,7 +103,7 @@ class PostgresPersonal:
             votes = [] if shared is None else shared_memories(shared.fetchall())
             if asked is None:
                 return NearMemories([], votes)
-            user, found = asked.told(connection)
+            user, found = asked.read(connection)
             self._users.keep((collection.collection_id, asked.user_id), user)
             return NearMemories(found, votes, _Read(user.vectors))
 
@@ -406,7 +406,7 @@ class _AskedUser:
         if self._collection.attached is None:  # else the search reads them with what they were made of
             self._vectors = self._ask(connection, "vectors_to_search")
 
-    def told(self, connection: Connection) -> tuple[KeptUser, list[QueryMemory]]:
+    def read(self, connection: Connection) -> tuple[KeptUser, list[QueryMemory]]:
         """Return the user and their near memories; in a round trip more where what is kept of them is old."""
         (version,) = only_row(self._version)
         if self._memories is None and (self._kept is None or self._kept.version != version):

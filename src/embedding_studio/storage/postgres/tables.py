@@ -55,7 +55,7 @@ MOST_CANDIDATES = 1_000
 """The largest ``hnsw.ef_search``."""
 LARGEST_HALF = 65_504.0
 MOST_DIGITS = 4_000
-"""A longer number of a payload is told as a text: Python reads no more than 4,300."""
+"""A longer number of a payload is shown as a text: Python reads no more than 4,300."""
 CHECKS_SINCE = 160_000
 """The version of the server that has ``pg_input_is_valid``."""
 ARGUMENTS = 100

@@ -22,7 +22,7 @@ export const useNeedsKey = () => {
 
 /**
  * Ask when what is depended on changes, and again every so many milliseconds if that is given, unless it has ended.
- * What was told before stays while it is asked again, so that nothing jumps.
+ * The last answer stays while it is asked again, so that nothing jumps.
  * @returns {{told?: any, at?: number, problem?: Error, isAsking: boolean, again: () => void}}
  */
 export const useAsked = (ask, depends, { every, unless = () => false } = {}) => {

@@ -20,7 +20,7 @@ export const Problem = ({ problem, onAgain }) => html`
     ${onAgain && html`<button type="button" onClick=${onAgain}>Try again</button>`}
   </div>`;
 
-/** What was told, or why not yet, or what went wrong; what was told before stays. */
+/** The answer, or why there is none yet, or what went wrong; the last answer stays. */
 export const Told = ({ asked, of }) => html`
   ${asked.problem && asked.problem.status !== 401 && html`<${Problem} problem=${asked.problem} onAgain=${asked.again} />`}
   ${asked.problem && asked.told !== undefined && html`<p class="faint">What stands here is old, of <${When} at=${asked.at} />.</p>`}

@@ -328,7 +328,7 @@ const Demo = () => {
       ${step === null && othersTarget && html`<p class="more"><button type="button" aria-disabled=${isBusy} onClick=${() => singly.othersClick(othersTarget)}>${OTHERS_NAMED} click ${named(othersTarget)}</button></p>`}
       <${Replayed} replayed=${told.replayed} />
       <p class="faint foot">▲ ▼ against what anybody sees who never clicked. All of it is real: a model, PostgreSQL and the HTTP routes under <a href="docs">docs</a>.
-        ${told.has_console && html` What was learnt, and why a list is as it is, is told in the console: ${Object.values(PEOPLE).map(({ id, name }, number) => html`${number > 0 && ", "}<a href=${`console#/users/${id}?collection=${subject.collection}`}>${name}</a>`)}, <a href=${`console#/search?collection=${subject.collection}`}>any search</a>.`}</p>
+        ${told.has_console && html` What was learnt, and why a list is as it is, stands in the console: ${Object.values(PEOPLE).map(({ id, name }, number) => html`${number > 0 && ", "}<a href=${`console#/users/${id}?collection=${subject.collection}`}>${name}</a>`)}, <a href=${`console#/search?collection=${subject.collection}`}>any search</a>.`}</p>
     </main>
     <${Tour} step=${step} shown=${tourShown} isBusy=${isBusy} onNext=${next} onStart=${() => startTour(subject)} does=${does} />`;
 };

@@ -39,7 +39,7 @@ coalesce((
 ), 0)
 
 -- name: told
--- An order as it is told: of a pending one, its user's row in the queue says whether it is in hand.
+-- An order as it is shown: of a pending one, its user's row in the queue says whether it is in hand.
 SELECT
     session_id,
     user_id,
@@ -68,7 +68,7 @@ ORDER BY updated_at DESC, session_id
 LIMIT %(limit)s OFFSET %(offset)s
 
 -- name: counts
--- From sums that triggers keep (migration 0007), and from the users in hand, whose pending orders are told as processing.
+-- From sums that triggers keep (migration 0007), and from the users in hand, whose pending orders are reported as processing.
 SELECT
     coalesce(sum(pending), 0)::bigint - in_hand.orders,
     in_hand.orders,
