@@ -352,7 +352,7 @@ class Settings(BaseSettings):
         ge=1,
         le=MOST_PROCESSES,
         description="Processes of `embedding-studio serve` that answer requests, on one port; of several, one"
-        " that ends is started anew while the others answer, and the worker is one of its own. Each has"
+        " that ends is restarted while the others answer, and the worker is one of its own. Each has"
         " POOL_SIZE connections, MAX_CONNECTIONS, and its own copy of what a search needs in memory.",
     )
     worker_metrics_port: int | None = Field(

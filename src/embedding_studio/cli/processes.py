@@ -1,4 +1,4 @@
-"""One service in several processes: a parent keeps the socket and starts anew whichever of them ends.
+"""One service in several processes: a parent keeps the socket and restarts whichever of them ends.
 
 A process and its parent hold the two ends of a pair of sockets. Over it the parent tells what the process is
 to be, then where its siblings answer, and the process where it answers itself, once it serves. When the
@@ -32,7 +32,7 @@ LOOK_SECONDS = 0.05
 SECONDS_TO_END = 25.0
 """After SIGTERM; a process takes at most ten for its requests, and eight for its worker."""
 STEADY_SECONDS = 5.0
-"""A process that served for so long is started anew at once."""
+"""A process that served for so long is restarted at once."""
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 
@@ -46,7 +46,7 @@ class _Process:
 
     Attributes:
         name: its number, or ``WORKER``.
-        tells: what it told when it was ready; None: it is not.
+        tells: what it said when it was ready; None: it is not.
         due_at: when it is to be started; None: it runs, or waits for the first.
         failures: how often it ended early, one after another.
     """
@@ -64,7 +64,7 @@ class _Process:
 
 @dataclass(slots=True)
 class Parent:
-    """Starts processes, and starts anew those that end.
+    """Starts processes, and restarts those that end.
 
     Args:
         listening: bound; it listens once the first process serves.
@@ -88,7 +88,7 @@ class Parent:
         """
         names = [*map(str, range(1, self.processes + 1)), *([WORKER] if self.learns else [])]
         self._processes = [_Process(name) for name in names]
-        self._processes[0].due_at = 0.0  # the others once it is ready, so that trouble is told once
+        self._processes[0].due_at = 0.0  # the others once it is ready, so that trouble is reported once
         with tempfile.TemporaryFile() as limits:
             _fill(limits.fileno())
             try:
@@ -151,7 +151,7 @@ class Parent:
                 self._tell_addresses(each)
 
     def _bury(self, process: _Process, status: int) -> None:
-        """Let a process that has ended be started anew, or end with it.
+        """Let a process that has ended be restarted, or end with it.
 
         Raises:
             typer.Exit: it could not be started, and it is not gone on without it.
@@ -171,7 +171,7 @@ class Parent:
         process.due_at = time.monotonic() + (0.0 if steady else wait)
         which = "the worker" if process.name == WORKER else f"process {process.name}"
         how = f"by signal {-status}" if status < 0 else f"with {status}"
-        tell("warning", f"{which} of this service ended {how}; it is started anew")
+        tell("warning", f"{which} of this service ended {how}; it is restarted")
 
     def _goes_on_without(self, process: _Process) -> bool:
         """Return whether others serve; of a worker, whether it could be started before."""
@@ -186,7 +186,7 @@ class Parent:
 
     def _tell(self, process: _Process, what: dict[str, Any]) -> None:
         assert process.lifeline is not None  # noqa: S101, it runs
-        with suppress(OSError):  # it has ended, or reads nothing, and then knows what it was told before
+        with suppress(OSError):  # it has ended, or reads nothing, and then knows what it was sent before
             process.lifeline.send(json.dumps(what).encode() + b"\n")
 
     def _end(self) -> None:
@@ -234,7 +234,7 @@ class Lifeline:
             numbers: the URL at which it tells its numbers to its siblings.
             own: that at which it alone answers.
         """
-        with suppress(OSError):  # the parent has ended, which the thread is told, too
+        with suppress(OSError):  # the parent has ended, which the thread learns, too
             self._socket.sendall(json.dumps({"numbers": numbers, "own": own}).encode() + b"\n")
 
     def _follow(self) -> None:

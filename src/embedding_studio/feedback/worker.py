@@ -132,7 +132,7 @@ class Worker:
 
 
 def _fill(filling: Filling, stop: threading.Event) -> None:
-    """Tell the engines that are filled what they have not been told, until ``stop`` is set."""
+    """Send the engines that are filled what they lack, until ``stop`` is set."""
     while not stop.wait(_POLL_SECONDS):
         try:
             filling.deliver_all()

@@ -175,10 +175,10 @@ class FilledEngine(Engine, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What the engine of a collection has not been told.
+    """What the engine of a collection lacks.
 
     Attributes:
-        oldest_seconds: since when; 0 where it has been told all.
+        oldest_seconds: since when; 0 where it has all.
         refused: so many objects it refused.
         error: why, of one of these.
         away: why the engine did not answer this process last; None: it did, or was not asked.

@@ -251,7 +251,7 @@ class Metrics:
 
     def __init__(self, event_types: Iterable[str] = DEFAULT_EVENT_WEIGHTS) -> None:
         self.siblings: Siblings | None = None
-        """The other processes of the service, whose numbers are told beside those of this one."""
+        """The other processes of the service, whose numbers are exposed beside those of this one."""
         self._event_types = frozenset(event_types)
         self._registry = CollectorRegistry()
         self._asking = threading.Lock()  # two scrapes at once would see what the other has half set

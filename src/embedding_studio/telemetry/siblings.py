@@ -22,7 +22,7 @@ class Siblings:
         name: of this process.
         token: by which they know one another.
         limits: a file that all have in memory, in which it stands who asked how often.
-        numbers: name -> where that process tells its numbers; replaced as a whole when one is started anew.
+        numbers: name -> where that process tells its numbers; replaced as a whole when one is restarted.
         is_first: whether this is the process that keeps the reports.
         first: where that one answers; None: it is being started.
     """

@@ -11,7 +11,7 @@
     users        what a process keeps of it
     vectors      on the wire
     keys         who may call the service               tables  objects that stood in a table before
-    outbox       what another engine finds, and is to be told
+    outbox       what another engine finds, and is to be sent
 
 Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collections.sql``.
 """

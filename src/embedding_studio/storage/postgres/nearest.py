@@ -79,12 +79,12 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class TakenForGranted:
-    """What a search is made of though nobody looked whether it is still so; each answer says whether it is.
+    """What a search is made of without a look whether it is still so; each answer says whether it is.
 
     Attributes:
         name: of a collection.
         collection: version of what the name stood for.
-        user_id: None: nobody's state takes part.
+        user_id: None: no user's state takes part.
         state: version of the user's.
     """
 

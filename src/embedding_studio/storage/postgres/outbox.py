@@ -3,7 +3,7 @@
 Originals and payloads stay in PostgreSQL, as of any collection. The engine has a copy of what is compared:
 it brings candidates, and these are compared here, so filters, distances and what users moved are as
 elsewhere. What changes is noted in the ``outbox`` by the transaction that changes it, and goes from there
-once the engine has it: told by whoever wrote it, or by a worker. Until then each search compares it besides.
+once the engine has it: sent by whoever wrote it, or by a worker. Until then each search compares it besides.
 
 A vector is a point there, numbered by the number of its object, which changes whenever vectors do, and its
 place in it: so a point is written or removed, and but for its payload never another than it was.
@@ -68,11 +68,11 @@ ATTEMPTS = 3
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 30.0
 """After so long an engine that failed is asked again."""
 FIRST_REFUSED_SECONDS, LAST_REFUSED_SECONDS = 10.0, 3600.0
-"""After so long an object that an engine refused is told again."""
+"""After so long an object that an engine refused is sent again."""
 OBJECT_ID = "_object_id"
 """The field of a payload in which an engine has the id, for others who read there."""
 NEAR_ENOUGH = 1e-5
-"""So much a vector may differ from what it was told as, relative to its length."""
+"""So much a vector may differ from what was sent, relative to its length."""
 
 _SQL = statements("outbox.sql")
 _log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Outbox:
         return filled
 
     def drop(self, collection: Collection) -> None:
-        """Remove what was filled; where that fails it stays there, and is told of."""
+        """Remove what was filled; where that fails it stays there, and is reported."""
         if collection.filled is None:
             return
         try:
@@ -169,7 +169,7 @@ class Outbox:
         ]
 
     def deliver(self, collection: Collection) -> None:
-        """Tell an engine what it has not been told, unless it does not answer, or somebody else tells it."""
+        """Send an engine what it lacks, unless it does not answer, or another process does so."""
         if not self._may_ask(collection):
             return
         try:
@@ -177,13 +177,13 @@ class Outbox:
                 pass
         except AttachedUnavailableError as error:
             self._count_failure(collection, error)
-        except (StorageError, CollectionNotFoundError) as error:  # what was written is, and is told later
+        except (StorageError, CollectionNotFoundError) as error:  # what was written is, and is sent later
             _log.warning("what changed in %r is not told to its engine yet: %s", collection.name, error)
         else:
             self._failed.pop(collection.collection_id, None)
 
     def deliver_all(self) -> None:
-        """Tell all engines what they have not been told."""
+        """Send all engines what they lack."""
         rows = self._database.read(lambda connection: connection.execute(_SQL["due_collections"]).fetchall())
         if due := {collection_id for (collection_id,) in rows}:
             for each in self._database.read(list_collections):
@@ -194,7 +194,7 @@ class Outbox:
         """Compare what an engine has with what is here, and mend it there.
 
         Raises:
-            AttachedUnavailableError: it does not answer; what was found so far is noted, and told later.
+            AttachedUnavailableError: it does not answer; what was found so far is noted, and sent later.
         """
         engine, view = self._engine(collection), _view(collection)
         engine.make(view)  # somebody may have dropped it
@@ -237,7 +237,7 @@ class Outbox:
         moved: Moved | None = None,
         taken: TakenForGranted | None = None,
     ) -> list[Neighbour]:
-        """Return the nearest of what the engine finds near, what it has not been told, and what a user moved.
+        """Return the nearest of what the engine finds near, what it was not sent yet, and what a user moved.
 
         Where it does not answer, all are compared here. What changes in the very moment of a search may be
         missing from it, where originals change all the time.
@@ -247,7 +247,7 @@ class Outbox:
         while wanted < limit:
             wanted *= GROWTH
         while wanted <= MOST_ASKED and self._may_ask(collection):
-            # First, for what an engine is told afterwards it may not have had when it was asked.
+            # First, for what an engine is sent afterwards it may not have had when it was asked.
             revision, pending = self._database.read(lambda connection: _pending(connection, collection))
             if len(pending) > MOST_ASKED:
                 break
@@ -309,7 +309,7 @@ class Outbox:
         return _array([int(each) >> PART_BITS for each in ids]), bound
 
     def _delivered(self, collection: Collection) -> bool:
-        """Tell an engine the first of what it has not been told; return whether there may be more."""
+        """Send an engine the first of what it lacks; return whether there may be more."""
         engine, view = self._engine(collection), _view(collection)
         given = {"lock_class": OUTBOX_LOCK, "collection_id": collection.collection_id, "limit": AT_ONCE}
         with self._database.transaction() as connection:
@@ -359,7 +359,7 @@ class Outbox:
             seconds = min(FIRST_RETRY_SECONDS * 2.0 ** min(failed.times, 30), LAST_RETRY_SECONDS)
             failed.times, failed.until, failed.why = failed.times + 1, time.monotonic() + seconds, str(error)
         _log.warning(
-            "%s is not told what changes, and all are compared here, for %.0f s: %s",
+            "%s is not sent what changes, and all are compared here, for %.0f s: %s",
             collection.filled, seconds, error,
         )  # fmt: skip
 
@@ -389,7 +389,7 @@ def _view(collection: Collection) -> Collection:
 
 
 def _pending(connection: Connection, collection: Collection) -> tuple[int, Numbers]:
-    """Return the revision of the originals, and the objects of which an engine was not told all."""
+    """Return the revision of the originals, and the objects of which an engine was not sent all."""
     statement = in_schema("outbox.sql", "pending", collection.collection_id)
     given = {"collection_id": collection.collection_id, "limit": MOST_ASKED + 1}
     revision, packed = only_row(connection.execute(statement, given, binary=True))

@@ -26,7 +26,7 @@ STATE_LOCK = 1_163_284_302
 USER_LOCK = 1_163_284_303
 VOTES_LOCK = 1_163_284_306
 OUTBOX_LOCK = 1_163_284_309
-"""Of what a collection's engine has not been told: one tells it at a time. Nobody waits for it."""
+"""Of what a collection's engine lacks: one sends it at a time. No one waits for it."""
 SESSION_LOCK = 1_163_284_308
 """Of sessions' ids: shared by who records one; alone is who lets events wait for it."""
 

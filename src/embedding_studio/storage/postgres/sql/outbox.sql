@@ -4,7 +4,7 @@ SELECT %(collection_id)s::bigint, *
 FROM unnest(%(object_nos)b::bigint[], %(parts)b::bigint[])
 
 -- name: try_lock
--- One tells an engine at a time, so that what it is told of an object last is what it is.
+-- One sends to an engine at a time, so that what it is sent of an object last is what it is.
 SELECT pg_try_advisory_xact_lock(%(lock_class)s, %(collection_id)s::int)
 
 -- name: due

@@ -1,6 +1,6 @@
 -- name: near
 -- Limits stand in the text: were they parameters, a plan that does not know them would seem to cost more than it
--- does, and each search would be planned anew, which takes as long as to run it.
+-- does, and each search would be planned again, which takes as long as to run it.
 -- The threshold is asked of what the index brought: as a condition on what it may bring, it would have the
 -- index look through a great part of all queries wherever few are near.
 WITH drawn AS MATERIALIZED (
