@@ -232,9 +232,9 @@ def _collection(context: Context, collection: Collection, what: str) -> Iterator
 
 def _engines(context: Context) -> Iterator[Finding]:
     for each in backlog_of(context.storage):
-        told = f"what finds {each.collection!r} has been told all"
+        told = f"what finds {each.collection!r} has everything"
         if each.objects:
-            told = f"what finds {each.collection!r} is to be told of {each.objects:,} objects"
+            told = f"what finds {each.collection!r} lacks {each.objects:,} objects"
             told += f", of the first for {each.oldest_seconds:,.0f} s"
         if each.refused:
             told += f"; it refused {each.refused:,}, one of them so: {each.error}"

@@ -101,13 +101,13 @@ def _engines(context: Context) -> str | None:
     try:
         backlog = backlog_of(context.storage)
     except StorageError:
-        return "what engines are to be told could not be read"
+        return "what is to be sent to engines could not be read"
     late = context.settings.late_seconds
     failing = [
         f"what finds {each.collection!r} does not answer, so all is compared here"
         if each.away
-        else f"what finds {each.collection!r} is to be told of {each.objects:,} objects, {each.refused:,} of "
-        f"which it refused, for {each.oldest_seconds:,.0f} s"
+        else f"what finds {each.collection!r} lacks {each.objects:,} objects, {each.refused:,} of which it "
+        f"refused, for {each.oldest_seconds:,.0f} s"
         for each in backlog
         if each.away or each.refused or each.oldest_seconds > late
     ]

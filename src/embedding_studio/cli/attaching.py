@@ -87,7 +87,7 @@ def reconcile(collection: CollectionArgument, *, as_json: AsJson = False) -> Non
 
     Of one that is filled from here it counts objects that were missing there or stale, and points that were
     left over, and mends them there. Of one that is attached, which is only read, it counts objects that
-    something was learnt from, and that changed or are gone: who met them is learnt anew.
+    something was learnt from, and that changed or are gone: who met them is re-learnt.
     """
     from embedding_studio.storage.attached import ByCollection
     from embedding_studio.storage.attached import reconcile as compare

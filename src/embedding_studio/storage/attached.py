@@ -537,7 +537,7 @@ def reconcile(storage: Storage, collection: Collection) -> Reconciled:
 
 
 def backlog_of(storage: Storage) -> list[Backlog]:
-    """Return what each engine that is filled has not been told."""
+    """Return what has not been sent to each engine that is filled."""
     return storage.objects.filling.backlog() if isinstance(storage.objects, ByCollection) else []
 
 

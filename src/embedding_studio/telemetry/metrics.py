@@ -276,15 +276,14 @@ class Metrics:
 
         self._outbox_objects = Gauge(
             "embedding_studio_outbox_objects",
-            "Objects of which the engine that finds a collection has not been told yet: waiting, or refused "
-            "by it at least once.",
+            "Objects that the engine that finds a collection lacks: waiting to be sent, or refused by it at "
+            "least once.",
             ["collection", "state"],
             registry=self._registry,
         )
         self._outbox_seconds = Gauge(
             "embedding_studio_outbox_oldest_seconds",
-            "For how long the engine that finds a collection has not been told of a change; 0 where it knows "
-            "all.",
+            "For how long a change waits to be sent to the engine that finds a collection; 0: none does.",
             ["collection"],
             registry=self._registry,
         )
