@@ -4,6 +4,7 @@ import math
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import product
 
 import numpy as np
 import psycopg
@@ -13,7 +14,13 @@ from hypothesis import strategies as st
 
 from conftest import new_database
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.domain.objects import CatalogueObject, PersonalState, QueryMemory
+from embedding_studio.domain.objects import (
+    CatalogueObject,
+    PersonalState,
+    QueryMemory,
+    SeenObject,
+    SharedVote,
+)
 from embedding_studio.errors import CollectionNotFoundError, EmbeddingError, InvalidInputError
 from embedding_studio.search import SearchService
 from embedding_studio.storage.ports import OutdatedError
@@ -47,13 +54,15 @@ def learn(storage, collection, moved, *, user="ann", past="past", to=0.0, more=0
     """Replace a user's state: of a query that is near, the objects in ``moved``, now at ``to`` degrees."""
     memory = QueryMemory(past, "", 1, at(3)[0], at(20)[0], (moved[0],), tuple(sorted(moved)))
     others = [QueryMemory(f"far {n}", "", 0, at(100)[0], at(120)[0], ("o001",), ()) for n in range(more)]
-    state = PersonalState((*others, memory), {name: at(to) for name in moved})
+    vote = SharedVote("near", at(3)[0], at(20)[0], 1, (SeenObject(moved[0], 1.0, 0.5),))
+    state = PersonalState((*others, memory), {name: at(to) for name in moved}, (vote,))
     with storage.personal.learning(collection, [user]) as transaction:
         transaction.replace_states({user: state})
 
 
-def found(storage, *, collection="films", user="ann", **given):
-    search = SearchService(storage, query_shift=0.0).search
+def found(storage, *, collection="films", user="ann", shared_by=0, **given):
+    shift = 0.5 if shared_by else 0.0
+    search = SearchService(storage, query_shift=shift, shared_min_users=shared_by).search
     page = search(QUERY, collection=collection, user_id=user, limit=5, **given)
     return [each.object_id for each in page.results]
 
@@ -323,11 +332,12 @@ def test_two_processes_always_find_what_a_new_one_finds(postgres_server, steps):
         for by, step in steps:
             _take(opened[by], *step)
             for name in ("films", "best"):
-                for user in ("ann", "bob", None):
+                for user, shared_by in product(("ann", "bob", None), (0, 1)):
                     cold.personal._users._kept.clear()
                     cold.collections._seen.clear()
-                    wanted = found(cold, collection=name, user=user)
-                    assert [found(each, collection=name, user=user) for each in opened] == [wanted] * 2
+                    given = {"collection": name, "user": user, "shared_by": shared_by}
+                    wanted = found(cold, **given)
+                    assert [found(each, **given) for each in opened] == [wanted] * 2
 
 
 def _take(storage, what, *given):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from operator import itemgetter
@@ -18,6 +18,7 @@ from embedding_studio.domain.objects import (
     Neighbour,
     PersonalState,
     QueryMemory,
+    SharedMemory,
 )
 from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.elsewhere import nearest_of_user
@@ -82,11 +83,15 @@ class PostgresPersonal:
         seen_as: str | None = None,
         is_checked_later: bool = False,
     ) -> NearMemories:
-        if is_checked_later and seen_as is not None and not shared_by:
+        given = {"user_id": user_id, "query": _packed_one(query), "threshold": threshold}
+
+        def voted(connection: Connection) -> list[SharedMemory]:
+            return shared_memories(ask_near(connection, collection, given, shared_by).fetchall())
+
+        if is_checked_later and seen_as is not None:
             known = self._known(collection, user_id, query, threshold, seen_as)
             if known is not None:
-                return known
-        given = {"query": _packed_one(query), "threshold": threshold}
+                return replace(known, shared=self._database.read(voted)) if shared_by else known
 
         def work(connection: Connection) -> NearMemories:
             asked = shared = None
@@ -97,7 +102,7 @@ class PostgresPersonal:
                     kept = self._users.get((collection.collection_id, user_id))
                     asked = _AskedUser(connection, collection, user_id, query, threshold=threshold, kept=kept)
                 if shared_by:
-                    shared = ask_near(connection, collection, given | {"user_id": user_id}, shared_by)
+                    shared = ask_near(connection, collection, given, shared_by)
             if seen_as is not None and seen is not None:
                 self._collections.check_seen(seen, seen_as, collection)
             votes = [] if shared is None else shared_memories(shared.fetchall())
