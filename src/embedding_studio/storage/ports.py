@@ -12,7 +12,7 @@ aliases.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -1117,6 +1117,20 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+class StorageParts(TypedDict, total=False):
+    """Parts of a storage by their names."""
+
+    collections: Collections
+    objects: BaseIndex
+    clickstream: Clickstream
+    orders: Orders
+    quarantine: Quarantine
+    queue: Queue
+    personal: Personal
+    keys: Keys
+    backend: Backend
+
+
 @dataclass(eq=False)
 class Storage:
     """The whole of it, by owner. ``order_on`` at opening names the event types that place an order."""
@@ -1131,13 +1145,14 @@ class Storage:
     keys: Keys
     backend: Backend
 
-    def having(self, *, objects: BaseIndex) -> "Storage":
-        """Return a storage with another base index, over the same log, state and queue.
+    def having(self, **parts: Unpack[StorageParts]) -> "Storage":
+        """Return a storage with these parts in place of its own, over all that it has else.
 
-        That index has to call ``Personal.outdate`` when its originals change.
+        A base index has to call ``Personal.outdate`` when its originals change.
         """
-        parts = {part.name: getattr(self, part.name) for part in fields(Storage)}
-        return Storage(**parts | {"objects": objects})
+        chosen: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(Storage)}
+        chosen.update(parts)
+        return Storage(**chosen)
 
     def ping(self) -> None:
         """Return if storage answers and takes events, as ``Backend.ping``."""
