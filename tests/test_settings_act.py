@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +43,7 @@ from embedding_studio import (
     datetime_utils,
 )
 from embedding_studio.api.app import create_app
-from embedding_studio.cli import app
+from embedding_studio.cli import app, demonstration
 from embedding_studio.cli.console import opened_context
 from embedding_studio.cli.processes import Parent
 from embedding_studio.demo.story import Demo
@@ -295,6 +296,19 @@ def how_near_a_clicked_result_comes(world):
         return stands_at(context, "at50")
 
 
+@acts("adjuster", "torch", sees=("made", "needs torch"))
+def whether_learning_starts_where_there_is_no_torch(world):
+    name = "embedding_studio.embeddings.improvement.torch_based_adjuster"
+    world.monkeypatch.setitem(sys.modules, "torch", None)
+    world.monkeypatch.delitem(sys.modules, name, raising=False)
+    with world.context() as context:
+        try:
+            context.improver()
+        except EmbeddingStudioError as error:
+            return "needs torch" if "needs torch" in str(error) else str(error)
+        return "made"
+
+
 @acts("quarantine", "false", sees=("refused", "done"))
 def what_becomes_of_a_session_of_a_robot(world):
     with world.context() as context:
@@ -484,6 +498,17 @@ def what_becomes_of_an_event_of_another_type(world):
         event = {"object_id": "at40", "event_type": "hover"}
         answer = client.post(EVENTS, json={"session_id": "s", "events": [event]})
         return answer.json()["events"][0]["disposition"]
+
+
+@acts("event_weights", '{"click": 1, "hover": 2}', sees=({"unknown_type": 1}, {"accepted": 1}))
+def what_becomes_of_an_imported_event(world):
+    with world.context() as context:
+        an_arc(context)
+    click = {"object_id": "at50", "t": 1_700_000_001, "event_type": "hover"}
+    row = {"session_id": "s", "user_id": "ann", "query": "q", "timestamp": 1_700_000_000, "clicks": [click]}
+    (world.folder / "log.jsonl").write_text(json.dumps(row))
+    report = json.loads(world.command("import", "log.jsonl", "--json").stdout)
+    return {name: number for name, number in report["events"].items() if number}
 
 
 @acts("event_weights", '{"click": 1, "hover": 2}', sees=({"unknown_type": 1}, {"accepted": 1}))
@@ -680,6 +705,12 @@ def the_folder_of_the_embedded_server(world):
     with Context() as context:
         context.storage.ping()
         return [each.name for each in set(world.folder.iterdir()) - before]
+
+
+@acts("data_dir", "elsewhere", sees=(".embedding-studio", "elsewhere"))
+def the_folder_of_the_demonstration(world):
+    with demonstration._context() as context:
+        return context.settings.data_dir.parent.name
 
 
 @acts(
@@ -987,6 +1018,12 @@ def a_file_of_public_keys(world):
     return "jwks.json"
 
 
+@acts("user_token_secret", TOKEN_SECRET, sees=(1, 0))
+@acts("user_token_jwks", a_file_of_public_keys, sees=(1, 0))
+def the_exit_status_where_a_key_is_made_that_requires_tokens(world):
+    return world.command("keys", "create", "shop", "--scope", "search", "--requires-user-token").exit_code
+
+
 @acts("user_token_jwks", a_file_of_public_keys, sees=(401, 200), write_api_key="key-0123456789-w")
 def the_status_of_a_token_that_a_private_key_signed(world):
     return status_with(world, jwt.encode(claims_of("ann"), PAIR, algorithm="RS256"))
@@ -1024,6 +1061,23 @@ def the_origin_whose_pages_may_call(world):
     with world.context() as context, serving(create_app(context)) as client:
         answer = client.get("/healthz", headers={"Origin": "https://b.example"})
         return answer.headers.get("Access-Control-Allow-Origin")
+
+
+@acts("console", "false", sees=(True, False))
+def whether_the_page_of_the_demonstration_knows_a_console(world):
+    with world.context() as context:
+        return demonstration.Stage(context, 0, shown=[]).state()["has_console"]
+
+
+@acts("admin_api_key", "key-0123456789-k", sees=(False, True))
+def whether_the_demonstration_says_that_its_page_asks_for_a_key(world):
+    world.monkeypatch.setattr(demonstration, "_fill_behind", lambda _: None)
+    world.monkeypatch.setattr(demonstration, "has_desktop", lambda: False)
+    with world.context() as context:
+        stage = demonstration.Stage(context, 0, shown=[])
+        stage.closing.set()
+        demonstration._show_page(stage, "http://localhost:1")
+    return "ADMIN_API_KEY" in world.request.getfixturevalue("capsys").readouterr().out
 
 
 @acts("console", "false", sees=(200, 404))

@@ -234,7 +234,7 @@ def make(context: Context, report: Report, show: Show) -> JSON:
     if report.kind is ReportKind.RECALL:
         return asdict(measure_recall(storage, name, target=settings.recall_target, dry_run=report.dry_run))
     if report.kind is ReportKind.TUNE:
-        tuned = tuning.tune(storage, name, gate_threshold=settings.gate_threshold, dry_run=report.dry_run)
+        tuned = tuning.tune(storage, name, dry_run=report.dry_run)
         return tuning.as_json(*tuned)
     if report.kind is ReportKind.SETTINGS:
         return tune_settings(context, name, progress=show).to_json()

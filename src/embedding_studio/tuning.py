@@ -73,16 +73,10 @@ class TunedPast:
     is_stored: bool
 
 
-def tune(
-    storage: Storage, name: str, *, gate_threshold: float, dry_run: bool = False
-) -> tuple[TunedGate, TunedPast]:
-    """Fit a collection to its log: the gate, and with it how much a user's own past counts.
-
-    Args:
-        gate_threshold: of collections that have none of their own.
-    """
+def tune(storage: Storage, name: str, *, dry_run: bool = False) -> tuple[TunedGate, TunedPast]:
+    """Fit a collection to its log: the gate, and with it how much a user's own past counts."""
     gate = tune_gate(storage, name, dry_run=dry_run)
-    threshold = gate.after or gate_threshold
+    threshold = gate.after or 0.0  # that of a gate that was fitted is never absent
     return gate, tune_own_past(storage, name, gate_threshold=threshold, dry_run=dry_run)
 
 

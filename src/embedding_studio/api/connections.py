@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -129,7 +130,5 @@ class Connection(H11Protocol):
 
 
 def _most_connections(settings: Settings) -> int:
-    if resource is None:
-        return settings.max_connections
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return settings.max_connections if files < 0 else min(settings.max_connections, files // 2)
+    files = -1 if resource is None else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(settings.max_connections, sys.maxsize if files < 0 else files // 2)

@@ -122,8 +122,7 @@ def tune(
             tuned = reset_gate(context.storage, collection, dry_run=dry_run)
             past = reset_own_past(context.storage, collection, dry_run=dry_run)
         else:
-            threshold = context.settings.gate_threshold
-            tuned, past = tuning.tune(context.storage, collection, gate_threshold=threshold, dry_run=dry_run)
+            tuned, past = tuning.tune(context.storage, collection, dry_run=dry_run)
     if as_json:
         print_value(tuning.as_json(tuned, past), as_json=True)
         return
