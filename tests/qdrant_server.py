@@ -30,7 +30,7 @@ class Server:
         key: without which nothing is answered.
         answer: that every request gets instead of its own.
         seconds: that every answer takes.
-        refused: what no point may hold that is written.
+        refused, refused_name: what no point may hold that is written, and what no collection may be called.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,6 +42,7 @@ class Server:
         self.answer: tuple[int, JSON] | None = None
         self.seconds = 0.0
         self.refused: str | None = None
+        self.refused_name: str | None = None
         self.url = ""
 
     def create(self, name: str, vectors: JSON) -> None:
@@ -152,7 +153,9 @@ def app_of(server: Server) -> FastAPI:  # noqa: C901, one function a route
         return told({"collections": [{"name": name} for name in server.shards]})
 
     @app.put("/collections/{name}")
-    def create(name: str, body: JSON) -> JSON:
+    def create(name: str, body: JSON) -> Any:
+        if name == server.refused_name:
+            return JSONResponse({"status": {"error": "Validation error in path parameters"}}, 422)
         server.create(name, body["vectors"])
         return told(True)
 

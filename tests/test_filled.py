@@ -19,7 +19,7 @@ from embedding_studio.cli import app
 from embedding_studio.doctor import examine
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState
-from embedding_studio.errors import ConflictError, InvalidInputError
+from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.attached import Backlog, Mended, Point
 from embedding_studio.storage.postgres import outbox as pg_outbox
 from processes import environment_of
@@ -119,7 +119,12 @@ def test_what_is_found_is_what_the_twin_in_memory_finds(each_context, metric, ag
     queries = vectors(2, seed=11)
     engine = engine_of(each_context, known)
     asked, near = [], engine.near
-    monkeypatch.setattr(engine, "near", lambda *given, **more: asked.append(given) or near(*given, **more))
+
+    def counted(*given, **more):
+        asked.append(given)
+        return near(*given, **more)
+
+    monkeypatch.setattr(engine, "near", counted)
 
     for limit in (1, 10, 97, N + 3):
         for wanted in (None, APEX):
@@ -305,6 +310,17 @@ def test_a_collection_that_is_dropped_goes_there_and_what_is_there_is_not_taken(
 
     assert set(server.shards) == {"theirs", "wider"}
     assert filled(context).collection_id != products.collection_id
+
+
+def test_a_name_that_an_engine_does_not_take_is_told_of(server, context, monkeypatch):
+    monkeypatch.setattr(server, "refused_name", "bad name")
+
+    with pytest.raises(
+        InvalidInputError, match=r"bad name of vectors cannot be made there, is it the name\?"
+    ):
+        filled(context, "bad name")
+    with pytest.raises(CollectionNotFoundError):
+        context.storage.collections.get("bad name")
 
 
 def test_a_database_is_not_filled(postgres_url):

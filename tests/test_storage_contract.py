@@ -48,6 +48,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.search import SearchService
+from embedding_studio.storage.attached import create_collection
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import (
     SHARED_HALF_LIFE,
@@ -56,7 +57,6 @@ from embedding_studio.storage.ports import (
     OrderOutcome,
     PassedOver,
     SessionOwner,
-    Storage,
 )
 from embedding_studio.storage.postgres import clickstream as pg_clickstream
 from test_filters import CASES
@@ -108,13 +108,46 @@ class Elsewhere:
         return getattr(self._objects, name)
 
 
-@pytest.fixture(params=["memory", "postgres", "elsewhere"])
+class FillingCollections:
+    """Collections each of which an engine finds that is filled, of a storage."""
+
+    def __init__(self, storage):
+        self._storage = storage
+        self._own = storage.collections
+
+    def __getattr__(self, name):
+        return getattr(self._own, name)
+
+    def create(self, name, index, **given):
+        is_long = len(name.encode()) > 200  # as no name may be there
+        if "attached" in given or index.dimensions is None or is_long:
+            return self._own.create(name, index, **given)
+        return create_collection(self._storage, name, index, **given, fill="vectors")
+
+
+@pytest.fixture(scope="module")
+def qdrant(tmp_path_factory):
+    pytest.importorskip("qdrant_edge", reason="Qdrant's engine is not installed here")
+    import qdrant_server
+
+    with qdrant_server.qdrant(tmp_path_factory.mktemp("qdrant")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "postgres", "elsewhere", "filled"])
 def storage(request):
-    """Return an empty storage of each kind, and one whose base index is elsewhere."""
+    """Return an empty storage of each kind, with its base index elsewhere, and with collections filled."""
     if request.param == "memory":
         yield MemoryStorage()
         return
     with request.getfixturevalue("new_postgres_storage")() as opened:
+        if request.param == "filled":
+            server = request.getfixturevalue("qdrant")
+            opened.objects.filling._opened._stores["vectors"] = server.url
+            yield opened.having(collections=FillingCollections(opened))
+            for each in opened.collections.list():
+                opened.collections.drop(each.name)
+            return
         yield opened.having(objects=Elsewhere(opened.objects)) if request.param == "elsewhere" else opened
 
 

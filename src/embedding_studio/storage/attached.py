@@ -142,7 +142,7 @@ class Point:
 
 
 class FilledEngine(Engine, Protocol):
-    """One that we fill. The ids of what it finds are the numbers of points."""
+    """One that we fill: of what it finds near it tells the numbers of points alone, as ids."""
 
     def place(self, name: str) -> Attachment:
         """Return where a collection of this name is filled."""
@@ -618,6 +618,12 @@ def furthest(collection: Collection, query: Vectors, objects: Sequence[Catalogue
     if not parts:
         return -math.inf
     return float(distances(collection.index, similarities_of(collection.index, query[None], parts)).max())
+
+
+def numbered(points: Iterable[object]) -> list[CatalogueObject]:
+    """Return what an engine found of what we filled, whose vectors and payloads are known here."""
+    nothing = np.empty((0, 0), dtype=np.float32)
+    return [CatalogueObject(str(each), nothing) for each in points]
 
 
 def advice_on_dimensions(collection: Collection, dimensions: int) -> list[str]:

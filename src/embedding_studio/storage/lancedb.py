@@ -174,11 +174,14 @@ class LanceDB:
         attached = attachment_of(collection)
         table = self._table(attached)
         with self._asking():
+            condition = _condition(attached, table.schema, filter)
             rows = table.search(query, vector_column_name=attached.vector)
             rows = rows.distance_type(_DISTANCE_TYPES[collection.index.metric_type]).limit(limit)
+            if collection.filled is not None:  # whose payloads are known here
+                attached = replace(attached, document=None)
             rows = rows.select([*columns_of(attached), DISTANCE])
-            if (where := _condition(attached, table.schema, filter)) is not None:
-                rows = rows.where(where, prefilter=True)
+            if condition is not None:
+                rows = rows.where(condition, prefilter=True)
             if is_exact:
                 rows = rows.bypass_vector_index()
             rows = rows.to_arrow(timeout=self._timeout)

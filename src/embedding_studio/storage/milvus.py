@@ -37,6 +37,7 @@ from embedding_studio.storage.attached import (
     columns_of,
     furthest,
     no_longer,
+    numbered,
     page_of,
     repeated,
     split_address,
@@ -174,11 +175,14 @@ class Milvus:
                 anns_field=attached.vector,
                 limit=limit,
                 filter=condition or "",
-                output_fields=_outputs(attached),
+                output_fields=[] if collection.filled else _outputs(attached),
                 timeout=self._seconds,
             )
         if len(hits) < limit:  # an index may give up before it has found all that match
             return self._all(attached, filter)
+        if collection.filled:
+            bound = _distance(collection.index.metric_type, hits[-1]["distance"])
+            return Candidates(numbered(hit["id"] for hit in hits), bound)
         objects = _objects(attached, (hit["entity"] for hit in hits))
         return Candidates(objects, furthest(collection, query, objects))
 
@@ -423,6 +427,12 @@ class Milvus:
 
     def _named(self) -> str:
         return f"the store {self._name!r} ({self._place})"
+
+
+def _distance(metric: MetricType, score: float) -> float:
+    if metric is MetricType.EUCLID:
+        return math.sqrt(score)
+    return 1 - score if metric is MetricType.COSINE else -score
 
 
 def _kind(field: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ from embedding_studio.storage.attached import (
     check_dimensions,
     furthest,
     no_longer,
+    numbered,
     page_of,
     repeated,
     split_address,
@@ -135,11 +136,12 @@ class Qdrant:
         is_exact: bool,
     ) -> Candidates:
         attached = attachment_of(collection)
+        is_ours = collection.filled is not None
         body: JSON = {
             "query": query.astype(np.float64).tolist(),
             "limit": limit,
-            "with_payload": True,
-            "with_vector": _with_vector(attached),
+            "with_payload": not is_ours,
+            "with_vector": not is_ours and _with_vector(attached),
             "params": {"exact": True} if is_exact else {"hnsw_ef": limit},
         }
         if attached.vector:
@@ -149,6 +151,10 @@ class Qdrant:
         points = self._ask("POST", f"{_path(attached)}/points/query", body)["points"]
         if len(points) < limit and not is_exact:  # a graph may give up before it has found all that match
             return self.near(collection, query, limit, filter=filter, is_exact=True)
+        if is_ours:
+            bound = _distance(collection.index.metric_type, points[-1]["score"]) if points else math.inf
+            found_there = numbered(each["id"] for each in points)
+            return Candidates(found_there, math.inf if len(points) < limit else bound)
         objects = [found for point in points if (found := _object(attached, point)) is not None]
         if len(points) < limit:
             return Candidates(objects, math.inf)
@@ -337,6 +343,12 @@ def _of(collection: Collection) -> Attachment:
 
 def _path(attached: Attachment) -> str:
     return f"/collections/{quote(attached.source, safe='')}"
+
+
+def _distance(metric: MetricType, score: float) -> float:
+    if metric is MetricType.EUCLID:
+        return score
+    return 1 - score if metric is MetricType.COSINE else -score
 
 
 def _with_vector(attached: Attachment) -> bool | list[str]:

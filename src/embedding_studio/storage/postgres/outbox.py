@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import Attachment, CatalogueObject, Collection, Neighbour
+from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import (
     AttachedUnavailableError,
     CollectionNotFoundError,
@@ -138,7 +139,11 @@ class Outbox:
         engine = self._fillable(Attachment("", collection.name, store))
         filled = replace(engine.place(collection.name), store=store)
         view = _view(replace(collection, filled=filled))
-        if not engine.make(view):
+        try:
+            is_new = engine.make(view)
+        except RefusedError as error:
+            raise InvalidInputError(f"{filled} cannot be made there, is it the name? {error}") from error
+        if not is_new:
             if advice := engine.examined(view).advice:
                 raise ConflictError(f"{filled} is there already, and {advice[0]}")
             if engine.count(view):
@@ -242,6 +247,7 @@ class Outbox:
         Where it does not answer, all are compared here. What changes in the very moment of a search may be
         missing from it, where originals change all the time.
         """
+        queries = check_vectors(collection.index, queries, "the query")
         user_id = None if moved is None else moved.user_id
         wanted, attempts = FIRST, ATTEMPTS
         while wanted < limit:
