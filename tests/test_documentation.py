@@ -237,13 +237,15 @@ def test_every_room_but_two_is_told_to_know_no_database_driver():
     assert set(driver["source_modules"]) == rooms | {f"embedding_studio.storage.{name}" for name in storages}
 
 
-def test_the_storage_in_memory_has_a_file_for_each_port_under_the_name_that_it_has_in_postgresql():
-    memory, postgres = (
-        modules(ROOT / "src/embedding_studio/storage" / name) for name in ("memory", "postgres")
+def test_each_owner_of_data_has_a_file_of_one_name_in_the_ports_and_in_both_storages():
+    ports, memory, postgres = (
+        modules(ROOT / "src/embedding_studio/storage" / name) for name in ("ports", "memory", "postgres")
     )
 
+    owners = ports - {"storage", "vectors"}
     assert memory - postgres == {"state"}
-    assert {
+    assert owners <= memory
+    assert owners == {
         "clickstream",
         "collections",
         "keys",
@@ -252,7 +254,7 @@ def test_the_storage_in_memory_has_a_file_for_each_port_under_the_name_that_it_h
         "personal",
         "quarantine",
         "queue",
-    } <= memory
+    }
 
 
 def test_every_command_and_option_of_the_operators_page_is_there():

@@ -1,4 +1,4 @@
-"""What ``storage/ports.py`` promises, put to every implementation; then random sequences side by side."""
+"""What ``storage/ports`` promises, put to every implementation; then random sequences side by side."""
 
 import contextlib
 import dataclasses
