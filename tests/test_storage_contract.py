@@ -57,6 +57,7 @@ from embedding_studio.storage.ports import (
     OrderOutcome,
     PassedOver,
     SessionOwner,
+    Storage,
 )
 from embedding_studio.storage.postgres import clickstream as pg_clickstream
 from test_filters import CASES
