@@ -53,6 +53,8 @@ from embedding_studio.domain.objects import PersonalState, QueryMemory
 from embedding_studio.errors import EmbeddingStudioError, StorageTimeoutError
 from embedding_studio.feedback.worker import Worker
 from embedding_studio.indexing import BATCH_TEXTS
+from embedding_studio.replaying import Replayed
+from embedding_studio.replaying import World as ReplayedWorld
 from embedding_studio.settings import Settings
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
@@ -452,6 +454,40 @@ def what_the_doctor_says_of_a_collection_that_was_not_measured(world):
     with Context() as context:
         [told] = [each.told for each in examine(context) if each.what == "collection default"]
         return re.search(r"margin of (.*); `", told)[1]
+
+
+@acts("event_weights", '{"click": 1, "hover": 2}', sees=(0, 1))
+def clicks_that_a_replay_reads_of_the_log(world):
+    with world.context() as context:
+        an_arc(context)
+        shown = [SearchResultItem(object_id=each) for each in ALL]
+        hover = SessionEvent(session_id="s", object_id="at40", event_type="hover")
+        session = Session(
+            session_id="s", user_id="ann", search_query="q", search_results=shown, events=[hover]
+        )
+        context.clickstream_dao.register_session(session, at(0))
+        return sum(
+            len(each.clicks) for each in ReplayedWorld(context, context.collection()).log(None).sessions
+        )
+
+
+@acts("gate_threshold", "0.9", sees=(0.75, 0.9))
+def the_gate_of_a_replay(world):
+    with world.context() as context:
+        an_arc(context)
+        return ReplayedWorld(context, context.collection()).gate_threshold
+
+
+@acts("shared_min_users", "7", sees=((3, False), (7, True)))
+def from_how_many_users_on_a_replay_shares_and_whether_it_does_without_being_asked_to(world):
+    with world.context() as context:
+        an_arc(context)
+        replayed = ReplayedWorld(context, context.collection())
+        [shared] = replayed.methods([Replayed.SHARED]).values()
+        [default] = replayed.methods([Replayed.DEFAULT]).values()
+        in_force = replayed.served(context.settings)
+        assert not default()._is_shared
+        return shared()._search._shared_by, in_force()._is_shared
 
 
 @acts("recall_target", "0.8", sees=(0.99, 0.8))
