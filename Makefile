@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo test check lint types types-src types-tests imports fuzz hashes vendor site docs chaos integrations format clean
+.PHONY: demo test check lint types types-src types-tests imports fuzz mutants hashes vendor site docs chaos integrations format clean
 
 demo: .venv/installed
 	$(BIN)/embedding-studio demo
@@ -36,6 +36,10 @@ imports: .venv/installed-dev
 
 fuzz: .venv/installed-dev
 	$(BIN)/pytest --hypothesis-profile=fuzz tests/test_openapi_fuzz.py tests/test_catalogue_files.py -k "openapi_document or garbled"
+
+# Shows that each place that reads a setting is noticed where it does not: most of an hour.
+mutants: .venv/installed-dev
+	$(BIN)/python .ci/mutants.py
 
 docs: .venv/installed-dev
 	$(BIN)/cog -r README.md docs/*.md
