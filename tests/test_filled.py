@@ -428,3 +428,29 @@ def test_a_collection_is_filled_over_http_and_from_the_command_line(server, cont
     told_by = json.loads(said("reconcile", "books", "--json"))
     assert told_by == {"missing": 0, "stale": 0, "leftover": 0}
     assert set(server.shards) == {"films", "books"}
+
+
+def test_who_writes_sends_no_long_backlog_and_a_refused_question_is_not_an_outage(
+    server, context, products, monkeypatch
+):
+    monkeypatch.setattr(pg_outbox, "AT_ONCE", 10)
+    filling, storage = context.storage.objects.filling, context.storage
+    with psycopg.connect(context.settings.database_url.get_secret_value()) as connection:
+        connection.execute(
+            "INSERT INTO embedding_studio.outbox (collection_id, object_no, parts)"
+            " SELECT %s, n, 0 FROM generate_series(1, 100) AS n",
+            (products.collection_id,),
+        )
+
+    storage.objects.update_payloads(products, {"p000": {"brand": "late"}})
+
+    assert 70 <= backlog(context).objects <= 90
+    filling.deliver_all()
+    assert points(server)["p000"].payload["brand"] == "late"
+    assert backlog(context).objects == 0
+
+    server.answer = (400, {"status": {"error": "what is that?"}})
+    found = nearest(context, products, vectors(1, seed=9))
+    server.answer = None
+    assert found == nearest(context, products, vectors(1, seed=9))
+    assert backlog(context).away is None

@@ -146,8 +146,8 @@ def measure_recall(
         is_stored=False,
         is_reached=True,
         told=f"all objects of {collection.name!r} are compared: recall is 1 by construction"
-        if collection.attached is None
-        else f"{collection.name!r} is attached to {collection.attached}, whose own index finds what is near",
+        if (engine := collection.attached or collection.filled) is None
+        else f"{collection.name!r} is found by the index of {engine}, which has no margin here",
     )
     if before is None:
         return unmeasured

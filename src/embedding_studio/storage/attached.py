@@ -215,7 +215,7 @@ class Filling(Protocol):
 
     def backlog(self) -> list[Backlog]: ...
 
-    def deliver(self, collection: Collection) -> None: ...
+    def deliver(self, collection: Collection, *, changes: float = math.inf) -> None: ...
 
     def deliver_all(self) -> None: ...
 
@@ -411,21 +411,21 @@ class ByCollection:
         try:
             self.of(collection).upsert(collection, objects)
         finally:  # of what is stored by thousands, the first may be
-            self._deliver(collection)
+            self._deliver(collection, 2 * len(objects))
 
     def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
         absent = self.of(collection).update_payloads(collection, payloads)
-        self._deliver(collection)
+        self._deliver(collection, len(payloads))
         return absent
 
     def delete(self, collection: Collection, object_ids: Sequence[str]) -> int:
         deleted = self.of(collection).delete(collection, object_ids)
-        self._deliver(collection)
+        self._deliver(collection, len(object_ids))
         return deleted
 
-    def _deliver(self, collection: Collection) -> None:
+    def _deliver(self, collection: Collection, changes: int) -> None:
         if collection.filled is not None:
-            self.filling.deliver(collection)
+            self.filling.deliver(collection, changes=changes)
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
         return self.of(collection).get(collection, object_ids)

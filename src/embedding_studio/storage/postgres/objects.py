@@ -225,7 +225,11 @@ class PostgresObjects:
             lock_originals(connection, collection)
             tidy(connection, collection)
 
-        if collection.filled is not None:  # where nothing is found by codes
+        if collection.filled is not None:  # nothing is found by codes; but planned by what is there
+            has_none = in_schema("codes.sql", "has_no_statistics", collection.collection_id)
+            if self.database.read(lambda connection: connection.execute(has_none).fetchall()):
+                analyze = in_schema("codes.sql", "analyze", collection.collection_id)
+                self.database.write(lambda connection: connection.execute(analyze), is_upkeep=True)
             return
         if self.database.read(lambda connection: untidiness(connection, collection)) is not Untidiness.NONE:
             self.database.write(work, is_upkeep=True)

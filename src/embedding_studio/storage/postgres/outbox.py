@@ -173,13 +173,17 @@ class Outbox:
             for collection_id, name, objects, oldest_seconds, refused, error in rows
         ]
 
-    def deliver(self, collection: Collection) -> None:
-        """Send an engine what it lacks, unless it does not answer, or another process does so."""
+    def deliver(self, collection: Collection, *, changes: float = math.inf) -> None:
+        """Send an engine what it lacks, unless it does not answer, or another process does so.
+
+        Args:
+            changes: so many are sent, and a few more: of whoever wrote these and waits.
+        """
         if not self._may_ask(collection):
             return
         try:
-            while self._delivered(collection):
-                pass
+            while changes > -AT_ONCE and self._delivered(collection):
+                changes -= AT_ONCE
         except AttachedUnavailableError as error:
             self._count_failure(collection, error)
         except (StorageError, CollectionNotFoundError) as error:  # what was written is, and is sent later
@@ -259,6 +263,9 @@ class Outbox:
                 break
             try:
                 near, bound = self._near(collection, queries, wanted, payload_filter)
+            except RefusedError as error:  # this question alone
+                _log.warning("all are compared here, for %s was not asked: %s", collection.filled, error)
+                break
             except AttachedUnavailableError as error:
                 self._count_failure(collection, error)
                 break

@@ -55,5 +55,11 @@ SET epoch = epoch + 1, centre = %(centre)b, encoded = %(encoded)s, added = 0, re
 -- name: set_margin
 UPDATE {schema}.revision SET margin = %(margin)s, revision = revision + 1
 
+-- name: has_no_statistics
+-- A row if so, and there is enough for it to matter.
+SELECT
+FROM pg_class
+WHERE oid = '{schema}.parts'::regclass AND reltuples < 0 AND pg_relation_size(oid) > 1000000
+
 -- name: analyze
 ANALYZE {schema}.objects, {schema}.parts
