@@ -27,6 +27,9 @@ _POLL_SECONDS = 1.0
 _FIRST_RETRY_SECONDS = 0.5
 _LAST_RETRY_SECONDS = 30.0
 
+_LAST_DELIVERY_SECONDS = 5.0
+"""After a stop an engine that is being written may take so long; what it was not sent is sent later."""
+
 
 class Worker:
     """Learns until it is told to stop. Any number of workers may run on one storage.
@@ -66,9 +69,11 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; the batch in hand is finished first, unless its adjuster hangs."""
         retry_seconds = _FIRST_RETRY_SECONDS
+        filler = None
         if isinstance(self._storage.objects, ByCollection):  # beside learning, which waits for no engine
             given = (self._storage.objects.filling, stop)
-            threading.Thread(target=_fill, args=given, name="outbox", daemon=True).start()
+            filler = threading.Thread(target=_fill, args=given, name="outbox", daemon=True)
+            filler.start()
         while not stop.is_set():
             try:
                 self._drain(stop)
@@ -85,6 +90,8 @@ class Worker:
                 logger.warning("learning failed, trying again in %.1f s: %s", retry_seconds, error)
                 stop.wait(retry_seconds)
                 retry_seconds = min(2 * retry_seconds, _LAST_RETRY_SECONDS)
+        if filler is not None:
+            filler.join(_LAST_DELIVERY_SECONDS)
 
     def _drain(self, stop: threading.Event) -> None:
         while not stop.is_set():
