@@ -34,6 +34,7 @@ from embedding_studio.errors import (
     InvalidSettingError,
 )
 from embedding_studio.settings import Settings
+from embedding_studio.storage import attached as attached_module
 from embedding_studio.storage import postgres as pg
 from embedding_studio.storage.attached import reconcile
 from embedding_studio.storage.memory import MemoryStorage
@@ -633,6 +634,19 @@ def test_a_copy_of_an_original_that_changed_does_not_count_at_once_and_is_learnt
     assert anew[0] @ away > 0
     again = reconcile(context.storage, collection)
     assert (again.changed, again.gone) == (0, 0)
+
+
+def test_a_worker_that_is_to_stop_compares_no_more_originals(shop, learnt, monkeypatch):
+    context, *_ = learnt
+    collection = context.storage.collections.get("products")
+    shop.execute("DELETE FROM shop.products")
+    monkeypatch.setattr(attached_module, "RECONCILED_AT_ONCE", 1)
+    left = iter([False, True])
+
+    partly = reconcile(context.storage, collection, is_over=lambda: next(left))
+
+    assert partly.gone == 1
+    assert len(context.storage.personal.noticed(collection, limit=100)) > 1
 
 
 def test_an_object_that_a_user_moved_and_that_went_is_left_out_and_counts_again_when_it_comes_back(

@@ -187,12 +187,12 @@ def test_of_who_has_many_memories_the_near_ones_count_and_nothing_is_kept(two, m
 
     for _ in range(2):
         assert found(here)[0] == "o060"
-    assert here.personal._users.get((films.collection_id, "ann")) is None
+    assert here.personal._users.get((here.personal._database.server, films.collection_id, "ann")) is None
 
     learn(there, films, ["o070"], more=2)
     for _ in range(2):
         assert found(here)[0] == "o070"
-    assert here.personal._users.get((films.collection_id, "ann")) is not None
+    assert here.personal._users.get((here.personal._database.server, films.collection_id, "ann")) is not None
 
 
 @pytest.mark.parametrize("user", ["ann", None])

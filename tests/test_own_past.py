@@ -197,6 +197,20 @@ def test_the_past_is_fitted_once_a_day(storage, coats):
     assert keeper.is_due(NOW + FIT_EVERY_SECONDS)
 
 
+def test_a_worker_that_is_to_stop_does_not_fit_the_past_to_the_end(storage, coats):
+    remember(storage, coats, shoppers(again=False))
+    asked = []
+
+    def is_over():
+        asked.append(None)
+        return len(asked) > 3
+
+    OwnPastKeeper(storage, gate_threshold=THRESHOLD).fit(NOW, is_over)
+
+    assert 3 < len(asked) < 10  # and not once for each user
+    assert storage.collections.get("coats").own_past is None
+
+
 def test_a_worker_fits_the_past_when_nobody_is_due(storage, coats, monkeypatch):
     remember(storage, coats, shoppers(again=False))
     stop = threading.Event()

@@ -28,6 +28,7 @@ from embedding_studio.errors import (
     InvalidInputError,
     SessionNotFoundError,
     StorageError,
+    StorageTimeoutError,
     StorageUnavailableError,
 )
 from embedding_studio.search import SearchService
@@ -36,7 +37,8 @@ from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.postgres import clickstream as pg_clickstream
 from embedding_studio.storage.postgres import codes as pg_codes
 from embedding_studio.storage.postgres import nearest as pg_nearest
-from embedding_studio.storage.postgres.database import Database, only_row, text_array
+from embedding_studio.storage.postgres import replica as pg_replica
+from embedding_studio.storage.postgres.database import BehindError, Database, only_row, text_array
 
 GEOMETRIES = list(itertools.product(MetricType, MetricAggregationType))
 I, D = 211, 5
@@ -228,7 +230,7 @@ def test_another_process_that_knew_the_collection_as_small_finds_what_was_added(
 
         found = [ids(other.objects.nearest(things, a_query(), I)) for _ in range(2)]
         objects: Any = other.objects
-        known = objects.own._search._codes[things.collection_id]._state
+        known = objects.own._search._codes[things.collection_id][1]._state
 
     assert known.view is not None  # it does not compare all for ever
     assert [len(objects) for objects in found] == [I, I]
@@ -771,6 +773,55 @@ def test_any_text_may_be_the_reason_of_a_failure(postgres):
     detail = postgres.orders.get("s1").detail
     assert len(detail) == 2000
     assert detail.endswith("xx")
+
+
+def test_a_search_of_what_changes_faster_than_it_is_read_is_to_be_tried_again(postgres, monkeypatch):
+    monkeypatch.setattr(pg_replica, "PAUSE_SECONDS", 0)
+    shop = postgres.collections.create("shop", SearchIndexInfo(dimensions=2))
+
+    def always_behind(_):
+        raise BehindError
+
+    with pytest.raises(
+        StorageTimeoutError, match="objects of 'shop' changed 4 times while they were searched"
+    ):
+        pg_replica.Searches(postgres.objects.of(shop).database).read(always_behind, shop)
+
+
+def learn_nothing(storage, collection):
+    with storage.personal.learning(collection, ["ann"]) as transaction:
+        transaction.replace_states({"ann": PersonalState()})
+
+
+USES = {
+    "nearest": lambda storage, shop: storage.objects.nearest(shop, a_query(), 1),
+    "upsert": lambda storage, shop: storage.objects.upsert(shop, catalogue()[:3]),
+    "delete": lambda storage, shop: storage.objects.delete(shop, ["a"]),
+    "payloads": lambda storage, shop: storage.objects.update_payloads(shop, {"a": {}}),
+    "memories": lambda storage, shop: storage.personal.near_memories(shop, "ann", a_query()[0], 0.5),
+    "shared": lambda storage, shop: storage.personal.near_memories(
+        shop, "ann", a_query()[0], 0.5, shared_by=3
+    ),
+    "own": lambda storage, shop: storage.personal.nearest(
+        shop, "ann", a_query(), 1, {"a": 1.0}, objects=storage.objects
+    ),
+    "state": lambda storage, shop: storage.personal.state(shop, "ann"),
+    "learning": learn_nothing,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_what_is_done_to_a_dropped_collection_fails_and_leaves_nothing_to_be_logged(indexing, caplog, use):
+    things = filled(indexing, info())
+    for _ in range(7):  # so often that its statements are prepared
+        use(indexing, things)
+    indexing.collections.drop("things")
+
+    for _ in range(3):
+        with pytest.raises(CollectionNotFoundError):
+            use(indexing, things)
+
+    assert caplog.records == []
 
 
 def test_a_collection_that_was_dropped_meanwhile_is_not_found(postgres):

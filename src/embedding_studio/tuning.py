@@ -5,8 +5,9 @@ nothing has to be re-learnt, and the next search of every process uses what was 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -91,23 +92,31 @@ def as_json(gate: TunedGate, past: TunedPast) -> JSON:
     return asdict(gate) | {"own_past": own_past}
 
 
-def tune_own_past(storage: Storage, name: str, *, gate_threshold: float, dry_run: bool = False) -> TunedPast:
+def tune_own_past(
+    storage: Storage,
+    name: str,
+    *,
+    gate_threshold: float,
+    dry_run: bool = False,
+    is_over: Callable[[], bool] = lambda: False,
+) -> TunedPast:
     """Fit how much a user's own past counts to what users came back for, and store it with the collection.
 
     Args:
         name: of the collection, or an alias.
         gate_threshold: of the gate by which searches are near to past queries.
         dry_run: store nothing.
+        is_over: asked between users; once it is, nothing is stored.
 
     Raises:
         CollectionNotFoundError: nothing has this name.
     """
     collection = storage.collections.get(name)
     users = storage.personal.latest_memories(collection, LATEST_MEMORIES)
-    returns = returns_of(collection.index, users, gate_threshold)
+    returns = returns_of(collection.index, takewhile(lambda _: not is_over(), users), gate_threshold)
     before, fitted = collection.own_past, returns.weights()
     changes = fitted != (before or OwnPast())
-    if changes and not dry_run:
+    if changes and not dry_run and not is_over():
         storage.collections.set_own_past(collection.name, fitted)
     return TunedPast(collection.name, before, fitted if changes else before, returns, not dry_run)
 
@@ -140,14 +149,18 @@ class OwnPastKeeper:
         """Return whether a day has gone by; ``now`` is in UTC seconds."""
         return self._fitted_at is None or now - self._fitted_at >= FIT_EVERY_SECONDS
 
-    def fit(self, now: int) -> None:
-        """Fit all collections."""
+    def fit(self, now: int, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Fit all collections, until ``is_over``."""
         self._fitted_at = now
         for collection in self._storage.collections.list():
+            if is_over():
+                return
             own = collection.gate_threshold
             threshold = self._gate_threshold if own is None else own
             try:
-                tuned = tune_own_past(self._storage, collection.name, gate_threshold=threshold)
+                tuned = tune_own_past(
+                    self._storage, collection.name, gate_threshold=threshold, is_over=is_over
+                )
             except CollectionNotFoundError:
                 continue  # dropped since
             except EmbeddingStudioError as error:  # the others are fitted all the same

@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.errors import AttachedUnavailableError, CollectionNotFoundError, EmbeddingStudioError
@@ -78,9 +79,9 @@ class Worker:
             try:
                 self._drain(stop)
                 self._tidy(time.time())
-                self._reconcile(time.monotonic())
+                self._reconcile(time.monotonic(), stop.is_set)
                 if self._own_past is not None and self._own_past.is_due(now := utc_timestamp()):
-                    self._own_past.fit(now)
+                    self._own_past.fit(now, stop.is_set)
                 if self._retention is not None and self._retention.is_due(now := utc_timestamp()):
                     self._retention.prune(now, stop)
                 retry_seconds = _FIRST_RETRY_SECONDS
@@ -117,15 +118,15 @@ class Worker:
             self._tidied_at = now
             self._storage.clickstream.drop_waiting(now)
 
-    def _reconcile(self, now: float) -> None:
+    def _reconcile(self, now: float, is_over: Callable[[], bool] = lambda: False) -> None:
         """Look, once a minute, whether what was learnt from is still the same in attached stores."""
         if now < self._reconciled_at + RECONCILE_EVERY_SECONDS:
             return
         self._reconciled_at = now
         for collection in self._storage.collections.list():
-            if collection.attached is not None:
+            if collection.attached is not None and not is_over():
                 try:
-                    found = reconcile(self._storage, collection)
+                    found = reconcile(self._storage, collection, is_over=is_over)
                 except (AttachedUnavailableError, CollectionNotFoundError) as error:
                     logger.warning("whether objects of %s changed is not known: %s", collection.name, error)
                 else:

@@ -520,14 +520,21 @@ class Reconciled:
     gone: int
 
 
-def reconcile(storage: Storage, collection: Collection) -> Reconciled:
+def reconcile(
+    storage: Storage, collection: Collection, *, is_over: Callable[[], bool] = lambda: False
+) -> Reconciled:
     """Compare the originals that something was learnt from with what they are in the attached store now.
 
     Copies of those that changed or went are dropped, and the users who met them are marked.
+
+    Args:
+        is_over: asked between batches.
     """
     changed = gone = 0
     after: str | None = None
-    while known := storage.personal.noticed(collection, after=after, limit=RECONCILED_AT_ONCE):
+    while not is_over() and (
+        known := storage.personal.noticed(collection, after=after, limit=RECONCILED_AT_ONCE)
+    ):
         after = max(known)
         found = {each.object_id: each.parts for each in storage.objects.get(collection, list(known))}
         news = storage.personal.notice(collection, _digests(known, found))

@@ -228,7 +228,7 @@ class PostgresStorage(Storage):
         replica = None if read_url is None else checked_address(read_url, "DATABASE_READ_URL")
         database = connect(database_url)
         searches = Searches(
-            database, None if replica is None else connect(replica, is_replica=True), tell_replica
+            database, None if replica is None else connect(replica, replica_of=database), tell_replica
         )
         search = NearestSearch(recall_target)
         limits = {"statement_seconds": statement_seconds, "lock_seconds": lock_seconds}

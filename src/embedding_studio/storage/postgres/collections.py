@@ -11,7 +11,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, Collection, OwnPast
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.ports import OutdatedError
-from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.database import Connection, Database, only_row, server_of
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.queue import mark_everyone, mark_under
 from embedding_studio.storage.postgres.schema import NAMES_LOCK, STATE_LOCK, WRITERS_LOCK
@@ -27,10 +27,11 @@ _SQL = statements("collections.sql")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a name stood for, and its version."""
+    """What a name stood for, and its version, on a server."""
 
     collection: Collection
     version: str
+    server: str
 
 
 class PostgresCollections:
@@ -92,11 +93,14 @@ class PostgresCollections:
         return self._database.write(work)
 
     def get(self, name: str) -> Collection:
-        row = self._database.read(lambda connection: _row_of(connection, name))
+        def work(connection: Connection) -> tuple[str, tuple[Any, ...]]:
+            return server_of(connection), _row_of(connection, name)
+
+        server, row = self._database.read(work)
         collection = _loaded(row)
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
-        self._seen[name] = Seen(collection, f"{row[0]} {row[-1]}")
+        self._seen[name] = Seen(collection, f"{row[0]} {row[-1]}", server)
         return collection
 
     def seen(self, name: str) -> Collection:
@@ -106,7 +110,9 @@ class PostgresCollections:
     def version_seen(self, name: str, collection: Collection) -> str | None:
         """Return the version that a name was seen with; None where it was not seen, or as something else."""
         seen = self._seen.get(name)
-        return seen.version if seen is not None and seen.collection == collection else None
+        if seen is None or seen.collection != collection or seen.server != self._database.server:
+            return None
+        return seen.version
 
     def ask_version(self, connection: Connection, name: str) -> Cursor[tuple[Any, ...]]:
         """Ask what a name stands for, for ``check_seen``."""
@@ -118,7 +124,9 @@ class PostgresCollections:
         Raises:
             OutdatedError: it does not, or that is not known.
         """
-        if (version := self.version_seen(name, collection)) is None or answer.fetchone() != (version,):
+        version = self.version_seen(name, collection)
+        is_same_server = server_of(answer.connection) == self._database.server
+        if version is None or not is_same_server or answer.fetchone() != (version,):
             raise OutdatedError(f"the collection {name!r} is another now; look it up again")
 
     def list(self) -> list[Collection]:

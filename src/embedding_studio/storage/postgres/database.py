@@ -1,10 +1,12 @@
 """One PostgreSQL database: its connections, and its errors as ours."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -24,6 +26,9 @@ from embedding_studio.storage.postgres.address import checked_address
 from embedding_studio.storage.postgres.schema import migrate, without_password
 from embedding_studio.storage.postgres.vectors import register
 from embedding_studio.storage.waiting import WAITER
+
+# That an error has others come after it, as a pipeline or a transaction ends, is no news: it is raised.
+logging.getLogger("psycopg").addFilter(lambda record: not record.msg.startswith("error ignored"))
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
@@ -78,7 +83,7 @@ class Database:
     Args:
         statement_seconds: a statement may take so long, but those of maintenance; 0: as long as it likes.
         lock_seconds: a statement may wait for a lock so long; 0: as long as it has to.
-        is_replica: of another one; it is read as behind a pooler, and need not be there.
+        replica_of: of this one; it is read as behind a pooler, and need not be there.
         is_ours: False: it is somebody else's: no table is made there, and the server lets nothing be written.
     """
 
@@ -89,7 +94,7 @@ class Database:
         pool_size: int,
         statement_seconds: float = STATEMENT_SECONDS,
         lock_seconds: float = LOCK_SECONDS,
-        is_replica: bool = False,
+        replica_of: "Database | None" = None,
         is_ours: bool = True,
     ) -> None:
         self._limits = {
@@ -99,7 +104,11 @@ class Database:
         }
         if not is_ours:
             self._limits |= {"default_transaction_read_only": "on", "transaction_read_only": "on"}
+        is_replica = replica_of is not None
         self._is_writable = True
+        self._replica_of = replica_of
+        self.server = ""
+        """Which server answered last, as ``server_of`` has it."""
         address = database_url if callable(database_url) else checked_address(database_url)
         self._locate = address if callable(address) else lambda: address
         self.url = self._locate()
@@ -208,7 +217,8 @@ class Database:
                     if self.is_pooled:  # the pool commits it, or rolls it back
                         with connection.pipeline():
                             connection.execute(begin)
-                            self._limit(connection, is_local=True)
+                            limited = self._limit(connection, is_local=True)
+                        self._note_server(connection, limited)
                     yield connection
             except psycopg.Error as error:
                 _prepare_again(connection)
@@ -278,17 +288,35 @@ class Database:
     def _configure(self, connection: Connection) -> None:
         register(connection)
         if not self.is_pooled:
-            self._limit(connection, is_local=False)
+            self._note_server(connection, self._limit(connection, is_local=False))
 
-    def _limit(self, connection: Connection, *, is_local: bool) -> None:
+    def _note_server(self, connection: Connection, limited: psycopg.Cursor[tuple[Any, ...]]) -> None:
+        self.server, _ = only_row(limited) if self._replica_of is None else (self._replica_of.server, 0)
+        _SERVERS[connection] = self.server
+
+    def _limit(self, connection: Connection, *, is_local: bool) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Set the limits, and ask which server it is."""
         settings = {"jit": "off", **self._limits}  # to compile takes longer than our statements
-        connection.execute(
-            "SELECT set_config(name, value, %s) FROM unnest(%s::text[], %s::text[]) AS given(name, value)",
+        return connection.execute(
+            "SELECT extract(epoch FROM pg_postmaster_start_time())::text, count(set_config(name, value, %s)) "
+            "FROM unnest(%s::text[], %s::text[]) AS given(name, value)",
             (is_local, list(settings), list(settings.values())),
         )
 
     def close(self) -> None:
         self._pool.close()
+
+
+_SERVERS: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
+
+
+def server_of(connection: Connection) -> str:
+    """Return which server a connection is to; of a replica its database's. What was read is of that one.
+
+    A server that takes the place of another may lack transactions that the other had, and use the numbers of
+    these, and of their revisions, again. It was started at another time.
+    """
+    return _SERVERS.get(connection, "")
 
 
 @contextmanager

@@ -33,7 +33,13 @@ from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.embeddings.similarity import distances, similarities
 from embedding_studio.storage.ports import OutdatedError, Vectors
 from embedding_studio.storage.postgres.codes import CodesOfCollection, State
-from embedding_studio.storage.postgres.database import BehindError, Connection, one_moment, only_row
+from embedding_studio.storage.postgres.database import (
+    BehindError,
+    Connection,
+    one_moment,
+    only_row,
+    server_of,
+)
 from embedding_studio.storage.postgres.filters import condition
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
@@ -82,24 +88,26 @@ class TakenForGranted:
     """What a search is made of without a look whether it is still so; each answer says whether it is.
 
     Attributes:
+        server: of which it was read.
         name: of a collection.
         collection: version of what the name stood for.
         user_id: None: no user's state takes part.
         state: version of the user's.
     """
 
+    server: str
     name: str
     collection: str
     user_id: str | None = None
     state: str | None = None
 
-    def check(self, versions: Sequence[str | None]) -> None:
-        """Return if these are the versions of collection and state.
+    def check(self, connection: Connection, versions: Sequence[str | None]) -> None:
+        """Return if these are the versions of collection and state, and of the same server.
 
         Raises:
             OutdatedError: they are not.
         """
-        if (self.collection, self.state) != tuple(versions):
+        if (self.server, self.collection, self.state) != (server_of(connection), *versions):
             raise OutdatedError("the collection, or what is learnt about the user, is not what it was")
 
 
@@ -114,7 +122,8 @@ class NearestSearch:
     def __init__(self, recall_target: float) -> None:
         self._recall_target = recall_target
         self.margin = margin_for(recall_target)
-        self._codes: dict[int, CodesOfCollection] = {}
+        self._codes: dict[int, tuple[str, CodesOfCollection]] = {}
+        self._lock = threading.Lock()
         self._matches = _Matches()
 
     def __call__(
@@ -157,7 +166,8 @@ class NearestSearch:
                     return answer.neighbours
         answer = self._exact(connection, question)
         if self._recall_target < 1:  # a collection that was small may have codes by now, for the next search
-            self._codes_of(question.collection).state(connection, at_least=answer.revision)
+            codes = self._codes_of(connection, question.collection)
+            codes.state(connection, at_least=answer.revision)
         return answer.neighbours
 
     def among(
@@ -186,10 +196,16 @@ class NearestSearch:
         revision, *_ = only_row(
             connection.execute(in_schema("codes.sql", "revision", collection.collection_id))
         )
-        return self._codes_of(collection).state(connection, at_least=revision)
+        return self._codes_of(connection, collection).state(connection, at_least=revision)
 
-    def _codes_of(self, collection: Collection) -> CodesOfCollection:
-        return self._codes.setdefault(collection.collection_id, CodesOfCollection(collection))
+    def _codes_of(self, connection: Connection, collection: Collection) -> CodesOfCollection:
+        """Return the codes of a collection; those of another server are dropped."""
+        server = server_of(connection)
+        with self._lock:
+            kept = self._codes.get(collection.collection_id)
+            if kept is None or kept[0] != server:
+                kept = self._codes[collection.collection_id] = server, CodesOfCollection(collection)
+        return kept[1]
 
     def _by_codes(
         self, connection: Connection, question: "_Question", margin: float | None, at: int | None
@@ -204,7 +220,7 @@ class NearestSearch:
         """
         if margin is None and self._recall_target == 1:
             return None
-        codes = self._codes_of(question.collection)
+        codes = self._codes_of(connection, question.collection)
         state = codes.state(connection, at_least=at or 0)
         if at is not None and state.revision > at:
             raise BehindError
@@ -481,7 +497,7 @@ class _Question:
             moment = connection.execute(_unfiltered(self.collection, "only_moment"), self.parameters)
             revision, *versions = only_row(moment)
         if self._taken is not None:
-            self._taken.check(versions)
+            self._taken.check(connection, versions)
         distances = np.array([row[1] for row in rows]) + self.geometry.offset
         if len(copies):
             distances = copies.blended(np.array([row[3] for row in rows]), distances)
@@ -504,7 +520,7 @@ class _Matches:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: OrderedDict[tuple[int, str], tuple[int, Numbers]] = OrderedDict()
+        self._found: OrderedDict[tuple[int, str], tuple[str, int, Numbers]] = OrderedDict()
 
     def are_known(self, question: _Question) -> bool:
         """Return whether what matches had to be found before."""
@@ -514,16 +530,16 @@ class _Matches:
     def find(self, connection: Connection, question: _Question, revision: int) -> Numbers:
         """Return the numbers of all objects that match, sorted, as of a revision or a later one."""
         with self._lock:
-            known, numbers = self._found.get(_key(question), (-1, None))
-        if numbers is not None and known == revision:
+            *known, numbers = self._found.get(_key(question), ("", -1, None))
+        if numbers is not None and known == [server_of(connection), revision]:
             return numbers
         matching = question.matching(connection)
         with self._lock:
             self._found.pop(_key(question), None)
-            self._found[_key(question)] = revision, matching
+            self._found[_key(question)] = server_of(connection), revision, matching
             while (
                 len(self._found) > REMEMBERED_FILTERS
-                or sum(len(numbers) for _, numbers in self._found.values()) > REMEMBERED_MATCHES
+                or sum(len(numbers) for *_, numbers in self._found.values()) > REMEMBERED_MATCHES
             ):
                 self._found.popitem(last=False)
         return matching
@@ -537,7 +553,7 @@ def check(connection: Connection, collection: Collection, taken: TakenForGranted
     """
     given = {"name": taken.name, "user_id": taken.user_id}
     _, *versions = only_row(connection.execute(_unfiltered(collection, "only_moment"), given))
-    taken.check(versions)
+    taken.check(connection, versions)
 
 
 def _moment_of(connection: Connection, question: _Question) -> int | None:

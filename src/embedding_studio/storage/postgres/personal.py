@@ -33,7 +33,7 @@ from embedding_studio.storage.postgres.collections import (
     names_of,
     share_state,
 )
-from embedding_studio.storage.postgres.database import Connection, Database, one_moment, only_row
+from embedding_studio.storage.postgres.database import Connection, Database, one_moment, only_row, server_of
 from embedding_studio.storage.postgres.nearest import Moved, NearestSearch, TakenForGranted, check
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
 from embedding_studio.storage.postgres.outbox import Outbox
@@ -99,7 +99,7 @@ class PostgresPersonal:
             with connection.pipeline(), one_moment(connection):
                 seen = None if seen_as is None else self._collections.ask_version(connection, seen_as)
                 if user_id is not None:
-                    kept = self._users.get((collection.collection_id, user_id))
+                    kept = self._users.get((server_of(connection), collection.collection_id, user_id))
                     asked = _AskedUser(connection, collection, user_id, query, threshold=threshold, kept=kept)
                 if shared_by:
                     shared = ask_near(connection, collection, given, shared_by)
@@ -109,7 +109,7 @@ class PostgresPersonal:
             if asked is None:
                 return NearMemories([], votes)
             user, found = asked.read(connection)
-            self._users.keep((collection.collection_id, asked.user_id), user)
+            self._users.keep((server_of(connection), collection.collection_id, asked.user_id), user)
             return NearMemories(found, votes, _Read(user.vectors))
 
         if user_id is None and not shared_by and seen_as is None:
@@ -124,8 +124,9 @@ class PostgresPersonal:
         if version is None or collection.attached is not None or self._searches.have_replica:
             return None
         if user_id is None:
-            return NearMemories([], [], _Read(taken=TakenForGranted(name, version)), is_checked=False)
-        key = collection.collection_id, user_id
+            taken = TakenForGranted(self._database.server, name, version)
+            return NearMemories([], [], _Read(taken=taken), is_checked=False)
+        key = self._database.server, collection.collection_id, user_id
         user = self._users.get(key)
         if user is None:
             return None
@@ -133,7 +134,7 @@ class PostgresPersonal:
         if user.vectors.lacking(_moved_by(near)):
             return None
         self._users.keep(key, user)
-        taken = TakenForGranted(name, version, user_id, user.version)
+        taken = TakenForGranted(key[0], name, version, user_id, user.version)
         return NearMemories(near, [], _Read(user.vectors, taken), is_checked=False)
 
     def nearest(

@@ -106,12 +106,15 @@ class Searches:
                     self._away_until = 0.0
                     self._tell(USED)
                     return found
-        for _ in range(ATTEMPTS - 1):
+        for _ in range(ATTEMPTS):
             try:
                 return self._database.read(search, begins=True)
             except BehindError:
                 time.sleep(PAUSE_SECONDS)
-        return self._database.read(search, begins=True)
+        raise StorageTimeoutError(
+            f"objects of {collection.name!r} changed {ATTEMPTS} times while they were searched; try again in "
+            "a moment"
+        )
 
     @property
     def have_replica(self) -> bool:

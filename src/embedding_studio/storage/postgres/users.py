@@ -152,23 +152,26 @@ class KeptUser:
         return 2000 + 1000 * len(self.memories) + texts + 3 * self.queries.nbytes + self.vectors.nbytes
 
 
+UserKey = tuple[str, int, str]
+
+
 @dataclass(slots=True, eq=False)
 class KeptUsers:
     """The users of a process, those who searched last. Safe to use from several threads.
 
-    Users are told apart by the number of a collection, which is given once, and their id.
+    Users are told apart by their server, the number of a collection, which is given once there, and their id.
     """
 
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _kept: OrderedDict[tuple[int, str], tuple[float, int, KeptUser]] = field(default_factory=OrderedDict)
+    _kept: OrderedDict[UserKey, tuple[float, int, KeptUser]] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
-    def get(self, key: tuple[int, str]) -> KeptUser | None:
+    def get(self, key: UserKey) -> KeptUser | None:
         with self._lock:
             found = self._kept.get(key)
             return None if found is None else found[2]
 
-    def keep(self, key: tuple[int, str], user: KeptUser) -> None:
+    def keep(self, key: UserKey, user: KeptUser) -> None:
         """Keep a user, who searched just now, instead of what was kept of them."""
         now = time.monotonic()
         with self._lock:
@@ -186,7 +189,7 @@ class KeptUsers:
                     break
                 self._drop(oldest)
 
-    def _drop(self, key: tuple[int, str]) -> None:
+    def _drop(self, key: UserKey) -> None:
         if (found := self._kept.pop(key, None)) is not None:
             self._bytes -= found[1]
 
