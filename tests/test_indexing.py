@@ -200,6 +200,10 @@ def test_a_collection_takes_the_vectors_of_one_embedder_only(storage, collection
         index_objects(storage, collection, [CatalogueText("a", "ant")], VowelEmbedder("consonants"))
 
 
+class Size(Enum):
+    SMALL = "s"
+
+
 PLAIN = [
     (dt.datetime(2024, 1, 5, 9, 30, tzinfo=dt.UTC), "2024-01-05T09:30:00+00:00"),
     (dt.date(2024, 1, 5), "2024-01-05"),
@@ -216,7 +220,7 @@ PLAIN = [
     (MappingProxyType({"n": Decimal(1)}), {"n": 1.0}),
     (10**400, 10**400),
     (np.str_("x"), "x"),
-    (Enum("Size", {"SMALL": "s"}).SMALL, "s"),
+    (Size.SMALL, "s"),
     ([None, 0.1, -0.0, 1e22, 2**63, "null", "\\u0000"], [None, 0.1, -0.0, 1e22, 2**63, "null", "\\u0000"]),
 ]
 

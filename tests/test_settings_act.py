@@ -485,9 +485,9 @@ def from_how_many_users_on_a_replay_shares_and_whether_it_does_without_being_ask
         replayed = ReplayedWorld(context, context.collection())
         [shared] = replayed.methods([Replayed.SHARED]).values()
         [default] = replayed.methods([Replayed.DEFAULT]).values()
-        in_force = replayed.served(context.settings)
-        assert not default()._is_shared
-        return shared()._search._shared_by, in_force()._is_shared
+        made: list[Any] = [make() for make in (default, shared, replayed.served(context.settings))]
+        assert not made[0]._is_shared
+        return made[1]._search._shared_by, made[2]._is_shared
 
 
 @acts("recall_target", "0.8", sees=(0.99, 0.8))
