@@ -121,6 +121,16 @@ class Supervised:
         process_id = self._process.pid
         return [*map(int, Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split())]
 
+    def kill_child(self, rng: random.Random) -> None:
+        """Kill one of the processes that it has started.
+
+        Raises:
+            ProcessLookupError: it has none just now.
+        """
+        if not (children := self.children()):
+            raise ProcessLookupError("it is being started")
+        os.kill(rng.choice(children), signal.SIGKILL)
+
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
@@ -236,11 +246,10 @@ class System:
         elif what == "service told to end":
             self.parts["service"].signal(signal.SIGTERM)
         elif what == f"{PROCESS} killed":
-            os.kill(self._rng.choice(self.parts["service"].children()), signal.SIGKILL)
-        elif what == f"{PARENT} killed":
-            self.parts["service"].signal(signal.SIGKILL)
+            self.parts["service"].kill_child(self._rng)
         else:
-            self.parts[what.removesuffix(" killed")].signal(signal.SIGKILL)
+            name = "service" if what == f"{PARENT} killed" else what.removesuffix(" killed")
+            self.parts[name].signal(signal.SIGKILL)
 
     def stop(self) -> float:
         """Let all end, and return how many seconds the slowest took."""

@@ -1,5 +1,6 @@
 """A service of several processes: ``serve --processes``."""
 
+import http.client
 import os
 import re
 import signal
@@ -123,15 +124,24 @@ def test_what_one_process_counts_or_keeps_all_know(environment):
         report = ask("POST", "/api/v1/reports", json={"kind": "recall"}).json()["report_id"]
         kept = [ask("GET", f"/api/v1/reports/{report}").status_code for _ in range(10)]
         absent = ask("GET", "/api/v1/reports/absent")
+        dotted = [asked_as_it_stands(ask.url, "/api/v1/reports/../keys") for _ in range(10)]
         began = time.monotonic()
         with ThreadPoolExecutor(6) as threads:
             answers = list(threads.map(lambda _: ask("POST", SEARCH, token=ann, json=QUERY), range(60)))
         seconds = time.monotonic() - began
 
     assert kept == [200] * 10
+    assert dotted == [404] * 10
     assert absent.json()["detail"].startswith("no report 'absent' is kept here")
     assert [each.status_code for each in answers].count(200) <= 10 + seconds + 1  # a second, ten at once
     assert {each.status_code for each in answers} == {200, 429}
+
+
+def asked_as_it_stands(url, path):
+    at = urlsplit(url)
+    with closing(http.client.HTTPConnection(at.hostname, at.port, timeout=120)) as connection:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
+        return connection.getresponse().status
 
 
 @pytest.mark.parametrize(

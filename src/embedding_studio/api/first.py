@@ -31,6 +31,8 @@ async def _ask_the_first(request: Request) -> None:
     siblings: Siblings | None = request.app.state.siblings
     if siblings is None or siblings.is_first:
         return
+    if not request.path_params.get("report_id", "0").isalnum():
+        return  # no report has such an id; and the dots in one would lead to another route there
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     try:
         if siblings.first is None:
