@@ -149,9 +149,7 @@ def copied(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="so many at once")
-    parser.add_argument(
-        "--only", default="", help="those whose name, file: function: setting, has this in it"
-    )
+    parser.add_argument("--only", action="append", help="a part of file: function: setting; may be repeated")
     given = parser.parse_args()
     wanted = given.only or [""]
     chosen = [mutant for mutant in mutants() if any(part in mutant.name for part in wanted)]
