@@ -362,6 +362,10 @@ def test_a_filter_means_of_columns_of_each_type_what_it_means_in_memory(shop, po
         payloads = {each.object_id: each.payload for each in everything(context.storage, types)}
 
         @hypothesis.given(ASKED, st.booleans())
+        @hypothesis.example({"term": {"field": "c7", "value": 1e300}}, True)
+        @hypothesis.example({"term": {"field": "c10", "value": 3.4028235e38}}, True)
+        @hypothesis.example({"field": "c9", "range": {"eq": 1e300}}, True)
+        @hypothesis.example({"field": "c10", "range": {"gt": 3.4028235e38}}, False)
         @hypothesis.settings(max_examples=300)
         def means_the_same(query, is_not):
             wanted = PayloadFilter.parse({"query": {"must_not": [query]} if is_not else query})

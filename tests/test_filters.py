@@ -24,6 +24,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     ({"term": {"field": "price", "value": 1}}, {"price": 1.0}, True),
     ({"term": {"field": "price", "value": 0.1}}, {"price": 0.1}, True),
     ({"term": {"field": "price", "value": 9007199254740993}}, {"price": 9007199254740992}, False),
+    ({"term": {"field": "price", "value": 1e23}}, {"price": 10**23}, True),
+    ({"field": "price", "range": {"gt": 1e23}}, {"price": 10**23}, False),
     ({"term": {"field": "price", "value": 1}}, {"price": "1"}, False),
     ({"term": {"field": "price", "value": "1"}}, {"price": 1}, False),
     ({"term": {"field": "price", "value": 1}}, {"price": True}, False),

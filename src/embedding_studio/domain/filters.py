@@ -22,9 +22,11 @@ A misspelt filter is refused, never ignored. How much one may hold stands in ``d
 """
 
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any, Self
 
@@ -154,7 +156,7 @@ class RangeCondition(_Query):
         is_of_texts = isinstance(next(iter(bounds.values())), str)
         if not (isinstance(found, str) if is_of_texts else _is_number(found)):
             return False
-        return all(_COMPARED[name](found, bound) for name, bound in bounds.items())
+        return all(_COMPARED[name](_exact(found), _exact(bound)) for name, bound in bounds.items())
 
 
 class TermQuery(_Query):
@@ -504,7 +506,18 @@ def _is_number(value: Any) -> bool:
 
 def _same(found: Any, value: Any) -> bool:
     """Return whether two JSON values are equal; to Python ``True == 1``, to JSON not."""
-    return (type(found) is type(value) or (_is_number(found) and _is_number(value))) and found == value
+    if _is_number(found) and _is_number(value):
+        return bool(_exact(found) == _exact(value))
+    return type(found) is type(value) and found == value
+
+
+def _exact(value: Any) -> Any:
+    """Return the number that JSON writes for a float too large to have a fraction: 10^23 for 1e23.
+
+    To Python that is 99999999999999991611392, and so another number than the one that is written out.
+    """
+    is_large = isinstance(value, float) and 2**53 <= abs(value) < math.inf
+    return int(Decimal(repr(value))) if is_large else value
 
 
 def _holds(found: Iterable[Any], value: Any) -> bool:
