@@ -1,5 +1,6 @@
 """Collections that another engine finds for us: what is written here is found there, whatever goes wrong."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -19,7 +20,12 @@ from embedding_studio.cli import app
 from embedding_studio.doctor import examine
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState
-from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
+from embedding_studio.errors import (
+    AttachedUnavailableError,
+    CollectionNotFoundError,
+    ConflictError,
+    InvalidInputError,
+)
 from embedding_studio.storage.attached import Backlog, Mended, Point
 from embedding_studio.storage.postgres import outbox as pg_outbox
 from processes import environment_of
@@ -296,7 +302,7 @@ def test_who_moved_an_object_that_changes_is_learnt_anew(context, products):
 def test_a_collection_that_is_dropped_goes_there_and_what_is_there_is_not_taken(server, context, products):
     server.create("theirs", {"size": D, "distance": "Cosine"})
     server.upsert("theirs", [(1, [1.0] * D, {})])
-    with pytest.raises(ConflictError, match="theirs of vectors is there already, and not empty"):
+    with pytest.raises(ConflictError, match="theirs of vectors is there already: attach"):
         filled(context, "theirs")
     server.create("wider", {"size": D + 1, "distance": "Cosine"})
     with pytest.raises(ConflictError, match="wider of vectors is there already, and it has 6 dimensions"):
@@ -454,3 +460,59 @@ def test_who_writes_sends_no_long_backlog_and_a_refused_question_is_not_an_outag
     server.answer = None
     assert found == nearest(context, products, vectors(1, seed=9))
     assert backlog(context).away is None
+
+
+def test_a_copy_of_a_database_leaves_alone_what_another_fills_until_it_takes_over(server, context, products):
+    query, storage = vectors(1, seed=9), context.storage
+    expected, there = nearest(context, products, query), points(server).keys()
+    with psycopg.connect(context.settings.database_url.get_secret_value()) as connection:
+        connection.execute(
+            """UPDATE embedding_studio.collections SET filled = filled || '{"owner": "another"}'"""
+        )
+    copy = storage.collections.get("products")
+
+    storage.objects.delete(copy, ["p000"])
+    with pytest.raises(AttachedUnavailableError, match="filled by another database"):
+        storage.objects.filling.reconcile(copy)
+    storage.objects.filling.deliver_all()
+
+    assert nearest(context, copy, query) == [each for each in expected if each != "p000"][:10]
+    assert points(server).keys() == there
+    assert "filled by another database" in backlog(context).away
+    storage.objects.filling.reconcile(copy, takes_over=True)
+    assert points(server).keys() == there - {"p000"}
+    assert backlog(context).away is None
+    with psycopg.connect(context.settings.database_url.get_secret_value()) as connection:
+        connection.execute(
+            """UPDATE embedding_studio.collections SET filled = filled || '{"owner": "another"}'"""
+        )
+    storage.collections.drop("products")
+    assert "products" in server.shards
+
+
+def test_what_is_emptied_there_is_compared_here_until_it_is_reconciled(server, context, products):
+    query = vectors(1, seed=9)
+    expected = nearest(context, products, query)
+    context.storage.objects.filling._engine(products).remove(
+        dataclasses.replace(products, attached=products.filled), numbers(server)
+    )
+
+    assert nearest(context, products, query) == expected
+    assert "has lost points" in backlog(context).away
+    assert context.storage.objects.filling.reconcile(products).missing == N
+    assert nearest(context, products, query) == expected
+    assert backlog(context).away is None
+
+
+@pytest.mark.parametrize(
+    "result", [None, [], {"points": "no"}, {"points": [{"id": 1}]}, {"points": [{"score": 1}]}, {"points": 7}]
+)
+def test_an_engine_that_answers_nonsense_is_away(server, context, products, result):
+    query = vectors(1, seed=9)
+    expected = nearest(context, products, query)
+    server.answer = (200, {"result": result})
+
+    assert nearest(context, products, query) == expected
+
+    server.answer = None
+    assert "not as Qdrant would" in backlog(context).away

@@ -3,7 +3,7 @@
 import math
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from itertools import product
 from typing import Any
 
@@ -108,6 +108,24 @@ def test_memories_and_vectors_that_a_search_reads_are_of_one_state(two, postgres
 
         assert searching.result()[0] == "o060"
     assert found(here)[0] == "o070"
+
+
+def test_a_search_that_a_deadlock_ends_is_done_again(two, postgres_url):
+    here, _ = two
+    schema = f"collection_{fill(here).collection_id}"
+    found(here, user=None)
+    with psycopg.connect(postgres_url) as dropping, ThreadPoolExecutor(1) as thread:
+        dropping.execute(f"LOCK TABLE {schema}.query_memory")
+        searching = thread.submit(found, here, user=None)
+        with psycopg.connect(postgres_url, autocommit=True) as watcher:
+            waiting = "SELECT FROM pg_locks WHERE NOT granted AND relation = %s::regclass"
+            while not watcher.execute(waiting, (f"{schema}.query_memory",)).rowcount:
+                assert not searching.done()
+        with suppress(psycopg.errors.DeadlockDetected):  # of this one, on a machine that stood still
+            dropping.execute(f"LOCK TABLE {schema}.parts")
+        dropping.rollback()
+
+        assert searching.result() == PLAIN
 
 
 def test_who_was_forgotten_elsewhere_searches_as_if_new(two):

@@ -940,3 +940,16 @@ def test_what_was_to_be_prepared_after_a_statement_that_failed_works_afterwards(
             database.read(partial(work, divisor=0))
 
         assert database.read(partial(work, divisor=1)) == (2,)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("off", "on"), ("local", "local"), ("on", "on")])
+def test_what_is_acknowledged_is_on_the_disk_whatever_a_server_is_set_to(postgres_url, given, kept):
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = {given}')
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        asked = "SELECT current_setting('synchronous_commit')"
+        [found] = storage.personal._database.read(lambda connection: connection.execute(asked).fetchone())
+
+    assert found == kept

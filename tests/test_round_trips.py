@@ -275,6 +275,16 @@ def search_of_a_user_who_moved_what_is_near(service):
     return search(service, user_id="moved")
 
 
+def search_of_a_user_who_was_learnt_since_the_last(service):
+    search(service, user_id="moved")()
+    storage = service.context.storage
+    collection = storage.collections.get(service.collection)
+    state = storage.personal.state(collection, "moved")
+    with storage.personal.learning(collection, ["moved"]) as transaction:
+        transaction.replace_states({"moved": state})
+    return search(service, user_id="moved")
+
+
 def recorded_search(service):
     return search(service, create_session=True)
 
@@ -369,6 +379,7 @@ ROUND_TRIPS = {
     search_of_a_user_whose_past_is_far: (1, 1),
     search_of_a_user_whose_past_is_near: (1, 1),
     search_of_a_user_who_moved_what_is_near: (1, 1),
+    search_of_a_user_who_was_learnt_since_the_last: (3, 3),
     recorded_search: (2, 2),
     recorded_search_of_a_user_who_moved_what_is_near: (2, 2),
     search_recorded_under_the_callers_id: (2, 2),

@@ -82,7 +82,14 @@ def attach(
     err.print(f"There is a collection {known.name!r} of {number:,} objects: {known.kind()}.")
 
 
-def reconcile(collection: CollectionArgument, *, as_json: AsJson = False) -> None:
+def reconcile(
+    collection: CollectionArgument,
+    *,
+    take_over: Annotated[
+        bool, typer.Option(help="Fill it from this database, which is a copy, or was restored or upgraded.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Compare a collection with the store that finds or keeps its objects, and mend what differs.
 
     Of one that is filled from here it counts objects that were missing there or stale, and points that were
@@ -96,7 +103,7 @@ def reconcile(collection: CollectionArgument, *, as_json: AsJson = False) -> Non
         known = context.storage.collections.get(collection)
         objects = context.storage.objects
         if known.filled is not None and isinstance(objects, ByCollection):
-            found = asdict(objects.filling.reconcile(known))
+            found = asdict(objects.filling.reconcile(known, takes_over=take_over))
         elif known.attached is not None:
             found = asdict(compare(context.storage, known))
         else:

@@ -50,6 +50,7 @@ class Attachment:
             vector, empty where a point has one without a name, and its own id is the object's.
         payload: the columns that make the payload.
         document: the column of JSON that is the payload instead.
+        owner: of what is filled, the database that fills it; empty: this one.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Attachment:
     vector: str = ""
     payload: tuple[str, ...] = ()
     document: str | None = None
+    owner: str = ""
 
     def __str__(self) -> str:
         """Return it in words.

@@ -9,8 +9,9 @@ Source: https://api.qdrant.tech, of version 1.19.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -123,8 +124,8 @@ class Qdrant:
         return page_of(self, collection, ids, after, limit)
 
     def count(self, collection: Collection) -> int:
-        answer = self._ask("POST", f"{_path(attachment_of(collection))}/points/count", {"exact": True})
-        return int(answer["count"])
+        path = f"{_path(attachment_of(collection))}/points/count"
+        return int(self._ask("POST", path, {"exact": True}, itemgetter("count")))
 
     def near(
         self,
@@ -148,7 +149,7 @@ class Qdrant:
             body["using"] = attached.vector
         if (condition := _condition(filter)) is not None:
             body["filter"] = condition
-        points = self._ask("POST", f"{_path(attached)}/points/query", body)["points"]
+        points = self._ask("POST", f"{_path(attached)}/points/query", body, _found_points)
         if len(points) < limit and not is_exact:  # a graph may give up before it has found all that match
             return self.near(collection, query, limit, filter=filter, is_exact=True)
         if is_ours:
@@ -296,13 +297,16 @@ class Qdrant:
         if condition is not None:
             body["filter"] = condition
         while True:
-            page = self._ask("POST", f"{_path(attached)}/points/scroll", body)
-            yield from page["points"]
-            if (following := page.get("next_page_offset")) is None:
+            points, following = self._ask("POST", f"{_path(attached)}/points/scroll", body, _page)
+            yield from points
+            if following is None:
                 return
             body["offset"] = following
 
-    def _ask(self, method: str, path: str, body: JSON | None) -> Any:
+    def _ask(
+        self, method: str, path: str, body: JSON | None, read: Callable[[Any], Any] = lambda result: result
+    ) -> Any:
+        """Return what ``read`` makes of a result; where it raises, that is no answer of Qdrant's."""
         try:
             answer = self._client.request(method, path, json=body)
         except httpx.TimeoutException as error:
@@ -321,8 +325,8 @@ class Qdrant:
             )
         try:
             answer.raise_for_status()
-            return answer.json()["result"]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            return read(answer.json()["result"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
             kind = RefusedError if answer.status_code in REFUSED else AttachedUnavailableError
             raise kind(
                 f"{self._named()} answered {answer.status_code}, not as Qdrant would: {shown(answer.text)}"
@@ -349,6 +353,22 @@ def _distance(metric: MetricType, score: float) -> float:
     if metric is MetricType.EUCLID:
         return score
     return 1 - score if metric is MetricType.COSINE else -score
+
+
+def _found_points(result: Any) -> list[Any]:
+    """Return the points of a question's answer, each with its id and how near it is."""
+    points = list(result["points"])
+    for each in points:
+        each["id"], float(each["score"])
+    return points
+
+
+def _page(result: Any) -> tuple[list[Any], Any]:
+    """Return points, each with its id, and where the next page begins; None: there is none."""
+    points = list(result["points"])
+    for each in points:
+        each["id"]
+    return points, result.get("next_page_offset")
 
 
 def _with_vector(attached: Attachment) -> bool | list[str]:

@@ -149,7 +149,9 @@ class Database:
         )
 
     def read(self, work: Callable[[Connection], T], *, begins: bool = False) -> T:
-        """Return what ``work`` reads, tried once more where the connection is lost meanwhile.
+        """Return what ``work`` reads, tried once more where the connection is lost or a deadlock ends it.
+
+        Who drops a collection locks its tables in another order than who searches it.
 
         A backend that dies takes all connections of its server with it, for a tenth of a second.
 
@@ -164,7 +166,7 @@ class Database:
             except PoolTimeout:
                 raise  # waited long enough
             except psycopg.OperationalError as error:
-                if not _is_lost(error):
+                if not (_is_lost(error) or isinstance(error, CONFLICTS)):
                     raise
             with lent() as connection:
                 return work(connection)
@@ -299,7 +301,9 @@ class Database:
         settings = {"jit": "off", **self._limits}  # to compile takes longer than our statements
         return connection.execute(
             "SELECT extract(epoch FROM pg_postmaster_start_time())::text, count(set_config(name, value, %s)) "
-            "FROM unnest(%s::text[], %s::text[]) AS given(name, value)",
+            "FROM (SELECT * FROM unnest(%s::text[], %s::text[]) AS given(name, value) UNION ALL "
+            # What was acknowledged is there after a crash, and so are the numbers of transactions.
+            "SELECT 'synchronous_commit', 'on' WHERE current_setting('synchronous_commit') = 'off') AS given",
             (is_local, list(settings), list(settings.values())),
         )
 

@@ -127,9 +127,10 @@ class Outbox:
         self._opened = opened
         self._lock = threading.Lock()
         self._failed: dict[int, _Failed] = {}
+        self._owned_as: tuple[str, str] | None = None
 
     def make(self, collection: Collection, store: str) -> Attachment:
-        """Return where a collection is to be filled, under its name: made there, or there already and empty.
+        """Return where a collection is to be filled, under its name: made there.
 
         Raises:
             InvalidInputError: the store cannot be filled.
@@ -137,7 +138,7 @@ class Outbox:
             AttachedUnavailableError: it does not answer.
         """
         engine = self._fillable(Attachment("", collection.name, store))
-        filled = replace(engine.place(collection.name), store=store)
+        filled = replace(engine.place(collection.name), store=store, owner=self._owner())
         view = _view(replace(collection, filled=filled))
         try:
             is_new = engine.make(view)
@@ -146,10 +147,9 @@ class Outbox:
         if not is_new:
             if advice := engine.examined(view).advice:
                 raise ConflictError(f"{filled} is there already, and {advice[0]}")
-            if engine.count(view):
-                raise ConflictError(
-                    f"{filled} is there already, and not empty: attach to it, or choose another name"
-                )
+            raise ConflictError(
+                f"{filled} is there already: attach to it, choose another name, or remove it there first"
+            )
         return filled
 
     def drop(self, collection: Collection) -> None:
@@ -199,12 +199,21 @@ class Outbox:
                 if each.collection_id in due and each.filled is not None:
                     self.deliver(each)
 
-    def reconcile(self, collection: Collection) -> Mended:
+    def reconcile(self, collection: Collection, *, takes_over: bool = False) -> Mended:
         """Compare what an engine has with what is here, and mend it there.
 
+        Args:
+            takes_over: this database fills it from now on, whichever did before.
+
         Raises:
-            AttachedUnavailableError: it does not answer; what was found so far is noted, and sent later.
+            AttachedUnavailableError: it does not answer, and what was found so far is noted, and sent later;
+                or another database fills it.
         """
+        if takes_over and collection.filled is not None:
+            ours = replace(collection.filled, owner=self._owner())
+            given = {"collection_id": collection.collection_id, "owner": ours.owner}
+            self._database.write(lambda connection: connection.execute(_SQL["take_over"], given))
+            collection = replace(collection, filled=ours)
         engine, view = self._engine(collection), _view(collection)
         engine.make(view)  # somebody may have dropped it
         self._failed.pop(collection.collection_id, None)
@@ -269,6 +278,11 @@ class Outbox:
             except AttachedUnavailableError as error:
                 self._count_failure(collection, error)
                 break
+            known = np.union1d(near, pending)
+            if bound == math.inf and payload_filter is None and self._lacks(collection, known, revision):
+                why = f"{collection.filled} has lost points; run embedding-studio reconcile {collection.name}"
+                self._count_failure(collection, AttachedUnavailableError(why))
+                break
             self._failed.pop(collection.collection_id, None)
             found, seen = self._searches.read(
                 partial(
@@ -276,7 +290,7 @@ class Outbox:
                     collection=collection,
                     queries=queries,
                     limit=limit,
-                    candidates=np.union1d(near, pending),
+                    candidates=known,
                     payload_filter=payload_filter,
                     moved=moved,
                     taken=taken,
@@ -320,6 +334,21 @@ class Outbox:
         bound = math.inf if is_all else min(answer.bound for answer in answers) + geometry.offset
         ids = {each.object_id for answer in answers for each in answer.objects if each.object_id.isdigit()}
         return _array([int(each) >> PART_BITS for each in ids]), bound
+
+    def _lacks(self, collection: Collection, known: Numbers, revision: int) -> bool:
+        """Return whether there are objects beside those known, and were when these were looked up."""
+        statement = in_schema("outbox.sql", "objects_beside", collection.collection_id)
+        given = {"object_nos": pack_numbers(known)}
+        lacks, at = self._database.read(lambda connection: only_row(connection.execute(statement, given)))
+        return bool(lacks and at == revision)
+
+    def _owner(self) -> str:
+        """Return which database this is: a copy of it is another, a replica that takes its place is not."""
+        server = self._database.server
+        if self._owned_as is None or self._owned_as[0] != server:
+            (owner,) = self._database.read(lambda connection: only_row(connection.execute(_SQL["owner"])))
+            self._owned_as = server, owner
+        return self._owned_as[1]
 
     def _delivered(self, collection: Collection) -> bool:
         """Send an engine the first of what it lacks; return whether there may be more."""
@@ -378,6 +407,12 @@ class Outbox:
 
     def _engine(self, collection: Collection) -> FilledEngine:
         assert collection.filled is not None  # noqa: S101, others do not come here
+        if collection.filled.owner not in ("", self._owner()):
+            raise AttachedUnavailableError(
+                f"{collection.filled} is filled by another database, of which this one is a copy, or which "
+                "was restored or upgraded; if this one is to fill it from now on, run embedding-studio "
+                f"reconcile {collection.name} --take-over"
+            )
         try:
             return self._fillable(collection.filled)
         except InvalidInputError as error:

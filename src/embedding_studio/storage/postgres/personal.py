@@ -22,7 +22,7 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.elsewhere import nearest_of_user
-from embedding_studio.storage.ports import BaseIndex, OrderOutcome, PassedOver, Vectors
+from embedding_studio.storage.ports import BaseIndex, OrderOutcome, OutdatedError, PassedOver, Vectors
 from embedding_studio.storage.postgres.clickstream import keep_query_vectors, lock_users
 from embedding_studio.storage.postgres.collections import (
     PostgresCollections,
@@ -150,6 +150,27 @@ class PostgresPersonal:
         own: object = None,
     ) -> list[Neighbour]:
         read = own if isinstance(own, _Read) else _Read()
+        try:
+            return self._nearest(
+                collection, user_id, queries, limit, gates, objects=objects, filter=filter, read=read
+            )
+        except OutdatedError:  # to be read as a whole, without asking first whether it is so
+            if user_id is not None:
+                self._users.forget((self._database.server, collection.collection_id, user_id))
+            raise
+
+    def _nearest(
+        self,
+        collection: Collection,
+        user_id: str | None,
+        queries: Vectors,
+        limit: int,
+        gates: Mapping[str, float],
+        *,
+        objects: BaseIndex,
+        filter: PayloadFilter | None,  # noqa: A002, the port's name
+        read: "_Read",
+    ) -> list[Neighbour]:
         filling = objects.filling if isinstance(objects, ByCollection) and collection.filled else None
         if isinstance(objects, ByCollection):
             objects = objects.of(collection)

@@ -171,6 +171,10 @@ class KeptUsers:
             found = self._kept.get(key)
             return None if found is None else found[2]
 
+    def forget(self, key: UserKey) -> None:
+        with self._lock:
+            self._drop(key)
+
     def keep(self, key: UserKey, user: KeptUser) -> None:
         """Keep a user, who searched just now, instead of what was kept of them."""
         now = time.monotonic()

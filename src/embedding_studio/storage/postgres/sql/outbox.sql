@@ -59,3 +59,15 @@ SELECT array_agg(object_no)
 FROM (
     SELECT DISTINCT object_no FROM {schema}.parts WHERE object_no > %(after)s ORDER BY object_no LIMIT %(limit)s
 ) AS page
+
+-- name: owner
+SELECT system_identifier || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())
+FROM pg_control_system()
+
+-- name: take_over
+UPDATE embedding_studio.collections SET filled = filled || jsonb_build_object('owner', %(owner)s::text)
+WHERE collection_id = %(collection_id)s
+
+-- name: objects_beside
+SELECT EXISTS (SELECT FROM {schema}.parts WHERE object_no <> ALL(%(object_nos)b::bigint[])),
+    (SELECT revision FROM {schema}.revision)
