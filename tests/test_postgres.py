@@ -948,8 +948,8 @@ def test_what_is_acknowledged_is_on_the_disk_whatever_a_server_is_set_to(postgre
         name = connection.info.dbname
         connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = {given}')
 
-    with closing(PostgresStorage(postgres_url)) as storage:
+    with closing(Database(postgres_url, pool_size=1)) as database:
         asked = "SELECT current_setting('synchronous_commit')"
-        [found] = storage.personal._database.read(lambda connection: connection.execute(asked).fetchone())
+        [found] = database.read(lambda connection: connection.execute(asked).fetchone())
 
     assert found == kept
