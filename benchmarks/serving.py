@@ -992,8 +992,9 @@ the commands that stand below; times are those of the machine that ran them, rat
   fastest of those that reach it is the floor of the row: of all on the first page, elsewhere of the two
   fastest indexes and of none. With a filter, scans are iterative and the columns asked for have indexes.
   Of more than 200,000 vectors only `halfvec` indexes are built.
-  A graph is drawn at random. So which `ef_search` it needs for the eight queries that users ask changes from one
-  run to the next, and the ratios of personal searches with it, up to twofold; compare them with those of *plain* beside.
+  A graph is drawn at random. So which `ef_search` it needs for the eight queries that users ask changes from
+  one run to the next, and the ratios of personal searches with it, up to twofold; compare them with those of
+  *plain* beside them.
 - **Product**: `SearchService.search` with the query's vectors, in one thread, at default settings, over the
   embedded PostgreSQL as it is shipped. *Over HTTP* is `embedding-studio serve` and a client that keeps its
   connection, with the time to write and read JSON.
