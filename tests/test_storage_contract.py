@@ -2311,6 +2311,20 @@ def test_a_user_marked_while_in_hand_stays_in_the_queue_with_all_orders(storage,
     assert claimed(storage) == ["ann"]
 
 
+def test_an_order_whose_user_is_due_no_more_counts_no_attempts(storage, films):
+    clicked(storage, "s1")
+    far = 5_000_000_000.0  # ahead of what is put off
+    first = storage.queue.claim(users=1, lease_seconds=10, now=far)
+    assert fail(storage, first, max_attempts=2) == ["s1"]
+    last = storage.queue.claim(users=1, lease_seconds=10, now=far)
+
+    assert fail(storage, last, max_attempts=2, sessions={}) == []
+
+    order = storage.orders.get("s1")
+    assert (order.status, order.attempts, order.not_before) == (PENDING, 0, 0)
+    assert storage.queue.info().waiting == 0
+
+
 def test_a_user_of_whom_a_session_failed_stays_held_until_given_back(storage, films):
     clicked(storage, "bad")
     clicked(storage, "good")

@@ -182,8 +182,10 @@ class State:
         """Return an order as it is shown: of a pending one, its user's entry says whether it is in hand."""
         order = placed.order
         stored = self.queue.get((order.collection, order.user_id or ""))
-        if order.status is not Status.PENDING or stored is None:
+        if order.status is not Status.PENDING:
             return order
+        if stored is None:
+            return order.model_copy(update={"attempts": 0, "not_before": 0.0})
         status = Status.PENDING if stored.token is None else Status.PROCESSING
         return order.model_copy(
             update={"status": status, "attempts": stored.entry.attempts, "not_before": stored.not_before}
