@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import closing
 
+import httpx
 import numpy as np
 import psycopg
 import pytest
@@ -20,6 +21,7 @@ from embedding_studio.cli import app
 from embedding_studio.doctor import examine
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState
+from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.errors import (
     AttachedUnavailableError,
     CollectionNotFoundError,
@@ -516,3 +518,31 @@ def test_an_engine_that_answers_nonsense_is_away(server, context, products, resu
 
     server.answer = None
     assert "not as Qdrant would" in backlog(context).away
+
+
+def test_qdrant_asked_by_what_bend_says_finds_what_a_search_here_finds(server, context):
+    """As docs/your-own-search.md says: an engine of somebody's own, which we neither fill nor read."""
+    known = context.storage.collections.create("products", SearchIndexInfo(dimensions=D))
+    context.storage.objects.upsert(known, objects())
+    server.create("theirs", {"size": D, "distance": "Cosine"})
+    numbered = list(enumerate(objects()))
+    server.upsert("theirs", [(k, each.parts[0].tolist(), {"sku": each.object_id}) for k, each in numbered])
+    query = vectors(1, seed=9)
+    search_and_click(context, "s1", "ann", results(context, query)[9].object_id, query)
+    learn(context)
+    found = {each.object_id: each.distance for each in results(context, query)}
+
+    bent = context.search.bent(query, collection="products", user_id="ann")
+    asked = {"query": bent.queries[0].tolist(), "limit": N, "params": {"exact": True}}
+    asked |= {"with_payload": True, "with_vector": False}
+    answer = httpx.post(f"{server.url}/collections/theirs/points/query", json=asked).json()
+
+    far = {each["payload"]["sku"]: 1 - each["score"] for each in answer["result"]["points"]}
+    for each in bent.moved:
+        own = distances(known.index, similarities_of(known.index, bent.queries, [each.vectors]))[0]
+        far[each.object_id] = (1 - each.gate) * far[each.object_id] + each.gate * own
+    far = {name: distance * bent.factors.get(name, 1.0) for name, distance in far.items()}
+    assert bent.personalised
+    assert bent.moved
+    assert sorted(far, key=far.__getitem__)[:10] == list(found)
+    assert sorted(far.values())[:10] == pytest.approx(list(found.values()), abs=1e-5)
