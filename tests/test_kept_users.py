@@ -293,6 +293,23 @@ def test_a_text_is_embedded_once_though_the_users_state_is_another_by_now(two):
 
 
 @pytest.mark.parametrize("user", ["ann", None])
+def test_a_text_is_embedded_once_though_a_threshold_was_set_elsewhere(two, user):
+    here, there = two
+    texts = here.collections.create("texts", SearchIndexInfo(dimensions=3), embedder="counts")
+    here.objects.upsert(texts, [CatalogueObject("a", at(0))])
+    embedder = Counting()
+    search = SearchService(here, embedder=embedder).search
+    search("shoe", collection="texts", user_id=user)
+    for asked, threshold in enumerate((0.5, 0.6), 2):
+        there.collections.set_gate_threshold("texts", threshold)
+
+        page = search("shoe", collection="texts", user_id=user)
+
+        assert page.collection.gate_threshold == threshold
+        assert embedder.asked == asked
+
+
+@pytest.mark.parametrize("user", ["ann", None])
 def test_a_collection_that_was_dropped_elsewhere_is_not_found(two, user):
     here, there = two
     fill(here)

@@ -362,7 +362,7 @@ class SearchService:
             known = collections.get(name)
             if known == seen:
                 raise
-        return self._bent(known, query, user_id, now)
+        return self._bent(known, query, user_id, now, earlier=earlier)
 
     def _bent(
         self,
@@ -375,7 +375,7 @@ class SearchService:
         is_checked_later: bool = False,
         earlier: "_Asked | None" = None,
     ) -> "_Asked":
-        if earlier is not None and earlier.collection == collection:
+        if earlier is not None and _embed_alike(earlier.collection, collection):
             text, queries = earlier.text, earlier.queries
         else:
             text, queries = self._parts_of(collection, query)
@@ -450,6 +450,11 @@ class _Asked:
     ) -> Lists:
         request = request or SearchRequest()
         return Lists(storage, self.collection, self.queries, request, wanted, user_id, self.bend, self.near)
+
+
+def _embed_alike(one: Collection, other: Collection) -> bool:
+    """Return whether a query has the same vectors in both."""
+    return (one.index, one.embedder) == (other.index, other.embedder)
 
 
 def _check_ids(user_id: str | None, session_id: str | None = None) -> None:

@@ -28,7 +28,7 @@ from embedding_studio.storage.postgres.vectors import register
 from embedding_studio.storage.waiting import WAITER
 
 # That an error has others come after it, as a pipeline or a transaction ends, is no news: it is raised.
-logging.getLogger("psycopg").addFilter(lambda record: not record.msg.startswith("error ignored"))
+logging.getLogger("psycopg").addFilter(lambda record: not str(record.msg).startswith("error ignored"))
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")

@@ -150,53 +150,49 @@ class PostgresPersonal:
         own: object = None,
     ) -> list[Neighbour]:
         read = own if isinstance(own, _Read) else _Read()
-        try:
-            return self._nearest(
-                collection, user_id, queries, limit, gates, objects=objects, filter=filter, read=read
+        with self._forgetting_what_is_old(collection, user_id):
+            filling = objects.filling if isinstance(objects, ByCollection) and collection.filled else None
+            if isinstance(objects, ByCollection):
+                objects = objects.of(collection)
+            if not isinstance(objects, PostgresObjects) or objects.database is not self._database:
+                if (taken := read.taken) is not None:
+                    self._database.read(lambda connection: check(connection, collection, taken))
+                copies, made_of = (
+                    self._copies(collection, user_id, list(gates))
+                    if gates and user_id is not None
+                    else ({}, None)
+                )
+                return nearest_of_user(
+                    objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
+                )
+            moved = Moved(user_id, gates, read.vectors) if gates and user_id is not None else None
+            if isinstance(filling, Outbox):
+                return filling.nearest(
+                    collection, queries, limit, payload_filter=filter, moved=moved, taken=read.taken
+                )
+            return self._searches.read(
+                lambda connection: self._search(
+                    connection,
+                    collection,
+                    queries,
+                    limit,
+                    payload_filter=filter,
+                    moved=moved,
+                    taken=read.taken,
+                ),
+                collection,
+                user_id,
             )
-        except OutdatedError:  # to be read as a whole, without asking first whether it is so
+
+    @contextmanager
+    def _forgetting_what_is_old(self, collection: Collection, user_id: str | None) -> Iterator[None]:
+        """Forget a user who turns out to be another by now, so that all is read at once the next time."""
+        try:
+            yield
+        except OutdatedError:
             if user_id is not None:
                 self._users.forget((self._database.server, collection.collection_id, user_id))
             raise
-
-    def _nearest(
-        self,
-        collection: Collection,
-        user_id: str | None,
-        queries: Vectors,
-        limit: int,
-        gates: Mapping[str, float],
-        *,
-        objects: BaseIndex,
-        filter: PayloadFilter | None,  # noqa: A002, the port's name
-        read: "_Read",
-    ) -> list[Neighbour]:
-        filling = objects.filling if isinstance(objects, ByCollection) and collection.filled else None
-        if isinstance(objects, ByCollection):
-            objects = objects.of(collection)
-        if not isinstance(objects, PostgresObjects) or objects.database is not self._database:
-            if (taken := read.taken) is not None:
-                self._database.read(lambda connection: check(connection, collection, taken))
-            copies, made_of = (
-                self._copies(collection, user_id, list(gates))
-                if gates and user_id is not None
-                else ({}, None)
-            )
-            return nearest_of_user(
-                objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
-            )
-        moved = Moved(user_id, gates, read.vectors) if gates and user_id is not None else None
-        if isinstance(filling, Outbox):
-            return filling.nearest(
-                collection, queries, limit, payload_filter=filter, moved=moved, taken=read.taken
-            )
-        return self._searches.read(
-            lambda connection: self._search(
-                connection, collection, queries, limit, payload_filter=filter, moved=moved, taken=read.taken
-            ),
-            collection,
-            user_id,
-        )
 
     def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:
         self._database.write(lambda connection: outdate(connection, collection, object_ids))
