@@ -50,6 +50,25 @@ def points(count=N):
     ]
 
 
+def assert_found_alike(ours, theirs, moved):
+    """Check that Ann, who moved some objects, finds the same in two storages, each with its collection."""
+    for wanted in (None, APEX):
+        found, expected = (
+            storage.personal.nearest(
+                known,
+                "ann",
+                vectors(2, seed=5),
+                30,
+                dict.fromkeys(moved, 0.7),
+                objects=storage.objects,
+                filter=wanted,
+            )
+            for storage, known in (ours, theirs)
+        )
+        assert found
+        assert told(found) == [(each.object_id, each.distance, each.payload) for each in expected]
+
+
 def milvus():
     """Return the Milvus at MILVUS_URL, in which a test may make collections."""
     pytest.importorskip("pymilvus", reason="pymilvus is not installed here: pip install '.[milvus]'")
@@ -123,21 +142,7 @@ def test_a_user_finds_what_the_twin_in_memory_finds_by_the_same_copies(context, 
         with storage.personal.learning(known, ["ann"]) as transaction:
             transaction.replace_states({"ann": PersonalState(vectors=moved)})
 
-    for wanted in (None, APEX):
-        found, expected = (
-            storage.personal.nearest(
-                known,
-                "ann",
-                vectors(2, seed=5),
-                30,
-                dict.fromkeys(moved, 0.7),
-                objects=storage.objects,
-                filter=wanted,
-            )
-            for storage, known in ((context.storage, products), (memory, twin))
-        )
-        assert found
-        assert told(found) == [(each.object_id, each.distance, each.payload) for each in expected]
+    assert_found_alike((context.storage, products), (memory, twin), moved)
 
 
 def test_a_click_moves_what_was_clicked_and_nothing_is_written_there(store, context, products):

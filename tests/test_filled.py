@@ -33,7 +33,7 @@ from embedding_studio.storage.postgres import outbox as pg_outbox
 from processes import environment_of
 from test_api_service import serving
 from test_attached import learn, opened, rank_of, results, search_and_click, told, twin_of, vectors
-from test_attached_engines import APEX, milvus
+from test_attached_engines import APEX, assert_found_alike, milvus
 
 N = 211
 D = 5
@@ -191,21 +191,7 @@ def test_a_user_finds_what_the_twin_in_memory_finds_by_the_same_copies(server, c
             transaction.replace_states({"ann": PersonalState(vectors=moved)})
     server.requests.clear()
 
-    for wanted in (None, APEX):
-        found, expected = (
-            storage.personal.nearest(
-                known,
-                "ann",
-                vectors(2, seed=5),
-                30,
-                dict.fromkeys(moved, 0.7),
-                objects=storage.objects,
-                filter=wanted,
-            )
-            for storage, known in ((context.storage, products), (memory, twin))
-        )
-        assert found
-        assert told(found) == [(each.object_id, each.distance, each.payload) for each in expected]
+    assert_found_alike((context.storage, products), (memory, twin), moved)
     assert server.requests
 
 
