@@ -557,7 +557,7 @@ def connected(context: Context) -> Iterator[psycopg.Connection]:
     with psycopg.connect(url, autocommit=True) as connection:
         register(connection)
         connection.execute("SET jit = off")
-        connection.execute("SET maintenance_work_mem = '1GB'")
+        connection.execute("SET maintenance_work_mem = '4GB'")
         yield connection
 
 

@@ -304,13 +304,15 @@ def least_effort(
     queries: Vectors,
     wanted: Sequence[set[str]],
     target: float,
+    efforts: Sequence[int] = (),
     *,
-    where: str,
-    offset: int,
+    where: str = "",
+    offset: int = 0,
 ) -> Found:
+    """Return what the contender reaches with the first effort that reaches the target."""
     found = None
     few = 15 if contender.kind == "exact" else len(queries)
-    for effort in contender.efforts:
+    for effort in efforts or contender.efforts:
         contender.tune(effort, filtered=bool(where))
         contender.check_plan(queries[0], where, offset)
         times, hits = [], []
@@ -573,15 +575,27 @@ class Bench:
         variants: Sequence[Variant],
         *,
         contenders: Sequence[Contender] | None = None,
+        tuned: Sequence[Found] = (),
         where: str = "",
         offset: int = 0,
     ) -> list[Found]:
-        """Choose the floor by the first variant's recall, ask all in turns, add a row for each variant."""
+        """Choose the floor by the first variant's recall, ask all in turns, add a row for each variant.
+
+        Those that are ``tuned`` keep the effort which was found for them.
+        """
         recalls = [self._recall(variant, wanted) for variant in variants]
-        found = [
-            least_effort(each, queries, wanted, min(recalls[0], TARGET), where=where, offset=offset)
-            for each in contenders or self.contenders
-        ]
+        if tuned:
+            found = [
+                replace(again, reaches=each.reaches)
+                for each in tuned
+                for again in [least_effort(each.contender, queries, wanted, 0, (each.effort,))]
+            ]
+        else:
+            target = min(recalls[0], TARGET)
+            found = [
+                least_effort(each, queries, wanted, target, where=where, offset=offset)
+                for each in contenders or self.contenders
+            ]
         floor = min((each for each in found if each.reaches), key=lambda each: each.p50_ms)
         floor.contender.tune(floor.effort, filtered=bool(where))
         asks: dict[str, Ask] = {"floor": lambda n: floor.contender.ask(queries[n], where, offset)}
@@ -632,7 +646,7 @@ def measure_plain(bench: Bench) -> list[Found]:
     plain, over_http = bench.section["rows"][:2]
     added = over_http["p50_ms"] - plain["p50_ms"]
     bench.tell("HTTP adds to a search, p50", f"{added:.2f} ms", "<= 2 ms", added <= 2)
-    kept = worth_asking(found)
+    kept = [each.contender for each in worth_asking(found)]
     for number in (2, 10):
         offset = (number - 1) * SHOWN
         variant = Variant("plain", bench.product(queries, offset=offset), aim=1.2 if number == 10 else None)
@@ -649,14 +663,18 @@ def measure_plain(bench: Bench) -> list[Found]:
     return found
 
 
-def worth_asking(found: Sequence[Found]) -> list[Contender]:
+def worth_asking(found: Sequence[Found]) -> list[Found]:
     """Return the two fastest indexes that reach enough, or come nearest to it, and none."""
-    exact = [each.contender for each in found if not each.contender.options]
-    return [each.contender for each in found if each.contender.options][:2] + exact
+    none = [each for each in found if not each.contender.options]
+    return [each for each in found if each.contender.options][:2] + none
 
 
-def measure_personal(bench: Bench, kept: Sequence[Contender], *, with_crowd: bool) -> None:
-    """Users of all conditions, each asked near queries of their own; then again beside many other users."""
+def measure_personal(bench: Bench, tuned: Sequence[Found], *, with_crowd: bool) -> None:
+    """Users of all conditions, each asked near queries of their own; then again beside many other users.
+
+    By hand an index has one effort for all who search: what the queries of the first page needed. (The few
+    that users ask here would each time choose another: a graph is drawn at random.)
+    """
     given, scale, rng = bench.given, bench.scale, bench.rng
     storage, collection = bench.context.storage, bench.context.storage.collections.get("items")
     asked = given.queries[rng.permutation(len(given.queries))[: scale.users]]
@@ -682,14 +700,14 @@ def measure_personal(bench: Bench, kept: Sequence[Contender], *, with_crowd: boo
         return Variant(condition.name, by_product, by_all, condition.aim)
 
     plain = Variant("plain", bench.product(queries), aim=1.15)
-    found = bench.compare("personal", queries, wanted, [plain, *map(variant, CONDITIONS)], contenders=kept)
+    found = bench.compare("personal", queries, wanted, [plain, *map(variant, CONDITIONS)], tuned=tuned)
     if not with_crowd:
         return
     some = [plain, *map(variant, (CONDITIONS[2], CONDITIONS[5]))]
     before, after = (f"beside {users:,} others with state" for users in (0, scale.crowd))
-    bench.compare(before, queries, wanted, some, contenders=[found[0].contender])
+    bench.compare(before, queries, wanted, some, tuned=found[:1])
     add_crowd(bench)
-    bench.compare(after, queries, wanted, some, contenders=[found[0].contender])
+    bench.compare(after, queries, wanted, some, tuned=found[:1])
     for each in some:
         change = bench.ratio(after, each.name) / bench.ratio(before, each.name)
         bench.tell(f"{after}, times before: {each.name}", f"{change:.2f}", "<= 1.05", change <= 1.05)
@@ -992,9 +1010,7 @@ the commands that stand below; times are those of the machine that ran them, rat
   fastest of those that reach it is the floor of the row: of all on the first page, elsewhere of the two
   fastest indexes and of none. With a filter, scans are iterative and the columns asked for have indexes.
   Of more than 200,000 vectors only `halfvec` indexes are built.
-  A graph is drawn at random. So which `ef_search` it needs for the eight queries that users ask changes from
-  one run to the next, and the ratios of personal searches with it, up to twofold; compare them with those of
-  *plain* beside them.
+  Under personal searches stands what the queries of the first page needed: by hand `ef_search` is set once.
 - **Product**: `SearchService.search` with the query's vectors, in one thread, at default settings, over the
   embedded PostgreSQL as it is shipped. *Over HTTP* is `embedding-studio serve` and a client that keeps its
   connection, with the time to write and read JSON.
