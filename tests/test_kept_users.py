@@ -22,6 +22,7 @@ from embedding_studio.domain.objects import (
     SeenObject,
     SharedVote,
 )
+from embedding_studio.embeddings.personal import ObjectGates
 from embedding_studio.errors import CollectionNotFoundError, EmbeddingError, InvalidInputError
 from embedding_studio.search import SearchService
 from embedding_studio.storage.ports import OutdatedError
@@ -447,9 +448,9 @@ def test_own_vectors_put_together_are_those_of_each_object(first, second, data):
 
     chosen = data.draw(st.lists(st.sampled_from(names), unique=True)) if names else []
     gates = {name: (1 + k) / 20 for k, name in enumerate(chosen)}
-    opened, wide = both.opened(gates)
+    opened, wide = both.opened(ObjectGates.of(gates))
 
-    assert both.lacking([*names, "strange"]) == ["strange"]
+    assert both.lacking([tuple(names), ("strange",)]) == ["strange"]
     assert opened.object_nos.tolist() == sorted(int(name[1:]) for name in chosen)
     assert wide.tolist() == [gates[f"o{number}"] for number in opened.object_nos.tolist()]
     ends = [*opened.starts.tolist(), len(opened.parts)][1:]

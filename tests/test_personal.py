@@ -270,10 +270,10 @@ def test_the_shifted_query_is_never_farther_from_the_clicked_mean(seed, index):
 
 
 def test_an_object_counts_by_twice_the_widest_gate_that_moved_it():
-    moved = [["a", "b"], ["b"], ["c"], ["d"], ["e"]]
+    moved = [("a", "b"), ("b",), ("c",), ("d",), ("e",)]
     gates, weights = np.array([0.2, 0.3, 0.9, 0.0, 0.9]), np.array([1.0, 1.0, 0.5, 1.0, 0.0])
 
-    assert object_gates(gates, moved, weights) == {"a": 0.4, "b": 0.6, "c": 0.5}
+    assert dict(object_gates(gates, moved, weights)) == {"a": 0.4, "b": 0.6, "c": 0.5}
 
 
 def test_a_closed_gate_leaves_the_original_similarity_in_every_bit():

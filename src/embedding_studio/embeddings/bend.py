@@ -14,6 +14,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import NearMemories, OwnPast, QueryMemory, SharedMemory
 from embedding_studio.embeddings.own_past import own_weights
 from embedding_studio.embeddings.personal import (
+    ObjectGates,
     gates,
     object_factors,
     object_gates,
@@ -101,7 +102,7 @@ class Bend:
             opened, means = np.append(opened, self.shared.gate), [*means, self.shared.clicked_mean]
         return shift_query(index, queries, opened, np.stack(means), self.strength)
 
-    def object_gates(self) -> dict[str, float]:
+    def object_gates(self) -> ObjectGates:
         """Return object_id -> how much the user's own vectors count (eq. 5)."""
         return object_gates(self.gates, [memory.moved_ids for memory in self.memories], self.weights)
 

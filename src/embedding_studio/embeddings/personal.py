@@ -46,7 +46,8 @@ Axes: J remembered queries · N queries of a log · Q parts of a query · P part
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -399,23 +400,55 @@ def weighed_distances(
     return np.where(factors == 1, found, factors * (found + of_query * of_objects) - of_query * of_objects)
 
 
-def object_gates(gates: Floats, moved: Sequence[Sequence[str]], weights: Floats) -> dict[str, float]:
-    """Return object_id -> how much its personal vectors count (eq. 5), for those that count at all.
+class ObjectGates(Mapping[str, float]):
+    """object_id -> how much a user's own vectors of an object count (eq. 5), for those that count at all.
+
+    Attributes:
+        groups: pairs of ids and what they count, in (0, 1]; the last to say something of an object says most.
+    """
+
+    def __init__(self, groups: Sequence[tuple[tuple[str, ...], float]] = ()) -> None:
+        self.groups = groups
+
+    @classmethod
+    def of(cls, gates: Mapping[str, float]) -> "ObjectGates":
+        return gates if isinstance(gates, cls) else cls([((name,), gate) for name, gate in gates.items()])
+
+    @cached_property
+    def _widest(self) -> dict[str, float]:
+        widest: dict[str, float] = {}
+        for object_ids, gate in self.groups:
+            widest |= dict.fromkeys(object_ids, gate)
+        return widest
+
+    def __getitem__(self, object_id: str) -> float:
+        return self._widest[object_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._widest)
+
+    def __len__(self) -> int:
+        return len(self._widest)
+
+    def __bool__(self) -> bool:
+        return any(object_ids for object_ids, _ in self.groups)
+
+
+def object_gates(gates: Floats, moved: Sequence[tuple[str, ...]], weights: Floats) -> ObjectGates:
+    """Return eq. 5.
 
     Args:
         gates: [J].
         moved: for each remembered query the ids of the objects that its session moved.
         weights: [J], how much each of these queries counts.
 
-    >>> object_gates(np.array([0.25, 0.75, 0.0]), [["a"], ["a", "b"], ["c"]], np.array([1.0, 0.8, 1.0]))
+    >>> moved, weights = [("a",), ("a", "b"), ("c",)], np.array([1.0, 0.8, 1.0])
+    >>> dict(object_gates(np.array([0.25, 0.75, 0.0]), moved, weights))
     {'a': 0.8, 'b': 0.8}
     """
-    widest: dict[str, float] = {}
     counts = weights * np.minimum(1.0, 2.0 * gates)
-    for j in np.argsort(counts, kind="stable").tolist():  # the last to say something of an object says most
-        if counts[j] > 0:
-            widest |= dict.fromkeys(moved[j], float(counts[j]))
-    return widest
+    narrowest_first = np.argsort(counts, kind="stable").tolist()
+    return ObjectGates([(moved[j], float(counts[j])) for j in narrowest_first if counts[j] > 0])
 
 
 def blend(original_similarity: Number, personal_similarity: Number, gate: Number) -> Number:

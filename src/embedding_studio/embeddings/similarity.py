@@ -14,7 +14,11 @@ Vectors = NDArray[np.float32]
 
 
 def similarities(
-    index: SearchIndexInfo, queries: Vectors, parts: Vectors, starts: NDArray[np.int64]
+    index: SearchIndexInfo,
+    queries: Vectors,
+    parts: Vectors,
+    starts: NDArray[np.int64],
+    lengths: Vectors | None = None,
 ) -> Floats:
     """Return how alike each object is to one query.
 
@@ -22,13 +26,14 @@ def similarities(
         queries: [Q, D], the parts of the query.
         parts: [N, D], the parts of all objects, object after object.
         starts: [I], where each object's parts begin; strictly ascending from 0, so no object is empty.
+        lengths: [N], of the parts, where they are known.
 
     Returns:
         [I]; cosine: in [-1, 1]; dot: unbounded; euclid: at most 0. Of the nearest pair of parts (MIN) or
         the mean over all pairs (AVG). A zero vector has no direction: its cosine to anything is 0.
         An object's number does not depend, in any bit, on which others stand beside it.
     """
-    pairs = pair_similarities(index.metric_type, queries, parts)
+    pairs = pair_similarities(index.metric_type, queries, parts, lengths)
     if len(starts) == 0:
         return np.zeros(0)
     if index.metric_aggregation_type is MetricAggregationType.MIN:
@@ -43,7 +48,9 @@ def similarities_of(index: SearchIndexInfo, queries: Vectors, objects: Sequence[
     return similarities(index, queries, np.concatenate(objects), starts)
 
 
-def pair_similarities(metric_type: MetricType, queries: Vectors, parts: Vectors) -> Floats:
+def pair_similarities(
+    metric_type: MetricType, queries: Vectors, parts: Vectors, lengths: Vectors | None = None
+) -> Floats:
     """Return [Q, N], how alike each part of the query is to each part of the objects."""
     Q, N = len(queries), len(parts)
     pairs = np.empty((Q, N))
@@ -52,12 +59,13 @@ def pair_similarities(metric_type: MetricType, queries: Vectors, parts: Vectors)
             case MetricType.COSINE | MetricType.DOT:
                 pairs[k] = np.vecdot(parts, query)
             case MetricType.EUCLID:
-                pairs[k] = -_lengths(parts - query)
+                pairs[k] = -lengths_of(parts - query)
             case _:
                 assert_never(metric_type)
     if metric_type is MetricType.COSINE:
-        lengths = _lengths(queries).astype(np.float64)[:, None] * _lengths(parts)
-        pairs = np.minimum(np.maximum(pairs / np.where(lengths > 0, lengths, 1.0), -1.0), 1.0)
+        of_parts = lengths_of(parts) if lengths is None else lengths
+        scale = lengths_of(queries).astype(np.float64)[:, None] * of_parts
+        pairs = np.minimum(np.maximum(pairs / np.where(scale > 0, scale, 1.0), -1.0), 1.0)
     return pairs
 
 
@@ -78,7 +86,7 @@ def cosines(
     return found
 
 
-def _lengths(vectors: Vectors) -> Vectors:
+def lengths_of(vectors: Vectors) -> Vectors:
     """Return [N] of [N, D]; for a few ``np.linalg.norm`` takes twice as long."""
     lengths: Vectors = np.sqrt(np.vecdot(vectors, vectors))
     return lengths

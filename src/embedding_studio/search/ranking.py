@@ -22,7 +22,7 @@ from embedding_studio.domain.objects import (
 )
 from embedding_studio.domain.sessions import MAX_REACH, SearchRequest, SortBy
 from embedding_studio.embeddings.bend import Bend
-from embedding_studio.embeddings.personal import blend, weighed_distances
+from embedding_studio.embeddings.personal import ObjectGates, blend, weighed_distances
 from embedding_studio.embeddings.similarity import distances, similarities_of
 from embedding_studio.storage.attached import current_copies
 from embedding_studio.storage.ports import Storage, Vectors
@@ -73,7 +73,7 @@ class Lists:
     def _bent(self, count: int) -> list[Neighbour]:
         """Return the ``count`` nearest by originals and the user's own vectors, whatever others did."""
         shifted = self.bend.shifted(self.collection.index, self.queries) if self.bend else self.queries
-        gate_of = self.bend.object_gates() if self.bend else {}
+        gate_of = self.bend.object_gates() if self.bend else ObjectGates()
         is_checked = self.near is None or self.near.is_checked
         if is_checked and (self.user_id is None or not gate_of):
             return self._nearest(shifted, count)

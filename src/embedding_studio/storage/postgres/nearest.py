@@ -14,7 +14,7 @@ import math
 import statistics
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -28,7 +28,7 @@ from psycopg.pq import TransactionStatus
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, Neighbour
 from embedding_studio.embeddings.codes import Ranking, View
-from embedding_studio.embeddings.personal import blend
+from embedding_studio.embeddings.personal import ObjectGates, blend
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.embeddings.similarity import distances, similarities
 from embedding_studio.storage.ports import OutdatedError, Vectors
@@ -79,7 +79,7 @@ class Moved:
     """
 
     user_id: str
-    gates: Mapping[str, float]
+    gates: ObjectGates
     vectors: OwnVectors
 
 
@@ -446,13 +446,13 @@ class _Question:
         if self._moved is None:
             return _NO_COPIES
         gates, vectors = self._moved.gates, self._moved.vectors
-        if lacking := vectors.lacking(gates):
+        if lacking := vectors.lacking(object_ids for object_ids, _ in gates.groups):
             vectors |= read_vectors(connection, self.collection, self._moved.user_id, lacking)
         own, opened = vectors.opened(gates)
         if not len(opened):
             return _NO_COPIES
         index = self.collection.index
-        alike = similarities(index, self._parts, own.parts, own.starts)
+        alike = similarities(index, self._parts, own.parts, own.starts, own.lengths)
         return _Copies(own.object_nos, opened, distances(index, alike))
 
     def exact(self, without: _Copies) -> _Plan:

@@ -20,6 +20,7 @@ from embedding_studio.domain.objects import (
     QueryMemory,
     SharedMemory,
 )
+from embedding_studio.embeddings.personal import ObjectGates
 from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.ports import BaseIndex, OrderOutcome, OutdatedError, PassedOver, Vectors
@@ -131,7 +132,7 @@ class PostgresPersonal:
         if user is None:
             return None
         near = user.near(query, threshold)
-        if user.vectors.lacking(_moved_by(near)):
+        if user.vectors.lacking(memory.moved_ids for memory in near):
             return None
         self._users.keep(key, user)
         taken = TakenForGranted(key[0], name, version, user_id, user.version)
@@ -165,7 +166,9 @@ class PostgresPersonal:
                 return nearest_of_user(
                     objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
                 )
-            moved = Moved(user_id, gates, read.vectors) if gates and user_id is not None else None
+            moved = (
+                Moved(user_id, ObjectGates.of(gates), read.vectors) if gates and user_id is not None else None
+            )
             if isinstance(filling, Outbox):
                 return filling.nearest(
                     collection, queries, limit, payload_filter=filter, moved=moved, taken=read.taken
@@ -417,7 +420,9 @@ class _AskedUser:
         self._version = self._ask(connection, "version")
         if kept is None:
             self._ask_all(connection)
-        elif collection.attached is None and (lacking := kept.vectors.lacking(_moved_by(self._found))):
+        elif collection.attached is None and (
+            lacking := kept.vectors.lacking(memory.moved_ids for memory in self._found)
+        ):
             self._lacking = lacking
             self._vectors = self._ask(connection, "vectors_of", object_ids=lacking)
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.objects import Collection, QueryMemory
-from embedding_studio.embeddings.similarity import cosines
+from embedding_studio.embeddings.personal import ObjectGates
+from embedding_studio.embeddings.similarity import cosines, lengths_of
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.database import Connection
 from embedding_studio.storage.postgres.sql import in_schema
@@ -45,12 +46,16 @@ class OwnVectors:
         object_nos: [M], ascending; the numbers of the originals that the vectors were made of.
         starts: [M], where the parts of each begin.
         parts: [T, D].
+        lengths: [T], theirs.
+        placed: of ids that were asked for together, the places of those that the user has vectors for.
     """
 
     places: Mapping[str, int] = field(default_factory=dict)
     object_nos: Numbers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     starts: Numbers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     parts: Vectors = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    lengths: Vectors = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    placed: dict[tuple[str, ...], Numbers] = field(default_factory=dict)
 
     @classmethod
     def read(cls, rows: Sequence[tuple[str, int, bytes]], asked: Iterable[str]) -> Self:
@@ -64,14 +69,14 @@ class OwnVectors:
         )
         found = {rows[start][0]: place for place, start in enumerate(starts.tolist())}
         parts = unpack([part for *_, part in rows])
-        return cls({**dict.fromkeys(asked, -1), **found}, object_nos, starts, parts)
+        return cls({**dict.fromkeys(asked, -1), **found}, object_nos, starts, parts, lengths_of(parts))
 
     def __or__(self, others: "OwnVectors") -> "OwnVectors":
         """Return these and others, of other objects."""
         if not len(others.object_nos):
-            return replace(self, places={**self.places, **others.places})
+            return replace(self, places={**self.places, **others.places}, placed={})
         if not len(self.object_nos):
-            return replace(others, places={**self.places, **others.places})
+            return replace(others, places={**self.places, **others.places}, placed={})
         M, T = len(self.object_nos), len(self.parts)
         moved = {name: place + M if place >= 0 else place for name, place in others.places.items()}
         together = replace(
@@ -79,33 +84,42 @@ class OwnVectors:
             object_nos=np.concatenate([self.object_nos, others.object_nos]),
             starts=np.concatenate([self.starts, others.starts + T]),
             parts=np.concatenate([self.parts, others.parts]),
+            lengths=np.concatenate([self.lengths, others.lengths]),
         )
         order = np.argsort(together.object_nos)
         new_places = np.append(np.argsort(order), -1)
         places = {name: int(new_places[place]) for name, place in {**self.places, **moved}.items()}
         return replace(together._at(order), places=places)
 
-    def lacking(self, object_ids: Iterable[str]) -> list[str]:
-        """Return those of which is not known whether the user has vectors of their own."""
-        return sorted(set(object_ids) - self.places.keys())
+    def lacking(self, groups: Iterable[tuple[str, ...]]) -> list[str]:
+        """Return those ids of which is not known whether the user has vectors of their own."""
+        unplaced = [object_ids for object_ids in groups if object_ids not in self.placed]
+        return sorted({name for object_ids in unplaced for name in object_ids} - self.places.keys())
 
-    def opened(self, gates: Mapping[str, float]) -> "tuple[OwnVectors, Floats]":
+    def opened(self, gates: ObjectGates) -> "tuple[OwnVectors, Floats]":
         """Return those of objects that have a gate, without their ids, and the gates [M]."""
-        wide = np.zeros(len(self.object_nos) + 1)  # the last is of those that have none
-        asked = np.fromiter(map(self.places.__getitem__, gates), np.int64, len(gates))
-        wide[asked] = np.fromiter(gates.values(), np.float64, len(gates))
-        places = np.flatnonzero(wide[:-1] > 0)
+        wide = np.zeros(len(self.object_nos))
+        for object_ids, gate in gates.groups:
+            wide[self._places_of(object_ids)] = gate
+        places = np.flatnonzero(wide > 0)
         return (self if len(places) == len(self.object_nos) else self._at(places)), wide[places]
+
+    def _places_of(self, object_ids: tuple[str, ...]) -> Numbers:
+        """Return where ids stand, of those that the user has vectors for; looked up once for all searches."""
+        if (known := self.placed.get(object_ids)) is None:
+            places = np.fromiter(map(self.places.__getitem__, object_ids), np.int64, len(object_ids))
+            known = self.placed[object_ids] = places[places >= 0]
+        return known
 
     def _at(self, places: Numbers) -> "OwnVectors":
         counts = np.diff(self.starts, append=len(self.parts))[places]
         starts = np.cumsum(counts) - counts
         rows = np.repeat(self.starts[places] - starts, counts) + np.arange(counts.sum())
-        return OwnVectors({}, self.object_nos[places], starts, self.parts[rows])
+        return OwnVectors({}, self.object_nos[places], starts, self.parts[rows], self.lengths[rows])
 
     @property
     def nbytes(self) -> int:
-        return 200 * len(self.places) + self.parts.nbytes
+        return 200 * len(self.places) + self.parts.nbytes + self.lengths.nbytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,7 +159,7 @@ class KeptUser:
         texts = sum(
             getsizeof(each.search_query)
             + sum(map(getsizeof, each.clicked_ids))
-            + sum(map(getsizeof, each.moved_ids))
+            + sum(8 + getsizeof(name) for name in each.moved_ids)
             + 40 * len(each.likeness)
             for each in self.memories
         )
