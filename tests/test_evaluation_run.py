@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -15,7 +16,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from embedding_studio.cli import app
+from embedding_studio.domain.improvement import ImprovementInput
 from embedding_studio.domain.index import MetricAggregationType, MetricType
+from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.errors import InvalidDataError, InvalidInputError
 from embedding_studio.evaluation import Evaluation, evaluate, html_report, markdown, table
 from embedding_studio.evaluation.clicks import CLICK_MODELS, click_draws
@@ -31,6 +34,8 @@ from embedding_studio.evaluation.methods import (
 from embedding_studio.evaluation.run import compare
 from embedding_studio.evaluation.taste import load_tastes
 from embedding_studio.evaluation.users import SimulatedUser, simulate_users
+from embedding_studio.feedback import time_limit
+from embedding_studio.feedback.improve import Improver
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import Storage
 from evaluation_world import WordEmbedder, write_collection, write_ratings
@@ -221,6 +226,24 @@ def test_plain_search_ranks_by_the_metric_and_the_aggregation_of_the_collection(
             assert nearest(UngatedCopies, metric, aggregation) == by_service
             found.add(tuple(by_service))
     assert len(found) == 6
+
+
+def test_a_machine_on_which_an_adjuster_takes_long_gets_its_figures_all_the_same(
+    collection: JudgedCollection, users: list[SimulatedUser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(PassiveAggressiveAdjuster):
+        def adjust_vectors(self, improvement_inputs: list[ImprovementInput]) -> list[ImprovementInput]:
+            time.sleep(4 * time_limit.POLL_SECONDS)
+            return super().adjust_vectors(improvement_inputs)
+
+    monkeypatch.setitem(Improver.__init__.__kwdefaults__, "adjuster_seconds", 0.001)
+    product = Product(MemoryStorage(), collection, adjuster=Slow)
+    query = collection.queries[0]
+    shown = product.serve("u", query, 0)
+
+    product.learn([ServedSession("u", 0, query, tuple(shown), (shown[1],))])
+
+    assert next(each for each, _ in product.rank("u", query)) == shown[1]
 
 
 def test_the_reference_formula_is_refused_for_what_it_does_not_say(folder: Path) -> None:

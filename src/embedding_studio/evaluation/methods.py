@@ -1,5 +1,6 @@
 """What can learn from a user's sessions, each behind the same three verbs: serve, learn, rank."""
 
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,11 @@ class Product:
             shared_min_users=shared_min_users,
         )
         self._improver = Improver(
-            storage, adjuster, max_angle_degrees=max_angle_degrees, is_shared=shared_min_users > 0
+            storage,
+            adjuster,
+            max_angle_degrees=max_angle_degrees,
+            adjuster_seconds=math.inf,  # no other waits behind it, and who waits for figures can stop it
+            is_shared=shared_min_users > 0,
         )
 
     def serve(self, user_id: str, query: JudgedQuery, number: int) -> list[str]:
