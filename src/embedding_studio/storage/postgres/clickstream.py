@@ -4,30 +4,24 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count, groupby, islice, repeat
+from itertools import chain, groupby, islice
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
 from psycopg import Cursor, sql
 
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
-    CLOCK_SECONDS,
     TAKEN_BACK,
     EventDisposition,
     FurtherPage,
     RecordedSession,
     Recording,
-    SearchRequest,
     SearchResultItem,
     Session,
     SessionDisposition,
     SessionEvent,
-    pages_with,
-    trusted,
 )
-from embedding_studio.domain.storable import as_json
 from embedding_studio.errors import ConflictError, SessionNotFoundError
 from embedding_studio.storage.ports import (
     WAITING_SECONDS,
@@ -53,16 +47,26 @@ from embedding_studio.storage.postgres.database import (
     only_row,
     text_array,
 )
+from embedding_studio.storage.postgres.events import of_unknown_sessions, push, with_orders, with_those
 from embedding_studio.storage.postgres.orders import place
 from embedding_studio.storage.postgres.quarantine import forget
 from embedding_studio.storage.postgres.queue import mark_learnt
 from embedding_studio.storage.postgres.schema import SESSION_LOCK, USER_LOCK
+from embedding_studio.storage.postgres.sessions import (
+    FIRST_OF_SHOWN,
+    Row,
+    as_rows,
+    built_session,
+    difference,
+    event_of,
+    longer_row,
+    packed_query,
+    results_of,
+    session_row,
+    unpacked_query,
+)
 from embedding_studio.storage.postgres.sql import in_schema, statements
 from embedding_studio.storage.postgres.votes import ask_voted, replace_votes
-
-Row = tuple[Any, ...]
-FIRST_OF_SHOWN = 9
-"""The columns from here on in the row of a session are what it showed."""
 
 PAGE = 500
 """Sessions read at once."""
@@ -96,7 +100,7 @@ class PostgresClickstream:
                 for each, became in zip(sessions, dispositions, strict=True)
             ]
             pushed = [*chain.from_iterable(events), *waited]
-            told = iter(_push(connection, pushed, self._order_on, longer))
+            told = iter(push(connection, pushed, self._order_on, longer))
             return [
                 Recording(became, tuple(islice(told, len(theirs))))
                 for became, theirs in zip(dispositions, events, strict=True)
@@ -117,10 +121,10 @@ class PostgresClickstream:
             if not new:
                 row = _known(connection, [session])[session.session_id]
                 _require_same(row, session)
-                there = _results(row)
+                there = results_of(row)
                 require_shown(session, {result.object_id: result.position for result in there})
                 return False
-            _push(connection, [*session.events, *waited], self._order_on)
+            push(connection, [*session.events, *waited], self._order_on)
             return True
 
         return self._insert_alone(recorded) or self._database.write(work)
@@ -140,11 +144,11 @@ class PostgresClickstream:
     def push_events(
         self, events: Sequence[SessionEvent], *, may_wait: bool = True, sender: str = ""
     ) -> list[EventDisposition]:
-        became = self._database.write(lambda connection: _push(connection, events, self._order_on))
-        early = _unknown(events, became)
+        became = self._database.write(lambda connection: push(connection, events, self._order_on))
+        early = of_unknown_sessions(events, became)
         if not (early and may_wait and self._waiting_events):
             return became
-        return _with(
+        return with_those(
             became, self._database.write(lambda connection: self._push_early(connection, early, sender))
         )
 
@@ -172,7 +176,7 @@ class PostgresClickstream:
             ).fetchone()
             if row is None:
                 raise _not_found(session_id)
-            return _built_session(row, _events_of(connection, [session_id]).get(session_id, ()))
+            return built_session(row, _events_of(connection, [session_id]).get(session_id, ()))
 
         return self._database.read(work)
 
@@ -218,7 +222,7 @@ class PostgresClickstream:
                 _SQL["latest"], given | {"collections": names}, prepare=False, binary=True
             ).fetchall()
             events = _events_of(connection, [row[0] for row in rows])
-            return [_built_session(row, events.get(row[0], ())) for row in rows]
+            return [built_session(row, events.get(row[0], ())) for row in rows]
 
         at, session_id = before or (NEVER, LAST_ID)
         given = {"user_id": user_id, "before_at": at, "before_id": session_id, "limit": limit}
@@ -233,7 +237,7 @@ class PostgresClickstream:
                 "limit": limit,
             }
             rows = connection.execute(_SQL["recent_queries"], given, binary=True).fetchall()
-            return [_unpacked(query_vectors, dimensions) for query_vectors, dimensions in rows]
+            return [unpacked_query(query_vectors, dimensions) for query_vectors, dimensions in rows]
 
         return self._database.read(work)
 
@@ -280,7 +284,7 @@ class PostgresClickstream:
             if connection.execute(_SQL["lock_sessions"], given).rowcount == 0:
                 raise _not_found(session_id)
             connection.execute(_SQL["mark_irrelevant"], given)
-            if _ordered(connection, [session_id]):
+            if with_orders(connection, [session_id]):
                 place(connection, [session_id])
 
         self._database.write(work)
@@ -290,7 +294,7 @@ class PostgresClickstream:
             given = {"sender": sender, "after": after, "limit": PAGE}
             page = [session_id for (session_id,) in connection.execute(_SQL["lock_of_sender"], given)]
             connection.execute(_SQL["mark_irrelevant"], {"session_ids": page})
-            if ordered := _ordered(connection, page):
+            if ordered := with_orders(connection, page):
                 place(connection, ordered)
             return page
 
@@ -309,7 +313,7 @@ class PostgresClickstream:
             if not locked and not dropped:
                 raise _not_found(session_id)
             taken = dropped + connection.execute(_SQL["take_back"], given).rowcount
-            if taken and _ordered(connection, [session_id]):
+            if taken and with_orders(connection, [session_id]):
                 place(connection, [session_id])
             return taken
 
@@ -362,7 +366,7 @@ class PostgresClickstream:
         """Record events of sessions that were not recorded just now; let those wait that still are not."""
         session_ids = list({event.session_id for event in events})
         connection.execute(_SQL["lock_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
-        became = _push(connection, events, self._order_on)
+        became = push(connection, events, self._order_on)
         with connection.pipeline():
             connection.execute(_SQL["drop_waiting"], {"now": None, "seconds": WAITING_SECONDS})
             there = connection.execute(_SQL["waiting"], {"session_ids": session_ids})
@@ -372,11 +376,11 @@ class PostgresClickstream:
             waiting[session_id][event_id] = content[0], content[1]
         number, held = only_row(counted)
         room = room_of(sender, free=self._waiting_events - number, held=held)
-        told, admitted = admit(_unknown(events, became), waiting, room)
+        told, admitted = admit(of_unknown_sessions(events, became), waiting, room)
         if admitted:
-            given = {"events": _rows(map(vars, admitted)), "sender": sender}
+            given = {"events": as_rows(map(vars, admitted)), "sender": sender}
             connection.execute(_SQL["let_wait"], given)
-        return _with(became, told)
+        return with_those(became, told)
 
 
 def _rows_of_user(connection: Connection, collections: Sequence[Collection], user_id: str) -> dict[str, int]:
@@ -402,7 +406,7 @@ def keep_query_vectors(connection: Connection, vectors: Mapping[str, Vectors]) -
     """Keep query vectors, [Q, D] by session id."""
     if not vectors:
         return
-    columns = [_packed(parts) for parts in vectors.values()]
+    columns = [packed_query(parts) for parts in vectors.values()]
     given = {
         "session_ids": list(vectors),
         "query_vectors": [column["query_vectors"] for column in columns],
@@ -411,27 +415,10 @@ def keep_query_vectors(connection: Connection, vectors: Mapping[str, Vectors]) -
     connection.execute(_SQL["store_query_vectors"], given)
 
 
-def _packed(vectors: Vectors | None) -> dict[str, Any]:
-    """Return query vectors as columns."""
-    if vectors is None:
-        return {"query_vectors": None, "query_dimensions": None}
-    parts = np.atleast_2d(np.asarray(vectors, dtype="<f4"))
-    return {"query_vectors": parts.tobytes(), "query_dimensions": parts.shape[1]}
-
-
-def _unpacked(query_vectors: bytes, dimensions: int) -> Vectors:
-    """Return query vectors, [Q, D] float32, from their columns."""
-    return np.frombuffer(query_vectors, dtype="<f4").reshape(-1, dimensions).astype(np.float32)
-
-
 def _events_of(connection: Connection, session_ids: Sequence[str]) -> dict[str, tuple[SessionEvent, ...]]:
     """Return events by time, under the id of their session."""
     rows = connection.execute(_SQL["events"], {"session_ids": list(session_ids)}, binary=True)
-    return {key: tuple(map(_event, theirs)) for key, theirs in groupby(rows, itemgetter(0))}
-
-
-# What was validated on its way in is not validated again on its way out: that would take most of the
-# time of loading.
+    return {key: tuple(map(event_of, theirs)) for key, theirs in groupby(rows, itemgetter(0))}
 
 
 def _page(connection: Connection, given: dict[str, Any]) -> list[RecordedSession]:
@@ -445,105 +432,12 @@ def _recorded(connection: Connection, rows: Sequence[Row]) -> list[RecordedSessi
     events = _events_of(connection, [row[0] for row in rows])
     return [
         RecordedSession(
-            _built_session(tuple(fields), events.get(fields[0], ())),
-            None if query_vectors is None else _unpacked(query_vectors, dimensions),
+            built_session(tuple(fields), events.get(fields[0], ())),
+            None if query_vectors is None else unpacked_query(query_vectors, dimensions),
             sender or "",
         )
         for *fields, sender, query_vectors, dimensions in rows
     ]
-
-
-def _built_session(row: Row, events: tuple[SessionEvent, ...]) -> Session:
-    *fields, request, _, is_irrelevant = row[:FIRST_OF_SHOWN]
-    session_id, search_query, user_id, created_at, collection, search_meta = fields
-    return trusted(
-        Session,
-        session_id=session_id,
-        search_query=search_query,
-        user_id=user_id,
-        created_at=created_at,
-        collection=collection,
-        search_results=_results(row),
-        search_meta=search_meta,
-        request=None if request is None else SearchRequest.model_validate(request),
-        pages=_pages(row),
-        is_irrelevant=is_irrelevant,
-        events=events,
-    )
-
-
-def _pages(row: Row) -> tuple[FurtherPage, ...]:
-    """Return what is kept of the pages after the first, of a session's row."""
-    return tuple(
-        trusted(
-            FurtherPage,
-            request=SearchRequest.model_validate(page["request"]),
-            created_at=page["created_at"],
-            object_ids=tuple(page["object_ids"]),
-        )
-        for page in row[FIRST_OF_SHOWN - 2] or ()
-    )
-
-
-def _results(row: Row) -> tuple[SearchResultItem, ...]:
-    """Return what a session showed, of its row."""
-    shown, positions, distances, personalised, propensities, metas = row[FIRST_OF_SHOWN:]
-    return tuple(
-        trusted(
-            SearchResultItem,
-            object_id=object_id,
-            rank=distance,
-            meta=meta,
-            position=position,
-            personalised=is_personalised,
-            propensity=propensity,
-        )
-        for object_id, position, distance, is_personalised, propensity, meta in zip(
-            shown,
-            positions or count(1),
-            distances or repeat(None),
-            personalised or repeat(False),
-            propensities or repeat(1.0),
-            metas or repeat(None),
-            strict=False,
-        )
-    )
-
-
-def _columns(results: Sequence[SearchResultItem]) -> dict[str, Any]:
-    """Return the columns of what a session showed, best first; absent: None."""
-    in_order = [*range(1, len(results) + 1)]
-    positions = [each.position for each in results]
-    ordered = results
-    if positions != in_order:
-        ordered = sorted(results, key=lambda each: (each.position or 0, each.object_id.encode()))
-        positions = [each.position for each in ordered]
-    return {
-        "shown": [each.object_id for each in ordered],
-        "positions": None if positions == in_order else positions,
-        "distances": _unless([each.rank for each in ordered], None),
-        "personalised": _unless([each.personalised for each in ordered], False),
-        "propensities": _unless([each.propensity for each in ordered], 1.0),
-        "metas": _unless([each.meta for each in ordered], None),
-    }
-
-
-def _unless(values: list[Any], usual: object) -> list[Any] | None:
-    """Return values; None where all are as usual."""
-    return None if values.count(usual) == len(values) else values
-
-
-def _event(row: Row) -> SessionEvent:
-    session_id, object_id, event_type, created_at, event_id, meta = row
-    return trusted(
-        SessionEvent,
-        session_id=session_id,
-        object_id=object_id,
-        event_type=event_type,
-        created_at=created_at,
-        event_id=event_id,
-        meta=meta,
-    )
 
 
 def _insert_awaited(
@@ -558,7 +452,7 @@ def _insert_awaited(
     if not new:
         return new, []
     return new, [
-        _event(row) for row in connection.execute(_SQL["join_waiting"], {"session_ids": text_array([*new])})
+        event_of(row) for row in connection.execute(_SQL["join_waiting"], {"session_ids": text_array([*new])})
     ]
 
 
@@ -570,33 +464,8 @@ def _ask_insert(
     Args:
         is_all: whether nothing else is done in this transaction: not those for which events wait.
     """
-    given = {"sessions": _rows(map(_session_row, recorded)), "is_all": is_all, "lock_class": SESSION_LOCK}
+    given = {"sessions": as_rows(map(session_row, recorded)), "is_all": is_all, "lock_class": SESSION_LOCK}
     return connection.execute(_SQL["insert_sessions"], given)
-
-
-def _session_row(recorded: RecordedSession) -> dict[str, Any]:
-    session = recorded.session
-    row = {
-        "session_id": session.session_id,
-        "user_id": session.user_id,
-        "search_query": session.search_query,
-        "collection": session.collection,
-        "created_at": session.created_at,
-        "is_irrelevant": session.is_irrelevant,
-        **_columns(_with_new((), session.search_results)),
-    }
-    if session.search_meta is not None:
-        row["search_meta"] = session.search_meta
-    if session.request is not None:
-        row["request"] = session.request.model_dump()
-    if session.pages:
-        row["pages"] = [page.model_dump() for page in session.pages]
-    if recorded.sender:
-        row["sender"] = recorded.sender
-    if recorded.query_vectors is not None:
-        packed = _packed(recorded.query_vectors)
-        row |= packed | {"query_vectors": "\\x" + packed["query_vectors"].hex()}
-    return row
 
 
 def _continue(
@@ -610,13 +479,13 @@ def _continue(
     if not sessions:
         return [], []
     rows = _known(connection, sessions)
-    differences = [_difference(rows[session.session_id], session) for session in sessions]
+    differences = [difference(rows[session.session_id], session) for session in sessions]
     names = (
         names_by_alias(connection) if any(each and each[0] == "collection" for each in differences) else {}
     )
     is_same = [
-        difference is None or _is_of_name(difference, session, names)
-        for session, difference in zip(sessions, differences, strict=True)
+        each is None or _is_of_name(each, session, names)
+        for session, each in zip(sessions, differences, strict=True)
     ]
     shown: dict[str, list[SearchResultItem]] = defaultdict(list)
     pages: dict[str, list[FurtherPage]] = defaultdict(list)
@@ -675,128 +544,9 @@ def _show(
         locked = connection.execute(_SQL["lock_sessions"], {"session_ids": longer})
         now = connection.execute(_SQL["get_sessions"], {"session_ids": longer}, binary=True)
     locked.fetchall()
-    added = (_longer(row, shown[row[0]], pages[row[0]]) for row in now)
-    connection.execute(_SQL["show"], {"shown": _rows(added)})
+    added = (longer_row(row, shown[row[0]], pages[row[0]]) for row in now)
+    connection.execute(_SQL["show"], {"shown": as_rows(added)})
     return longer
-
-
-def _longer(row: Row, shown: Sequence[SearchResultItem], pages: Sequence[FurtherPage]) -> dict[str, Any]:
-    """Return the columns of a session that shows more than its row says."""
-    results = _with_new(_results(row), shown)
-    new = {result.object_id for result in results}.difference(row[FIRST_OF_SHOWN])
-    kept = [page.model_dump() for page in pages_with(_pages(row), pages, new)]
-    return {"session_id": row[0], "pages": kept or None} | _columns(results)
-
-
-def _with_new(
-    before: Sequence[SearchResultItem], shown: Iterable[SearchResultItem]
-) -> list[SearchResultItem]:
-    """Return results with those shown for the first time; what has no position comes after all so far."""
-    results = {result.object_id: result for result in before}
-    last = max((result.position or 0 for result in before), default=0)
-    for result in shown:
-        if result.object_id not in results:
-            position = result.position or last + 1
-            results[result.object_id] = (
-                result if result.position else result.model_copy(update={"position": position})
-            )
-            last = max(last, position)
-    return list(results.values())
-
-
-def _rows(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return rows as one JSON document, which takes a tenth of the time that an array a column does."""
-    return as_json(list(rows)).decode()
-
-
-def _push(
-    connection: Connection,
-    events: Sequence[SessionEvent],
-    order_on: Container[str],
-    longer: Sequence[str] = (),
-) -> list[EventDisposition]:
-    """Record events, and place orders.
-
-    Args:
-        longer: sessions that show something new; who has orders for them is marked in the same statement as
-            those who clicked, for rows of the queue are locked in one order.
-    """
-    if not events:
-        mark_learnt(connection, longer)
-        return []
-    first: dict[tuple[str, str], SessionEvent] = {}
-    for event in events:
-        first.setdefault((event.session_id, event.event_id), event)
-    given = {
-        "known_ids": text_array(sorted({session_id for session_id, _ in first})),
-        "session_ids": text_array([session_id for session_id, _ in first]),
-        "event_ids": text_array([event_id for _, event_id in first]),
-        "object_ids": text_array([event.object_id for event in first.values()]),
-        "event_types": text_array([event.event_type for event in first.values()]),
-        "created_ats": text_array([str(event.created_at) for event in first.values()]),
-        "metas": text_array(
-            ["" if event.meta is None else as_json(event.meta).decode() for event in first.values()]
-        ),
-    }
-    found = dict(zip(first, connection.execute(_SQL["push"], given, binary=True).fetchall(), strict=True))
-    touched = {
-        session_id
-        for (session_id, event_id), (_, is_new, *_) in found.items()
-        if is_new and first[session_id, event_id].event_type in order_on
-    }
-    if touched:
-        place(connection, sorted(touched), also=_ordered(connection, longer))
-    else:
-        mark_learnt(connection, longer)
-    return _dispositions(events, first, found)
-
-
-def _ordered(connection: Connection, session_ids: Sequence[str]) -> list[str]:
-    """Return those sessions that have orders."""
-    if not session_ids:
-        return []
-    found = connection.execute(_SQL["ordered"], {"session_ids": list(session_ids)})
-    return [session_id for (session_id,) in found]
-
-
-def _dispositions(
-    events: Sequence[SessionEvent],
-    first: Mapping[tuple[str, str], SessionEvent],
-    found: Mapping[tuple[str, str], Row],
-) -> list[EventDisposition]:
-    """Return what became of events, by what the statement ``push`` tells of the first of each id."""
-    became = []
-    told = set()
-    for event in events:
-        key = event.session_id, event.event_id
-        is_known, is_new, is_shown, searched_at, stored = found[key]
-        is_repeated = key in told
-        told.add(key)
-        if not is_known:
-            became.append(EventDisposition.UNKNOWN_SESSION)
-        elif is_repeated or not is_new:
-            there = stored or [first[key].object_id, first[key].event_type]
-            is_equal = there == [event.object_id, event.event_type]
-            became.append(EventDisposition.DUPLICATE if is_equal else EventDisposition.CONFLICT)
-        elif event.created_at < searched_at - CLOCK_SECONDS:
-            became.append(EventDisposition.TOO_EARLY)
-        else:
-            became.append(EventDisposition.ACCEPTED if is_shown else EventDisposition.UNKNOWN_OBJECT)
-    return became
-
-
-def _unknown(events: Sequence[SessionEvent], became: Sequence[EventDisposition]) -> list[SessionEvent]:
-    """Return those events whose sessions are not recorded."""
-    unknown = EventDisposition.UNKNOWN_SESSION
-    return [event for event, each in zip(events, became, strict=True) if each is unknown]
-
-
-def _with(
-    became: Sequence[EventDisposition], of_unknown: Sequence[EventDisposition]
-) -> list[EventDisposition]:
-    """Return what became of events, with what became of those whose sessions are not recorded."""
-    told = iter(of_unknown)
-    return [next(told) if each is EventDisposition.UNKNOWN_SESSION else each for each in became]
 
 
 def _not_found(session_id: str) -> SessionNotFoundError:
@@ -804,28 +554,18 @@ def _not_found(session_id: str) -> SessionNotFoundError:
 
 
 def _require_same(row: Row, session: Session) -> None:
-    difference = _difference(row, session)
-    if difference is not None:
-        what, value = difference
+    found = difference(row, session)
+    if found is not None:
+        what, value = found
         raise ConflictError(
             f"session {session.session_id!r} has {what} {value!r} already, not "
             f"{getattr(session, what)!r}; give each search a session_id of its own"
         )
 
 
-def _difference(row: Row, session: Session) -> tuple[str, str | None] | None:
-    """Return in what a stored session is another than one of the same id, and what it has there."""
-    _, search_query, user_id, _, collection, *_ = row
-    recorded = {"user_id": user_id, "search_query": search_query, "collection": collection}
-    for what, value in recorded.items():
-        if value != getattr(session, what):
-            return what, value
-    return None
-
-
-def _is_of_name(difference: tuple[str, str | None], session: Session, names: Mapping[str, str]) -> bool:
+def _is_of_name(found: tuple[str, str | None], session: Session, names: Mapping[str, str]) -> bool:
     """Return whether all that differs is the name for one collection, which has aliases."""
-    what, ours = difference
+    what, ours = found
     return (
         what == "collection" and len({names.get(str(each), each) for each in (ours, session.collection)}) == 1
     )

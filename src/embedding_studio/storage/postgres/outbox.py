@@ -50,10 +50,12 @@ from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.collections import list_collections
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.geometry import Geometry
-from embedding_studio.storage.postgres.nearest import Moved, NearestSearch, TakenForGranted
+from embedding_studio.storage.postgres.nearest import NearestSearch
+from embedding_studio.storage.postgres.plans import Moved
 from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.schema import OUTBOX_LOCK
 from embedding_studio.storage.postgres.sql import in_schema, statements
+from embedding_studio.storage.postgres.users import TakenForGranted
 from embedding_studio.storage.postgres.vectors import pack_numbers, unpack, unpack_numbers
 
 Numbers = NDArray[np.int64]

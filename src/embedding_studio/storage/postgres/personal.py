@@ -35,14 +35,21 @@ from embedding_studio.storage.postgres.collections import (
     share_state,
 )
 from embedding_studio.storage.postgres.database import Connection, Database, one_moment, only_row, server_of
-from embedding_studio.storage.postgres.nearest import Moved, NearestSearch, TakenForGranted, check
+from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
 from embedding_studio.storage.postgres.outbox import Outbox
+from embedding_studio.storage.postgres.plans import Moved, check
 from embedding_studio.storage.postgres.quarantine import keep_found
 from embedding_studio.storage.postgres.queue import Held, complete, find_held, mark_users
 from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.sql import in_schema
-from embedding_studio.storage.postgres.users import MOST_MEMORIES, KeptUser, KeptUsers, OwnVectors
+from embedding_studio.storage.postgres.users import (
+    MOST_MEMORIES,
+    KeptUser,
+    KeptUsers,
+    OwnVectors,
+    TakenForGranted,
+)
 from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
 from embedding_studio.storage.postgres.votes import (
     ask_near,

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from embedding_studio.domain.objects import Collection, QueryMemory
 from embedding_studio.embeddings.personal import ObjectGates
 from embedding_studio.embeddings.similarity import cosines, lengths_of
-from embedding_studio.storage.ports import Vectors
-from embedding_studio.storage.postgres.database import Connection
+from embedding_studio.storage.ports import OutdatedError, Vectors
+from embedding_studio.storage.postgres.database import Connection, server_of
 from embedding_studio.storage.postgres.sql import in_schema
 from embedding_studio.storage.postgres.vectors import unpack
 
@@ -164,6 +164,34 @@ class KeptUser:
             for each in self.memories
         )
         return 2000 + 1000 * len(self.memories) + texts + 3 * self.queries.nbytes + self.vectors.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class TakenForGranted:
+    """What a search is made of without a look whether it is still so; each answer says whether it is.
+
+    Attributes:
+        server: of which it was read.
+        name: of a collection.
+        collection: version of what the name stood for.
+        user_id: None: no user's state takes part.
+        state: version of the user's.
+    """
+
+    server: str
+    name: str
+    collection: str
+    user_id: str | None = None
+    state: str | None = None
+
+    def check(self, connection: Connection, versions: Sequence[str | None]) -> None:
+        """Return if these are the versions of collection and state, and of the same server.
+
+        Raises:
+            OutdatedError: they are not.
+        """
+        if (self.server, self.collection, self.state) != (server_of(connection), *versions):
+            raise OutdatedError("the collection, or what is learnt about the user, is not what it was")
 
 
 UserKey = tuple[str, int, str]

@@ -1,0 +1,263 @@
+"""What a search asks of the database, statement by statement, and what these bring."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import Cursor, sql
+
+from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.objects import Collection, Neighbour
+from embedding_studio.embeddings.codes import Ranking
+from embedding_studio.embeddings.personal import ObjectGates, blend
+from embedding_studio.embeddings.preparation import check_vectors
+from embedding_studio.embeddings.similarity import distances, similarities
+from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.postgres.database import Connection, only_row
+from embedding_studio.storage.postgres.filters import condition
+from embedding_studio.storage.postgres.geometry import Geometry
+from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
+from embedding_studio.storage.postgres.users import OwnVectors, TakenForGranted, read_vectors
+from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack_numbers
+
+_SQL = statements("nearest.sql")
+
+Numbers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How much a user's copies count, for the objects of which there are any.
+
+    Attributes:
+        gates: object_id -> in (0, 1].
+        vectors: the user's own, as far as they are known.
+    """
+
+    user_id: str
+    gates: ObjectGates
+    vectors: OwnVectors
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one plan brought.
+
+    Attributes:
+        revision: of the originals; all that it brought is of this one, if the codes were.
+        is_old: originals have changed since the codes were read.
+    """
+
+    neighbours: list[Neighbour]
+    revision: int
+    is_old: bool
+
+    def joined_to(self, earlier: Self, limit: int) -> Self:
+        """Return one that has also the neighbours of an earlier one, which are others."""
+        return replace(self, neighbours=in_order(earlier.neighbours + self.neighbours)[:limit])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copies:
+    """A user's own copies, M objects, and how they bear on a query.
+
+    Attributes:
+        object_nos: [M], sorted.
+        gates: [M], in (0, 1].
+        distances: [M], from the query to the user's vectors.
+    """
+
+    object_nos: Numbers
+    gates: Floats
+    distances: Floats
+
+    def __len__(self) -> int:
+        return len(self.object_nos)
+
+    def at(self, kept: NDArray[np.bool_]) -> "Copies":
+        """Return some of them."""
+        if kept.all():
+            return self
+        return Copies(self.object_nos[kept], self.gates[kept], self.distances[kept])
+
+    def blended(self, object_nos: Numbers, distances: Floats) -> Floats:
+        """Return the distances [N] of objects, given those to their originals."""
+        places = np.searchsorted(self.object_nos, object_nos).clip(max=len(self) - 1)
+        gates = np.where(self.object_nos[places] == object_nos, self.gates[places], 0)
+        return np.where(gates > 0, blend(distances, self.distances[places], gates), distances)
+
+    def bounds(self, ranking: Ranking, geometry: Geometry) -> Floats:
+        """Return the least and the largest distance that each may have, [2, M], from what codes say."""
+        if not len(self):
+            return np.empty((2, 0))
+        bounds = np.stack([self.distances, self.distances])
+        weighed = np.flatnonzero(self.gates < 1)  # the others stand where the user's own vectors do
+        if len(weighed):
+            least, largest = ranking.bounds(self.object_nos[weighed]) + geometry.offset
+            if geometry.averages_draw:  # the average stands no farther than its parts do on average
+                largest = np.full_like(largest, np.inf)
+            of_originals = np.stack([least, largest])
+            bounds[:, weighed] = blend(of_originals, self.distances[weighed], self.gates[weighed])
+        return bounds
+
+
+NO_COPIES = Copies(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A statement."""
+
+    statement: bytes
+    parameters: dict[str, Any]
+    needs_snapshot: bool
+
+
+class Question:
+    """What is asked, in pieces of SQL and parameters."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        queries: Vectors,
+        limit: int,
+        payload_filter: PayloadFilter | None,
+        moved: Moved | None,
+        *,
+        taken: TakenForGranted | None,
+    ) -> None:
+        parts = check_vectors(collection.index, queries, "the query")
+        self.collection = collection
+        self.limit = limit
+        self.geometry = Geometry(collection.index)
+        self.filter = payload_filter
+        self.condition: sql.Composable | None = None
+        self.revision = in_schema("codes.sql", "revision", collection.collection_id)
+        self.compared = self.geometry.average(parts) if self.geometry.has_averages else parts
+        """[Q, D], what codes are asked with."""
+        self.parameters: dict[str, Any] = {
+            "queries": pack(self.compared if self.geometry.averages_decide else parts),
+            "name": None if taken is None else taken.name,
+            "user_id": None if taken is None else taken.user_id,
+        }
+        if payload_filter is not None:
+            self.condition, values = condition(payload_filter)
+            self.parameters |= values
+        self._parts = parts
+        self._moved = moved
+        self._taken = taken
+
+    def copies(self, connection: Connection) -> Copies:
+        """Return what the user moved and a gate is open for; in no round trip where it is known already."""
+        if self._moved is None:
+            return NO_COPIES
+        gates, vectors = self._moved.gates, self._moved.vectors
+        if lacking := vectors.lacking(object_ids for object_ids, _ in gates.groups):
+            vectors |= read_vectors(connection, self.collection, self._moved.user_id, lacking)
+        own, opened = vectors.opened(gates)
+        if not len(opened):
+            return NO_COPIES
+        index = self.collection.index
+        alike = similarities(index, self._parts, own.parts, own.starts, own.lengths)
+        return Copies(own.object_nos, opened, distances(index, alike))
+
+    def exact(self, without: Copies) -> Plan:
+        among = "all" if self.condition is None else "matching"
+        given = {"limit": self.limit, "without": pack_numbers(without.object_nos)}
+        return Plan(self._statement("exact", among), given, needs_snapshot=True)
+
+    def chosen(self, candidates: Numbers, copies: Copies, *, is_filtered: bool = False) -> Plan:
+        """Return a plan that compares candidates, and asks whether they match where that is not known."""
+        most = None if len(copies) else self.limit  # what stands far may have a copy that stands near
+        given = {
+            "candidates": pack_numbers(candidates),
+            "considered": None if is_filtered else most,
+            "limit": most,
+        }
+        if is_filtered:
+            statement = self._statement("chosen", "all")
+        else:
+            statement = _unfiltered(self.collection, "chosen")
+        return Plan(statement, given, needs_snapshot=False)
+
+    def matching(self, connection: Connection) -> Numbers:
+        """Return the numbers of all objects that match, sorted."""
+        # Never prepared: whether the index on payloads is used depends on the value asked for.
+        statement = self._statement("matching", "all")
+        (packed,) = only_row(connection.execute(statement, self.parameters, prepare=False, binary=True))
+        return unpack_numbers(packed)
+
+    def send(self, connection: Connection, plan: Plan) -> Cursor[tuple[Any, ...]]:
+        return connection.execute(plan.statement, self.parameters | plan.parameters, binary=True)
+
+    def answer(self, connection: Connection, found: Cursor[tuple[Any, ...]], copies: Copies) -> Answer:
+        """Return what a plan brought.
+
+        Raises:
+            OutdatedError: what was taken for granted is so no longer.
+        """
+        rows = found.fetchall()
+        if rows:
+            revision, *versions = rows[0][4:]
+        else:
+            moment = connection.execute(_unfiltered(self.collection, "only_moment"), self.parameters)
+            revision, *versions = only_row(moment)
+        if self._taken is not None:
+            self._taken.check(connection, versions)
+        distances = np.array([row[1] for row in rows]) + self.geometry.offset
+        if len(copies):
+            distances = copies.blended(np.array([row[3] for row in rows]), distances)
+        neighbours = [
+            Neighbour(object_id, distance, payload)
+            for (object_id, _, payload, *_), distance in zip(rows, distances.tolist(), strict=True)
+        ]
+        if len(copies):
+            neighbours = in_order(neighbours)
+        return Answer(neighbours[: self.limit], revision, is_old=False)
+
+    def _statement(self, name: str, among: str) -> bytes:
+        if self.condition is None:
+            return _unfiltered(self.collection, name)
+        return _composed(self.collection, name, among, self.condition)
+
+
+def check(connection: Connection, collection: Collection, taken: TakenForGranted) -> None:
+    """Return if what was taken for granted is so.
+
+    Raises:
+        OutdatedError: it is not.
+    """
+    given = {"name": taken.name, "user_id": taken.user_id}
+    _, *versions = only_row(connection.execute(_unfiltered(collection, "only_moment"), given))
+    taken.check(connection, versions)
+
+
+@lru_cache(maxsize=1024)
+def _unfiltered(collection: Collection, name: str, among: str = "all") -> bytes:
+    return _composed(collection, name, among, sql.SQL("true"))
+
+
+def _composed(collection: Collection, name: str, among: str, condition: sql.Composable) -> bytes:
+    geometry = Geometry(collection.index)
+    schema = schema_of(collection.collection_id)
+    is_average = geometry.averages_decide
+    return (
+        _SQL[name]
+        .format(
+            **geometry.pieces(),
+            schema=schema,
+            condition=condition,
+            among=_SQL[f"among_{among}"].format(schema=schema, condition=condition),
+            is_average=sql.Literal(is_average),
+            moment=_SQL["moment"].format(schema=schema),
+        )
+        .as_bytes()
+    )
+
+
+def in_order(neighbours: Sequence[Neighbour]) -> list[Neighbour]:
+    return sorted(neighbours, key=lambda each: (each.distance, each.object_id))
