@@ -1,6 +1,7 @@
 """One PostgreSQL database: its connections, and its errors as ours."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,7 +39,8 @@ APPLICATION_NAME = "embedding-studio"
 CONNECT_SECONDS = 10
 WAIT_FOR_CONNECTION_SECONDS = 30.0
 WAIT_FOR_REPLICA_SECONDS = 1.0
-RECONNECT_SECONDS = 300.0
+RECONNECT_SECONDS = 0.3
+"""So often a server that is away is called: as often after an hour as at once."""
 CANCEL_SECONDS = 2.0
 SILENT_SECONDS = 20
 """A server whose machine does not even say that it received something is taken to be gone."""
@@ -121,6 +123,7 @@ class Database:
                 self.applied = migrate(connection) if is_ours else []
                 self.is_pooled = _is_pooled(connection)
                 register(connection)  # what is missing there is reported at once; the pool would go on trying
+        self._calling = threading.Lock()
         self._pool = ConnectionPool(
             self._locate,
             min_size=0 if is_replica else 1,
@@ -131,14 +134,21 @@ class Database:
                 **({"prepare_threshold": None} if self.is_pooled else {}),
             },
             configure=self._configure,
-            check=_require_open,
             timeout=WAIT_FOR_REPLICA_SECONDS if is_replica else WAIT_FOR_CONNECTION_SECONDS,
             reconnect_timeout=WAIT_FOR_REPLICA_SECONDS if is_replica else RECONNECT_SECONDS,
+            reconnect_failed=None if is_replica else self._call_again,
             name="embedding-studio",
         )
         with self.errors():
             # A search before would make it open one more, and use both in turns.
             self._pool.open(wait=not is_replica)
+
+    def _call_again(self, pool: ConnectionPool[Connection]) -> None:
+        """Go on calling where the last call was given up; left alone, a pool calls ever more seldom."""
+        with self._calling:
+            if not pool.get_stats()["pool_size"]:
+                pool.resize(0, pool.max_size)
+                pool.resize(1, pool.max_size)  # it calls for what it grows by
 
     def connect(self) -> Connection:
         """Return a connection of its own, outside the pool; for the caller to close."""
@@ -210,9 +220,30 @@ class Database:
             self.write(lambda connection: connection.execute(_PROBE))
 
     @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """Lend a connection that is open.
+
+        The pool's own check pauses for a second where it finds two that are not.
+
+        Raises:
+            PoolTimeout: none became free in time.
+        """
+        ends = time.monotonic() + self._pool.timeout
+        while True:
+            connection = self._pool.getconn(ends - time.monotonic())
+            if not _is_hung_up(connection):
+                break
+            self._pool.putconn(connection)  # which opens another
+        try:
+            with connection:
+                yield connection
+        finally:
+            self._pool.putconn(connection)
+
+    @contextmanager
     def _lent(self, *, begin: bytes = _BEGIN, stops_with_waiter: bool = False) -> Iterator[Connection]:
         waiter = WAITER.get() if stops_with_waiter else None
-        with self._pool.connection() as connection:
+        with self._connection() as connection:
             cancel = partial(connection.cancel_safe, timeout=CANCEL_SECONDS)
             try:
                 with waiter.reading(cancel) if waiter else nullcontext():
@@ -368,12 +399,14 @@ def _milliseconds(seconds: float) -> str:
     return str(round(seconds * 1000))
 
 
-def _require_open(connection: Connection) -> None:
-    """Raise if the server has hung up; costs a system call, not a round trip."""
-    connection.pgconn.consume_input()  # its farewell, if there is one
-    connection.pgconn.consume_input()  # and then the end
-    if connection.closed:
-        raise psycopg.OperationalError("the server has closed the connection")
+def _is_hung_up(connection: Connection) -> bool:
+    """Return whether the server has hung up; costs a system call, not a round trip."""
+    try:
+        connection.pgconn.consume_input()  # its farewell, if there is one
+        connection.pgconn.consume_input()  # and then the end
+    except psycopg.OperationalError:
+        return True
+    return connection.closed
 
 
 def _prepare_again(connection: Connection) -> None:
