@@ -6,8 +6,8 @@ queue        whose state is stale      orders      the journal
 quarantine   who is not learnt from    keys        API keys
 storage      a storage as a whole      vectors     their type
 
-Two implementations keep this promise and pass one contract suite: ``postgres`` (the product) and
-``memory`` (its twin, for tests and for evaluation). Every method that writes is one transaction.
+Two implementations keep this promise and pass one contract suite (``tests/contract``): ``postgres`` (the
+product) and ``memory`` (its twin, for tests and for evaluation). Every method that writes is one transaction.
 Originals are written by ``BaseIndex`` alone, personal state by ``LearningTransaction`` alone.
 
 A method that takes a ``Collection`` takes what ``Collections.get`` returned; it may be kept, for
