@@ -36,6 +36,7 @@ from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.recall import bootstrap_interval, share_found
 from embedding_studio.search import SearchResult
+from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.postgres.vectors import pack, register
 
 Vectors = NDArray[np.float32]
@@ -552,9 +553,19 @@ def paged(context: Context, world: World) -> Told:
 
 
 @contextmanager
+def served() -> Iterator[str]:
+    """Run a server; yield its URL."""
+    with tempfile.TemporaryDirectory(prefix="embedding-studio-recall-") as folder:
+        Path(folder).chmod(0o755)  # as root the server runs as somebody else, who must get in
+        with EmbeddedServer(Path(folder) / "data") as url:
+            yield url
+
+
+@contextmanager
 def connected(context: Context) -> Iterator[psycopg.Connection]:
-    url = context._start_server()  # noqa: SLF001, there is no other way to the embedded server
-    with psycopg.connect(url, autocommit=True) as connection:
+    url = context.settings.database_url
+    assert url is not None
+    with psycopg.connect(url.get_secret_value(), autocommit=True) as connection:
         register(connection)
         connection.execute("SET jit = off")
         connection.execute("SET maintenance_work_mem = '4GB'")
@@ -756,9 +767,9 @@ def main() -> None:
         base = subjects(made, queries)
     report: list[Told] = []
     with (
-        tempfile.TemporaryDirectory() as folder,
-        Context(load_settings(embedder="none", data_dir=folder)) as context,
-        Context(load_settings(embedder="none", data_dir=folder, recall_target=1)) as exact,
+        served() as url,
+        Context(load_settings(embedder="none", database_url=url)) as context,
+        Context(load_settings(embedder="none", database_url=url, recall_target=1)) as exact,
     ):
         report.append(examined(context, base, bare=True, is_growing=True))
         report.append(rewritten(context, base))
