@@ -278,9 +278,13 @@ def measure(
 
     def product(collection: Collection, queries: Vectors, of: Context = context, **more: Any) -> Way:
         def ask(n: int) -> list[str]:
-            user = {"user_id": f"{more['condition'].name} {n // TURNS}"} if "condition" in more else {}
+            user_id = f"{more['condition'].name} {n // TURNS}" if "condition" in more else None
             page = of.search.search(
-                queries[n], collection=collection.name, limit=SHOWN, filter=more.get("filter"), **user
+                queries[n],
+                collection=collection.name,
+                limit=SHOWN,
+                filter=more.get("filter"),
+                user_id=user_id,
             )
             return [each.object_id for each in page.results]
 

@@ -107,10 +107,10 @@ def main() -> None:
         for of in (False, True)
     )
     ranks = np.arange(1, R + 1)
-    curves = {
+    curves: dict[str, NDArray[np.float64] | None] = {
         "fitted": None,
         "1 / rank": 1 / ranks,
-        "1 / sqrt(rank)": ranks**-0.5,
+        "1 / sqrt(rank)": 1 / np.sqrt(ranks),
         "1 / log2(rank + 1)": 1 / np.log2(ranks + 1),
         "all the same": np.ones(R),
     }

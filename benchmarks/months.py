@@ -359,7 +359,12 @@ class Product:
         self._own_past.fit(START)
 
     def serve(self, asked: Asked) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        who = {"collection": NAME, "user_id": f"user-{asked.user}", "limit": CUTOFF, "now": asked.at}
+        who: dict[str, Any] = {
+            "collection": NAME,
+            "user_id": f"user-{asked.user}",
+            "limit": CUTOFF,
+            "now": asked.at,
+        }
         vector = asked.query.vector
         page = self._search.search(vector, **who, session_id=asked.session_id, create_session=True)
         shown = tuple(each.object_id for each in page.results)

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def measure_counts(bench: Bench, many: int) -> None:
         bench.users("placing ", 101)
         counted = [milliseconds(orders.counts) for _ in range(21)]
         sessions = [SessionForImprovementCreateSchema(session_id=f"placing {n} 1") for n in range(1, 102)]
-        placed = [milliseconds(lambda each=each: orders.create(each)) for each in sessions]
+        placed = [milliseconds(partial(orders.create, each)) for each in sessions]
         bench.tell(f"counting orders behind {done:,} done ones, ms", statistics.median(counted))
         bench.tell(f"placing one behind {done:,} done ones, ms", statistics.median(placed))
         bench.connection.execute("TRUNCATE embedding_studio.sessions, embedding_studio.queue CASCADE")

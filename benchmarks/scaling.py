@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -273,7 +273,7 @@ def many(count: int) -> str:
     return f"{count // 1_000_000:,} M"
 
 
-def rows(lines: list[tuple[object, ...]]) -> str:
+def rows(lines: Sequence[tuple[object, ...]]) -> str:
     head, *body = (" | ".join(str(cell) for cell in line) for line in lines)
     rule = " | ".join("---" for _ in lines[0])
     return "\n".join(f"| {line} |" for line in (head, rule, *body))

@@ -805,15 +805,16 @@ def measure_learning_beside_loading(bench: Bench) -> None:
     tell_rate(bench, f"loading {scale.loaded // 2:,} more into the collection", scale.loaded // 2 / seconds)
 
     def waits(go_on: Callable[[int], bool], prefix: str) -> list[float]:
-        search, times = bench.context.search, []
+        times: list[float] = []
+        ask = partial(bench.context.search.search, collection="items")
         while go_on(len(times)):
-            user, query = f"{prefix} {len(times)}", near(rng, given.vectors[len(times), 0], 0.3)
-            session, collection = f"{prefix}-{len(times)}", {"collection": "items", "user_id": user}
-            page = search.search(query, **collection, create_session=True, session_id=session)
+            user, query = f"{prefix} {len(times)}", near(rng, given.vectors[len(times)][0], 0.3)
+            session = f"{prefix}-{len(times)}"
+            page = ask(query, user_id=user, create_session=True, session_id=session)
             clicked = SessionEvent(session_id=session, object_id=page.results[6].object_id)
             started = time.perf_counter()
             bench.context.clickstream_dao.push_events([clicked])
-            while not search.search(query, **collection).personalised:
+            while not ask(query, user_id=user).personalised:
                 if time.perf_counter() - started > 120:
                     raise RuntimeError("a click had no effect within 120 seconds")
                 time.sleep(0.002)

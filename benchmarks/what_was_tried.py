@@ -40,7 +40,7 @@ CROWDED_COSINE = 0.8
 SESSIONS = 10
 
 
-def by_adjuster(**knobs: float) -> OpenMethod:
+def by_adjuster(**knobs: Any) -> OpenMethod:
     return partial(Product, adjuster=partial(PassiveAggressiveAdjuster, **knobs))
 
 
