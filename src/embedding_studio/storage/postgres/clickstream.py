@@ -47,7 +47,7 @@ from embedding_studio.storage.postgres.database import (
     only_row,
     text_array,
 )
-from embedding_studio.storage.postgres.events import of_unknown_sessions, push, with_orders, with_those
+from embedding_studio.storage.postgres.events import completed, of_unknown_sessions, push, with_orders
 from embedding_studio.storage.postgres.orders import place
 from embedding_studio.storage.postgres.quarantine import forget
 from embedding_studio.storage.postgres.queue import mark_learnt
@@ -148,7 +148,7 @@ class PostgresClickstream:
         early = of_unknown_sessions(events, became)
         if not (early and may_wait and self._waiting_events):
             return became
-        return with_those(
+        return completed(
             became, self._database.write(lambda connection: self._push_early(connection, early, sender))
         )
 
@@ -380,7 +380,7 @@ class PostgresClickstream:
         if admitted:
             given = {"events": as_rows(map(vars, admitted)), "sender": sender}
             connection.execute(_SQL["let_wait"], given)
-        return with_those(became, told)
+        return completed(became, told)
 
 
 def _rows_of_user(connection: Connection, collections: Sequence[Collection], user_id: str) -> dict[str, int]:

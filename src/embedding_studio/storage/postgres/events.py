@@ -97,7 +97,7 @@ def of_unknown_sessions(
     return [event for event, each in zip(events, became, strict=True) if each is unknown]
 
 
-def with_those(
+def completed(
     became: Sequence[EventDisposition], of_unknown: Sequence[EventDisposition]
 ) -> list[EventDisposition]:
     """Return what became of events, with what became of those whose sessions are not recorded."""
