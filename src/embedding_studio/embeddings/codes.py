@@ -45,7 +45,8 @@ COARSE = 2048
 BLOCK = 16_384
 """Codes compared at a time: their intermediate results stay in the processor's cache."""
 
-FINE_BLOCK = 256
+FINE_BLOCK, ENCODED_BLOCK = 256, 128
+"""The same of those compared finely, and of vectors that are encoded."""
 SMALLEST_BLOCK = 64
 SHARED_AMONG_THREADS, FINE_SHARED_AMONG_THREADS = 200_000, 20_000
 """From so many codes on all processors compare them; numpy lets go of Python's lock meanwhile."""
@@ -93,11 +94,17 @@ class Coder:
         for what is the same for all parts it is the inner product for cosine and dot, and for euclid it falls
         as the distance rises.
         """
-        N, D = vectors.shape
+        codes = np.zeros(len(vectors), dtype=self.record)
+        for block in _blocks(len(vectors), ENCODED_BLOCK):
+            self._encode(vectors[block], codes[block])
+        return codes
+
+    def _encode(self, vectors: Vectors, codes: NDArray[np.void]) -> None:
+        """Fill the codes of [N, D], which are 0."""
+        D = self.dimensions
         prepared = prepare_vectors(vectors, self.metric).astype(np.float64)
         from_centre = prepared - self.centre
         squares = np.vecdot(from_centre, from_centre)
-        codes = np.zeros(N, dtype=self.record)
         codes["length"] = np.sqrt(squares)
         codes["offset"] = from_centre @ self.centre.astype(np.float64)
         if self.metric is MetricType.EUCLID:
@@ -106,7 +113,7 @@ class Coder:
             codes["content"] = from_centre
             codes["factor"] = 1
             codes["error"] = ROUNDING * np.sqrt(squares)
-            return codes
+            return
         rotated = rotate(from_centre.astype(np.float32))
         steps = np.abs(rotated).max(axis=1, keepdims=True) / LARGEST_LEVEL
         levels = np.floor(rotated / np.where(steps > 0, steps, 1)).clip(-LARGEST_LEVEL - 1, LARGEST_LEVEL)
@@ -120,7 +127,6 @@ class Coder:
             missed = np.vecdot(middles, middles) - np.where(squares > 0, products**2 / squares, np.inf)
         codes["factor"] = factors
         codes["error"] = factors * np.sqrt(np.clip(missed, 0, None) / (D - 1)) + ROUNDING * np.sqrt(squares)
-        return codes
 
     def score_at(self, distance: float, query: Vectors) -> float:
         """Return a score that no object at this distance from a query [D], or nearer, fails to reach."""
