@@ -761,6 +761,13 @@ def a_store_has_no_address(world):
         return str(refused.value).startswith("there is no address of the store 'shop'")
 
 
+@acts("attached_stores", '{"shop": "qdrant://127.0.0.1:1"}', sees=(422, 409))
+def the_status_where_a_store_is_to_be_filled_that_memory_cannot_fill(world):
+    with world.context() as context, serving(create_app(context)) as client:
+        body = {"name": "films", "index": {"dimensions": 3}, "fill": "shop"}
+        return client.post("/api/v1/collections", json=body).status_code
+
+
 @acts("pool_size", "1", sees=(True, False))
 def a_second_connection_is_had_beside_one_that_is_in_use(world):
     with world.postgres() as context:
