@@ -55,6 +55,7 @@ from embedding_studio.feedback.worker import Worker
 from embedding_studio.indexing import BATCH_TEXTS
 from embedding_studio.replaying import Replayed
 from embedding_studio.replaying import World as ReplayedWorld
+from embedding_studio.reports import Report, ReportKind, make
 from embedding_studio.settings import Settings
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
@@ -497,6 +498,14 @@ def the_target_of_measuring_recall(world):
     return json.loads(world.command("recall", "--json").stdout)["target"]
 
 
+@acts("recall_target", "0.8", sees=(0.99, 0.8))
+def the_target_of_a_report_of_recall(world):
+    with world.context() as context:
+        an_arc(context)
+        report = Report("r", ReportKind.RECALL, "default", dry_run=True, started_at=0)
+        return make(context, report, lambda *_: None)["target"]
+
+
 @acts("recall_target", "1", sees=(0, 1))
 def measuring_recall_for_less_than_all_is_refused(world):
     with world.context() as context:
@@ -733,6 +742,14 @@ def how_often_a_replica_was_away(world):
         context.search.search(np.ones(3), limit=1)
         lines = context.metrics.exposition(context.storage).decode().splitlines()
         return next(line.removeprefix(name) for line in lines if line.startswith(name))
+
+
+@acts("database_url", "postgresql://elsewhere/shop", sees=("beside it", "wherever it is"))
+def of_which_disk_the_doctor_tells_where_a_folder_of_the_embedded_server_is_left(world):
+    (world.folder / ".embedding-studio" / "postgres").mkdir(parents=True, exist_ok=True)
+    with world.context() as context:
+        [told] = [each.told for each in examine(context) if each.what == "disk"]
+        return re.search(r"beside it|wherever it is", told)[0]
 
 
 @acts("data_dir", "elsewhere", sees=([".embedding-studio"], ["elsewhere"]))
