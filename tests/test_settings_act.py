@@ -50,13 +50,13 @@ from embedding_studio.demo.story import Demo
 from embedding_studio.demo.subjects import Subject
 from embedding_studio.doctor import examine
 from embedding_studio.domain.objects import PersonalState, QueryMemory
-from embedding_studio.errors import EmbeddingStudioError, StorageTimeoutError
+from embedding_studio.errors import EmbeddingStudioError, InvalidSettingError, StorageTimeoutError
 from embedding_studio.feedback.worker import Worker
 from embedding_studio.indexing import BATCH_TEXTS
 from embedding_studio.replaying import Replayed
 from embedding_studio.replaying import World as ReplayedWorld
 from embedding_studio.reports import Report, ReportKind, make
-from embedding_studio.settings import Settings
+from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.waiting import WAITER, Waiter
@@ -1082,6 +1082,20 @@ def a_file_of_public_keys(world):
 @acts("user_token_jwks", a_file_of_public_keys, sees=(1, 0))
 def the_exit_status_where_a_key_is_made_that_requires_tokens(world):
     return world.command("keys", "create", "shop", "--scope", "search", "--requires-user-token").exit_code
+
+
+@acts("admin_api_key", "key-0123456789-k", sees=(None, "equal"), write_api_key="key-0123456789-k")
+@acts("write_api_key", "key-0123456789-k", sees=(None, "equal"), admin_api_key="key-0123456789-k")
+@acts("user_token_secret", TOKEN_SECRET, sees=(None, "signed in one way"), user_token_jwks="jwks.json")
+@acts("user_token_jwks", "jwks.json", sees=(None, "signed in one way"), user_token_secret=TOKEN_SECRET)
+@acts("user_token_secret", TOKEN_SECRET, sees=("to check", None), write_api_key_requires_user_token="true")
+@acts("user_token_jwks", "jwks.json", sees=("to check", None), write_api_key_requires_user_token="true")
+@acts("write_api_key_requires_user_token", "true", sees=(None, "to check"))
+def why_the_keys_do_not_agree(world):
+    try:
+        load_settings()
+    except InvalidSettingError as error:
+        return re.search("equal|signed in one way|to check", str(error))[0]
 
 
 @acts("user_token_jwks", a_file_of_public_keys, sees=(401, 200), write_api_key="key-0123456789-w")
