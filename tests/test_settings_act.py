@@ -50,7 +50,12 @@ from embedding_studio.demo.story import Demo
 from embedding_studio.demo.subjects import Subject
 from embedding_studio.doctor import examine
 from embedding_studio.domain.objects import PersonalState, QueryMemory
-from embedding_studio.errors import EmbeddingStudioError, InvalidSettingError, StorageTimeoutError
+from embedding_studio.errors import (
+    EmbeddingStudioError,
+    InvalidInputError,
+    InvalidSettingError,
+    StorageTimeoutError,
+)
 from embedding_studio.feedback.worker import Worker
 from embedding_studio.indexing import BATCH_TEXTS
 from embedding_studio.replaying import Replayed
@@ -60,6 +65,7 @@ from embedding_studio.settings import Settings, load_settings
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.postgres import PostgresStorage
 from embedding_studio.storage.waiting import WAITER, Waiter
+from embedding_studio.tuned_settings import Choices, _space, tune_settings
 from test_api_service import EVENTS, SEARCH, samples, serving
 from test_embedded import open_folder
 from test_embedders import Endpoint
@@ -246,6 +252,7 @@ def record(
     *clicked: str,
     user_id: str = "ann",
     query: np.ndarray | None = None,
+    search_query: str = "",
 ) -> None:
     """Record a session with its events, and order to learn from it."""
     now = datetime_utils.utc_timestamp() - 100
@@ -253,6 +260,7 @@ def record(
         session_id=session_id,
         user_id=user_id,
         created_at=now,
+        search_query=search_query,
         search_results=[SearchResultItem(object_id=each) for each in ALL],
         events=[
             SessionEvent(session_id=session_id, object_id=each, created_at=now + 1)
@@ -489,6 +497,32 @@ def from_how_many_users_on_a_replay_shares_and_whether_it_does_without_being_ask
         made: list[Any] = [make() for make in (default, shared, replayed.served(context.settings))]
         assert not made[0]._is_shared
         return made[1]._search._shared_by, made[2]._is_shared
+
+
+@acts("shared_min_users", "7", sees=("no search to tune on", "too few"))
+def what_tuning_says_of_one_search_of_a_user_who_clicked_nothing_before(world):
+    with world.context() as context:
+        an_arc(context)
+        record(context, search_query="q")
+        with pytest.raises(InvalidInputError) as refused:
+            tune_settings(context, "default")
+        return re.search("no search to tune on|too few", str(refused.value))[0]
+
+
+@acts("query_shift", "3", sees=([2, 0.5, 0.95], [3, 0.5, 0.95]))
+@acts("adjustment_rate", "4", sees=([2, 0.5, 0.95], [2, 4, 0.95]))
+@acts("gate_threshold", "0.97", sees=([2, 0.5, 0.95], [2, 0.5, 0.97]))
+def the_most_that_tuning_tries(world):
+    with world.context() as context:
+        space: Mapping[str, Any] = _space(context.settings, None, has_own_gate=False)
+        return [space[name].high for name in ("query_shift", "adjustment_rate", "gate_threshold")]
+
+
+@acts("shared_min_users", "3", sees=(Choices((0, 3)), None))
+@acts("shared_min_users", "5", sees=(Choices((0, 3)), Choices((5, 3))))
+def from_how_many_users_on_tuning_tries_to_share_where_it_may_from_three(world):
+    with world.context() as context:
+        return _space(context.settings, 3, has_own_gate=False).get("shared_min_users")
 
 
 @acts("recall_target", "0.8", sees=(0.99, 0.8))
