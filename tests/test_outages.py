@@ -42,6 +42,19 @@ def test_who_waits_for_a_server_is_answered_soon_after_it_is_back(server):
         assert time.monotonic() - back < SOON_SECONDS
 
 
+def test_who_waited_for_a_server_need_not_wait_for_each_other_once_it_is_back(server):
+    """As many connections are opened as there are who wait, though each took only one to be missed."""
+    with closing(Database(server.start(), pool_size=4)) as database, ThreadPoolExecutor(4) as pool:
+        use_at_once(database, 4)
+        server.stop()
+        all_here = threading.Barrier(4)
+        waiting = [pool.submit(database.read, lambda _: all_here.wait(timeout=20)) for _ in range(4)]
+        time.sleep(2)  # all that were open are given up by then
+        server.start()
+
+        assert sorted(each.result() for each in waiting) == [0, 1, 2, 3]
+
+
 def test_connections_that_the_server_closed_are_replaced_without_a_pause(server, monkeypatch):
     url = server.start()
     pauses = []

@@ -1,7 +1,7 @@
 """One PostgreSQL database: its connections, and its errors as ours."""
 
 import logging
-import threading
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,6 +31,25 @@ from embedding_studio.storage.waiting import WAITER
 # That an error has others come after it, as a pipeline or a transaction ends, is no news: it is raised.
 logging.getLogger("psycopg").addFilter(lambda record: not str(record.msg).startswith("error ignored"))
 
+
+class _SaidSeldom(logging.Filter):
+    """Lets a pool say once in ``SAID_SECONDS`` that it calls in vain, and never that it gives up."""
+
+    last = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = str(record.msg)
+        if not said.startswith("error connecting"):
+            return not said.startswith(("reconnection attempt", "discarding closed connection"))
+        is_news = time.monotonic() - self.last >= SAID_SECONDS
+        if is_news:
+            self.last = time.monotonic()
+        return is_news
+
+
+SAID_SECONDS = 10.0
+logging.getLogger("psycopg.pool").addFilter(_SaidSeldom())
+
 Connection = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 
@@ -39,8 +58,8 @@ APPLICATION_NAME = "embedding-studio"
 CONNECT_SECONDS = 10
 WAIT_FOR_CONNECTION_SECONDS = 30.0
 WAIT_FOR_REPLICA_SECONDS = 1.0
-RECONNECT_SECONDS = 0.3
-"""So often a server that is away is called: as often after an hour as at once."""
+RECONNECT_SECONDS = 0.5
+"""Within such a time a server that is away is called twice: after an hour as at once."""
 CANCEL_SECONDS = 2.0
 SILENT_SECONDS = 20
 """A server whose machine does not even say that it received something is taken to be gone."""
@@ -123,7 +142,6 @@ class Database:
                 self.applied = migrate(connection) if is_ours else []
                 self.is_pooled = _is_pooled(connection)
                 register(connection)  # what is missing there is reported at once; the pool would go on trying
-        self._calling = threading.Lock()
         self._pool = ConnectionPool(
             self._locate,
             min_size=0 if is_replica else 1,
@@ -145,10 +163,8 @@ class Database:
 
     def _call_again(self, pool: ConnectionPool[Connection]) -> None:
         """Go on calling where the last call was given up; left alone, a pool calls ever more seldom."""
-        with self._calling:
-            if not pool.get_stats()["pool_size"]:
-                pool.resize(0, pool.max_size)
-                pool.resize(1, pool.max_size)  # it calls for what it grows by
+        if not pool.get_stats()["pool_size"]:
+            pool.check()  # it calls, and goes on growing while somebody waits
 
     def connect(self) -> Connection:
         """Return a connection of its own, outside the pool; for the caller to close."""
@@ -231,14 +247,13 @@ class Database:
         ends = time.monotonic() + self._pool.timeout
         while True:
             connection = self._pool.getconn(ends - time.monotonic())
-            if not _is_hung_up(connection):
-                break
-            self._pool.putconn(connection)  # which opens another
-        try:
-            with connection:
-                yield connection
-        finally:
-            self._pool.putconn(connection)
+            try:
+                if not _is_hung_up(connection):
+                    with connection:
+                        yield connection
+                    return
+            finally:
+                self._pool.putconn(connection)  # which opens another for one that is closed
 
     @contextmanager
     def _lent(self, *, begin: bytes = _BEGIN, stops_with_waiter: bool = False) -> Iterator[Connection]:

@@ -159,7 +159,7 @@ class KeptUser:
         texts = sum(
             getsizeof(each.search_query)
             + sum(map(getsizeof, each.clicked_ids))
-            + sum(8 + getsizeof(name) for name in each.moved_ids)
+            + sum(16 + getsizeof(name) for name in each.moved_ids)
             + 40 * len(each.likeness)
             for each in self.memories
         )
