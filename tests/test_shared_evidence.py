@@ -111,7 +111,7 @@ def test_what_is_clicked_more_than_its_place_makes_likely_comes_nearer_by_hand()
         [SharedObject("liked", 1, 1.0, 1.0), SharedObject("usual", 1, 0.5, 1.0)],
     ]
 
-    factors = object_factors(np.array([1.0, 0.5]), seen, min_users=3)
+    factors = object_factors(np.array([1.0, 0.5]), [3, 1], seen, min_users=3)
 
     liked = (0.5 * (0.5 + 1 / 8) + 1.5) / (2 + 1 / 8 + 1.5)
 
@@ -126,8 +126,8 @@ def test_where_most_places_are_not_known_clicks_decide_and_once_more_those_of_en
         SharedObject("shown", 0, 0.0, 3.0),
     ]
 
-    factors = object_factors(np.array([1.0]), [same], min_users=3)
-    nearly = object_factors(np.array([0.99]), [same], min_users=3)
+    factors = object_factors(np.array([1.0]), [4], [same], min_users=3)
+    nearly = object_factors(np.array([0.99]), [4], [same], min_users=3)
 
     assert factors == pytest.approx(
         {"few": 0.1 / 2.1, "many": 0.1 / 3.1 * 0.03 / 3.03, "seen": 0.1 / 4.1 * 0.03 / 4.03}
@@ -140,7 +140,7 @@ def test_one_account_that_hides_places_or_tells_of_some_does_not_change_how_all_
     of_shop = [SharedObject("liked", 9, 9.0, 0.0)]
 
     [hidden, told] = (
-        object_factors(np.array([1.0]), [[*many, one]], min_users=3)
+        object_factors(np.array([1.0]), [9], [[*many, one]], min_users=3)
         for many, one in (
             (honest, SharedObject("mine", 1, 1.0, 0.0)),
             (of_shop, SharedObject("mine", 1, 1.0, 1.0)),
@@ -148,15 +148,15 @@ def test_one_account_that_hides_places_or_tells_of_some_does_not_change_how_all_
     )
 
     assert hidden["mine"] == pytest.approx((1.5 / 2.5) ** 0.4)
-    assert hidden["liked"] == object_factors(np.array([1.0]), [honest], min_users=3)["liked"]
-    assert told["liked"] == object_factors(np.array([1.0]), [of_shop], min_users=3)["liked"]
+    assert hidden["liked"] == object_factors(np.array([1.0]), [9], [honest], min_users=3)["liked"]
+    assert told["liked"] == object_factors(np.array([1.0]), [9], [of_shop], min_users=3)["liked"]
 
 
 @given(clicks=st.floats(0, 32), more=st.floats(0.1, 9), looks=st.floats(0, 32), gate=st.floats(0.1, 1))
 def test_a_click_never_sends_an_object_away_and_a_look_never_brings_it_nearer(clicks, more, looks, gate):
     def factor(clicks, looks):
         seen = [[SharedObject("a", 3, clicks, looks)]]
-        return object_factors(np.array([gate]), seen, min_users=3).get("a", 1.0)
+        return object_factors(np.array([gate]), [3], seen, min_users=3).get("a", 1.0)
 
     assert 0 < factor(clicks + more, looks) <= factor(clicks, looks) <= factor(clicks, looks + more)
 
@@ -490,6 +490,32 @@ def test_a_query_that_one_asked_and_others_nearly_tells_nothing_of_the_one(world
         world.click(user_id, "at40", query=41.2)  # the gate is just open
 
     assert world.found("new") == before
+
+
+def test_what_others_clicked_for_other_words_brings_objects_nearer_and_leaves_the_query_where_it_is(
+    storage, arc, world
+):
+    """Their queries stand at 50 degrees: too far for the gate, and within 1.8 times its reach."""
+    before = world.found("new")
+    for user_id in ("ann", "bob", "cid"):
+        world.click(user_id, "at70", query=50.0)
+
+    page, plain = world.found("new"), SearchService(storage).search(at(0)[0], user_id="new")
+
+    assert before == plain
+    far = {each.object_id: each.distance for each in plain.results}
+    changes = {each.object_id: each.distance - far[each.object_id] for each in page.results}
+    assert changes["at70"] < 0
+    assert changes["at10"] >= 0  # nobody clicked it, and a query that turned would have left it
+    assert world.found("new", query=-10.0) == SearchService(storage).search(at(-10.0)[0], user_id="new")
+
+
+def test_one_who_asked_the_same_is_not_hidden_among_many_who_asked_something_else(world, storage):
+    world.click("ann", "at70")
+    for number in range(10):
+        world.click(f"other {number}", "at40", query=50.0)
+
+    assert world.found("new") == SearchService(storage).search(at(0)[0], user_id="new")
 
 
 def test_under_euclid_whom_the_gate_shuts_out_does_not_make_up_the_number(storage):

@@ -19,6 +19,7 @@ from embedding_studio.embeddings.personal import (
     object_factors,
     object_gates,
     shared_evidence,
+    shared_threshold,
     shift_query,
     unlike_factors,
 )
@@ -33,6 +34,7 @@ class Shared:
     """What others clicked for near queries: as one memory (eq. 9), and object by object (eq. 11).
 
     Attributes:
+        gate: 0 where no query is near enough for the query to be shifted.
         factors: object_id -> what its distance is multiplied by.
     """
 
@@ -40,6 +42,31 @@ class Shared:
     gate: float
     clicked_mean: Vectors
     factors: Mapping[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        index: SearchIndexInfo,
+        query: Vectors,
+        near: Sequence[SharedMemory],
+        *,
+        threshold: float,
+        min_users: int,
+    ) -> Self | None:
+        """Return what others say for near queries; None where that is nothing.
+
+        Args:
+            threshold: of the gate for the user's own past.
+        """
+        said, reached = _open(index, query, near, shared_threshold(threshold))
+        if not said:
+            return None
+        users = [memory.users for memory in said]
+        means = np.stack([memory.clicked_mean for memory in said])
+        opened = gates(index, query, np.stack([memory.query for memory in said]), threshold)
+        gate, mean = shared_evidence(opened, users, means, min_users=min_users) or (0.0, means[0])
+        factors = object_factors(reached, users, [memory.seen for memory in said], min_users=min_users)
+        return cls(sum(users), gate, mean, factors) if gate or factors else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,23 +110,16 @@ class Bend:
         """
         own, own_gates = _open(index, query, near.own, threshold)
         own, own_gates, weights = _weighed(own, own_gates, own_past, now)
-        of_others, gates_of_others = _open(index, query, near.shared, threshold)
-        shared = None
-        if of_others:
-            users = [memory.users for memory in of_others]
-            means = np.stack([memory.clicked_mean for memory in of_others])
-            found = shared_evidence(gates_of_others, users, means, min_users=min_users)
-            if found is not None:
-                seen = [memory.seen for memory in of_others]
-                factors = object_factors(gates_of_others, seen, min_users=min_users)
-                shared = Shared(sum(users), *found, factors)
+        shared = Shared.of(index, query, near.shared, threshold=threshold, min_users=min_users)
         return cls(own, own_gates, weights, shared, strength) if own or shared else None
 
     def shifted(self, index: SearchIndexInfo, queries: Vectors) -> Vectors:
         """Return the parts of the query [Q, D] after the shift (eq. 2)."""
         opened, means = self.gates * self.weights, [memory.clicked_mean for memory in self.memories]
-        if self.shared is not None:
+        if self.shared is not None and self.shared.gate > 0:
             opened, means = np.append(opened, self.shared.gate), [*means, self.shared.clicked_mean]
+        if not means:
+            return queries
         return shift_query(index, queries, opened, np.stack(means), self.strength)
 
     def object_gates(self) -> ObjectGates:

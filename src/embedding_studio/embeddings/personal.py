@@ -20,6 +20,7 @@ or sends it away. The gap from the least distance that an object of its length c
 
     f_d = ((b e_d + 3 b) / (c_d + 3 b))^0.4,    c_d = sum_j k_j^3 c_dj,  e_d = sum_j k_j^3 e_dj     eq. 11
 
+where k_j opens from the threshold 1 - 1.8 (1 - c0) on, for queries that say the same in other words; with
 the click rate b that may be expected of anything over the one observed, both smoothed by 3 looks, where a
 look is 1 / position, as often as a place is looked at. Where most clicks were on what no vote knows a place
 of (e_d is 0), clicks cannot be held against places, and how many there are decides; x_d are those for the
@@ -61,6 +62,10 @@ from embedding_studio.errors import InvalidInputError
 MOST_SHARED = 2.0
 """In searches of the user's own. With 1 others' clicks gain some .003 of nDCG@10 less; with 4 a little more
 where thirty others clicked, but then a user must ask four times to be heard beside them."""
+
+SHARED_REACH = 1.8
+"""From so many times as far as a user's own past, what others clicked bears on a query: one that is asked in
+other words, or misspelt, by somebody else."""
 
 FULL_CONTRAST = 0.05
 """Lengths that differ by so much of their mean let clicked results count by their difference alone."""
@@ -122,6 +127,15 @@ def gates(index: SearchIndexInfo, query: Vectors, remembered: Vectors, threshold
     closeness = _closeness(index, query.astype(np.float64), remembered.astype(np.float64))
     opened: Floats = np.minimum(np.maximum((closeness - threshold) / (1 - threshold), 0.0), 1.0)
     return opened
+
+
+def shared_threshold(threshold: float) -> float:
+    """Return the threshold for what others clicked, given that for a user's own past.
+
+    >>> round(shared_threshold(0.75), 9)
+    0.55
+    """
+    return 1 - SHARED_REACH * (1 - threshold)
 
 
 def gate_threshold_of(index: SearchIndexInfo, queries: Vectors) -> float:
@@ -311,7 +325,7 @@ def shared_evidence(
     the others that one would, there is nothing to tell, for it would be what that one clicked.
 
     Args:
-        gates: [M], of the queries that others asked, from ``gates``; one at least is open.
+        gates: [M], of the queries that others asked, from ``gates``.
         users: M numbers, how many users clicked for each; no user is counted twice.
         clicked_means: [M, D], the mean of what they clicked.
 
@@ -323,21 +337,24 @@ def shared_evidence(
     (1.2, array([0.667, 1.   ], dtype=float32))
     >>> shared_evidence(np.array([1.0, 0.1]), [1, 9], np.array([[1, 0], [0, 3]], np.float32), min_users=3)
     """
+    if not _are_enough(gates, users, min_users):
+        return None
     votes = gates * users
     total = float(votes.sum())
-    if total < min_users * float(gates.max()) * (1 - SHARE_ROUNDING):
-        return None
     mean = votes @ clicked_means.astype(np.float64) / total
     return MOST_SHARED * total / (MOST_SHARED + total), mean.astype(np.float32)
 
 
 def object_factors(
-    gates: Floats, seen: Sequence[Sequence[SharedObject]], *, min_users: int
+    gates: Floats, users: Sequence[int], seen: Sequence[Sequence[SharedObject]], *, min_users: int
 ) -> dict[str, float]:
     """Return object_id -> what its distance is multiplied by for what others did with it (eqs. 11 and 12).
 
+    As in the mean, no user counts for more than one part in ``min_users``, or there is nothing to tell.
+
     Args:
-        gates: [M], as in ``shared_evidence``.
+        gates: [M], of the queries that others asked, by ``shared_threshold``.
+        users: M numbers, as in ``shared_evidence``.
         seen: for each of these queries what its users did with objects.
         min_users: so many must have clicked an object for the very same query for x_d to count.
 
@@ -346,19 +363,24 @@ def object_factors(
         Only what differs from 1.
 
     >>> seen = [[SharedObject("a", 3, 3.0, 1.0), SharedObject("b", 0, 0.0, 3.0)]]
-    >>> object_factors(np.array([0.9]), seen, min_users=3)
+    >>> object_factors(np.array([0.9]), [3], seen, min_users=3)
     {'a': 0.761, 'b': 1.245}
+    >>> object_factors(np.array([0.9]), [2], seen, min_users=3)
+    {}
     """
+    weights = gates**NEARNESS_POWER
+    if not _are_enough(weights, users, min_users):
+        return {}
     clicks: dict[str, float] = defaultdict(float)
     looks: dict[str, float] = defaultdict(float)
-    users: dict[str, int] = defaultdict(int)
+    voters: dict[str, int] = defaultdict(int)
     exact: dict[str, float] = defaultdict(float)
-    for gate, objects in zip(gates.tolist(), seen, strict=True):
+    for gate, weight, objects in zip(gates.tolist(), weights.tolist(), seen, strict=True):
         for each in objects:
-            clicks[each.object_id] += gate**NEARNESS_POWER * each.clicks
-            looks[each.object_id] += gate**NEARNESS_POWER * each.looks
+            clicks[each.object_id] += weight * each.clicks
+            looks[each.object_id] += weight * each.looks
             if gate >= EXACT:
-                users[each.object_id] += each.users
+                voters[each.object_id] += each.users
                 exact[each.object_id] += each.clicks
     nowhere = sum(clicked for name, clicked in clicks.items() if looks[name] == 0)
     counts_decide = nowhere > sum(clicks.values()) / 2
@@ -367,13 +389,24 @@ def object_factors(
     for name, clicked in clicks.items():
         if counts_decide:
             factor = EXPECTED_CLICKS / (EXPECTED_CLICKS + clicked)
-            if users[name] >= min_users:
+            if voters[name] >= min_users:
                 factor *= EXPECTED_EXACT_CLICKS / (EXPECTED_EXACT_CLICKS + exact[name])
         else:
             factor = ((CLICK_RATE * looks[name] + smoothing) / (clicked + smoothing)) ** OBJECT_STRENGTH
         if factor != 1:
             factors[name] = factor
     return factors
+
+
+def _are_enough(weights: Floats, users: Sequence[int], min_users: int) -> bool:
+    """Return whether no user has more than one part in so many of what all say.
+
+    Args:
+        weights: [M], of what each user says for a query, all 0 where nothing is said.
+        users: M numbers.
+    """
+    most = float(weights.max())
+    return most > 0 and float((weights * users).sum()) >= min_users * most * (1 - SHARE_ROUNDING)
 
 
 def weighed_distances(

@@ -15,6 +15,7 @@ from embedding_studio.domain.objects import (
     PersonalState,
     QueryMemory,
 )
+from embedding_studio.embeddings.personal import shared_threshold
 from embedding_studio.embeddings.similarity import cosines
 from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.memory.state import State
@@ -51,7 +52,9 @@ class MemoryPersonal:
             near = cosines(np.array([memory.query for memory in memories]), query) > threshold
             return NearMemories(
                 [memory for memory, is_near in zip(memories, near, strict=True) if is_near],
-                tables.votes.near(user_id, query, threshold, shared_by) if shared_by else [],
+                tables.votes.near(user_id, query, shared_threshold(threshold), shared_by)
+                if shared_by
+                else [],
             )
 
     def nearest(

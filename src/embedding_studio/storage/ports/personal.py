@@ -105,13 +105,12 @@ class Personal(Protocol):
             OutdatedError: the name stands for something else by now.
 
         What others say is counted so. Of all queries that anybody voted for, the ``SHARED_QUERIES`` nearest
-        are looked at (ties by query_key), as far as they are above the threshold. Of each the
-        ``SHARED_VOTES`` latest votes of others are taken, or ``shared_by`` if that is more (ties by
-        user_id). Who voted for several of these queries counts once, for the nearest. The votes for one
-        query are one memory; what they did with objects is summed up, each vote weighing
-        2^(-age / ``SHARED_HALF_LIFE``), where the latest ``shared_by`` votes counted have the age 0: fewer
-        cannot make those of all others old. If fewer than ``shared_by`` users are counted, ``shared`` is
-        empty.
+        are looked at (ties by query_key), as far as they are above ``shared_threshold(threshold)``. Of each
+        the ``SHARED_VOTES`` latest votes of others are taken, or ``shared_by`` if that is more (ties by
+        user_id). Who voted for several of these queries counts once, for the nearest. The votes for one query
+        are one memory; what they did with objects is summed up, each vote weighing 2^(-age /
+        ``SHARED_HALF_LIFE``), where the latest ``shared_by`` votes counted have the age 0: fewer cannot make
+        those of all others old. If fewer than ``shared_by`` users are counted, ``shared`` is empty.
         """
         ...
 

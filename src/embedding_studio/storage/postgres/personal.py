@@ -20,7 +20,7 @@ from embedding_studio.domain.objects import (
     QueryMemory,
     SharedMemory,
 )
-from embedding_studio.embeddings.personal import ObjectGates
+from embedding_studio.embeddings.personal import ObjectGates, shared_threshold
 from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.ports import BaseIndex, OrderOutcome, OutdatedError, PassedOver, Vectors
@@ -91,7 +91,7 @@ class PostgresPersonal:
         seen_as: str | None = None,
         is_checked_later: bool = False,
     ) -> NearMemories:
-        given = {"user_id": user_id, "query": _packed_one(query), "threshold": threshold}
+        given = {"user_id": user_id, "query": _packed_one(query), "threshold": shared_threshold(threshold)}
 
         def voted(connection: Connection) -> list[SharedMemory]:
             return shared_memories(ask_near(connection, collection, given, shared_by).fetchall())
