@@ -11,9 +11,10 @@ import psycopg
 import psycopg_pool.pool
 import pytest
 
+from embedding_studio.errors import StorageUnavailableError
 from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.postgres import PostgresStorage
-from embedding_studio.storage.postgres.database import Database
+from embedding_studio.storage.postgres.database import READY_SECONDS, Database
 
 OUTAGE_SECONDS = 8
 """A pool that waits twice as long after each call that fails calls after 7 seconds, and then after 15."""
@@ -40,6 +41,20 @@ def test_who_waits_for_a_server_is_answered_soon_after_it_is_back(server):
 
         assert waiting.result() == []
         assert time.monotonic() - back < SOON_SECONDS
+
+
+def test_whether_a_server_is_there_is_told_while_it_is_away_and_not_after(server):
+    """A probe gives up after a second or a few; the last ones would hold all threads of the service."""
+    with closing(PostgresStorage(server.start())) as storage:
+        server.stop()
+        began = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(StorageUnavailableError):
+                storage.ping()
+
+        assert time.monotonic() - began < 3 * READY_SECONDS
+        server.start()
+        storage.ping()
 
 
 def test_who_waited_for_a_server_need_not_wait_for_each_other_once_it_is_back(server):

@@ -58,6 +58,8 @@ APPLICATION_NAME = "embedding-studio"
 CONNECT_SECONDS = 10
 WAIT_FOR_CONNECTION_SECONDS = 30.0
 WAIT_FOR_REPLICA_SECONDS = 1.0
+READY_SECONDS = 5.0
+"""Whoever asks whether the server is there waits no longer."""
 RECONNECT_SECONDS = 0.5
 """Within such a time a server that is away is called twice: after an hour as at once."""
 CANCEL_SECONDS = 2.0
@@ -174,7 +176,9 @@ class Database:
             **_CONNECTING,
         )
 
-    def read(self, work: Callable[[Connection], T], *, begins: bool = False) -> T:
+    def read(
+        self, work: Callable[[Connection], T], *, begins: bool = False, seconds: float | None = None
+    ) -> T:
         """Return what ``work`` reads, tried once more where the connection is lost or a deadlock ends it.
 
         Who drops a collection locks its tables in another order than who searches it.
@@ -183,8 +187,10 @@ class Database:
 
         Args:
             begins: it reads through ``one_moment``; behind a pooler all of it is of one moment.
+            seconds: so long it may wait for a connection; None: as long as everybody.
         """
-        lent = partial(self._lent, begin=_BEGIN_ONE_MOMENT if begins else _BEGIN, stops_with_waiter=True)
+        begin = _BEGIN_ONE_MOMENT if begins else _BEGIN
+        lent = partial(self._lent, begin=begin, stops_with_waiter=True, seconds=seconds)
         with self.errors():
             try:
                 with lent() as connection:
@@ -230,13 +236,14 @@ class Database:
         (is_read_only,) = self.read(
             lambda connection: only_row(
                 connection.execute("SELECT current_setting('transaction_read_only')::boolean")
-            )
+            ),
+            seconds=READY_SECONDS,
         )
         if is_read_only or not self._is_writable:
             self.write(lambda connection: connection.execute(_PROBE))
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection]:
+    def _connection(self, seconds: float | None) -> Iterator[Connection]:
         """Lend a connection that is open.
 
         The pool's own check pauses for a second where it finds two that are not.
@@ -244,7 +251,7 @@ class Database:
         Raises:
             PoolTimeout: none became free in time.
         """
-        ends = time.monotonic() + self._pool.timeout
+        ends = time.monotonic() + (self._pool.timeout if seconds is None else seconds)
         while True:
             connection = self._pool.getconn(ends - time.monotonic())
             try:
@@ -256,9 +263,11 @@ class Database:
                 self._pool.putconn(connection)  # which opens another for one that is closed
 
     @contextmanager
-    def _lent(self, *, begin: bytes = _BEGIN, stops_with_waiter: bool = False) -> Iterator[Connection]:
+    def _lent(
+        self, *, begin: bytes = _BEGIN, stops_with_waiter: bool = False, seconds: float | None = None
+    ) -> Iterator[Connection]:
         waiter = WAITER.get() if stops_with_waiter else None
-        with self._connection() as connection:
+        with self._connection(seconds) as connection:
             cancel = partial(connection.cancel_safe, timeout=CANCEL_SECONDS)
             try:
                 with waiter.reading(cancel) if waiter else nullcontext():
@@ -315,8 +324,8 @@ class Database:
             ) from error
         except PoolTimeout as error:
             raise StorageUnavailableError(
-                f"no connection to {without_password(self.url)} became free within "
-                f"{self._pool.timeout:.0f} s; is the server up, and are there enough connections?"
+                f"no connection to {without_password(self.url)} became free in time; "
+                "is the server up, and are there enough connections?"
             ) from error
         except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
             raise StorageTimeoutError(
