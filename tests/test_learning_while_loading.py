@@ -19,7 +19,7 @@ from embedding_studio.domain.sessions import (
 )
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.feedback.improve import Improver
-from embedding_studio.storage.postgres import PostgresStorage, clickstream, collections, objects
+from embedding_studio.storage.postgres import PostgresStorage, clickstream, collections, events, objects
 from embedding_studio.storage.postgres.codes import Untidiness
 from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects
@@ -207,7 +207,8 @@ def test_a_first_click_on_a_session_that_is_being_continued_is_learnt_with_all_i
     storage.clickstream.register_session(session, QUERY)
     page = [SearchResultItem(object_id=object_id, position=2) for object_id in ("b", "c")]
     longer = session.model_copy(update={"search_results": tuple(page)})
-    is_there, go_on = stop_before(monkeypatch, clickstream, "mark_learnt")
+    where = clickstream if how == "append_results" else events
+    is_there, go_on = stop_before(monkeypatch, where, "mark_learnt")
     writing = (
         beside(storage.clickstream.append_results, "s", page)
         if how == "append_results"
@@ -232,7 +233,7 @@ def test_a_first_click_on_a_session_that_becomes_irrelevant_is_not_learnt(
 ):
     session = Session(session_id="s", user_id="ann", collection="films", created_at=1)
     storage.clickstream.register_session(session, QUERY)
-    is_there, go_on = stop_before(monkeypatch, clickstream, "_ordered")
+    is_there, go_on = stop_before(monkeypatch, clickstream, "with_orders")
     marking = beside(storage.clickstream.mark_irrelevant, "s")
     assert is_there.wait(30)
 
