@@ -1,5 +1,6 @@
 """What holds of every engine beside PostgreSQL: found and learnt as over objects that are kept here."""
 
+import itertools
 import os
 from contextlib import closing
 from typing import Any
@@ -52,7 +53,7 @@ def points(count=N):
 
 def assert_found_alike(ours, theirs, moved):
     """Check that Ann, who moved some objects, finds the same in two storages, each with its collection."""
-    for wanted in (None, APEX):
+    for wanted, named in itertools.product((None, APEX), (set(), {"p007", "p011", "p200", "unknown"})):
         found, expected = (
             storage.personal.nearest(
                 known,
@@ -62,6 +63,7 @@ def assert_found_alike(ours, theirs, moved):
                 dict.fromkeys(moved, 0.7),
                 objects=storage.objects,
                 filter=wanted,
+                named=named,
             )
             for storage, known in (ours, theirs)
         )

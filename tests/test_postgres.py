@@ -108,6 +108,7 @@ FILTERS = {
     "no index": a_filter(field="number", range={"gte": 100}),
     "nothing": a_filter(term={"field": "colour", "value": "green"}),
 }
+NAMED = [set(), {f"o{number}" for number in range(0, I, 7)} | {"unknown"}, {f"o{n}" for n in range(I)}]
 
 
 def index_scans(connection, name):
@@ -160,13 +161,14 @@ def test_the_nearest_for_a_user_come_from_codes_as_from_comparing_all(indexing, 
         things = filled(storage, index)
         with storage.personal.learning(things, ["ann"]) as transaction:
             transaction.replace_states({"ann": PersonalState((), copies)})
-        for wanted in FILTERS.values():
+        for wanted, named in itertools.product(FILTERS.values(), NAMED):
             near = storage.personal.nearest(
-                things, "ann", a_query(), 15, gates, filter=wanted, objects=storage.objects
+                things, "ann", a_query(), 15, gates, filter=wanted, objects=storage.objects, named=named
             )
             answers.append(ids(near))
 
-    assert answers[: len(FILTERS)] == answers[len(FILTERS) :]
+    asked = len(FILTERS) * len(NAMED)
+    assert answers[:asked] == answers[asked:]
 
 
 def test_a_filter_asked_many_times_is_planned_for_its_value_each_time(indexing):

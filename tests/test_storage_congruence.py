@@ -257,8 +257,9 @@ class TwoStorages(RuleBasedStateMachine):
         user_id=users,
         gates=st.dictionaries(object_ids, st.sampled_from([0.25, 0.5, 1.0]), max_size=5),
         shared_by=st.integers(0, 3),
+        named=st.sets(object_ids, max_size=4),
     )
-    def look(self, *, name, queries, limit, wanted, max_distance, user_id, gates, shared_by):
+    def look(self, *, name, queries, limit, wanted, max_distance, user_id, gates, shared_by, named):
         self.both(
             lambda s: s.objects.nearest(
                 s.collections.get(name), queries, limit, filter=wanted, max_distance=max_distance
@@ -284,6 +285,7 @@ class TwoStorages(RuleBasedStateMachine):
                 filter=wanted,
                 objects=storage.objects,
                 own=near.read,
+                named=named,
             )
             return near.own, near.shared, found
 

@@ -161,6 +161,32 @@ def test_a_filter_holds_for_moved_objects_too(storage):
     assert ids(near) == ["o4", "o0", "o2", "o6"]
 
 
+def test_what_is_named_is_returned_however_far_it_is_and_takes_no_place_of_others(storage):
+    shoes = storage.collections.create("shoes", index(MetricType.EUCLID))
+    storage.objects.upsert(shoes, [thing(f"o{k}", [k, 0, 0], even=k % 2 == 0) for k in range(9)])
+    learn(storage, shoes, moved={f"o{k}": [[0, 5, 0]] for k in (1, 7)})
+    even = PayloadFilter.parse({"query": {"term": {"field": "even", "value": True}}})
+
+    def found(limit, named, gates, wanted=None):
+        near = storage.personal.nearest(
+            shoes,
+            "ann",
+            vectors([0, 0, 0]),
+            limit,
+            dict.fromkeys(gates, 1.0),
+            objects=storage.objects,
+            filter=wanted,
+            named=named,
+        )
+        return [(each.object_id, each.distance) for each in near]
+
+    assert found(2, {"o8", "o0", "unknown"}, []) == [("o0", 0), ("o1", 1), ("o2", 2), ("o8", 8)]
+    assert found(2, {"o1", "o7"}, ["o1", "o7"]) == [("o0", 0), ("o2", 2), ("o1", 5), ("o7", 5)]
+    assert found(2, {"o7", "o8"}, ["o7"], even) == [("o0", 0), ("o2", 2), ("o8", 8)]
+    assert found(0, {"o3"}, []) == [("o3", 3)]
+    assert found(9, {"o3"}, []) == [(f"o{k}", k) for k in range(9)]
+
+
 @pytest.mark.parametrize(("metric_type", "aggregation"), CLOSED_FORMS)
 def test_the_nearest_for_a_user_are_those_by_definition(storage, metric_type, aggregation):
     rng = np.random.default_rng(19)
@@ -191,3 +217,11 @@ def test_the_nearest_for_a_user_are_those_by_definition(storage, metric_type, ag
             storage.personal.nearest(shoes, "ann", queries, limit, gates, objects=storage.objects)
             == near[:limit]
         )
+        named = {f"o{k}" for k in range(0, 57, 5)}
+        others = [each.object_id for each in near if each.object_id not in named][:limit]
+        found = storage.personal.nearest(
+            shoes, "ann", queries, limit, gates, objects=storage.objects, named=named
+        )
+        wanted = [each for each in near if each.object_id in named.union(others)]
+        assert ids(found) == ids(wanted)
+        assert [n.distance for n in found] == pytest.approx([n.distance for n in wanted], abs=1e-5)

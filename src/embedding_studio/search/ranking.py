@@ -4,6 +4,7 @@ Axes: Q parts of a query · D dimensions · R results.
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,6 @@ from embedding_studio.domain.filters import PayloadFilter, values
 from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import (
     JSON,
-    CatalogueObject,
     Collection,
     NearMemories,
     Neighbour,
@@ -62,20 +62,18 @@ class Lists:
             OutdatedError: what is remembered is not what it was. It is checked here, first.
         """
         factors = self.bend.object_factors() if self.bend else {}
-        reach = count + sum(factor > 1 for factor in factors.values())  # those may make room for others
-        found = self._bent(reach)
+        found = self._bent(count, factors.keys())
         if self.bend and factors:
-            is_all = len(found) < reach and self.request.max_distance is None
-            found = self._weighed(self.bend, found, count, is_all=is_all)
+            found = self._weighed(self.bend, found)
         furthest = self.request.max_distance
         return [each for each in found[:count] if furthest is None or each.distance <= furthest]
 
-    def _bent(self, count: int) -> list[Neighbour]:
-        """Return the ``count`` nearest by originals and the user's own vectors, whatever others did."""
+    def _bent(self, count: int, named: AbstractSet[str]) -> list[Neighbour]:
+        """Return the ``count`` nearest by originals and the user's own vectors, and all that are named."""
         shifted = self.bend.shifted(self.collection.index, self.queries) if self.bend else self.queries
         gate_of = self.bend.object_gates() if self.bend else ObjectGates()
         is_checked = self.near is None or self.near.is_checked
-        if is_checked and (self.user_id is None or not gate_of):
+        if is_checked and not named and (self.user_id is None or not gate_of):
             return self._nearest(shifted, count)
         return self.storage.personal.nearest(
             self.collection,
@@ -86,49 +84,35 @@ class Lists:
             filter=self.filter,
             objects=self.storage.objects,
             own=self.near and self.near.read,
+            named=named,
         )
 
-    def _weighed(self, bend: Bend, found: list[Neighbour], count: int, *, is_all: bool) -> list[Neighbour]:
-        """Return objects by their distances after what others did with them.
+    def _weighed(self, bend: Bend, found: list[Neighbour]) -> list[Neighbour]:
+        """Return objects by their distances after what was done with them.
 
         Args:
-            found: the nearest before that; those that others bring nearer from beyond it are looked up.
-            count: so many are wanted.
-            is_all: whether nothing is beyond ``found``.
+            found: by their distances before that, all that have a factor among them.
         """
         index, factors = self.collection.index, bend.object_factors()
-        lengths_matter = index.metric_type is MetricType.DOT
-        there = {each.object_id for each in found}
-        beyond = [] if is_all else [name for name in factors if factors[name] < 1 and name not in there]
-        if len(found) >= count and not lengths_matter:
-            last = sorted(each.distance * factors.get(each.object_id, 1.0) for each in found)[count - 1]
-            beyond = [name for name in beyond if factors[name] * found[-1].distance <= last]
-        needed = {*beyond, *(factors.keys() & there)} if lengths_matter else beyond
-        items = {item.object_id: item for item in self.storage.objects.get(self.collection, sorted(needed))}
-        absent = [items[name] for name in beyond if name in items and self._matches(items[name])]
-        originals = {item.object_id: item.parts for item in absent}
-        copies = self._copies([name for name in originals if name in bend.object_gates()])
-        before = self._distances(bend, originals, copies).tolist() if absent else []
-        near = found + [
-            Neighbour(item.object_id, distance, item.payload)
-            for item, distance in zip(absent, before, strict=True)
-        ]
-        weighed = [each for each in near if each.object_id in (items if lengths_matter else factors)]
+        weighed = [each for each in found if each.object_id in factors]
+        originals: list[Vectors] = []
+        if index.metric_type is MetricType.DOT:  # lengths matter
+            items = self.storage.objects.get(self.collection, [each.object_id for each in weighed])
+            parts = {item.object_id: item.parts for item in items}
+            weighed = [each for each in weighed if each.object_id in parts]  # the others are gone by now
+            originals = [parts[each.object_id] for each in weighed]
         after = weighed_distances(
             index,
             bend.shifted(index, self.queries),
             np.array([each.distance for each in weighed]),
             np.array([factors[each.object_id] for each in weighed]),
-            [items[each.object_id].parts for each in weighed] if lengths_matter else [],
+            originals,
         )
         moved = [
             replace(each, distance=distance) for each, distance in zip(weighed, after.tolist(), strict=True)
         ]
-        unmoved = [each for each in near if each.object_id not in factors]
+        unmoved = [each for each in found if each.object_id not in factors]
         return sorted(moved + unmoved, key=lambda each: (each.distance, each.object_id))
-
-    def _matches(self, item: CatalogueObject) -> bool:
-        return self.filter is None or self.filter.matches(item.payload)
 
     def _distances(
         self, bend: Bend, originals: Mapping[str, Vectors], copies: Mapping[str, Vectors]

@@ -1,6 +1,7 @@
 """What is learnt about users, in memory: written as a whole at the commit, read for one user."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -68,12 +69,21 @@ class MemoryPersonal:
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
         own: object = None,  # noqa: ARG002, all is at hand
+        named: AbstractSet[str] = frozenset(),
     ) -> list[Neighbour]:
         with self._state.lock:
             copies = {} if user_id is None else self.copies(collection, user_id, list(gates))
             made_of = dict(self._state.tables(collection).noticed) if collection.attached else None
             return nearest_of_user(
-                objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
+                objects,
+                copies,
+                collection,
+                queries,
+                limit,
+                gates=gates,
+                filter=filter,
+                made_of=made_of,
+                named=named,
             )
 
     def outdate(self, collection: Collection, object_ids: Sequence[str]) -> None:

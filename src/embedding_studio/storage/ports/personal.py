@@ -1,6 +1,7 @@
 """State: personal vectors, query memory and what is shared of them."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -125,14 +126,17 @@ class Personal(Protocol):
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002
         own: object = None,
+        named: AbstractSet[str] = frozenset(),
     ) -> list[Neighbour]:
-        """Return the nearest objects to a query, for one user.
+        """Return the ``limit`` nearest objects to a query, for one user, and where some others stand.
 
         Args:
             objects: where the originals are; one of the same database is searched together with the copies.
             gates: object_id -> in (0, 1], how much the user's copy counts, where there is one; the distance
                 is then a mean of those to the original and to the copy (``embeddings.personal.blend``).
             own: ``NearMemories.read``; what it does not hold of the user's own vectors is read.
+            named: ids of objects that are returned however far they are, if they are there and match; the
+                ``limit`` nearest are of all others.
 
         Returns:
             Each object once, by (distance, object_id).

@@ -13,6 +13,7 @@ and so, by the gates, both together. Then they stand in line with all others.
 import math
 import statistics
 import threading
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from psycopg.pq import TransactionStatus
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, Neighbour
 from embedding_studio.embeddings.codes import Ranking, View
+from embedding_studio.storage.elsewhere import the_nearest
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.codes import CodesOfCollection, State
 from embedding_studio.storage.postgres.database import (
@@ -81,18 +83,23 @@ class NearestSearch:
         moved: Moved | None = None,
         margin: float | None = None,
         taken: TakenForGranted | None = None,
+        named: AbstractSet[str] = frozenset(),
     ) -> list[Neighbour]:
         """Return the nearest; one round trip where nothing changed since the last search.
 
         Args:
             margin: in standard errors, instead of the collection's; infinite: compare all.
+            named: as of ``Personal.nearest``.
 
         Raises:
             OutdatedError: what was taken for granted is so no longer.
         """
-        question = Question(collection, queries, max(limit, 1), payload_filter, moved, taken=taken)
+        question = Question(
+            collection, queries, max(limit, 1), payload_filter, moved, taken=taken, named=named
+        )
         try:
-            return self._answered(connection, question, margin)[:limit]
+            found = self._answered(connection, question, margin)
+            return found if limit > 0 else the_nearest(found, 0, named)
         except UndefinedTable:
             self._codes.pop(collection.collection_id, None)  # it was dropped
             raise
@@ -123,9 +130,12 @@ class NearestSearch:
         payload_filter: PayloadFilter | None,
         moved: Moved | None = None,
         taken: TakenForGranted | None = None,
+        named: AbstractSet[str] = frozenset(),
     ) -> tuple[list[Neighbour], int]:
         """Return the nearest of some objects and all that were moved, and the revision of the originals."""
-        question = Question(collection, queries, max(limit, 1), payload_filter, moved, taken=taken)
+        question = Question(
+            collection, queries, max(limit, 1), payload_filter, moved, taken=taken, named=named
+        )
         copies = question.copies(connection)
         plan = question.chosen(
             np.union1d(candidates, copies.object_nos), copies, is_filtered=payload_filter is not None
@@ -186,7 +196,7 @@ class NearestSearch:
         if question.condition is not None:
             if not self._matches.are_known(question):
                 ranking = view.ranking(question.compared, margin)
-                count = max(FEWEST, FILTERED * question.limit)
+                count = max(FEWEST, FILTERED * question.reach)
                 answer = self._compared(
                     connection, question, ranking, copies, count, most=MOST_FILTERED, is_filtered=True
                 )
@@ -197,7 +207,7 @@ class NearestSearch:
                 return self._ask(connection, question, question.chosen(among, copies), copies)
             copies = copies.at(np.isin(copies.object_nos, among))
         ranking = view.ranking(question.compared, margin, among)
-        count, most = max(FEWEST, question.limit), int(MOST_COMPARED * len(view))
+        count, most = max(FEWEST, question.reach), int(MOST_COMPARED * len(view))
         return self._compared(connection, question, ranking, copies, count, most=most, is_filtered=False)
 
     def _compared(
@@ -221,35 +231,35 @@ class NearestSearch:
         least, largest = copies.bounds(ranking, question.geometry)
         if len(copies):
             ranking.leave_out(copies.object_nos)
-        reach = _smallest(largest, question.limit)
+        reach = _smallest(largest, question.reach)
         likeliest = ranking.likeliest(count, reach - question.geometry.offset)
         if len(likeliest) > most:
             return None
         if reach == math.inf:
-            reach = _smallest(least, question.limit)
+            reach = _smallest(least, question.reach)
         compared = np.union1d(likeliest, copies.object_nos[least <= reach])
         plan = question.chosen(compared, copies, is_filtered=is_filtered)
         answer = self._ask(connection, question, plan, copies)
-        is_full = len(answer.neighbours) == question.limit
+        farthest = question.farthest(answer.neighbours)
+        is_full = farthest < math.inf
         if is_filtered and not is_full:
             return None
         # One that is not full has all there is, unless some went meanwhile, which its revision tells.
-        farthest = answer.neighbours[-1].distance if is_full else math.inf
         others = copies.object_nos[least <= farthest]
         if is_full:
             others = np.union1d(others, ranking.within(farthest - question.geometry.offset))
-        others = np.setdiff1d(others, compared, assume_unique=True)
+        others = np.setdiff1d(others, np.union1d(compared, answer.object_nos), assume_unique=True)
         if not len(others):
             return answer
         if len(others) > most:
             return None
         plan = question.chosen(others, copies, is_filtered=is_filtered)
-        return self._ask(connection, question, plan, copies).joined_to(answer, question.limit)
+        return question.joined(answer, self._ask(connection, question, plan, copies))
 
     def _exact(self, connection: Connection, question: Question) -> Answer:
         """Return what is nearest, with all compared."""
         copies = question.copies(connection)
-        if not len(copies):
+        if not len(copies) and not question.named:
             return self._ask(connection, question, question.exact(copies), copies)
         is_filtered = question.condition is not None
         # Of one moment, else what changes meanwhile would be missed by both.
@@ -260,7 +270,7 @@ class NearestSearch:
                 connection, question.chosen(copies.object_nos, copies, is_filtered=is_filtered)
             )
         answer = question.answer(connection, moved, copies)
-        return answer.joined_to(question.answer(connection, others, copies), question.limit)
+        return question.joined(answer, question.answer(connection, others, copies))
 
     def _ask(self, connection: Connection, question: Question, plan: Plan, copies: Copies) -> Answer:
         """Return what a plan brings, in one round trip."""

@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -46,6 +47,7 @@ from embedding_studio.storage.attached import (
     Point,
     RefusedError,
 )
+from embedding_studio.storage.elsewhere import the_nearest
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.collections import list_collections
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
@@ -256,6 +258,7 @@ class Outbox:
         max_distance: float | None = None,
         moved: Moved | None = None,
         taken: TakenForGranted | None = None,
+        named: AbstractSet[str] = frozenset(),
     ) -> list[Neighbour]:
         """Return the nearest of what the engine finds near, what it was not sent yet, and what a user moved.
 
@@ -265,7 +268,7 @@ class Outbox:
         queries = check_vectors(collection.index, queries, "the query")
         user_id = None if moved is None else moved.user_id
         wanted, attempts = FIRST, ATTEMPTS
-        while wanted < limit:
+        while wanted < limit + len(named):
             wanted *= GROWTH
         while wanted <= MOST_ASKED and self._may_ask(collection):
             # First, for what an engine is sent afterwards it may not have had when it was asked.
@@ -296,6 +299,7 @@ class Outbox:
                     payload_filter=payload_filter,
                     moved=moved,
                     taken=taken,
+                    named=named,
                 ),
                 collection,
                 user_id,
@@ -304,10 +308,11 @@ class Outbox:
             if seen > revision and attempts:
                 continue
             kept = _within(found, max_distance)
-            last = kept[limit - 1].distance if 0 < limit <= len(kept) else math.inf
+            others = [each for each in kept if each.object_id not in named]
+            last = others[limit - 1].distance if 0 < limit <= len(others) else math.inf
             reach = last if max_distance is None else min(last, max_distance)
             if limit < 1 or bound == math.inf or reach < bound - ROUNDING * max(1.0, abs(bound)):
-                return kept[: max(limit, 0)]
+                return the_nearest(kept, limit, named)
             wanted *= GROWTH
         search = partial(
             self._search,
@@ -318,6 +323,7 @@ class Outbox:
             moved=moved,
             margin=math.inf,
             taken=taken,
+            named=named,
         )
         found = self._searches.read(search, collection, user_id)
         return _within(found, max_distance)

@@ -1,6 +1,7 @@
 """What is learnt about users, in PostgreSQL: written as a whole in one transaction, read for one user."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -156,6 +157,7 @@ class PostgresPersonal:
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
         own: object = None,
+        named: AbstractSet[str] = frozenset(),
     ) -> list[Neighbour]:
         read = own if isinstance(own, _Read) else _Read()
         with self._forgetting_what_is_old(collection, user_id):
@@ -171,14 +173,28 @@ class PostgresPersonal:
                     else ({}, None)
                 )
                 return nearest_of_user(
-                    objects, copies, collection, queries, limit, gates=gates, filter=filter, made_of=made_of
+                    objects,
+                    copies,
+                    collection,
+                    queries,
+                    limit,
+                    gates=gates,
+                    filter=filter,
+                    made_of=made_of,
+                    named=named,
                 )
             moved = (
                 Moved(user_id, ObjectGates.of(gates), read.vectors) if gates and user_id is not None else None
             )
             if isinstance(filling, Outbox):
                 return filling.nearest(
-                    collection, queries, limit, payload_filter=filter, moved=moved, taken=read.taken
+                    collection,
+                    queries,
+                    limit,
+                    payload_filter=filter,
+                    moved=moved,
+                    taken=read.taken,
+                    named=named,
                 )
             return self._searches.read(
                 lambda connection: self._search(
@@ -189,6 +205,7 @@ class PostgresPersonal:
                     payload_filter=filter,
                     moved=moved,
                     taken=read.taken,
+                    named=named,
                 ),
                 collection,
                 user_id,

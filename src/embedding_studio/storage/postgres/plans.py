@@ -1,9 +1,12 @@
 """What a search asks of the database, statement by statement, and what these bring."""
 
+import json
+import math
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from embedding_studio.embeddings.codes import Ranking
 from embedding_studio.embeddings.personal import ObjectGates, blend
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.embeddings.similarity import distances, similarities
+from embedding_studio.storage.elsewhere import places_of_nearest, the_nearest
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.database import Connection, only_row
 from embedding_studio.storage.postgres.filters import condition
@@ -48,17 +52,15 @@ class Answer:
     """What one plan brought.
 
     Attributes:
+        object_nos: of all that was compared and is there.
         revision: of the originals; all that it brought is of this one, if the codes were.
         is_old: originals have changed since the codes were read.
     """
 
     neighbours: list[Neighbour]
+    object_nos: Numbers
     revision: int
     is_old: bool
-
-    def joined_to(self, earlier: Self, limit: int) -> Self:
-        """Return one that has also the neighbours of an earlier one, which are others."""
-        return replace(self, neighbours=in_order(earlier.neighbours + self.neighbours)[:limit])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,10 +131,14 @@ class Question:
         moved: Moved | None,
         *,
         taken: TakenForGranted | None,
+        named: AbstractSet[str],
     ) -> None:
         parts = check_vectors(collection.index, queries, "the query")
         self.collection = collection
         self.limit = limit
+        self.named = named
+        self.reach = limit + len(named)
+        """Among so many of the nearest are all the nearest of those that are not named."""
         self.geometry = Geometry(collection.index)
         self.filter = payload_filter
         self.condition: sql.Composable | None = None
@@ -143,6 +149,7 @@ class Question:
             "queries": pack(self.compared if self.geometry.averages_decide else parts),
             "name": None if taken is None else taken.name,
             "user_id": None if taken is None else taken.user_id,
+            "named": sorted(named),
         }
         if payload_filter is not None:
             self.condition, values = condition(payload_filter)
@@ -167,18 +174,19 @@ class Question:
 
     def exact(self, without: Copies) -> Plan:
         among = "all" if self.condition is None else "matching"
-        given = {"limit": self.limit, "without": pack_numbers(without.object_nos)}
+        given = {"limit": self.reach, "without": pack_numbers(without.object_nos)}
         return Plan(self._statement("exact", among), given, needs_snapshot=True)
 
     def chosen(self, candidates: Numbers, copies: Copies, *, is_filtered: bool = False) -> Plan:
         """Return a plan that compares candidates, and asks whether they match where that is not known."""
-        most = None if len(copies) else self.limit  # what stands far may have a copy that stands near
+        # What stands far may have a copy that stands near, or be named.
+        most = None if len(copies) or self.named else self.limit
         given = {
             "candidates": pack_numbers(candidates),
             "considered": None if is_filtered else most,
             "limit": most,
         }
-        if is_filtered:
+        if is_filtered or self.named:  # those that are named were asked nothing yet
             statement = self._statement("chosen", "all")
         else:
             statement = _unfiltered(self.collection, "chosen")
@@ -208,21 +216,32 @@ class Question:
             revision, *versions = only_row(moment)
         if self._taken is not None:
             self._taken.check(connection, versions)
+        object_nos = np.array([row[3] for row in rows], dtype=np.int64)
         distances = np.array([row[1] for row in rows]) + self.geometry.offset
         if len(copies):
-            distances = copies.blended(np.array([row[3] for row in rows]), distances)
+            distances = copies.blended(object_nos, distances)
+        stand = [(distance, row[0]) for distance, row in zip(distances.tolist(), rows, strict=True)]
         neighbours = [
-            Neighbour(object_id, distance, payload)
-            for (object_id, _, payload, *_), distance in zip(rows, distances.tolist(), strict=True)
+            Neighbour(object_id, distance, json.loads(rows[place][2]))
+            for place in places_of_nearest(stand, self.limit, self.named)
+            for distance, object_id in [stand[place]]
         ]
-        if len(copies):
-            neighbours = in_order(neighbours)
-        return Answer(neighbours[: self.limit], revision, is_old=False)
+        return Answer(neighbours, object_nos, revision, is_old=False)
+
+    def joined(self, one: Answer, other: Answer) -> Answer:
+        """Return the nearest of what two plans brought, with the revision of the second."""
+        together = {each.object_id: each for each in one.neighbours + other.neighbours}
+        return replace(other, neighbours=the_nearest(list(together.values()), self.limit, self.named))
+
+    def farthest(self, neighbours: Sequence[Neighbour]) -> float:
+        """Return how far the last is that is not named; infinite where there are fewer than are wanted."""
+        others = [each for each in neighbours if each.object_id not in self.named]
+        return others[-1].distance if len(others) >= self.limit else math.inf
 
     def _statement(self, name: str, among: str) -> bytes:
         if self.condition is None:
-            return _unfiltered(self.collection, name)
-        return _composed(self.collection, name, among, self.condition)
+            return _unfiltered(self.collection, name, among, has_named=bool(self.named))
+        return _composed(self.collection, name, among, self.condition, has_named=bool(self.named))
 
 
 def check(connection: Connection, collection: Collection, taken: TakenForGranted) -> None:
@@ -237,11 +256,13 @@ def check(connection: Connection, collection: Collection, taken: TakenForGranted
 
 
 @lru_cache(maxsize=1024)
-def _unfiltered(collection: Collection, name: str, among: str = "all") -> bytes:
-    return _composed(collection, name, among, sql.SQL("true"))
+def _unfiltered(collection: Collection, name: str, among: str = "all", *, has_named: bool = False) -> bytes:
+    return _composed(collection, name, among, sql.SQL("true"), has_named=has_named)
 
 
-def _composed(collection: Collection, name: str, among: str, condition: sql.Composable) -> bytes:
+def _composed(
+    collection: Collection, name: str, among: str, condition: sql.Composable, *, has_named: bool
+) -> bytes:
     geometry = Geometry(collection.index)
     schema = schema_of(collection.collection_id)
     is_average = geometry.averages_decide
@@ -251,13 +272,10 @@ def _composed(collection: Collection, name: str, among: str, condition: sql.Comp
             **geometry.pieces(),
             schema=schema,
             condition=condition,
+            candidates=_SQL["candidates_and_named" if has_named else "candidates"].format(schema=schema),
             among=_SQL[f"among_{among}"].format(schema=schema, condition=condition),
             is_average=sql.Literal(is_average),
             moment=_SQL["moment"].format(schema=schema),
         )
         .as_bytes()
     )
-
-
-def in_order(neighbours: Sequence[Neighbour]) -> list[Neighbour]:
-    return sorted(neighbours, key=lambda each: (each.distance, each.object_id))

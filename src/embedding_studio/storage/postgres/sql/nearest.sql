@@ -27,7 +27,7 @@ part.object_id IN (SELECT object_id FROM {schema}.objects AS o WHERE {condition}
 
 -- name: exact
 -- All are compared.
-SELECT near.object_id, near.distance, objects.payload, near.object_no, {moment}
+SELECT near.object_id, near.distance, objects.payload::text, near.object_no, {moment}
 FROM (
     SELECT part.object_id, part.object_no, {aggregate}(part.embedding {operator} query.vector) AS distance
     FROM {schema}.parts AS part CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
@@ -38,12 +38,22 @@ FROM (
 ) AS near JOIN {schema}.objects AS objects USING (object_id)
 ORDER BY near.distance, near.object_id
 
+-- name: candidates
+unnest(%(candidates)b::bigint[])
+
+-- name: candidates_and_named
+(
+    SELECT unnest(%(candidates)b::bigint[])
+    UNION
+    SELECT object_no FROM {schema}.objects WHERE object_id = ANY(%(named)s::text[])
+)
+
 -- name: chosen
 -- Candidates are compared, and asked whether they match a filter.
-SELECT o.object_id, near.distance, o.payload, near.object_no, {moment}
+SELECT o.object_id, near.distance, o.payload::text, near.object_no, {moment}
 FROM (
     SELECT part.object_id, part.object_no, {aggregate}(part.embedding {operator} query.vector) AS distance
-    FROM unnest(%(candidates)b::bigint[]) AS candidate(object_no)
+    FROM {candidates} AS candidate(object_no)
         JOIN {schema}.parts AS part USING (object_no)
         CROSS JOIN unnest(%(queries)b::vector[]) AS query(vector)
     WHERE part.is_average = {is_average}
