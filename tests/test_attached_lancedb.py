@@ -13,7 +13,7 @@ from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import Attachment, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError
-from embedding_studio.storage.attached import AttachedObjects
+from embedding_studio.storage.attached.objects import AttachedObjects
 from embedding_studio.storage.lancedb import LanceDB, place_of
 from test_api_service import SEARCH, serving
 from test_attached import D, opened, told, twin_of, vectors

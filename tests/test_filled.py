@@ -28,7 +28,8 @@ from embedding_studio.errors import (
     ConflictError,
     InvalidInputError,
 )
-from embedding_studio.storage.attached import Backlog, Mended, Point
+from embedding_studio.storage.attached.engines import Point
+from embedding_studio.storage.attached.filling import Backlog, Mended
 from embedding_studio.storage.postgres import outbox as pg_outbox
 from processes import environment_of
 from test_api_service import serving

@@ -10,7 +10,8 @@ from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.errors import AttachedUnavailableError, CollectionNotFoundError, EmbeddingStudioError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.retention import Retention
-from embedding_studio.storage.attached import ByCollection, Filling, reconcile
+from embedding_studio.storage.attached import ByCollection, reconcile
+from embedding_studio.storage.attached.filling import Filling
 from embedding_studio.storage.ports import Storage
 from embedding_studio.telemetry.metrics import WorkerMetrics
 from embedding_studio.tuning import OwnPastKeeper

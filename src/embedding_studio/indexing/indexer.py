@@ -10,7 +10,8 @@ from embedding_studio.domain.storable import check_id
 from embedding_studio.embedders import Embedder
 from embedding_studio.errors import CollectionNotFoundError, InvalidInputError, shown
 from embedding_studio.indexing.batches import THREADS, IndexingReport, index_objects
-from embedding_studio.storage.attached import create_collection, refuse_writing
+from embedding_studio.storage.attached import create_collection
+from embedding_studio.storage.attached.objects import refuse_writing
 from embedding_studio.storage.ports import Storage
 from embedding_studio.tuning import SAMPLED_OBJECTS, guard_gate
 

@@ -26,7 +26,7 @@ from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, shown
 from embedding_studio.parquet import NotJsonError, json_values
-from embedding_studio.storage.attached import (
+from embedding_studio.storage.attached.engines import (
     MANY_ROWS,
     NUMBER,
     Candidates,

@@ -25,7 +25,7 @@ from embedding_studio.domain.filters import PayloadFilter, ways
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, shown
-from embedding_studio.storage.attached import (
+from embedding_studio.storage.attached.engines import (
     NUMBER,
     Candidates,
     Examined,

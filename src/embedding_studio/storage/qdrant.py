@@ -22,7 +22,7 @@ from embedding_studio.domain.filters import PayloadFilter, ways
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, shown
-from embedding_studio.storage.attached import (
+from embedding_studio.storage.attached.engines import (
     NUMBER,
     UUID,
     Candidates,
@@ -338,11 +338,6 @@ class Qdrant:
 
 class _NotFoundError(AttachedUnavailableError):
     """There is no such collection."""
-
-
-def _of(collection: Collection) -> Attachment:
-    assert collection.attached is not None  # noqa: S101, others do not come here
-    return collection.attached
 
 
 def _path(attached: Attachment) -> str:

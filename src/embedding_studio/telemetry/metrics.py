@@ -19,7 +19,8 @@ from embedding_studio.domain.sessions import (
     SessionForImprovementStatus,
 )
 from embedding_studio.errors import CollectionNotFoundError, StorageError
-from embedding_studio.storage.attached import Backlog, backlog_of, count_if_known
+from embedding_studio.storage.attached import backlog_of, count_if_known
+from embedding_studio.storage.attached.filling import Backlog
 from embedding_studio.storage.ports import CodesInfo, QueueInfo, Storage
 from embedding_studio.telemetry.siblings import Siblings, of_all
 

@@ -27,7 +27,9 @@ from functools import partial
 from embedding_studio.domain.objects import Attachment
 from embedding_studio.errors import AttachedUnavailableError
 from embedding_studio.storage import lancedb, milvus, qdrant
-from embedding_studio.storage.attached import AttachedObjects, ByCollection, Engine
+from embedding_studio.storage.attached import ByCollection
+from embedding_studio.storage.attached.engines import Engine
+from embedding_studio.storage.attached.objects import AttachedObjects
 from embedding_studio.storage.ports import (
     LOCK_SECONDS,
     ORDER_ON,

@@ -34,19 +34,9 @@ from embedding_studio.errors import (
     InvalidInputError,
     StorageError,
 )
-from embedding_studio.storage.attached import (
-    FIRST,
-    GROWTH,
-    ROUNDING,
-    AttachedObjects,
-    Backlog,
-    Engine,
-    Examined,
-    FilledEngine,
-    Mended,
-    Point,
-    RefusedError,
-)
+from embedding_studio.storage.attached.engines import Engine, Examined, FilledEngine, Point, RefusedError
+from embedding_studio.storage.attached.filling import Backlog, Mended
+from embedding_studio.storage.attached.objects import GROWTH, AttachedObjects, asked_first, is_whole
 from embedding_studio.storage.elsewhere import the_nearest
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.collections import list_collections
@@ -267,9 +257,7 @@ class Outbox:
         """
         queries = check_vectors(collection.index, queries, "the query")
         user_id = None if moved is None else moved.user_id
-        wanted, attempts = FIRST, ATTEMPTS
-        while wanted < limit + len(named):
-            wanted *= GROWTH
+        wanted, attempts = asked_first(limit + len(named)), ATTEMPTS
         while wanted <= MOST_ASKED and self._may_ask(collection):
             # First, for what an engine is sent afterwards it may not have had when it was asked.
             revision, pending = self._database.read(lambda connection: _pending(connection, collection))
@@ -309,9 +297,7 @@ class Outbox:
                 continue
             kept = _within(found, max_distance)
             others = [each for each in kept if each.object_id not in named]
-            last = others[limit - 1].distance if 0 < limit <= len(others) else math.inf
-            reach = last if max_distance is None else min(last, max_distance)
-            if limit < 1 or bound == math.inf or reach < bound - ROUNDING * max(1.0, abs(bound)):
+            if is_whole(others, limit, bound=bound, max_distance=max_distance):
                 return the_nearest(kept, limit, named)
             wanted *= GROWTH
         search = partial(

@@ -26,7 +26,7 @@ from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, Payloa
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, EmbeddingStudioError, InvalidInputError, shown
-from embedding_studio.storage.attached import (
+from embedding_studio.storage.attached.engines import (
     MANY_ROWS,
     NUMBER,
     UUID,
