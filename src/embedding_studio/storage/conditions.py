@@ -5,6 +5,8 @@ writes a condition on such a place. What it cannot say it leaves out: then all i
 means is found out here.
 """
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -101,6 +103,21 @@ def leaf(query: Query, words: Words[Any, Said]) -> Said | None:
     if len(told) < len(conditions):
         return None
     return told[0] if len(told) == 1 else words.some(told)
+
+
+def comparisons(low: Bound, high: Bound) -> list[tuple[str, float | str, Callable[[float], int]]]:
+    """Return of each end that there is the operator, itself, and how it is rounded into the range."""
+    ends = [(">=", low, math.ceil), ("<=", high, math.floor)]
+    return [(operator, bound, to_whole) for operator, bound, to_whole in ends if bound is not None]
+
+
+def numbers_in(values: Sequence[Any]) -> list[int | float]:
+    return [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
+
+
+def as_float64(number: float) -> float:
+    """Return a number as float64 has it; one beyond it, as the nearest that it has."""
+    return float(max(-sys.float_info.max, min(sys.float_info.max, number)))
 
 
 def _ends(bounds: Mapping[str, float | str]) -> tuple[Bound, Bound]:

@@ -35,6 +35,7 @@ from embedding_studio.storage.attached.engines import (
     no_longer,
     numbered,
     page_of,
+    portions,
     repeated,
     split_address,
 )
@@ -261,9 +262,7 @@ class Qdrant:
 
     def put(self, collection: Collection, points: Sequence[Point]) -> None:
         path = f"{_path(attachment_of(collection))}/points?wait=true"
-        size = max(1, WRITTEN_AT_ONCE // (collection.index.dimensions or 1))
-        for start in range(0, len(points), size):
-            some = points[start : start + size]
+        for some in portions(collection, points, WRITTEN_AT_ONCE):
             told = [{"id": p.number, "vector": p.vector.tolist(), "payload": p.payload} for p in some]
             self._ask("PUT", path, {"points": told})
 

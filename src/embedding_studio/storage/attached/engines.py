@@ -3,7 +3,7 @@
 import heapq
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -23,6 +23,8 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """As servers write it: another spelling is the id of nothing."""
 NUMBER = re.compile(r"0|-?[1-9]\d{0,19}")
 """A whole number as an id is written."""
+PUT_BACK = "; put it back, or drop the collection and attach again"
+"""What to do where what a collection is attached to is gone."""
 MANY_ROWS = 10_000
 """To compare more at each search takes long."""
 
@@ -112,6 +114,13 @@ class RefusedError(AttachedUnavailableError):
     """An engine answers, and does not take what it was given."""
 
 
+class NotInstalledError(AttachedUnavailableError):
+    """The package of an engine is not there."""
+
+    def __init__(self, store: str, extra: str) -> None:
+        super().__init__(f"{store} needs a package that is missing; pip install 'embedding-studio[{extra}]'")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Point:
     """A vector, [D], as an engine has it that we fill."""
@@ -197,6 +206,18 @@ def advice_on_dimensions(collection: Collection, dimensions: int) -> list[str]:
     return [f"{told}{collection.index.dimensions}: nothing is found; drop the collection and attach again"]
 
 
+def advice_on_index(metric: MetricType, rows: float, remedy: str) -> str:
+    """Return the advice to an operator where many objects have no index."""
+    compared = f"each search compares all {rows:,.0f} rows"
+    return f"no index finds what is near by {metric.value}, so {compared}; {remedy}"
+
+
+def how_searched(attached: Attachment, index: str | None) -> str:
+    """Return what an operator is shown of a table that has this index of its vectors, or none."""
+    found_by = "all compared by each search" if index is None else f"found by its index {index}"
+    return f"{attached}, only read, by {attached.object_id} and {attached.vector}, {found_by}"
+
+
 def check_dimensions(what: str, dimensions: int) -> None:
     """Return if vectors of this size can be learnt from.
 
@@ -252,6 +273,12 @@ def page_of(
             break
         after = page[-1]
     return found[:limit]
+
+
+def portions(collection: Collection, points: Sequence[Point], numbers: int) -> Iterator[Sequence[Point]]:
+    """Yield points, so many at once as have no more numbers in their vectors, but one at the least."""
+    size = max(1, numbers // (collection.index.dimensions or 1))
+    return (points[start : start + size] for start in range(0, len(points), size))
 
 
 def columns_of(attached: Attachment) -> list[str]:

@@ -6,14 +6,11 @@ own, and the server lets none of them write.
 
 import json
 import math
-import re
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,26 +19,41 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 from psycopg_pool import PoolTimeout
 
-from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, PayloadFilter, Query, ways
+from embedding_studio.domain.filters import MatchPhraseQuery, MatchQuery, PayloadFilter, Query
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, EmbeddingStudioError, InvalidInputError, shown
 from embedding_studio.storage.attached.engines import (
     MANY_ROWS,
     NUMBER,
+    PUT_BACK,
     UUID,
     Candidates,
     Examined,
     advice_on_dimensions,
+    advice_on_index,
     attachment_of,
     check_dimensions,
+    how_searched,
     no_longer,
 )
-from embedding_studio.storage.conditions import Bound, leaf
+from embedding_studio.storage.conditions import leaf
 from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.postgres.column_conditions import ColumnConditions
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
-from embedding_studio.storage.postgres.filters import condition, joined, nested, tested
+from embedding_studio.storage.postgres.filters import condition
 from embedding_studio.storage.postgres.geometry import OPERATORS
+from embedding_studio.storage.postgres.relations import (
+    ID_TYPES,
+    LARGEST,
+    METRICS,
+    Table,
+    VectorIndex,
+    completed,
+    escaped,
+    in_quotes,
+    looked_at,
+)
 from embedding_studio.storage.postgres.schema import without_password
 from embedding_studio.storage.postgres.sql import statements
 from embedding_studio.storage.postgres.vectors import pack, unpack
@@ -56,68 +68,11 @@ MOST_CANDIDATES = 1_000
 LARGEST_HALF = 65_504.0
 MOST_DIGITS = 4_000
 """A longer number of a payload is shown as a text: Python reads no more than 4,300."""
-CHECKS_SINCE = 160_000
-"""The version of the server that has ``pg_input_is_valid``."""
 ARGUMENTS = 100
 """Of one function, at the most."""
-
-ID_TYPES = {"text": "text", "varchar": "text", "uuid": "uuid", "int2": "int2", "int4": "int4", "int8": "int8"}
-VECTOR_TYPES = ("vector", "halfvec")
-NO_PAYLOAD = ("sparsevec", "bytea", "tsvector", "bit", "varbit")
-"""Types of columns, beside vectors, that cannot be filtered or shown."""
-LARGEST = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
-TEXTS = ("text", "varchar", "bpchar", "uuid")
-"""Types of which JSON has texts."""
-LISTS = {f"_{element}": element for element in (*TEXTS, *LARGEST, "bool")}
-"""Types of which JSON has lists, and those of their elements."""
-
-_METRICS = {"cosine": MetricType.COSINE, "ip": MetricType.DOT, "l2": MetricType.EUCLID}
-_CLASSES = {metric: name for name, metric in _METRICS.items()}
+CLASSES = {metric: name for name, metric in METRICS.items()}
+"""What the operators of an index are called by."""
 _SQL = statements("tables.sql")
-
-
-@dataclass(frozen=True, slots=True)
-class VectorIndex:
-    """An index of the column of vectors.
-
-    Attributes:
-        method: ``hnsw`` or ``ivfflat``.
-        is_cast: whether it holds the column as ``halfvec``.
-    """
-
-    name: str
-    method: str
-    metric: MetricType
-    is_cast: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What a table is at one moment.
-
-    Attributes:
-        name: of schema and table, quoted where that is needed.
-        columns: name -> type, those of vectors with their number of dimensions (-1: any).
-        rows: as far as the server knows; -1: it never looked.
-        has_checks: whether the server can say what is no ``jsonb``, as from version 16 on.
-    """
-
-    oid: int
-    schema: str
-    relation: str
-    columns: dict[str, tuple[str, int]]
-    indexes: tuple[VectorIndex, ...]
-    is_unique: bool
-    rows: float
-    has_checks: bool
-
-    @property
-    def identifier(self) -> sql.Identifier:
-        return sql.Identifier(_escaped(self.schema), _escaped(self.relation))
-
-    def index(self, metric: MetricType) -> VectorIndex | None:
-        """Return the index that finds what is near by a metric, if there is one."""
-        return next((each for each in self.indexes if each.metric is metric), None)
 
 
 class TablesDatabase(Database):
@@ -154,7 +109,7 @@ def _loads(data: str | bytes) -> Any:
 def _remedy(cause: Exception) -> str:
     match cause:
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
-            return "; put it back, or drop the collection and attach again"
+            return PUT_BACK
         case psycopg.errors.InsufficientPrivilege():
             return "; GRANT SELECT to its user"
         case psycopg.errors.UndefinedObject() | psycopg.errors.UndefinedFunction():
@@ -246,18 +201,17 @@ class Tables:
         if not table.is_unique:
             advice.append(
                 f"no index holds each {attached.object_id} once: if one comes twice, either row is taken for "
-                f"the object; CREATE UNIQUE INDEX ON {attached.source} ({_in_quotes(attached.object_id)})"
+                f"the object; CREATE UNIQUE INDEX ON {attached.source} ({in_quotes(attached.object_id)})"
             )
         rows = self.count(collection) if table.rows < 0 else table.rows  # never analysed
         if index is None and rows > MANY_ROWS:
             kind = table.columns[attached.vector][0]
-            advice.append(
-                f"no index finds what is near by {metric.value}, so each search compares all "
-                f"{rows:,.0f} rows; CREATE INDEX ON {attached.source} USING hnsw "
-                f"({_in_quotes(attached.vector)} {kind}_{_CLASSES[metric]}_ops)"
+            remedy = (
+                f"CREATE INDEX ON {attached.source} USING hnsw "
+                f"({in_quotes(attached.vector)} {kind}_{CLASSES[metric]}_ops)"
             )
-        found_by = "all compared by each search" if index is None else f"found by its index {index.name}"
-        told = f"{attached}, only read, by {attached.object_id} and {attached.vector}, {found_by}"
+            advice.append(advice_on_index(metric, rows, remedy))
+        told = how_searched(attached, None if index is None else index.name)
         return Examined(told, tuple(advice), is_exact=index is None)
 
     def found(
@@ -279,8 +233,8 @@ class Tables:
             object_id=wanted.object_id or OBJECT_ID,
             vector=wanted.vector or VECTOR,
         )
-        table = self.database.read(lambda connection: _looked_at(connection, wanted))
-        attached = _completed(wanted, table)
+        table = self.database.read(lambda connection: looked_at(connection, wanted))
+        attached = completed(wanted, table)
         kind, dimensions = table.columns[attached.vector]
         if dimensions < 0:
             dimensions = self._dimensions(attached, table)
@@ -301,7 +255,7 @@ class Tables:
             seen_at, table = self._seen.get(attached, (-math.inf, None))
         if table is None or is_fresh or now >= seen_at + LOOK_AGAIN_SECONDS:
             try:
-                table = self.database.read(lambda connection: _looked_at(connection, attached))
+                table = self.database.read(lambda connection: looked_at(connection, attached))
             except InvalidInputError as error:
                 raise no_longer(collection, error) from error
             with self._seeing:
@@ -317,7 +271,8 @@ class Tables:
         if payload_filter is None:
             return sql.SQL("true"), {}
         return condition(
-            payload_filter, lambda query, parameters: leaf(query, _Columns(attached, table, parameters))
+            payload_filter,
+            lambda query, parameters: leaf(query, ColumnConditions(attached, table, parameters)),
         )
 
     def _objects(self, statement: sql.Composed, given: dict[str, Any]) -> list[CatalogueObject]:
@@ -333,7 +288,7 @@ class Tables:
         if least is None:
             raise InvalidInputError(
                 f"{column} holds no vector and does not say how many dimensions it has; declare it, as in "
-                f"ALTER TABLE {attached.source} ALTER COLUMN {_in_quotes(attached.vector)} TYPE vector(384)"
+                f"ALTER TABLE {attached.source} ALTER COLUMN {in_quotes(attached.vector)} TYPE vector(384)"
             )
         if least != most:
             raise InvalidInputError(
@@ -354,106 +309,11 @@ class Tables:
             )
 
 
-def _looked_at(connection: Connection, attached: Attachment) -> Table:
-    """Return what the table is now.
-
-    Raises:
-        InvalidInputError: it cannot be attached; the message says why, and what to do.
-    """
-    place = f"database {connection.info.dbname!r}"
-    try:
-        found = connection.execute(_SQL["find"], {"name": attached.source}).fetchone()
-    except (psycopg.errors.InvalidName, psycopg.errors.SyntaxError) as error:
-        told = f"{attached.source!r} is no name of a table: {error.diag.message_primary}"
-        raise InvalidInputError(told) from None
-    if found is None:
-        raise InvalidInputError(
-            f"there is no table {attached.source!r} in {place}, or none that this user may see; write "
-            "schema.table, and in double quotes what has capitals"
-        )
-    oid, schema, relation, kind, is_readable, rows = found
-    if schema == "embedding_studio" or re.fullmatch(r"collection_\d+", schema) or schema.startswith("pg_"):
-        raise InvalidInputError(
-            f"{schema}.{relation} is not a table of yours; name one that holds your objects"
-        )
-    if kind not in "rpmvf":
-        raise InvalidInputError(f"{attached.source!r} is no table and no view")
-    if not is_readable:
-        raise InvalidInputError(
-            f"the user {connection.info.user!r} may not read {attached.source}; GRANT SELECT ON "
-            f"{attached.source} TO {_in_quotes(connection.info.user)}"
-        )
-    columns = _columns(connection, oid, attached)
-    given = {"table": oid, "column": attached.object_id}
-    (is_unique,) = only_row(connection.execute(_SQL["is_unique"], given))
-    indexes = [
-        index
-        for row in connection.execute(_SQL["indexes"], given).fetchall()
-        if (index := _index(attached.vector, *row)) is not None
-    ]
-    has_checks = connection.info.server_version >= CHECKS_SINCE
-    return Table(oid, schema, relation, columns, tuple(indexes), is_unique, rows, has_checks)
-
-
-def _columns(connection: Connection, table: int, attached: Attachment) -> dict[str, tuple[str, int]]:
-    """Return name -> type and size of a table's columns.
-
-    Raises:
-        InvalidInputError: those that are named are not there, or of another type than they have to be.
-    """
-    given = {"table": table}
-    columns = {
-        name: (kind, size) for name, kind, size in connection.execute(_SQL["columns"], given).fetchall()
-    }
-    for name in (attached.object_id, attached.vector, *attached.payload, *filter(None, [attached.document])):
-        if name not in columns:
-            raise InvalidInputError(f"{attached.source} has no column {name!r}; it has {', '.join(columns)}")
-    if (kind := columns[attached.object_id][0]) not in ID_TYPES:
-        raise InvalidInputError(
-            f"the ids of {attached.source} are of the type {kind}, and can be text, varchar, uuid, smallint, "
-            f"integer or bigint; attach a view with {_in_quotes(attached.object_id)}::text"
-        )
-    if (kind := columns[attached.vector][0]) not in VECTOR_TYPES:
-        raise InvalidInputError(
-            f"the column {attached.vector!r} of {attached.source} is of the type {kind}, and vectors are "
-            "vector or halfvec"
-        )
-    if attached.document is not None and (kind := columns[attached.document][0]) not in ("json", "jsonb"):
-        raise InvalidInputError(
-            f"the column {attached.document!r} of {attached.source} is of the type {kind}; the payload can "
-            "be one column of json or jsonb, or several of any type"
-        )
-    return columns
-
-
-def _index(column: str, name: str, method: str, operators: str, held: str) -> VectorIndex | None:
-    """Return an index if it is of a column, and of a metric that collections have."""
-    parts = re.fullmatch(r"(vector|halfvec)_(cosine|ip|l2)_ops", operators)
-    names = {column, _quoted(column), _in_quotes(column)}  # the server also quotes words of SQL, as "values"
-    cast = re.fullmatch(r"\(?(.*)::halfvec\(\d+\)\)?", held, re.DOTALL)
-    is_cast = cast is not None and cast[1] in names
-    if parts is None or not (is_cast or held in names):
-        return None
-    return VectorIndex(name, method, _METRICS[parts[2]], is_cast)
-
-
-def _completed(wanted: Attachment, table: Table) -> Attachment:
-    """Return an attachment with the whole name of its table, and the columns that are its payload."""
-    payload = wanted.payload
-    if not payload and wanted.document is None:
-        payload = tuple(
-            name
-            for name, (kind, _) in table.columns.items()
-            if name not in (wanted.object_id, wanted.vector) and kind not in (*VECTOR_TYPES, *NO_PAYLOAD)
-        )
-    return replace(wanted, source=f"{_quoted(table.schema)}.{_quoted(table.relation)}", payload=payload)
-
-
 def _pieces(attached: Attachment, table: Table) -> dict[str, sql.Composable]:
     return {
         "table": table.identifier,
-        "object_id": sql.Identifier(_escaped(attached.object_id)),
-        "vector": sql.Identifier(_escaped(attached.vector)),
+        "object_id": sql.Identifier(escaped(attached.object_id)),
+        "vector": sql.Identifier(escaped(attached.vector)),
         "payload": _payload(attached, table),
     }
 
@@ -466,7 +326,7 @@ def _payload(attached: Attachment, table: Table) -> sql.Composable:
     objects = [
         sql.SQL("jsonb_build_object({})").format(
             sql.SQL(", ").join(
-                sql.SQL("{}::text, {}").format(sql.Literal(_escaped(name)), _value(name, table))
+                sql.SQL("{}::text, {}").format(sql.Literal(escaped(name)), _value(name, table))
                 for name in some
             )
         )
@@ -478,7 +338,7 @@ def _payload(attached: Attachment, table: Table) -> sql.Composable:
 
 def _value(name: str, table: Table) -> sql.Composable:
     """Return a column's value; that of ``json`` as ``jsonb``, which does not hold all that is ``json``."""
-    column = sql.SQL("t.{}").format(sql.Identifier(_escaped(name)))
+    column = sql.SQL("t.{}").format(sql.Identifier(escaped(name)))
     if table.columns[name][0] != "json":
         return column
     if not table.has_checks:
@@ -493,7 +353,7 @@ def _near(
     index: VectorIndex | None,
     matches: sql.Composable,
 ) -> sql.Composed:
-    column = sql.SQL("t.{}").format(sql.Identifier(_escaped(attached.vector)))
+    column = sql.SQL("t.{}").format(sql.Identifier(escaped(attached.vector)))
     D = collection.index.dimensions or 0
     is_half = index is not None and _is_half(attached, table, index)
     ordered = column if index is not None else sql.SQL("{}::vector").format(column)
@@ -521,97 +381,6 @@ def _plan(index: VectorIndex | None, limit: int) -> dict[str, str]:
     if index.method == "ivfflat":
         return {"ivfflat.iterative_scan": "relaxed_order"}
     return {"hnsw.iterative_scan": "strict_order", "hnsw.ef_search": str(min(limit, MOST_CANDIDATES))}
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """Conditions on columns as such, as ``Words``, so that their own indexes are used.
-
-    A place is a column, and steps into its value. Of types that do not stand here nothing is said.
-    """
-
-    attached: Attachment
-    table: Table
-    parameters: dict[str, Any]
-
-    def places(self, field: str) -> list[tuple[str, list[str]]]:
-        if self.attached.document is not None:
-            return [(self.attached.document, steps) for steps in ways(field)]
-        return [(name, steps) for name, *steps in ways(field) if name in self.attached.payload]
-
-    def is_one_of(self, place: tuple[str, list[str]], values: Sequence[Any]) -> sql.Composable | None:
-        name, steps = place
-        kind = self.table.columns[name][0]
-        if kind == "jsonb":
-            return self._test(name, "@> ANY ({}::jsonb[])", [nested(steps, each) for each in values])
-        if steps or kind in LISTS:
-            return self.some([]) if kind in (*TEXTS, *LARGEST, "bool", *LISTS) else None
-        given = _values(kind, values)
-        return None if given is None else self._test(name, f"= ANY ({{}}::{kind}[])", given)
-
-    def has_any(self, place: tuple[str, list[str]], values: Sequence[Any]) -> sql.Composable | None:
-        name, steps = place
-        kind = self.table.columns[name][0]
-        if kind == "jsonb":
-            return self._test(name, "@> ANY ({}::jsonb[])", [nested(steps, [each]) for each in values])
-        if kind not in LISTS:
-            return None
-        given = [] if steps else _values(LISTS[kind], values)
-        return self._test(name, f"&& {{}}::{LISTS[kind]}[]", given)
-
-    def is_within(self, place: tuple[str, list[str]], low: Bound, high: Bound) -> sql.Composable | None:
-        name, steps = place
-        kind = self.table.columns[name][0]
-        ends = [(">=", low, math.ceil), ("<=", high, math.floor)]
-        told = [
-            self._test(name, f"{op} {{}}::{'int8' if kind in LARGEST else kind}", _end(kind, bound, to_whole))
-            for op, bound, to_whole in ends
-            if isinstance(bound, int | float)
-        ]
-        if not told or steps or kind not in (*LARGEST, "numeric", "float8"):
-            return None
-        return self.every(told)
-
-    def is_there(self, place: tuple[str, list[str]]) -> sql.Composable | None:
-        name, steps = place
-        return None if steps else self._test(name, "IS NOT NULL")
-
-    def every(self, conditions: list[sql.Composable]) -> sql.Composable:
-        return joined(" AND ", conditions)
-
-    def some(self, conditions: list[sql.Composable]) -> sql.Composable:
-        return joined(" OR ", conditions) if conditions else sql.SQL("false")
-
-    def _test(self, name: str, template: str, *values: Any) -> sql.Composable:
-        column = sql.SQL("t.{} ").format(sql.Identifier(_escaped(name)))
-        return sql.Composed([column, tested(self.parameters, template, *values)])
-
-
-def _values(kind: str, values: Sequence[Any]) -> list[Any] | None:  # noqa: PLR0911, one case a kind of type
-    """Return those values that a column of a type can have; None: unknown."""
-    numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
-    texts = [each for each in values if isinstance(each, str)]
-    if kind in TEXTS:
-        return [each for each in texts if kind != "uuid" or UUID.fullmatch(each)]
-    if kind in LARGEST:
-        return [int(each) for each in numbers if -LARGEST[kind] <= each < LARGEST[kind] and each == int(each)]
-    if kind == "bool":
-        return [each for each in values if isinstance(each, bool)]
-    if texts:  # JSON has no number for NaN
-        return None
-    if kind == "numeric":
-        return [Decimal(repr(each)) for each in numbers]
-    if kind == "float8":
-        return [float(each) for each in numbers if abs(each) <= sys.float_info.max]
-    return None
-
-
-def _end(kind: str, bound: float, to_whole: Callable[[float], int]) -> Any:
-    if kind == "numeric":
-        return Decimal(repr(bound))
-    if kind == "float8":
-        return float(max(-sys.float_info.max, min(sys.float_info.max, bound)))
-    return max(-(2**63), min(2**63 - 1, to_whole(bound)))
 
 
 def _read(rows: Sequence[tuple[Any, ...]]) -> list[CatalogueObject]:
@@ -642,16 +411,3 @@ def _can_be(kind: str, object_id: str) -> bool:
 
 def _needs_no_function(query: Query) -> bool:
     return not isinstance(query, MatchQuery | MatchPhraseQuery)
-
-
-def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else _in_quotes(name)
-
-
-def _in_quotes(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _escaped(name: str) -> str:
-    """Return a name as it stands in a statement with parameters."""
-    return name.replace("%", "%%")

@@ -1,18 +1,17 @@
 """A table of LanceDB that was there before, as the objects of a collection: read where it lies, not written.
 
 LanceDB is a library: it reads a folder, or a bucket, in this process, and each read sees what was written
-there until then. A filter becomes one of SQL on the columns of the payload. What SQL is not sure to find is
-left out of that, and what comes is looked at.
+there until then. A filter becomes one of SQL (``conditions``). What SQL is not sure to find is left out of
+that, and what comes is looked at.
 
 Source: https://lancedb.github.io/lancedb, of version 0.40.
 """
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,27 +20,31 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from embedding_studio.domain.filters import PayloadFilter, ways
+from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, shown
 from embedding_studio.parquet import NotJsonError, json_values
 from embedding_studio.storage.attached.engines import (
     MANY_ROWS,
-    NUMBER,
+    PUT_BACK,
     Candidates,
     Examined,
+    NotInstalledError,
     Point,
     advice_on_dimensions,
+    advice_on_index,
     attachment_of,
     check_dimensions,
     columns_of,
     furthest,
+    how_searched,
     no_longer,
     page_of,
     repeated,
 )
-from embedding_studio.storage.conditions import Bound, translated
+from embedding_studio.storage.lancedb.columns import Arrow, check_columns, dimensions_of, is_payload
+from embedding_studio.storage.lancedb.conditions import condition_of, ids_of, path_of
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
 KIND = "lancedb"
@@ -54,9 +57,6 @@ READ_AT_ONCE = 1_000
 DISTANCE = "_distance"
 METRICS = {"cosine": MetricType.COSINE, "dot": MetricType.DOT, "l2": MetricType.EUCLID}
 _DISTANCE_TYPES = {metric: name for name, metric in METRICS.items()}
-
-Arrow = Any
-"""Of pyarrow, which comes with LanceDB: a table, a schema, a type."""
 
 
 def place_of(address: str, setting: str = "ATTACHED_STORES") -> str:
@@ -118,9 +118,7 @@ class LanceDB:
         try:
             import lancedb
         except ImportError as error:
-            raise AttachedUnavailableError(
-                f"{self._named()} needs a package that is missing; pip install 'embedding-studio[lancedb]'"
-            ) from error
+            raise NotInstalledError(self._named(), "lancedb") from error
         with self._asking():
             self._database = lancedb.connect(
                 self._place,
@@ -132,10 +130,10 @@ class LanceDB:
         attached = attachment_of(collection)
         table = self._table(attached)
         with self._asking():
-            literals = _ids(table.schema.field(attached.object_id).type, object_ids)
+            literals = ids_of(table.schema.field(attached.object_id).type, object_ids)
         if not literals:
             return []
-        where = f"{_path([attached.object_id])} IN ({', '.join(literals)})"
+        where = f"{path_of([attached.object_id])} IN ({', '.join(literals)})"
         with self._asking():
             rows = table.search().where(where).select(columns_of(attached)).limit(None)
             return _objects(attached, rows.to_arrow(timeout=self._timeout))
@@ -158,7 +156,7 @@ class LanceDB:
         table = self._table(attached)
         with self._asking():
             number: int = table.count_rows(
-                f"{_path([attached.object_id])} IS NOT NULL AND {_path([attached.vector])} IS NOT NULL"
+                f"{path_of([attached.object_id])} IS NOT NULL AND {path_of([attached.vector])} IS NOT NULL"
             )
         return number
 
@@ -174,7 +172,7 @@ class LanceDB:
         attached = attachment_of(collection)
         table = self._table(attached)
         with self._asking():
-            condition = _condition(attached, table.schema, filter)
+            condition = condition_of(attached, table.schema, filter)
             rows = table.search(query, vector_column_name=attached.vector)
             rows = rows.distance_type(_DISTANCE_TYPES[collection.index.metric_type]).limit(limit)
             if collection.filled is not None:  # whose payloads are known here
@@ -201,14 +199,12 @@ class LanceDB:
         advice = advice_on_dimensions(collection, dimensions)
         index = next((name for name, other in indexes.items() if other is metric), None)
         if index is None and (number := self.count(collection)) > MANY_ROWS:
-            advice.append(
-                f"no index finds what is near by {metric.value}, so each search compares all {number:,} "
-                f'rows; table.create_index("{attached.vector}", config=lancedb.index.IvfPq('
+            remedy = (
+                f'table.create_index("{attached.vector}", config=lancedb.index.IvfPq('
                 f'distance_type="{_DISTANCE_TYPES[metric]}"))'
             )
-        found_by = "all compared by each search" if index is None else f"found by its index {index}"
-        told = f"{attached}, only read, by {attached.object_id} and {attached.vector}, {found_by}"
-        return Examined(told, tuple(advice), is_exact=index is None)
+            advice.append(advice_on_index(metric, number, remedy))
+        return Examined(how_searched(attached, index), tuple(advice), is_exact=index is None)
 
     def found(self, wanted: Attachment, metric: MetricType | None) -> tuple[Attachment, SearchIndexInfo]:
         attached, dimensions = self._looked_at(
@@ -292,21 +288,21 @@ class LanceDB:
         with self._asking():
             schema = table.schema
         kinds = dict(zip(schema.names, schema.types, strict=True))
-        vectors = [name for name, kind in kinds.items() if _dimensions(kind)]
+        vectors = [name for name, kind in kinds.items() if dimensions_of(kind)]
         if not wanted.vector and len(vectors) != 1:
             raise InvalidInputError(
                 f"{wanted.source!r} has {len(vectors) or 'no'} columns of vectors; name one of "
                 f"{', '.join(vectors) or 'another table'}"
             )
         wanted = replace(wanted, vector=wanted.vector or vectors[0])
-        _check(wanted, kinds)
+        check_columns(wanted, kinds)
         if not wanted.payload and wanted.document is None:
-            others = (name for name, kind in kinds.items() if "`" not in name and _is_payload(kind))
+            others = (name for name, kind in kinds.items() if "`" not in name and is_payload(kind))
             wanted = replace(
                 wanted,
                 payload=tuple(each for each in others if each not in (wanted.object_id, wanted.vector)),
             )
-        return wanted, _dimensions(kinds[wanted.vector])
+        return wanted, dimensions_of(kinds[wanted.vector])
 
     def _indexes(self, attached: Attachment) -> dict[str, MetricType]:
         """Return the metrics of the indexes of the vectors, by name."""
@@ -321,7 +317,7 @@ class LanceDB:
         columns = [attached.object_id] if payload_filter is None else columns_of(attached)[:-1]
         with self._asking():
             rows = table.search().select(columns).limit(None)
-            if (where := _condition(attached, table.schema, payload_filter)) is not None:
+            if (where := condition_of(attached, table.schema, payload_filter)) is not None:
                 rows = rows.where(where)
             for batch in rows.to_batches(READ_AT_ONCE, timeout=self._timeout):
                 payloads = _payloads(attached, batch) if payload_filter is not None else []
@@ -343,40 +339,11 @@ class LanceDB:
                     f"{self._named()} did not answer in time; is STATEMENT_SECONDS enough?"
                 ) from error
             is_gone = "not found" in said.lower()
-            remedy = "; put it back, or drop the collection and attach again" if is_gone else ""
+            remedy = PUT_BACK if is_gone else ""
             raise AttachedUnavailableError(f"{self._named()} cannot be read: {said}{remedy}") from error
 
     def _named(self) -> str:
         return f"the store {self._name!r} ({self._place})"
-
-
-def _check(wanted: Attachment, kinds: Mapping[str, Arrow]) -> None:
-    """Return if columns of these types can be attached.
-
-    Raises:
-        InvalidInputError: they cannot; the message says what to do.
-    """
-    for name in (wanted.object_id, wanted.vector, *wanted.payload, *filter(None, [wanted.document])):
-        if name not in kinds:
-            raise InvalidInputError(f"{wanted.source!r} has no column {name!r}; it has {', '.join(kinds)}")
-        if "`" in name:
-            raise InvalidInputError(f"LanceDB cannot be asked for the column {name!r}; rename it")
-    kind = kinds[wanted.object_id]
-    if not (_is_text(kind) or _is_whole(kind)):
-        raise InvalidInputError(
-            f"the ids of {wanted.source!r} are of the type {kind}, and can be string or a whole number; name "
-            "another column"
-        )
-    if not _dimensions(kind := kinds[wanted.vector]):
-        raise InvalidInputError(
-            f"the column {wanted.vector!r} of {wanted.source!r} is of the type {kind}, and vectors are "
-            "fixed_size_list of float, double or halffloat"
-        )
-    if wanted.document is not None and not _is_document(kind := kinds[wanted.document]):
-        raise InvalidInputError(
-            f"the column {wanted.document!r} of {wanted.source!r} is of the type {kind}; the payload can be "
-            "one column of JSON, as texts, of struct or of map, or several of any type"
-        )
 
 
 def _rows(collection: Collection, points: Sequence[Point]) -> Arrow:
@@ -424,190 +391,3 @@ def _document(given: Any) -> JSON:
     except (ValueError, RecursionError):
         told = None
     return told if isinstance(told, dict) else {}
-
-
-def _dimensions(kind: Arrow) -> int:
-    """Return of how many dimensions the vectors of a type are; 0: it holds none."""
-    import pyarrow as pa
-
-    return kind.list_size if pa.types.is_fixed_size_list(kind) and _is_float(kind.value_type) else 0
-
-
-def _is_payload(kind: Arrow) -> bool:
-    """Return whether filters and results may see a column: no vectors, and no bytes."""
-    import pyarrow as pa
-
-    if pa.types.is_fixed_size_list(kind) or _is_list(kind):
-        return not _dimensions(kind) and _is_payload(kind.value_type)
-    return not (isinstance(kind, pa.BaseExtensionType) or "binary" in str(kind))
-
-
-def _is_document(kind: Arrow) -> bool:
-    """Return whether a column can hold objects of JSON; a type of LanceDB for these are bytes to Arrow."""
-    import pyarrow as pa
-
-    return _is_text(kind) or pa.types.is_struct(kind) or pa.types.is_map(kind) or "binary" in str(kind)
-
-
-def _is_text(kind: Arrow) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_whole(kind: Arrow) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_integer(kind))
-
-
-def _is_float(kind: Arrow) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_floating(kind))
-
-
-def _is_list(kind: Arrow) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _whole_numbers(kind: Arrow) -> tuple[int, int]:
-    """Return the least and the largest of a type."""
-    import pyarrow as pa
-
-    if pa.types.is_signed_integer(kind):
-        return -(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1
-    return 0, 2**kind.bit_width - 1
-
-
-def _ids(kind: Arrow, object_ids: Sequence[str]) -> list[str]:
-    """Return those ids that a column can hold, as they stand in a condition."""
-    if _is_text(kind):
-        return [_quoted(each) for each in object_ids]
-    least, largest = _whole_numbers(kind)
-    numbers = [int(each) for each in object_ids if NUMBER.fullmatch(each)]
-    return [_whole(each) for each in numbers if least <= each <= largest]
-
-
-def _condition(attached: Attachment, schema: Arrow, payload_filter: PayloadFilter | None) -> str | None:
-    """Return a condition that finds all that is meant, and perhaps more; None: it would find all."""
-    return translated(payload_filter, _Sql(attached, schema))
-
-
-@dataclass(frozen=True, slots=True)
-class _Sql:
-    """The words of SQL for the columns of a table, as ``Words``; a place is a path and a type."""
-
-    attached: Attachment
-    schema: Arrow
-
-    def places(self, field: str) -> list[tuple[str, Arrow]] | None:
-        import pyarrow as pa
-
-        if self.attached.document is not None:
-            return None
-        places = []
-        for name, *steps in ways(field):
-            if name not in self.attached.payload or self.schema.get_field_index(name) < 0:
-                continue
-            kind = self.schema.field(name).type
-            for step in steps:
-                if not pa.types.is_struct(kind) and (pa.types.is_nested(kind) or not _is_plain(kind)):
-                    return None  # a map can have it, or not
-                n = kind.get_field_index(step) if pa.types.is_struct(kind) else -1
-                if n < 0:
-                    break
-                kind = kind.field(n).type
-            else:
-                if any(not each or "`" in each or "." in each for each in (name, *steps)):
-                    return None
-                places.append((_path([name, *steps]), kind))
-        return places
-
-    def is_one_of(self, place: tuple[str, Arrow], values: Sequence[Any]) -> str | None:
-        path, kind = place
-        literals = _literals(kind, values)
-        return None if literals is None else self.some([f"{path} = {each}" for each in literals])
-
-    def has_any(self, place: tuple[str, Arrow], values: Sequence[Any]) -> str | None:
-        path, kind = place
-        if not _is_list(kind) or str(kind.value_type) == "uint64":  # with which it compares no number
-            return None
-        literals = _literals(kind.value_type, values)
-        return None if literals is None else self.some([f"array_has({path}, {each})" for each in literals])
-
-    def is_within(self, place: tuple[str, Arrow], low: Bound, high: Bound) -> str | None:
-        path, kind = place
-        if not _is_plain(kind):
-            return None
-        ends = [(">=", low, math.ceil), ("<=", high, math.floor)]
-        told = [(op, _end(kind, bound, to_whole)) for op, bound, to_whole in ends if bound is not None]
-        if any(literal is None for _, literal in told):
-            return self.some([])
-        return self.every([f"{path} {op} {literal}" for op, literal in told])
-
-    def is_there(self, place: tuple[str, Arrow]) -> str:
-        return f"{place[0]} IS NOT NULL"
-
-    def every(self, conditions: list[str]) -> str:
-        return f"({' AND '.join(conditions)})"
-
-    def some(self, conditions: list[str]) -> str:
-        return f"({' OR '.join(conditions)})" if conditions else "false"
-
-
-def _end(kind: Arrow, bound: float | str, to_whole: Callable[[float], int]) -> str | None:
-    """Return the end of a range as it stands in a condition; None: no value of the type is within it."""
-    if isinstance(bound, str):
-        return _quoted(bound) if _is_text(kind) else None
-    if _is_float(kind):
-        return _real(bound) if bound else "-0.0" if to_whole is math.ceil else "0.0"  # to it not equal
-    if not _is_whole(kind):
-        return None
-    least, largest = _whole_numbers(kind)
-    whole = to_whole(bound)
-    if to_whole is math.ceil:
-        return _whole(max(least, whole)) if whole <= largest else None
-    return _whole(min(largest, whole)) if whole >= least else None
-
-
-def _literals(kind: Arrow, values: Sequence[Any]) -> list[str] | None:
-    """Return those values that a type can hold, as they stand in a condition; None: unknown."""
-    import pyarrow as pa
-
-    numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
-    if _is_text(kind):
-        return [_quoted(each) for each in values if isinstance(each, str)]
-    if pa.types.is_boolean(kind):
-        return [str(each).lower() for each in values if isinstance(each, bool)]
-    if _is_whole(kind):
-        least, largest = _whole_numbers(kind)
-        return [_whole(int(each)) for each in numbers if least <= each <= largest and each == int(each)]
-    if _is_float(kind) and kind.bit_width > 16:  # of half precision it takes no number that it would round
-        small = [each for each in numbers if abs(each) <= sys.float_info.max]
-        return [_real(each) for each in small if each] + ["0.0", "-0.0"] * (0 in small)  # to it not equal
-    return None
-
-
-def _is_plain(kind: Arrow) -> bool:
-    return _literals(kind, []) is not None
-
-
-def _whole(number: int) -> str:
-    """Return a whole number; the least of 64 bits it would read as one with a fraction."""
-    return f"{number}" if number > -(2**63) else f"({number + 1} - 1)"
-
-
-def _real(number: float) -> str:
-    """Return a number as float64 has it; one beyond it, as the nearest that it has."""
-    return repr(float(max(-sys.float_info.max, min(sys.float_info.max, number))))
-
-
-def _path(steps: Sequence[str]) -> str:
-    return ".".join(f"`{each}`" for each in steps)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -1,34 +1,32 @@
 """A collection of Milvus that was there before, as the objects of one of ours: read over gRPC, never written.
 
-An expression compares a number in JSON with a whole number otherwise than with one of a fraction, and is
-refused where the types of a field and a value differ. So a filter becomes one that finds what is meant and
-perhaps more, and what it brings is looked at. A search brings 16,384 at the most: beyond that, and where it
-brings fewer than it was asked for, all that the expression finds are read and compared here.
+A filter becomes an expression that finds what is meant and perhaps more (``expressions``), and what it brings
+is looked at. A search brings 16,384 at the most: beyond that, and where it brings fewer than it was asked
+for, all that the expression finds are read and compared here.
 
 Source: https://milvus.io/docs, of versions 2.3 and 2.6.
 """
 
-import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
-from embedding_studio.domain.filters import PayloadFilter, ways
+from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.index import MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, Collection
 from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, shown
 from embedding_studio.storage.attached.engines import (
-    NUMBER,
+    PUT_BACK,
     Candidates,
     Examined,
+    NotInstalledError,
     Point,
     RefusedError,
     advice_on_dimensions,
@@ -36,13 +34,22 @@ from embedding_studio.storage.attached.engines import (
     check_dimensions,
     columns_of,
     furthest,
+    how_searched,
     no_longer,
     numbered,
     page_of,
+    portions,
     repeated,
     split_address,
 )
-from embedding_studio.storage.conditions import Bound, translated
+from embedding_studio.storage.milvus.expressions import (
+    DYNAMIC,
+    WHOLE,
+    condition_of,
+    kind_of,
+    quoted,
+    whole_ids,
+)
 from embedding_studio.storage.ports import STATEMENT_SECONDS, Vectors
 
 KIND = "milvus"
@@ -57,13 +64,7 @@ GRAPH = {"M": 16, "efConstruction": 200}
 MOST_BYTES = 2**25
 """Of the vectors of one answer: of more than 64 MB, with payloads, the server sends none."""
 CONNECT_SECONDS = 10.0
-DYNAMIC = "$meta"
-"""All the fields that a schema does not name."""
-DEEPEST = 40
-"""Conditions inside of each other: of 50 the server understands nothing."""
 METRICS = {"COSINE": MetricType.COSINE, "IP": MetricType.DOT, "L2": MetricType.EUCLID}
-WHOLE = ("INT8", "INT16", "INT32", "INT64")
-REAL = ("FLOAT", "DOUBLE")
 
 
 def place_of(address: str, setting: str = "ATTACHED_STORES") -> tuple[str, str, str]:
@@ -102,9 +103,7 @@ class Milvus:
         try:
             import pymilvus
         except ImportError as error:
-            raise AttachedUnavailableError(
-                f"{self._named()} needs a package that is missing; pip install 'embedding-studio[milvus]'"
-            ) from error
+            raise NotInstalledError(self._named(), "milvus") from error
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it tells each error, with what was asked
         with self._asking():
             self._client = pymilvus.MilvusClient(
@@ -117,8 +116,8 @@ class Milvus:
 
     def get(self, collection: Collection, object_ids: Sequence[str]) -> list[CatalogueObject]:
         attached = attachment_of(collection)
-        kind = _kind(self._fields(attached).get(attached.object_id, {}))
-        ids = [_quoted(each) for each in object_ids] if kind == "VARCHAR" else _numbers(object_ids)
+        kind = kind_of(self._fields(attached).get(attached.object_id, {}))
+        ids = [quoted(each) for each in object_ids] if kind == "VARCHAR" else whole_ids(object_ids)
         found: list[CatalogueObject] = []
         for start in range(0, len(ids), READ_AT_ONCE):
             some = ", ".join(ids[start : start + READ_AT_ONCE])
@@ -197,10 +196,7 @@ class Milvus:
             advice.append(
                 f"its index compares by {index.metric_type.value} now; drop the collection and attach again"
             )
-        told = (
-            f"{attached}, only read, by {attached.object_id} and {attached.vector}, found by its index {name}"
-        )
-        return Examined(told, tuple(advice), is_exact=False)
+        return Examined(how_searched(attached, name), tuple(advice), is_exact=False)
 
     def found(self, wanted: Attachment, metric: MetricType | None) -> tuple[Attachment, SearchIndexInfo]:
         attached, index, _ = self._looked_at(replace(wanted, kind=KIND), metric)
@@ -239,12 +235,8 @@ class Milvus:
 
     def put(self, collection: Collection, points: Sequence[Point]) -> None:
         source = attachment_of(collection).source
-        size = max(1, WRITTEN_AT_ONCE // (collection.index.dimensions or 1))
-        for start in range(0, len(points), size):
-            rows = [
-                {"id": each.number, "vector": each.vector, "payload": each.payload}
-                for each in points[start : start + size]
-            ]
+        for some in portions(collection, points, WRITTEN_AT_ONCE):
+            rows = [{"id": each.number, "vector": each.vector, "payload": each.payload} for each in some]
             with self._asking(is_given=True):
                 self._client.upsert(source, rows, timeout=self._seconds)
 
@@ -278,7 +270,7 @@ class Milvus:
                 f"{self._named()} has no collection {wanted.source!r}; it has {', '.join(there) or 'none'}"
             )
         fields = self._fields(wanted)
-        vectors = [name for name, each in fields.items() if _kind(each) == "FLOAT_VECTOR"]
+        vectors = [name for name, each in fields.items() if kind_of(each) == "FLOAT_VECTOR"]
         if not wanted.vector and len(vectors) != 1:
             raise InvalidInputError(
                 f"{wanted.source!r} has {len(vectors) or 'no'} fields of FLOAT_VECTOR; name one of "
@@ -293,17 +285,17 @@ class Milvus:
                 raise InvalidInputError(
                     f"{wanted.source!r} has no field {name!r}; it has {', '.join(fields)}"
                 )
-        if (kind := _kind(fields[wanted.object_id])) not in ("VARCHAR", *WHOLE):
+        if (kind := kind_of(fields[wanted.object_id])) not in ("VARCHAR", *WHOLE):
             raise InvalidInputError(
                 f"the ids of {wanted.source!r} are of the type {kind}, and can be VARCHAR or whole "
                 "numbers; name another field, or none, for the primary key"
             )
-        if (kind := _kind(fields[wanted.vector])) != "FLOAT_VECTOR":
+        if (kind := kind_of(fields[wanted.vector])) != "FLOAT_VECTOR":
             raise InvalidInputError(
                 f"the field {wanted.vector!r} of {wanted.source!r} is of the type {kind}, and vectors are "
                 "FLOAT_VECTOR"
             )
-        if wanted.document is not None and (kind := _kind(fields[wanted.document])) != "JSON":
+        if wanted.document is not None and (kind := kind_of(fields[wanted.document])) != "JSON":
             raise InvalidInputError(
                 f"the field {wanted.document!r} of {wanted.source!r} is of the type {kind}; the payload can "
                 "be one field of JSON, or several of any type"
@@ -311,7 +303,7 @@ class Milvus:
         if not wanted.payload and wanted.document is None:
             others = (name for name in fields if name not in (wanted.object_id, wanted.vector))
             wanted = replace(
-                wanted, payload=tuple(name for name in others if "VECTOR" not in _kind(fields[name]))
+                wanted, payload=tuple(name for name in others if "VECTOR" not in kind_of(fields[name]))
             )
         dimensions = int(fields[wanted.vector]["params"]["dim"])
         check_dimensions(f"the field {wanted.vector!r} of {wanted.source!r}", dimensions)
@@ -389,14 +381,13 @@ class Milvus:
             if len(page) < READ_AT_ONCE:
                 return
             last = page[-1][key]
-            after = [f"{key} > {_quoted(last) if isinstance(last, str) else last}"]
+            after = [f"{key} > {quoted(last) if isinstance(last, str) else last}"]
 
     def _condition(self, attached: Attachment, payload_filter: PayloadFilter | None) -> str | None:
         """Return an expression that finds all that is meant, and perhaps more; None: it would find all."""
         if payload_filter is None:
             return None
-        condition = translated(payload_filter, _Expression(attached, self._fields(attached)))
-        return None if condition is None or _depth(condition) > DEEPEST else condition
+        return condition_of(attached, self._fields(attached), payload_filter)
 
     @contextmanager
     def _asking(self, *, is_given: bool = False) -> Iterator[None]:
@@ -417,7 +408,7 @@ class Milvus:
             said = error.message.partition("\n")[0].partition("expression")[0]  # what was asked follows
             remedy = ""
             if "not found" in said or "can't find" in said:
-                remedy = "; put it back, or drop the collection and attach again"
+                remedy = PUT_BACK
             elif "not loaded" in said:
                 remedy = "; load the collection there"
             kind = RefusedError if is_given and not remedy else AttachedUnavailableError
@@ -433,11 +424,6 @@ def _distance(metric: MetricType, score: float) -> float:
     if metric is MetricType.EUCLID:
         return math.sqrt(score)
     return 1 - score if metric is MetricType.COSINE else -score
-
-
-def _kind(field: Mapping[str, Any]) -> str:
-    """Return the type of a field; that of those that a schema does not name is JSON."""
-    return field["type"].name if "type" in field else "JSON"
 
 
 def _key(fields: Mapping[str, Mapping[str, Any]]) -> str:
@@ -475,129 +461,3 @@ def _payload(attached: Attachment, row: Mapping[str, Any]) -> JSON:
             name: value for name, value in row.items() if name not in (attached.object_id, attached.vector)
         }
     return {name: row[name] for name in attached.payload if name in row}
-
-
-def _numbers(object_ids: Iterable[str]) -> list[str]:
-    """Return those that are of 64 bits, but for the least of these, which an expression cannot hold."""
-    return [each for each in object_ids if NUMBER.fullmatch(each) and abs(int(each)) < 2**63]
-
-
-@dataclass(frozen=True, slots=True)
-class _Expression:
-    """The words of an expression, as ``Words``.
-
-    A place is a path, its type, and that of the elements of an ARRAY.
-    """
-
-    attached: Attachment
-    fields: Mapping[str, Mapping[str, Any]]
-
-    def places(self, field: str) -> list[tuple[str, str, str]] | None:
-        if "" in field.split("."):  # a name that an expression cannot have
-            return None
-        if self.attached.document is not None:
-            return [(_path(self.attached.document, steps), "JSON", "") for steps in ways(field)]
-        places = []
-        for name, *steps in ways(field):
-            if name in self.fields and name in self.attached.payload and name != DYNAMIC:
-                kind = _kind(self.fields[name])
-                if kind == "JSON" and not steps:
-                    return None  # of which an expression can only look at what is in it
-                if kind == "JSON" or not steps:
-                    element = self.fields[name].get("element_type")
-                    places.append((_path(name, steps), kind, "" if element is None else element.name))
-            elif DYNAMIC in self.attached.payload or name in self.attached.payload:
-                places.append((_path(DYNAMIC, [name, *steps]), "JSON", ""))
-        return places or None
-
-    def is_one_of(self, place: tuple[str, str, str], values: Sequence[Any]) -> str | None:
-        path, kind, _ = place
-        of_kind: dict[type, list[str | None]] = {}
-        for each in values:
-            sort = type(each) if isinstance(each, str | bool) else float
-            of_kind.setdefault(sort, []).append(_literal(kind, each))
-        told = [
-            f"{path} in [{', '.join(each for each in literals if each)}]"
-            for literals in of_kind.values()
-            if None not in literals
-        ]
-        return self.some(told) if len(told) == len(of_kind) else None
-
-    def has_any(self, place: tuple[str, str, str], values: Sequence[Any]) -> str | None:
-        path, kind, element = place
-        if kind not in ("JSON", "ARRAY"):
-            return None
-        told = [_elements(kind, element, each) for each in values]
-        name = "json_contains_any" if kind == "JSON" else "array_contains_any"
-        return f"{name}({path}, [{', '.join(each for some in told for each in some)}])" if all(told) else None
-
-    def is_within(self, place: tuple[str, str, str], low: Bound, high: Bound) -> str | None:
-        path, kind, _ = place
-        ends = [(">=", low, math.ceil), ("<=", high, math.floor)]
-        told = [(op, _end(kind, bound, to_whole)) for op, bound, to_whole in ends if bound is not None]
-        if any(literal is None for _, literal in told):
-            return None
-        return self.every([f"{path} {op} {literal}" for op, literal in told])
-
-    def is_there(self, place: tuple[str, str, str]) -> None:  # noqa: ARG002, it has no word for that
-        return None
-
-    def every(self, conditions: list[str]) -> str:
-        return _joined("and", conditions)
-
-    def some(self, conditions: list[str]) -> str:
-        return _joined("or", conditions)
-
-
-def _depth(condition: str) -> int:
-    """Return how many brackets are open at once in a condition, at the most."""
-    return max(accumulate({"(": 1, ")": -1}.get(each, 0) for each in condition))
-
-
-def _joined(by: str, conditions: Sequence[str]) -> str:
-    """Return conditions joined in halves: a list of them is to the server one inside of the other."""
-    if len(conditions) == 1:
-        return conditions[0]
-    half = len(conditions) // 2
-    return f"({_joined(by, conditions[:half])} {by} {_joined(by, conditions[half:])})"
-
-
-def _path(name: str, steps: Sequence[str]) -> str:
-    return name + "".join(f"[{_quoted(each)}]" for each in steps)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _literal(kind: str, value: float | str) -> str | None:
-    """Return a value as it is compared with a field of a type; None: it cannot be."""
-    if isinstance(value, bool):
-        return str(value).lower() if kind in ("JSON", "BOOL") else None
-    if isinstance(value, str) or kind not in WHOLE or value == int(value):
-        return _end(kind, value, math.floor)
-    return None
-
-
-def _elements(kind: str, element: str, value: Any) -> list[str]:
-    """Return a value as it is looked for in a list, by each way to write it; none: it cannot be."""
-    if isinstance(value, str):
-        return [_quoted(value)] if kind == "JSON" or element == "VARCHAR" else []
-    if isinstance(value, bool):
-        return [str(value).lower()] if kind == "JSON" or element == "BOOL" else []
-    if abs(value) > 2**53 or not (kind == "JSON" or element in (*WHOLE, *REAL)):
-        return []
-    whole = [f"{int(value)}"] if value == int(value) and element not in REAL else []
-    return whole + ([] if element in WHOLE else [repr(float(value))])
-
-
-def _end(kind: str, bound: float | str, to_whole: Callable[[float], int]) -> str | None:
-    """Return the end of a range: of JSON, a number of more than 53 bits is no other than its neighbour."""
-    if isinstance(bound, str):
-        return _quoted(bound) if kind in ("JSON", "VARCHAR") else None
-    if kind in WHOLE:
-        whole = to_whole(bound)
-        return f"{whole}" if abs(whole) < 2**63 else None
-    if kind not in ("JSON", *REAL) or abs(bound) > 1e300:
-        return None
-    return repr(float(bound))
