@@ -27,7 +27,8 @@ import psycopg
 
 from embedding_studio import MetricType, SearchIndexInfo, SessionEvent
 from embedding_studio.domain.objects import CatalogueObject, Collection
-from embedding_studio.embeddings.codes import Coder, Codes
+from embedding_studio.embeddings.coder import Coder
+from embedding_studio.embeddings.codes import Codes
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.search import SearchService

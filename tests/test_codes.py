@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_studio.domain.index import MetricType
-from embedding_studio.embeddings import codes
-from embedding_studio.embeddings.codes import ROUNDING, WHOLE_DIMENSIONS, Coder, Codes, rotate
+from embedding_studio.embeddings import estimates
+from embedding_studio.embeddings.coder import ROUNDING, WHOLE_DIMENSIONS, Coder
+from embedding_studio.embeddings.codes import Codes
 from embedding_studio.embeddings.preparation import prepare_vectors
+from embedding_studio.embeddings.rotation import rotate
 
 SIZES = [5, WHOLE_DIMENSIONS, WHOLE_DIMENSIONS + 1, 97, 384]
 CAUTIOUS = 2.5
@@ -154,7 +156,7 @@ def test_threads_compare_as_one_does(monkeypatch):
     view = coded(given).view()
     alone = view.ranking(given[:1], 2.0).likeliest(30).tolist()
 
-    monkeypatch.setattr(codes, "SHARED_AMONG_THREADS", 1)
+    monkeypatch.setattr(estimates, "SHARED_AMONG_THREADS", 1)
 
     assert view.ranking(given[:1], 2.0).likeliest(30).tolist() == alone
 

@@ -16,7 +16,8 @@ from psycopg import sql
 
 from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import Collection
-from embedding_studio.embeddings.codes import Coder, Codes, View
+from embedding_studio.embeddings.coder import Coder
+from embedding_studio.embeddings.codes import Codes, View
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.database import Connection, one_moment, only_row
 from embedding_studio.storage.postgres.geometry import Geometry

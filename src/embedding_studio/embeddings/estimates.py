@@ -1,0 +1,290 @@
+"""How near the parts of objects may be to one part of a query, by their codes.
+
+All codes are compared, first by their signs alone, then finer those that this does not rule out.
+
+Axes: N parts of objects · D dimensions · W words of 64 bits.
+
+Source: [gao2024] (``coder``) and [charikar2002], "Similarity estimation techniques from rounding algorithms".
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.embeddings.code_columns import Columns, is_last, packed, rows_of
+from embedding_studio.embeddings.coder import Coder, blocks
+
+Vectors = NDArray[np.float32]
+Floats = NDArray[np.float32]
+Numbers = NDArray[np.int64]
+
+COARSE = 2048
+"""From so many codes on, signs are compared before all else."""
+BLOCK, FINE_BLOCK = 16_384, 256
+"""Codes compared at a time, by their signs and finely: what is between stays in the processor's cache."""
+SHARED_AMONG_THREADS, FINE_SHARED_AMONG_THREADS = 200_000, 20_000
+"""From so many codes on all processors compare them; numpy lets go of Python's lock meanwhile."""
+STRETCHES = 64
+FIRST = 16
+"""So many times the objects wanted are first estimated finely, to learn what others must reach."""
+CUT, WIDEST = 0.15, 16
+"""Where more than this share of what is found needs more than half the margin of its signs, that is doubled,
+up to so many times."""
+_TINY = np.float32(1e-30)
+
+
+class PartRanking:
+    """How near parts of objects may be to one part of a query.
+
+    What is estimated is a score (``Coder.encode``): how high it may be by signs alone, of all, and finer
+    of those that this does not rule out.
+    """
+
+    def __init__(
+        self,
+        coder: Coder,
+        columns: Columns,
+        query: Vectors,
+        *,
+        size: int,
+        margin: float,
+        rows: Numbers | None,
+    ) -> None:
+        self._coder = coder
+        self._query = query
+        self._question = coder.question(query)
+        self._length = float(np.linalg.norm(self._question))
+        self._columns = columns
+        self._rows = rows
+        self._chosen = slice(size) if rows is None else rows
+        self._size = size if rows is None else len(rows)
+        self._margin = margin
+        self._is_coarse = not columns.is_whole and self._size > COARSE
+        self._is_fine = np.zeros(self._size, dtype=bool)
+        self._fine = np.empty(self._size, dtype=np.float32)
+        self._fine_errors = np.empty(self._size, dtype=np.float32)
+        """The finer estimates and their standard errors, as far as they were asked for."""
+        self._widened = 1
+        """So many times the margin signs are allowed to be wrong by."""
+        self._reached: tuple[float, Numbers] | None = None
+        """A score, and where it may be reached by signs."""
+        if self._is_coarse:
+            self._compare_signs()
+
+    def likeliest(self, count: int, within: float) -> Numbers:
+        bound = least = -math.inf if within == math.inf else self._coder.score_at(within, self._query)
+        if self._is_coarse and bound == -math.inf:
+            likely = _likely(self._highest, count)
+            if len(likely) > FIRST * count:
+                last = len(likely) - FIRST * count
+                likely = likely[np.argpartition(self._highest.take(likely), last)[last:]]
+            bound = self._reached_by(count, likely)
+        while True:
+            places = self._above(bound)
+            estimates, errors = self._finely(places)
+            reached = max(self._reached_by(count, places[_likely(estimates, count)]), least)
+            found = places[(estimates + self._margin * errors >= reached) & np.isfinite(estimates)]
+            if not self._is_cut(found, reached):
+                return self._numbers(found)
+            self._widen()
+
+    def within(self, distance: float) -> Numbers:
+        score = self._coder.score_at(distance, self._query)
+        places = self._above(score)
+        estimates, errors = self._finely(places)
+        return self._numbers(places[estimates + self._margin * errors >= score])
+
+    def bounds(self, numbers: Numbers) -> NDArray[np.float64]:
+        places = rows_of(self._columns.numbers[self._chosen], numbers)
+        estimates, errors = self._estimates(places)
+        rows = np.searchsorted(numbers, self._numbers(places))
+        scores = np.full((2, len(numbers)), -np.inf, dtype=np.float32)
+        np.maximum.at(scores[0], rows, estimates + self._margin * errors)
+        np.maximum.at(scores[1], rows, estimates - self._margin * errors)
+        return self._coder.distances_at(scores, self._query)
+
+    def leave_out(self, numbers: Numbers) -> None:
+        places = rows_of(self._columns.numbers[self._chosen], numbers)
+        if self._is_coarse:
+            self._highest[places] = -np.inf
+            self._left_out = places
+        self._fine[places], self._fine_errors[places] = -np.inf, 0
+        self._is_fine[places] = True
+        self._reached = None
+
+    def _numbers(self, places: Numbers) -> Numbers:
+        return self._columns.numbers[places if self._rows is None else self._rows[places]]
+
+    def _compare_signs(self) -> None:
+        """Bound all by their signs.
+
+        The angle between two vectors is pi times the share p of rotated signs in which they differ
+        ([charikar2002]), and the standard error of that share is sqrt(p (1 - p) / D).
+        """
+        signs = packed(self._question >= 0)
+        self._differing = np.empty(self._size, dtype=np.uint16)
+        self._highest = np.empty(self._size, dtype=np.float32)
+        self._left_out = np.empty(0, dtype=np.int64)
+        self._bound_all(signs)
+
+    def _bound_all(self, signs: NDArray[np.uint64] | None = None) -> None:
+        """Compute the highest score that each may have by its signs.
+
+        Args:
+            signs: of the query, which are compared first; None: they were.
+        """
+        columns, alike = self._columns, self._alike()[1]
+
+        def compare(block: slice) -> None:
+            chosen = block if self._rows is None else self._rows[block]
+            if signs is not None:
+                self._differing[block] = _differing(columns.signs, chosen, signs)
+            part = self._highest[block]
+            np.take(alike, self._differing[block], out=part, mode="clip")
+            part *= columns.length[chosen]
+            part += columns.offset[chosen]
+
+        in_turn = map if self._size < SHARED_AMONG_THREADS else _threads(os.getpid()).map
+        for _ in in_turn(compare, blocks(self._size, BLOCK)):
+            pass
+        self._highest[self._left_out] = -np.inf
+
+    def _alike(self) -> Floats:
+        """Return the scores of a vector of unit length by the signs in which it differs (``_cosines``)."""
+        cosines = _cosines(self._coder.dimensions, self._widened * self._margin)
+        return np.asarray(cosines * np.float32(self._length))
+
+    def _is_cut(self, places: Numbers, score: float) -> bool:
+        """Return whether so much of what was found stands far below a score by its signs that more must.
+
+        Then signs are wrong about all of it in the same way, as they may be about objects that are alike.
+        """
+        if not self._is_coarse or self._widened >= WIDEST:
+            return False
+        rows = places if self._rows is None else self._rows[places]
+        alike = self._alike().mean(axis=0).take(self._differing.take(places))
+        is_low = alike * self._columns.length.take(rows) + self._columns.offset.take(rows) < score
+        return bool(np.count_nonzero(is_low) > CUT * len(places))
+
+    def _widen(self) -> None:
+        self._widened *= 2
+        self._reached = None
+        self._bound_all()
+
+    def _reached_by(self, count: int, places: Numbers) -> float:
+        """Return a score that ``count`` different objects probably reach, of those at some places."""
+        estimates, errors = self._finely(places)
+        return _count_th(estimates - self._margin * errors, self._numbers(places), count)
+
+    def _above(self, score: float) -> Numbers:
+        """Return where signs, if they were compared, do not rule out that a score is reached."""
+        if not self._is_coarse:
+            return np.arange(self._size)
+        if self._reached is None or score < self._reached[0]:
+            self._reached = score, np.flatnonzero(self._highest >= score)
+        return self._reached[1]
+
+    def _finely(self, places: Numbers) -> tuple[Floats, Floats]:
+        """Return finer estimates and their standard errors, each computed once: [N], [N]."""
+        missing = places[~self._is_fine.take(places)]
+        if len(missing):
+            self._fine[missing], self._fine_errors[missing] = self._estimates(missing)
+            self._is_fine[missing] = True
+        return self._fine.take(places), self._fine_errors.take(places)
+
+    def _estimates(self, places: Numbers) -> tuple[Floats, Floats]:
+        """Return finer estimates and their standard errors: [N], [N].
+
+        Only the part of a query that stands at right angles to a vector is estimated with an error
+        ([gao2024], eq. 15); how large it is follows from the estimate, up to that error itself.
+        """
+        columns = self._columns
+        rows = places if self._rows is None else self._rows[places]
+        if columns.is_whole:
+            whole = columns.content[self._chosen if len(places) == self._size else rows]
+            return whole @ self._question + columns.offset[rows], columns.error[rows] * self._length
+        products = columns.factor.take(rows) * _products(columns.content, rows, self._question)
+        errors = columns.error.take(rows)
+        lengths = np.maximum(columns.length.take(rows), _TINY)
+        cosines = np.minimum(np.abs(products) / np.maximum(lengths * np.float32(self._length), _TINY), 1)
+        across = np.minimum(1 - cosines**2 + (errors / lengths) ** 2, 1)
+        return products + columns.offset.take(rows), errors * np.float32(self._length) * np.sqrt(across)
+
+
+@lru_cache(maxsize=64)
+def _cosines(D: int, margin: float) -> Floats:
+    """Return the cosine of two vectors by the signs in which they differ, [2, D + 1]: estimated, and at most.
+
+    It is not linear in the margin: where nearly all signs differ, a cosine of -1 changes with the square.
+    """
+    shares = np.arange(D + 1) / D
+    inside = np.clip(shares, 1 / D, 1 - 1 / D)  # also where none or all differ, some error is possible
+    least = np.maximum(shares - margin * np.sqrt(inside * (1 - inside) / D), 0)
+    return np.cos(np.pi * np.stack([shares, least])).astype(np.float32)
+
+
+def _differing(
+    codes: NDArray[np.uint64], chosen: slice | Numbers, signs: NDArray[np.uint64]
+) -> NDArray[np.uint16]:
+    """Return in how many signs each chosen code differs from a query."""
+    words = codes[:, chosen]
+    total: NDArray[np.uint16] = np.bitwise_count(words[0] ^ signs[0]).astype(np.uint16)
+    for word, sign in zip(words[1:], signs[1:], strict=True):
+        total += np.bitwise_count(word ^ sign)
+    return total
+
+
+def _products(levels: NDArray[Any], rows: Numbers, question: Vectors) -> Floats:
+    """Return the inner products [N] of what levels stand for with a query."""
+    products = np.empty(len(rows), dtype=np.float32)
+
+    def multiply(stretch: slice) -> None:
+        part, chosen = products[stretch], rows[stretch]
+        for block in blocks(len(part), FINE_BLOCK):
+            np.dot(levels.take(chosen[block], axis=0).astype(np.float32), question, out=part[block])
+
+    in_turn = map if len(rows) < FINE_SHARED_AMONG_THREADS else _threads(os.getpid()).map
+    for _ in in_turn(multiply, blocks(len(rows), BLOCK)):
+        pass
+    products += question.sum() / 2
+    return products
+
+
+@lru_cache(maxsize=1)
+def _threads(process_id: int) -> ThreadPoolExecutor:  # noqa: ARG001, a fork has none of its parent's threads
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="codes")
+
+
+def _likely(estimates: Floats, count: int) -> Numbers:
+    """Return the best row of each stretch, among which most of the ``count`` best of all are."""
+    stretches = STRETCHES * count
+    length = len(estimates) // stretches
+    if length < 2:
+        return np.arange(len(estimates))
+    covered = stretches * length
+    best = estimates[:covered].reshape(stretches, length).argmax(axis=1) + np.arange(0, covered, length)
+    return np.concatenate([best, np.arange(covered, len(estimates))])
+
+
+def _count_th(values: Floats, numbers: Numbers, count: int) -> float:
+    """Return what ``count`` different objects reach, each by its largest value; -inf if they are fewer."""
+    most = 4 * count
+    if len(values) > most:
+        largest = np.argpartition(values, len(values) - most)[len(values) - most :]
+        best = _best_of_objects(values[largest], numbers[largest])
+        if len(best) >= count:
+            return float(np.partition(best, len(best) - count)[len(best) - count])
+    best = _best_of_objects(values, numbers)
+    return (
+        float(np.partition(best, len(best) - count)[len(best) - count]) if len(best) >= count else -math.inf
+    )
+
+
+def _best_of_objects(values: Floats, numbers: Numbers) -> Floats:
+    order = np.lexsort((values, numbers))
+    return np.asarray(values[order][is_last(numbers[order])])
