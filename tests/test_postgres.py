@@ -33,8 +33,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.search import SearchService
 from embedding_studio.storage.memory import MemoryStorage
-from embedding_studio.storage.postgres import PostgresStorage
-from embedding_studio.storage.postgres import clickstream as pg_clickstream
+from embedding_studio.storage.postgres import PostgresStorage, recording
 from embedding_studio.storage.postgres import codes as pg_codes
 from embedding_studio.storage.postgres import nearest as pg_nearest
 from embedding_studio.storage.postgres import replica as pg_replica
@@ -903,7 +902,7 @@ def test_a_session_that_is_sent_again_while_its_user_is_forgotten_fails_no_batch
         for user in ("ann", "bob")
     ]
     postgres.clickstream.record([RecordedSession(sent[0])])
-    look = pg_clickstream._stored
+    look = recording.stored_rows
     forgotten = []
 
     def stored(connection, session_ids):
@@ -912,7 +911,7 @@ def test_a_session_that_is_sent_again_while_its_user_is_forgotten_fails_no_batch
                 forgotten.append(other.clickstream.forget_user("ann")["sessions"])
         return look(connection, session_ids)
 
-    monkeypatch.setattr(pg_clickstream, "_stored", stored)
+    monkeypatch.setattr(recording, "stored_rows", stored)
     if route == "record":
         became = [
             each.disposition for each in postgres.clickstream.record([RecordedSession(s) for s in sent])

@@ -1,6 +1,5 @@
 """Sessions and events in PostgreSQL."""
 
-from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,7 +7,7 @@ from itertools import chain, groupby, islice
 from operator import itemgetter
 from typing import Any
 
-from psycopg import Cursor, sql
+from psycopg import sql
 
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import (
@@ -22,47 +21,50 @@ from embedding_studio.domain.sessions import (
     SessionDisposition,
     SessionEvent,
 )
-from embedding_studio.errors import ConflictError, SessionNotFoundError
 from embedding_studio.storage.ports import (
     WAITING_SECONDS,
-    EventContent,
     Removed,
     SessionOwner,
     Vectors,
-    admit,
     require_shown,
-    room_of,
 )
 from embedding_studio.storage.postgres.collections import (
-    find_collection,
     list_collections,
     lock_names,
-    names_by_alias,
     names_of,
 )
 from embedding_studio.storage.postgres.database import (
     Connection,
     Database,
-    GoneError,
     only_row,
-    text_array,
 )
-from embedding_studio.storage.postgres.events import completed, of_unknown_sessions, push, with_orders
+from embedding_studio.storage.postgres.events import (
+    completed,
+    of_unknown_sessions,
+    push,
+    push_early,
+    with_orders,
+)
 from embedding_studio.storage.postgres.orders import place
 from embedding_studio.storage.postgres.quarantine import forget
 from embedding_studio.storage.postgres.queue import mark_learnt
+from embedding_studio.storage.postgres.recording import (
+    ask_insert,
+    continue_recorded,
+    insert_awaited,
+    known_rows,
+    not_found,
+    require_same,
+    show_new,
+    stored_rows,
+)
 from embedding_studio.storage.postgres.schema import SESSION_LOCK, USER_LOCK
 from embedding_studio.storage.postgres.sessions import (
-    FIRST_OF_SHOWN,
     Row,
-    as_rows,
     built_session,
-    difference,
     event_of,
-    longer_row,
     packed_query,
     results_of,
-    session_row,
     unpacked_query,
 )
 from embedding_studio.storage.postgres.sql import in_schema, statements
@@ -89,10 +91,10 @@ class PostgresClickstream:
             first.setdefault(each.session.session_id, each)
 
         def work(connection: Connection) -> list[Recording]:
-            new, waited = _insert_awaited(connection, list(first.values()))
+            new, waited = insert_awaited(connection, list(first.values()))
             is_new = [key in new and first[key] is each for key, each in zip(keys, sessions, strict=True)]
             known = [each.session for each, fresh in zip(sessions, is_new, strict=True) if not fresh]
-            added, longer = _continue(connection, known)
+            added, longer = continue_recorded(connection, known)
             continued = iter(added)
             dispositions = [SessionDisposition.RECORDED if fresh else next(continued) for fresh in is_new]
             events = [
@@ -117,10 +119,10 @@ class PostgresClickstream:
         recorded = RecordedSession(session, query_vectors, sender)
 
         def work(connection: Connection) -> bool:
-            new, waited = _insert_awaited(connection, [recorded])
+            new, waited = insert_awaited(connection, [recorded])
             if not new:
-                row = _known(connection, [session])[session.session_id]
-                _require_same(row, session)
+                row = known_rows(connection, [session])[session.session_id]
+                require_same(row, session)
                 there = results_of(row)
                 require_shown(session, {result.object_id: result.position for result in there})
                 return False
@@ -133,10 +135,10 @@ class PostgresClickstream:
         self, session_id: str, results: Sequence[SearchResultItem], page: FurtherPage | None = None
     ) -> None:
         def work(connection: Connection) -> None:
-            rows = _stored(connection, [session_id])
+            rows = stored_rows(connection, [session_id])
             if session_id not in rows:
-                raise _not_found(session_id)
-            mark_learnt(connection, _show(connection, rows, {session_id: results}, {session_id: pages}))
+                raise not_found(session_id)
+            mark_learnt(connection, show_new(connection, rows, {session_id: results}, {session_id: pages}))
 
         pages = [] if page is None else [page]
         self._database.write(work)
@@ -148,9 +150,14 @@ class PostgresClickstream:
         early = of_unknown_sessions(events, became)
         if not (early and may_wait and self._waiting_events):
             return became
-        return completed(
-            became, self._database.write(lambda connection: self._push_early(connection, early, sender))
+        push_now = partial(
+            push_early,
+            events=early,
+            order_on=self._order_on,
+            most_waiting=self._waiting_events,
+            sender=sender,
         )
+        return completed(became, self._database.write(push_now))
 
     def waiting_events(self) -> int:
         number, _ = self._database.read(
@@ -175,7 +182,7 @@ class PostgresClickstream:
                 _SQL["get_sessions"], {"session_ids": [session_id]}, binary=True
             ).fetchone()
             if row is None:
-                raise _not_found(session_id)
+                raise not_found(session_id)
             return built_session(row, _events_of(connection, [session_id]).get(session_id, ()))
 
         return self._database.read(work)
@@ -282,7 +289,7 @@ class PostgresClickstream:
 
         def work(connection: Connection) -> None:
             if connection.execute(_SQL["lock_sessions"], given).rowcount == 0:
-                raise _not_found(session_id)
+                raise not_found(session_id)
             connection.execute(_SQL["mark_irrelevant"], given)
             if with_orders(connection, [session_id]):
                 place(connection, [session_id])
@@ -311,7 +318,7 @@ class PostgresClickstream:
             dropped = connection.execute(_SQL["drop_waiting_of"], given).rowcount
             locked = connection.execute(_SQL["lock_sessions"], {"session_ids": [session_id]}).rowcount
             if not locked and not dropped:
-                raise _not_found(session_id)
+                raise not_found(session_id)
             taken = dropped + connection.execute(_SQL["take_back"], given).rowcount
             if taken and with_orders(connection, [session_id]):
                 place(connection, [session_id])
@@ -355,32 +362,10 @@ class PostgresClickstream:
         """Record a new session that brings no events, and for which none wait; return whether it is one."""
 
         def work(connection: Connection) -> bool:
-            return _ask_insert(connection, [recorded], is_all=True).fetchone() is not None
+            return ask_insert(connection, [recorded], is_all=True).fetchone() is not None
 
         # Alone it is a transaction, without the round trips of one.
         return not recorded.session.events and self._database.write(work, alone=True)
-
-    def _push_early(
-        self, connection: Connection, events: Sequence[SessionEvent], sender: str
-    ) -> list[EventDisposition]:
-        """Record events of sessions that were not recorded just now; let those wait that still are not."""
-        session_ids = list({event.session_id for event in events})
-        connection.execute(_SQL["lock_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
-        became = push(connection, events, self._order_on)
-        with connection.pipeline():
-            connection.execute(_SQL["drop_waiting"], {"now": None, "seconds": WAITING_SECONDS})
-            there = connection.execute(_SQL["waiting"], {"session_ids": session_ids})
-            counted = connection.execute(_SQL["count_waiting"], {"sender": sender})
-        waiting: dict[str, dict[str, EventContent]] = defaultdict(dict)
-        for session_id, event_id, *content in there:
-            waiting[session_id][event_id] = content[0], content[1]
-        number, held = only_row(counted)
-        room = room_of(sender, free=self._waiting_events - number, held=held)
-        told, admitted = admit(of_unknown_sessions(events, became), waiting, room)
-        if admitted:
-            given = {"events": as_rows(map(vars, admitted)), "sender": sender}
-            connection.execute(_SQL["let_wait"], given)
-        return completed(became, told)
 
 
 def _rows_of_user(connection: Connection, collections: Sequence[Collection], user_id: str) -> dict[str, int]:
@@ -438,134 +423,3 @@ def _recorded(connection: Connection, rows: Sequence[Row]) -> list[RecordedSessi
         )
         for *fields, sender, query_vectors, dimensions in rows
     ]
-
-
-def _insert_awaited(
-    connection: Connection, recorded: Sequence[RecordedSession]
-) -> tuple[set[str], list[SessionEvent]]:
-    """Record sessions of different ids; return the ids of those that are new, and what waited for them."""
-    session_ids = text_array([each.session.session_id for each in recorded])
-    with connection.pipeline():  # no events begin to wait for these sessions until the commit
-        connection.execute(_SQL["share_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
-        inserted = _ask_insert(connection, recorded)
-    new = {session_id for (session_id,) in inserted}
-    if not new:
-        return new, []
-    return new, [
-        event_of(row) for row in connection.execute(_SQL["join_waiting"], {"session_ids": text_array([*new])})
-    ]
-
-
-def _ask_insert(
-    connection: Connection, recorded: Sequence[RecordedSession], *, is_all: bool = False
-) -> Cursor[Row]:
-    """Record sessions of different ids with what they show; the answer are the ids of those that are new.
-
-    Args:
-        is_all: whether nothing else is done in this transaction: not those for which events wait.
-    """
-    given = {"sessions": as_rows(map(session_row, recorded)), "is_all": is_all, "lock_class": SESSION_LOCK}
-    return connection.execute(_SQL["insert_sessions"], given)
-
-
-def _continue(
-    connection: Connection, sessions: Sequence[Session]
-) -> tuple[list[SessionDisposition], list[str]]:
-    """Add to what sessions that are recorded already have shown.
-
-    Returns:
-        One disposition each, in order, and the ids of those that show something new.
-    """
-    if not sessions:
-        return [], []
-    rows = _known(connection, sessions)
-    differences = [difference(rows[session.session_id], session) for session in sessions]
-    names = (
-        names_by_alias(connection) if any(each and each[0] == "collection" for each in differences) else {}
-    )
-    is_same = [
-        each is None or _is_of_name(each, session, names)
-        for session, each in zip(sessions, differences, strict=True)
-    ]
-    shown: dict[str, list[SearchResultItem]] = defaultdict(list)
-    pages: dict[str, list[FurtherPage]] = defaultdict(list)
-    for session, same in zip(sessions, is_same, strict=True):
-        if same:
-            shown[session.session_id] += session.search_results
-            pages[session.session_id] += session.as_further_pages()
-    became = [SessionDisposition.CONTINUED if same else SessionDisposition.TAKEN for same in is_same]
-    return became, _show(connection, rows, shown, pages)
-
-
-def _known(connection: Connection, sessions: Sequence[Session]) -> dict[str, Row]:
-    """Return the rows of sessions, as ``_stored`` does.
-
-    Raises:
-        CollectionNotFoundError: one is not stored, and its collection does not exist.
-        GoneError: one is not stored, for its user was forgotten just now.
-    """
-    rows = _stored(connection, [session.session_id for session in sessions])
-    for session in sessions:
-        if session.session_id not in rows:
-            find_collection(connection, session.collection)
-            raise GoneError(f"session {session.session_id!r} was removed just now; send it again")
-    return rows
-
-
-def _stored(connection: Connection, session_ids: Sequence[str]) -> dict[str, Row]:
-    """Return the rows of sessions by id."""
-    rows = connection.execute(_SQL["get_sessions"], {"session_ids": list(session_ids)}, binary=True)
-    return {row[0]: row for row in rows}
-
-
-def _show(
-    connection: Connection,
-    rows: Mapping[str, Row],
-    shown: Mapping[str, Sequence[SearchResultItem]],
-    pages: Mapping[str, Sequence[FurtherPage]],
-) -> list[str]:
-    """Add what sessions show for the first time, by session_id; return which show something new.
-
-    Of these the users are to be marked who have orders, for what was passed over is learnt from too. A page
-    shown again teaches nothing.
-
-    Args:
-        rows: of the sessions, as they were just now.
-        pages: session_id -> on which pages they are shown, as far as that is known.
-    """
-    longer = [
-        session_id
-        for session_id, results in shown.items()
-        if not {result.object_id for result in results} <= set(rows[session_id][FIRST_OF_SHOWN])
-    ]
-    if not longer:
-        return []
-    with connection.pipeline():
-        locked = connection.execute(_SQL["lock_sessions"], {"session_ids": longer})
-        now = connection.execute(_SQL["get_sessions"], {"session_ids": longer}, binary=True)
-    locked.fetchall()
-    added = (longer_row(row, shown[row[0]], pages[row[0]]) for row in now)
-    connection.execute(_SQL["show"], {"shown": as_rows(added)})
-    return longer
-
-
-def _not_found(session_id: str) -> SessionNotFoundError:
-    return SessionNotFoundError(f"session {session_id!r} was never registered; register it first")
-
-
-def _require_same(row: Row, session: Session) -> None:
-    found = difference(row, session)
-    if found is not None:
-        what, value = found
-        raise ConflictError(
-            f"session {session.session_id!r} has {what} {value!r} already, not "
-            f"{getattr(session, what)!r}; give each search a session_id of its own"
-        )
-
-
-def _is_of_name(found: tuple[str, str | None], session: Session, names: Mapping[str, str]) -> bool:
-    """Return whether all that differs is the name for one collection, which has aliases."""
-    what, ours = found
-    return (
-        what == "collection" and len({names.get(str(each), each) for each in (ours, session.collection)}) == 1
-    )

@@ -1,13 +1,16 @@
 """Events into PostgreSQL, and what becomes of each."""
 
+from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 
 from embedding_studio.domain.sessions import CLOCK_SECONDS, EventDisposition, SessionEvent
 from embedding_studio.domain.storable import as_json
-from embedding_studio.storage.postgres.database import Connection, text_array
+from embedding_studio.storage.ports import WAITING_SECONDS, EventContent, admit, room_of
+from embedding_studio.storage.postgres.database import Connection, only_row, text_array
 from embedding_studio.storage.postgres.orders import place
 from embedding_studio.storage.postgres.queue import mark_learnt
-from embedding_studio.storage.postgres.sessions import Row
+from embedding_studio.storage.postgres.schema import SESSION_LOCK
+from embedding_studio.storage.postgres.sessions import Row, as_rows
 from embedding_studio.storage.postgres.sql import statements
 
 _SQL = statements("clickstream.sql")
@@ -53,6 +56,34 @@ def push(
     else:
         mark_learnt(connection, longer)
     return _dispositions(events, first, found)
+
+
+def push_early(
+    connection: Connection,
+    events: Sequence[SessionEvent],
+    order_on: Container[str],
+    *,
+    most_waiting: int,
+    sender: str,
+) -> list[EventDisposition]:
+    """Record events of sessions that were not recorded just now; let those wait that still are not."""
+    session_ids = list({event.session_id for event in events})
+    connection.execute(_SQL["lock_ids"], {"lock_class": SESSION_LOCK, "session_ids": session_ids})
+    became = push(connection, events, order_on)
+    with connection.pipeline():
+        connection.execute(_SQL["drop_waiting"], {"now": None, "seconds": WAITING_SECONDS})
+        there = connection.execute(_SQL["waiting"], {"session_ids": session_ids})
+        counted = connection.execute(_SQL["count_waiting"], {"sender": sender})
+    waiting: dict[str, dict[str, EventContent]] = defaultdict(dict)
+    for session_id, event_id, *content in there:
+        waiting[session_id][event_id] = content[0], content[1]
+    number, held = only_row(counted)
+    room = room_of(sender, free=most_waiting - number, held=held)
+    told, admitted = admit(of_unknown_sessions(events, became), waiting, room)
+    if admitted:
+        given = {"events": as_rows(map(vars, admitted)), "sender": sender}
+        connection.execute(_SQL["let_wait"], given)
+    return completed(became, told)
 
 
 def with_orders(connection: Connection, session_ids: Sequence[str]) -> list[str]:
