@@ -14,7 +14,8 @@ from embedding_studio.domain.sessions import RecordedSession, SearchResultItem
 from embedding_studio.errors import CollectionNotFoundError, EmbeddingStudioError, InvalidInputError
 from embedding_studio.evaluation.judging import Compared, Judged, reasons_against, verdict
 from embedding_studio.evaluation.replay import Difference
-from embedding_studio.settings import load_settings, write_settings
+from embedding_studio.settings import load_settings
+from embedding_studio.settings_file import write_settings
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.tuned_settings import (
     Choices,

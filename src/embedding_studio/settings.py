@@ -7,16 +7,12 @@ folder). ``docs/settings.md`` and ``embedding-studio settings`` are made from th
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import (
     BaseModel,
     Field,
@@ -33,7 +29,7 @@ from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS
 from embedding_studio.embedders import PART_CHARACTERS, EmbedderOptions
 from embedding_studio.embedders.names import without_secrets
 from embedding_studio.embeddings.improvement.waves import ADJUSTMENT_RATE, NUM_ITERATIONS, SOFTMIN_TEMPERATURE
-from embedding_studio.errors import InvalidInputError, InvalidSettingError
+from embedding_studio.errors import InvalidSettingError
 from embedding_studio.feedback.improve import (
     BACKOFF_SECONDS,
     LEASE_SECONDS,
@@ -50,6 +46,7 @@ from embedding_studio.search import (
     QUERY_SHIFT,
     SHARED_MIN_USERS,
 )
+from embedding_studio.settings_file import warn_of_near_misses
 from embedding_studio.storage.ports import (
     LOCK_SECONDS,
     POOL_SIZE,
@@ -589,7 +586,7 @@ def load_settings(**given: Any) -> Settings:
         InvalidSettingError: one cannot work; the message names it and says what would.
     """
     advice = "`embedding-studio settings` lists what each setting takes."
-    _warn_of_near_misses(Path(".env"))
+    warn_of_near_misses(Path(".env"), Settings.model_fields)
     try:
         return Settings(**given)
     except SettingsError as error:
@@ -608,61 +605,6 @@ def _named(problem: Mapping[str, Any]) -> list[str]:
     """Return the setting that is wrong, or none where several are together."""
     name, *inside = map(str, problem["loc"] or ("",))
     return [".".join([name.upper(), *inside])] if name else []
-
-
-def _warn_of_near_misses(file: Path) -> None:
-    """Warn of names in a file that are no settings, and nearly one: they would be ignored silently."""
-    known = list(Settings.model_fields)
-    for name in dotenv_values(file) if file.is_file() else ():
-        near = get_close_matches(name.lower(), known, n=1, cutoff=0.85)
-        if near and near[0] != name.lower():
-            logger.warning("%s in %s is no setting; is %s meant?", name, file, near[0].upper())
-
-
-def write_settings(file: Path, changes: Mapping[str, Any]) -> None:
-    """Write settings into a file as ``.env`` is, in place of what it said of them; the rest stays as it is.
-
-    Args:
-        changes: name of a setting -> value.
-
-    Raises:
-        InvalidInputError: it cannot be read or written; then it is as it was.
-    """
-    target = file.resolve()
-    lines = [line for line in read_lines(file) if _name_in(line) not in changes]
-    lines += [f"{name.upper()}={json.dumps(value)}" for name, value in changes.items()]
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with beside.open("x", encoding="utf-8") as written:
-            if target.exists():
-                shutil.copymode(target, beside)
-            written.writelines(f"{line}\n" for line in lines)
-        beside.replace(target)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise InvalidInputError(f"{file} cannot be written: {error.strerror or error}") from error
-
-
-def read_lines(file: Path) -> list[str]:
-    """Return the lines of a settings file; none where it is not there yet.
-
-    Raises:
-        InvalidInputError: it cannot be read.
-    """
-    try:
-        return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{file} is no settings file that can be read: {error}") from error
-
-
-def _name_in(line: str) -> str:
-    """Return which setting a line of a file sets.
-
-    >>> _name_in("export QUERY_SHIFT = 1"), _name_in("# a comment")
-    ('query_shift', '')
-    """
-    name, equals, _ = line.strip().removeprefix("export ").partition("=")
-    return name.strip().lower() if equals and not name.startswith("#") else ""
 
 
 def settings_markdown() -> str:

@@ -30,7 +30,7 @@ from embedding_studio.evaluation.replay import FEWEST_SEARCHES
 from embedding_studio.evaluation.report import signed
 from embedding_studio.evaluation.session_log import given_time
 from embedding_studio.recall import QUERIES, RESULTS, measure_recall
-from embedding_studio.settings import read_lines, write_settings
+from embedding_studio.settings_file import read_lines, write_settings
 from embedding_studio.tuning import TunedPast, reset_gate, reset_own_past
 
 if TYPE_CHECKING:
