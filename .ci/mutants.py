@@ -14,19 +14,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_studio.settings import Settings
+from embedding_studio.api.presets import TOLD
+from embedding_studio.settings import KNOBS, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = "tests/test_settings_act.py"
 SECONDS = 300
 """So long a setting's tests may take with a mutant; beyond, it counts as one that no test noticed."""
 
-EQUIVALENT: Mapping[str, str] = {}
+READ_BY_NAME: Mapping[str, Iterable[str]] = {
+    "api/presets.py: _setting": TOLD,
+    "settings.py: _warn_outside_the_documented_range": KNOBS,
+    "tuned_settings.py: tune_settings": (
+        *("adjustment_rate", "gate_threshold", "learn_own_past", "query_shift", "shared_min_users"),
+    ),
+}
+"""``file: function`` -> the settings that it reads with ``getattr``."""
+
+EQUIVALENT: Mapping[str, str] = {
+    "tuned_settings.py: tune_settings: learn_own_past": "it is tried only where it is on, as by default",
+}
 """``file: function: setting`` -> why a mutant there does what the original does."""
 
 
@@ -37,6 +49,7 @@ class Mutant:
     Attributes:
         path: of the file, from the root.
         start, end: of the read, in bytes.
+        named: the code that names the setting, where it is read by name: other names are read as before.
     """
 
     path: str
@@ -45,14 +58,18 @@ class Mutant:
     line: int
     start: int
     end: int
+    named: str | None
 
     @property
     def name(self) -> str:
-        return f"{self.path.removeprefix('src/embedding_studio/')}: {self.function}: {self.setting}"
+        return f"{_place(self.path, self.function)}: {self.setting}"
 
     def of(self, source: bytes) -> bytes:
         settings = '__import__("embedding_studio.settings", fromlist=["Settings"]).Settings'
         default = f'{settings}.model_fields["{self.setting}"].get_default(call_default_factory=True)'
+        if self.named is not None:
+            read = source[self.start : self.end].decode()
+            default = f'({default} if {self.named} == "{self.setting}" else {read})'
         return source[: self.start] + default.encode() + source[self.end :]
 
 
@@ -62,18 +79,32 @@ def mutants() -> Iterator[Mutant]:
         starts = [0]
         for line in source.splitlines(keepends=True):
             starts.append(starts[-1] + len(line))
+        path = str(file.relative_to(ROOT))
         for function, read in _reads(ast.parse(source), "the module", is_own=file.name == "settings.py"):
-            yield Mutant(
-                path=str(file.relative_to(ROOT)),
-                function=function,
-                setting=read.attr,
-                line=read.lineno,
-                start=starts[read.lineno - 1] + read.col_offset,
-                end=starts[(read.end_lineno or 0) - 1] + (read.end_col_offset or 0),
-            )
+            named = None if isinstance(read, ast.Attribute) else ast.unparse(read.args[1])
+            for setting in [read.attr] if isinstance(read, ast.Attribute) else _by_name(path, function):
+                yield Mutant(
+                    path=path,
+                    function=function,
+                    setting=setting,
+                    line=read.lineno,
+                    start=starts[read.lineno - 1] + read.col_offset,
+                    end=starts[(read.end_lineno or 0) - 1] + (read.end_col_offset or 0),
+                    named=named,
+                )
 
 
-def _reads(node: ast.AST, function: str, *, is_own: bool) -> Iterator[tuple[str, ast.Attribute]]:
+def _place(path: str, function: str) -> str:
+    return f"{path.removeprefix('src/embedding_studio/')}: {function}"
+
+
+def _by_name(path: str, function: str) -> Iterable[str]:
+    if (place := _place(path, function)) not in READ_BY_NAME:
+        raise SystemExit(f"{place} reads settings by their names; say which in READ_BY_NAME")
+    return READ_BY_NAME[place]
+
+
+def _reads(node: ast.AST, function: str, *, is_own: bool) -> Iterator[tuple[str, ast.Attribute | ast.Call]]:
     """Yield reads of settings below a node, with the function in which each stands.
 
     Args:
@@ -81,10 +112,14 @@ def _reads(node: ast.AST, function: str, *, is_own: bool) -> Iterator[tuple[str,
     """
     for below in ast.iter_child_nodes(node):
         name = below.name if isinstance(below, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        owner = ""
         if isinstance(below, ast.Attribute) and below.attr in Settings.model_fields:
             owner = ast.unparse(below.value)
-            if owner.rpartition(".")[2] in {"settings", "in_force"} or (is_own and owner == "self"):
-                yield name, below
+        elif isinstance(below, ast.Call) and ast.unparse(below.func) == "getattr":
+            owner = ast.unparse(below.args[0])
+        if owner.rpartition(".")[2] in {"settings", "in_force"} or (is_own and owner == "self"):
+            assert isinstance(below, ast.Attribute | ast.Call)  # noqa: S101, of others there is no owner
+            yield name, below
         yield from _reads(below, name, is_own=is_own)
 
 

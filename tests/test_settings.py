@@ -55,12 +55,21 @@ def test_the_default_lies_in_the_documented_range(name, caplog):
     assert KNOBS[name].low <= Settings.model_fields[name].default <= KNOBS[name].high
 
 
-def test_a_value_outside_the_documented_range_is_used_with_a_warning(caplog):
+@pytest.mark.parametrize(
+    ("name", "value", "documented"),
+    [
+        ("adjustment_rate", 0.9, "0.01 to 0.5"),
+        ("num_iterations", 51, "5.0 to 50.0"),
+        ("softmin_temperature", 0.05, "0.1 to 5.0"),
+        ("improvement_seconds_interval", 200, "300.0 to 86400.0"),
+    ],
+)
+def test_a_value_outside_the_documented_range_is_used_with_a_warning(name, value, documented, caplog):
     with caplog.at_level(logging.WARNING):
-        settings = load_settings(adjustment_rate=0.9)
+        settings = load_settings(**{name: value})
 
-    assert settings.adjustment_rate == 0.9
-    assert "ADJUSTMENT_RATE=0.9 is outside the documented range 0.01 to 0.5" in caplog.text
+    assert getattr(settings, name) == value
+    assert f"{name.upper()}={value} is outside the documented range {documented}" in caplog.text
 
 
 @pytest.mark.parametrize(

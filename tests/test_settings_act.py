@@ -525,6 +525,34 @@ def from_how_many_users_on_tuning_tries_to_share_where_it_may_from_three(world):
         return _space(context.settings, 3, has_own_gate=False).get("shared_min_users")
 
 
+def shown_in_the_console(name):
+    """Return a look at a setting as the console shows it."""
+
+    def what_the_console_shows_to_be_in_force(world):
+        with world.context() as context, serving(create_app(context)) as client:
+            told = client.get("/api/v1/settings").json()["settings"]
+        [value] = [each["value"] for each in told if each["name"] == name.upper()]
+        return value
+
+    return what_the_console_shows_to_be_in_force
+
+
+for name, value, sees in [
+    ("adjuster", "torch", ("passive_aggressive", "torch")),
+    ("adjustment_rate", "0.3", (0.1, 0.3)),
+    ("num_iterations", "30", (10, 30)),
+    ("softmin_temperature", "3", (1.0, 3.0)),
+    ("improvement_seconds_interval", "300", (1800, 300)),
+    ("max_angle_degrees", "7", (None, 7.0)),
+    ("query_shift", "0.3", (1.0, 0.3)),
+    ("gate_threshold", "0.8", (0.75, 0.8)),
+    ("learn_own_past", "false", (True, False)),
+    ("shared_min_users", "7", (0, 7)),
+    ("exploration_ratio", "0.5", (0.0, 0.5)),
+]:
+    acts(name, value, sees=sees)(shown_in_the_console(name))
+
+
 @acts("recall_target", "0.8", sees=(0.99, 0.8))
 def the_target_of_measuring_recall(world):
     with world.context() as context:

@@ -109,6 +109,15 @@ def test_the_settings_in_force_are_among_those_tried_and_equal_ones_are_tried_on
     assert f"{len(tried)} different settings were tried" in won.notes[0]
 
 
+def test_the_settings_in_force_are_what_is_begun_with_and_reported():
+    in_force = {"query_shift": 0.4, "adjustment_rate": 0.2, "gate_threshold": 0.8, "shared_min_users": 5}
+
+    found = tuned(context(**in_force), share=3, trials=1)
+
+    assert found.before == in_force | {"learn_own_past": True}
+    assert found.after.keys() == found.before.keys()
+
+
 class Reckoned:
     """Tries settings by a formula instead of a replay."""
 

@@ -172,6 +172,7 @@ def tune_settings(
     collection = context.storage.collections.get(name)
     in_force = context.settings
     space = _space(in_force, share, has_own_gate=collection.gate_threshold is not None)
+    current = {name: getattr(in_force, name) for name in space}
     world = World(context, collection)
     read = world.log(log)
     steps = steps_of(
@@ -186,9 +187,8 @@ def tune_settings(
     slice_name = "all" if share or in_force.shared_min_users else "past"  # that some settings could change
     earlier, later, judged_from = _parts(steps, slice_name, judge_from)
     sampled = min(1.0, searches / sum(slice_name in step.slices for step in earlier))
-    trying = _Trying(
-        world, in_force, _sampled(earlier, slice_name, sampled, seed), max_worse, processes, seed
-    )
+    part = _sampled(earlier, slice_name, sampled, seed)
+    trying = _Trying(world, in_force, current, part, max_worse, processes, seed)
     _try_proposed(trying, sampler, space, trials, show)
     found = _put_back(trying, _best(trying), show)
     judging = Part(later, seed)
@@ -204,8 +204,8 @@ def tune_settings(
     reasons = reasons_against(judged[slice_name], max_worse)
     return TunedSettings(
         collection=collection.name,
-        before={each: getattr(in_force, each) for each in space},
-        after={each: found.get(each, getattr(in_force, each)) for each in space},
+        before=current,
+        after={**current, **found},
         is_recommended=bool(found) and not reasons,
         told=verdict(found, reasons, judged[slice_name]),
         judge_from=judged_from * 1000,
@@ -343,6 +343,7 @@ class _Trying:
 
     world: World
     in_force: Settings
+    current: Given
     steps: Sequence[Step]
     max_worse: float
     processes: int
@@ -378,7 +379,7 @@ class _Trying:
         return sorted(self._tried.values(), key=lambda each: (-self.value(each), len(each.settings)))
 
     def _changes(self, given: Given) -> Given:
-        return {name: value for name, value in sorted(given.items()) if value != getattr(self.in_force, name)}
+        return {name: value for name, value in sorted(given.items()) if value != self.current[name]}
 
 
 def _try_proposed(
@@ -389,10 +390,11 @@ def _try_proposed(
 
     distributions = {name: _distribution(each) for name, each in space.items()}
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    current = {name: getattr(trying.in_force, name) for name in space}
     [first] = trying.tried([{}], _renamed(show, "settings in force"))
     study.add_trial(
-        optuna.trial.create_trial(params=current, distributions=distributions, value=trying.value(first))
+        optuna.trial.create_trial(
+            params=dict(trying.current), distributions=distributions, value=trying.value(first)
+        )
     )
     for done in range(0, trials, AT_ONCE):
         asked = [study.ask(distributions) for _ in range(min(AT_ONCE, trials - done))]
