@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -96,6 +98,35 @@ def test_the_processes_of_a_parent_that_is_killed_end_and_let_go_of_the_port(env
         eventually(60, lambda: not any(map(is_alive, orphans)))
         eventually(60, lambda: can_be_bound(port))
     assert len(orphans) == 3
+
+
+def test_processes_share_what_their_parent_imported_and_it_has_no_thread_when_it_forks_them(environment):
+    environment |= {"OTEL_TRACES_EXPORTER": "console"}
+    with running(environment, "serve", "--processes", "2", ready="serves on") as (service, line):
+        Caller(url_in(line)).are_all_there("1", "2", WORKER)
+        started_as = {started_by(each) for each in [service.pid, *children_of(service.pid)]}
+        threads = list(Path(f"/proc/{service.pid}/task").iterdir())
+
+    assert len(started_as) == 1
+    assert len(threads) == 1
+
+
+def started_by(process_id):
+    return Path(f"/proc/{process_id}/cmdline").read_bytes()
+
+
+def test_a_service_starts_without_what_few_services_need():
+    program = (
+        "import sys\n"
+        "from embedding_studio.cli import learning, processes, serving\n"
+        "from embedding_studio.api import app, connections\n"
+        "heavy = ('httpx', 'jwt', 'pygments', 'onnxruntime', 'embedding_studio.storage.qdrant')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert ran.stdout == "[]\n"
 
 
 def is_alive(process_id):

@@ -1,12 +1,14 @@
 """What one process of a service keeps is answered by that one, whichever was asked."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from fastapi import Depends, Request, Response
 from starlette.exceptions import HTTPException
 
 from embedding_studio.telemetry.siblings import Siblings
+
+if TYPE_CHECKING:  # most processes have no siblings
+    import httpx
 
 SECONDS = 30.0
 HANDED_ON = ("authorization", "content-type", "host", "x-request-id")
@@ -16,7 +18,7 @@ GIVEN_BACK = ("content-type", "retry-after", "www-authenticate")
 class AnsweredElsewhere(Exception):  # noqa: N818, it is no error
     """Another process has answered."""
 
-    def __init__(self, answer: httpx.Response) -> None:
+    def __init__(self, answer: "httpx.Response") -> None:
         super().__init__(answer.status_code)
         self.answer = answer
 
@@ -33,6 +35,8 @@ async def _ask_the_first(request: Request) -> None:
         return
     if not request.path_params.get("report_id", "0").isalnum():
         return  # no report has such an id; and the dots in one would lead to another route there
+    import httpx
+
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     try:
         if siblings.first is None:

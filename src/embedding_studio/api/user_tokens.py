@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import httpx
-import jwt
 from anyio import to_thread
 
 from embedding_studio.domain.storable import is_id
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import Settings
+
+if TYPE_CHECKING:  # heavy, and most services have no tokens
+    import jwt
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class UserTokens:
             UserTokenError: it names no user, or is not valid.
             KeysUnavailableError: it cannot be checked just now.
         """
+        import jwt
+
         key = await self.keys.key_for(token)
         try:
             claims = jwt.decode(
@@ -124,6 +127,8 @@ def user_tokens(settings: Settings) -> UserTokens | None:
         keys = PublicKeys(jwks)
     else:
         return None
+    import jwt  # noqa: F401, now and not in the loop, while a first request waits
+
     return UserTokens(
         keys,
         claim=settings.user_token_claim,
@@ -172,6 +177,8 @@ class PublicKeys:
             self._read_at = self._tried_at = time.monotonic()
 
     async def key_for(self, token: str) -> Any:
+        import jwt
+
         try:
             named = jwt.get_unverified_header(token).get("kid")
         except jwt.PyJWTError:
@@ -189,7 +196,7 @@ class PublicKeys:
             raise UserTokenError("it is signed by a key that is not known")
         return found.key
 
-    def _named(self, name: str | None) -> jwt.PyJWK | None:
+    def _named(self, name: str | None) -> "jwt.PyJWK | None":
         if name is None:
             return self._keys[0] if len(self._keys) == 1 else None
         return next((each for each in self._keys if each.key_id == name), None)
@@ -198,6 +205,8 @@ class PublicKeys:
         self._refreshing = None
 
     async def _read_again(self) -> None:
+        import httpx
+
         async with self._reading:
             if time.monotonic() < self._tried_at + PAUSE_SECONDS:
                 return
@@ -208,7 +217,7 @@ class PublicKeys:
             except (OSError, ValueError, httpx.HTTPError) as error:
                 logger.warning("the keys of USER_TOKEN_JWKS cannot be read: %s", error)
 
-    def _read(self) -> list[jwt.PyJWK]:
+    def _read(self) -> "list[jwt.PyJWK]":
         return usable_keys(_of_url(self._source) if is_url(self._source) else _of_file(self._source))
 
 
@@ -216,7 +225,7 @@ def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def usable_keys(content: bytes) -> list[jwt.PyJWK]:
+def usable_keys(content: bytes) -> "list[jwt.PyJWK]":
     """Return the keys of a JWKS by which RS256 is checked.
 
     Raises:
@@ -234,11 +243,13 @@ def usable_keys(content: bytes) -> list[jwt.PyJWK]:
     return usable
 
 
-def _public_key(given: Any) -> jwt.PyJWK | None:
+def _public_key(given: Any) -> "jwt.PyJWK | None":
     if not isinstance(given, dict) or given.get("kty") != "RSA" or given.get("use", "sig") != "sig":
         return None
     if given.get("alg", "RS256") != "RS256":
         return None
+    import jwt
+
     try:
         key = jwt.PyJWK(given, algorithm="RS256")
     except (jwt.PyJWTError, ValueError):
@@ -251,6 +262,8 @@ def _of_file(path: str) -> bytes:
 
 
 def _of_url(url: str) -> bytes:
+    import httpx
+
     with httpx.stream("GET", url, timeout=FETCH_SECONDS, follow_redirects=False) as answer:
         answer.raise_for_status()
         content = b""

@@ -41,7 +41,7 @@ from embedding_studio.cli.console import tell, write_any_character
 
 __all__ = ["app"]
 
-gc.set_threshold(10_000)  # by default cycles are looked for so often that it is a seventh of a start
+gc.set_threshold(100_000)  # by default cycles are looked for so often that it is a fifth of a start
 
 COMMANDS = {
     "index": "catalogue:index",

@@ -94,9 +94,17 @@ def opened_context(make: "Callable[[], Context] | None" = None) -> "Iterator[Con
     Args:
         make: another than that of the environment.
     """
+    from embedding_studio.telemetry.traces import tracing
+
+    with untraced_context(make) as context, tracing():
+        yield context
+
+
+@contextmanager
+def untraced_context(make: "Callable[[], Context] | None" = None) -> "Iterator[Context]":
+    """Yield as ``opened_context`` does, with no thread that sends traces: so the process may be forked."""
     from embedding_studio.bootstrap import Context
     from embedding_studio.telemetry.logs import EarlyLines
-    from embedding_studio.telemetry.traces import tracing
 
     lines = EarlyLines()
     logging.basicConfig(level=logging.INFO, handlers=[lines])
@@ -109,8 +117,7 @@ def opened_context(make: "Callable[[], Context] | None" = None) -> "Iterator[Con
         lines.write()
         if os.environ.get(URL_VARIABLE):
             tell("note", f"{URL_VARIABLE} is for commands with --url; this one opens the database itself")
-        with tracing():
-            yield context
+        yield context
 
 
 @contextmanager

@@ -30,9 +30,9 @@ def worker() -> None:
         _learn(context, lambda: announce(told))
 
 
-def learn_beside(lifeline: "Lifeline") -> None:
+def learn_beside(context: "Context", lifeline: "Lifeline") -> None:
     """Be the worker of a service of several processes."""
-    with opened_context() as context, context.telling_siblings(lifeline.siblings) as numbers:
+    with context.telling_siblings(lifeline.siblings) as numbers:
         _learn(context, lambda: lifeline.tell_ready(numbers))
 
 

@@ -1,31 +1,38 @@
 """One service in several processes: a parent keeps the socket and restarts whichever of them ends.
 
-A process and its parent hold the two ends of a pair of sockets. Over it the parent tells what the process is
-to be, then where its siblings answer, and the process where it answers itself, once it serves. When the
-parent ends, however it ends, all its processes read the end of their sockets, and end as by SIGTERM.
+They are forks of the parent, which has imported what they need and opened nothing but that socket: so they
+start in a tenth of a second, and share the memory of what was imported. A process and its parent hold the two
+ends of a pair of sockets. Over it the parent tells where the siblings of the process answer, and the process
+where it answers itself, once it serves. When the parent ends, however it ends, all its processes read the end
+of their sockets, and end as by SIGTERM.
 """
 
-import fcntl
 import json
+import multiprocessing
 import os
 import secrets
+import select
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from multiprocessing.context import ForkProcess
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedding_studio.cli.console import announce, tell, write_any_character
+from embedding_studio.cli.console import announce, sentences, tell
 from embedding_studio.telemetry.siblings import Siblings
+from embedding_studio.telemetry.traces import tracing
 
-PROGRAM = f"from {__name__} import main; main()"
+if TYPE_CHECKING:
+    from embedding_studio.bootstrap import Context
+
+FORKS = multiprocessing.get_context("fork")
 WORKER = "worker"
 
 LOOK_SECONDS = 0.05
@@ -35,6 +42,7 @@ STEADY_SECONDS = 5.0
 """A process that served for so long is restarted at once."""
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
+ENDS = {signal.SIGTERM, signal.SIGINT}
 
 
 # The parent
@@ -52,7 +60,7 @@ class _Process:
     """
 
     name: str
-    running: "subprocess.Popen[bytes] | None" = None
+    running: ForkProcess | None = None
     lifeline: socket.socket | None = None
     heard: bytes = b""
     tells: dict[str, Any] | None = None
@@ -67,11 +75,13 @@ class Parent:
     """Starts processes, and restarts those that end.
 
     Args:
+        context: of which nothing was made yet but the settings; each process makes the rest for itself.
         listening: bound; it listens once the first process serves.
         url: of the socket, for people.
         learns: whether one of the processes is a worker.
     """
 
+    context: "Context"
     listening: socket.socket
     url: str
     processes: int
@@ -94,7 +104,7 @@ class Parent:
             try:
                 while not self.is_over:
                     self._look(limits.fileno())
-                    time.sleep(LOOK_SECONDS)
+                    self._wait()
             finally:
                 self._end()
 
@@ -102,36 +112,49 @@ class Parent:
         """Let ``run`` come to its end."""
         self.is_over = True
 
+    def _wait(self) -> None:
+        """Return once a process says something or ends, and soon in any case."""
+        lifelines = [each.lifeline for each in self._processes if each.lifeline is not None]
+        select.select(lifelines, [], [], LOOK_SECONDS)
+
     def _look(self, limits: int) -> None:
         for each in self._processes:
             if each.running is not None:
                 self._hear(each)
-                if (status := each.running.poll()) is not None:
+                if (status := each.running.exitcode) is not None:
                     self._bury(each, status)
             if each.due_at is not None and time.monotonic() >= each.due_at:
                 self._start(each, limits)
 
     def _start(self, process: _Process, limits: int) -> None:
         mine, theirs = socket.socketpair()
-        files = [theirs.fileno(), self.listening.fileno(), limits]
-        with theirs:
-            # -P: nothing is imported from the folder in which the service was started.
-            process.running = subprocess.Popen(  # noqa: S603, the program is ours
-                [sys.executable, "-P", "-c", PROGRAM, str(files[0])], pass_fds=files
-            )
+        siblings = Siblings(process.name, self._token, limits, is_first=process is self._processes[0])
         process.lifeline, process.due_at = mine, None
-        self._tell(
-            process,
-            {
-                "name": process.name,
-                "is_first": process is self._processes[0],
-                "token": self._token,
-                "listening": files[1],
-                "limits": limits,
-            },
-        )
+        process.running = FORKS.Process(target=self._become, args=(theirs, siblings))
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, ENDS
+        )  # else it takes one that comes at once for the parent's
+        try:
+            process.running.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+        theirs.close()
         mine.setblocking(False)
         self._tell_addresses(process)
+
+    def _become(self, lifeline: socket.socket, siblings: Siblings) -> None:
+        """Be one of the processes, in a fork of the parent."""
+        for each in ENDS:
+            signal.signal(each, lambda number, _: sys.exit(128 + number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+        for process in self._processes:
+            if process.lifeline is not None:
+                process.lifeline.close()  # the parent's end, which none but the parent may hold
+        try:
+            with sentences(), tracing(), self.context as context:
+                be(context, Lifeline(lifeline, self.listening, siblings))
+        except typer.Exit as ended:
+            sys.exit(ended.exit_code)
 
     def _hear(self, process: _Process) -> None:
         """Read what a process tells of itself, which is once that it is ready."""
@@ -195,11 +218,10 @@ class Parent:
             each.terminate()
         ends = time.monotonic() + SECONDS_TO_END
         for each in running:
-            try:
-                each.wait(max(0.0, ends - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            each.join(max(0.0, ends - time.monotonic()))
+            if each.exitcode is None:
                 each.kill()
-                each.wait()
+                each.join()
 
 
 def _fill(limits: int) -> None:
@@ -216,15 +238,10 @@ def _fill(limits: int) -> None:
 class Lifeline:
     """The end of a process of the pair of sockets that it has with its parent."""
 
-    def __init__(self, number: int) -> None:
-        fcntl.fcntl(number, fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # not for whatever this process starts
-        self._socket = socket.socket(fileno=number)
-        self._lines = self._socket.makefile("rb")
-        given = json.loads(next(self._lines))
-        self.listening = socket.socket(-1, -1, socket.IPPROTO_TCP, given["listening"])
-        self.listening.set_inheritable(False)
-        os.set_inheritable(given["limits"], False)
-        self.siblings = Siblings(given["name"], given["token"], given["limits"], is_first=given["is_first"])
+    def __init__(self, end: socket.socket, listening: socket.socket, siblings: Siblings) -> None:
+        self._socket = end
+        self.listening = listening
+        self.siblings = siblings
         threading.Thread(target=self._follow, name="lifeline", daemon=True).start()
 
     def tell_ready(self, numbers: str, own: str | None = None) -> None:
@@ -240,7 +257,7 @@ class Lifeline:
     def _follow(self) -> None:
         """Learn where the siblings answer, until the parent has ended."""
         with suppress(OSError):
-            for line in self._lines:
+            for line in self._socket.makefile("rb"):
                 told = json.loads(line)
                 self.siblings.first = told["first"]
                 self.siblings.numbers = told["numbers"]
@@ -249,18 +266,13 @@ class Lifeline:
         os._exit(1)
 
 
-def main() -> None:
-    """Be a process of a service, as the parent says that started this one."""
-    write_any_character()
-    lifeline = Lifeline(int(sys.argv[1]))
-    try:
-        if lifeline.siblings.name == WORKER:
-            from embedding_studio.cli.learning import learn_beside
+def be(context: "Context", lifeline: Lifeline) -> None:
+    """Be the process that ``lifeline`` names, until it is to end."""
+    if lifeline.siblings.name == WORKER:
+        from embedding_studio.cli.learning import learn_beside
 
-            learn_beside(lifeline)
-        else:
-            from embedding_studio.cli.serving import serve_beside
+        learn_beside(context, lifeline)
+    else:
+        from embedding_studio.cli.serving import serve_beside
 
-            serve_beside(lifeline)
-    except typer.Exit as ended:
-        sys.exit(ended.exit_code)
+        serve_beside(context, lifeline)

@@ -1,5 +1,6 @@
 """The HTTP service."""
 
+import gc
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedding_studio.cli.console import announce, on_stop, opened_context
+from embedding_studio.cli.console import announce, on_stop, untraced_context
 from embedding_studio.cli.learning import beside, settle
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import MOST_PROCESSES, Settings
 from embedding_studio.telemetry.listener import is_loopback
+from embedding_studio.telemetry.traces import tracing
 
 if TYPE_CHECKING:
     from embedding_studio.api.connections import Server
@@ -32,26 +34,33 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the HTTP API, by default with a worker inside; of several processes it is one of its own."""
-    with opened_context() as context, bound(context.settings, host, port) as listening:
+    with untraced_context() as context, bound(context.settings, host, port) as listening:
         if (number := processes or context.settings.serve_processes) > 1:
-            from embedding_studio.cli.processes import Parent
-
-            parent = Parent(listening, url_of(listening), number, worker)
-            on_stop(parent.stop)
-            parent.run()
+            _serve_in_processes(context, listening, number, worker=worker)
             return
-        server = _server(context, worker=worker)
-        # uvicorn ends by raising the signal again, for the handler that stood before its own.
-        on_stop(lambda: setattr(server, "should_exit", True))
-        listening.listen()  # whoever reads the next line may call at once, and waits until uvicorn answers
-        announce(f"Embedding Studio serves on {url_of(listening)} (documentation: {url_of(listening)}/docs)")
-        server.run(sockets=[listening])
+        with tracing():
+            server = _server(context, worker=worker)
+            # uvicorn ends by raising the signal again, for the handler that stood before its own.
+            on_stop(lambda: setattr(server, "should_exit", True))
+            url = url_of(listening)
+            listening.listen()  # whoever reads what follows may call at once, and waits for uvicorn
+            announce(f"Embedding Studio serves on {url} (documentation: {url}/docs)")
+            server.run(sockets=[listening])
 
 
-def serve_beside(lifeline: "Lifeline") -> None:
+def _serve_in_processes(context: "Context", listening: socket.socket, number: int, *, worker: bool) -> None:
+    from embedding_studio.api import app, connections  # noqa: F401, once for all processes
+    from embedding_studio.cli.processes import Parent
+
+    parent = Parent(context, listening, url_of(listening), number, worker)
+    on_stop(parent.stop)
+    gc.freeze()  # what was imported stays in memory that all share
+    parent.run()
+
+
+def serve_beside(context: "Context", lifeline: "Lifeline") -> None:
     """Be one of several processes that serve; the worker is another."""
     with (
-        opened_context() as context,
         context.telling_siblings(lifeline.siblings) as numbers,
         socket.create_server(("127.0.0.1", 0)) as own,
     ):

@@ -19,14 +19,13 @@ Their SQL stands in ``sql/``, the tables in ``sql/migrations`` and ``sql/collect
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Collection as Container
 from dataclasses import dataclass, field
 from functools import partial
 
 from embedding_studio.domain.objects import Attachment
 from embedding_studio.errors import AttachedUnavailableError
-from embedding_studio.storage import lancedb, milvus, qdrant
 from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.attached.engines import Engine
 from embedding_studio.storage.attached.objects import AttachedObjects
@@ -56,12 +55,6 @@ from embedding_studio.storage.postgres.replica import AWAY_SECONDS, Searches
 from embedding_studio.storage.postgres.schema import describe, measure
 from embedding_studio.storage.postgres.tables import Tables, TablesDatabase
 
-ENGINES: tuple[tuple[tuple[str, ...], Callable[[str, str], object], Callable[..., Engine]], ...] = (
-    (qdrant.SCHEMES, qdrant.place_and_key, qdrant.Qdrant),
-    (lancedb.SCHEMES, lancedb.place_of, lancedb.LanceDB),
-    (milvus.SCHEMES, milvus.place_of, milvus.Milvus),
-)
-"""How addresses of a store begin, what refuses a wrong one, and the engine; all others are PostgreSQL's."""
 CODES = 4
 """The migration after which the program writes the codes of what is there already."""
 
@@ -158,11 +151,11 @@ class AttachedStores:
                 f'one, as in {{"{attached.store}": "postgresql://USER:PASSWORD@HOST/NAME"}}'
             )
         address = self._address if attached.store is None else self._stores[attached.store]
-        for schemes, _, engine in ENGINES:
-            if isinstance(address, str) and address.startswith(schemes):
-                return engine(
-                    address, name=attached.store, statement_seconds=self._limits["statement_seconds"]
-                )
+        if isinstance(address, str):
+            seconds = self._limits["statement_seconds"]
+            for schemes, _, engine in _engines():
+                if address.startswith(schemes):
+                    return engine(address, name=attached.store, statement_seconds=seconds)
         database = TablesDatabase(address, name=attached.store, pool_size=POOL_SIZE, **self._limits)
         return Tables(database, has_functions=attached.store is None)
 
@@ -174,6 +167,17 @@ class AttachedStores:
             self._stores_opened.clear()
 
 
+def _engines() -> Sequence[tuple[tuple[str, ...], Callable[[str, str], object], Callable[..., Engine]]]:
+    """Return how addresses of a store begin, what refuses a wrong one, and its engine; else ``Tables``."""
+    from embedding_studio.storage import lancedb, milvus, qdrant  # most have none, and these are heavy
+
+    return (
+        (qdrant.SCHEMES, qdrant.place_and_key, qdrant.Qdrant),
+        (lancedb.SCHEMES, lancedb.place_of, lancedb.LanceDB),
+        (milvus.SCHEMES, milvus.place_of, milvus.Milvus),
+    )
+
+
 def _checked(name: str, address: str) -> str:
     """Return the address of a store if it is one.
 
@@ -181,7 +185,7 @@ def _checked(name: str, address: str) -> str:
         InvalidSettingError: it is none; the message says nothing of it, for any part may be the password.
     """
     setting = f"ATTACHED_STORES, of {name!r},"
-    for schemes, check, _ in ENGINES:
+    for schemes, check, _ in _engines():
         if address.startswith(schemes):
             check(address, setting)
             return address
