@@ -1,11 +1,15 @@
 """What a body says, whichever of two readers reads it."""
 
 import json
+from typing import Annotated
 
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_studio.api.bodies import LARGE_NUMBER, _parsed
+from embedding_studio.api.bodies import LARGE_NUMBER, Body, BodyRoute, _parsed
 
 NUMBERS = st.one_of(
     st.integers(),
@@ -36,3 +40,55 @@ def test_a_large_number_alone_is_one(number, before):
 
     assert LARGE_NUMBER.search(text.encode())
     assert _parsed(text.encode()) == int(text)
+
+
+class Count(Body):
+    number: int
+
+
+def test_a_route_asks_for_each_thing_once_its_guard_before_the_body_is_read():
+    asked = []
+    router = APIRouter(route_class=BodyRoute)
+
+    async def key():
+        asked.append("key")
+        return 3
+
+    async def guard(key: Annotated[int, Depends(key)]):
+        asked.append(f"guard, of key {key}")
+
+    async def owner(key: Annotated[int, Depends(key)]):
+        asked.append("owner")
+        return key
+
+    @router.post("/{name}", dependencies=[Depends(guard)], response_model=Count)
+    def count(name: str, body: Count, owner: Annotated[int, Depends(owner)]):
+        asked.append(name)
+        return Count(number=body.number + owner)
+
+    app = FastAPI()
+    app.include_router(router)
+    client = TestClient(app)
+
+    assert client.post("/apples", json={"number": 4}).json() == {"number": 7}
+    assert asked == ["key", "guard, of key 3", "owner", "apples"]
+    asked.clear()
+    assert client.post("/apples", content="4").status_code == 415
+    assert asked == ["key", "guard, of key 3"]
+
+
+def with_a_page(body: Count, page: int) -> None: ...
+
+
+def alone(body: Count) -> None: ...
+
+
+async def of_a_page(page: int) -> None: ...
+
+
+@pytest.mark.parametrize(("endpoint", "guards"), [(with_a_page, []), (alone, [Depends(of_a_page)])])
+def test_a_route_that_takes_a_body_may_not_ask_for_what_it_is_not_given(endpoint, guards):
+    router = APIRouter(route_class=BodyRoute)
+
+    with pytest.raises(TypeError, match="asks for more"):
+        router.post("/", dependencies=guards)(endpoint)

@@ -9,16 +9,18 @@ import codecs
 import inspect
 import json
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import anyio
 import orjson
 from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError, model_validator
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,6 +28,8 @@ from starlette.responses import Response
 from embedding_studio.api.problems import wrong_body
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Found = dict[Callable[..., Any], Any]
+"""What each dependency has returned."""
 T = TypeVar("T")
 
 SMALL_BYTES = 16_384
@@ -79,28 +83,61 @@ Many = Annotated[tuple[T, ...], Field(max_length=MOST_ITEMS), FailFast()]
 
 
 class BodyRoute(APIRoute):
-    """A route that looks at the key first, then at the body."""
+    """A route that looks at the key first, then at the body, and asks for each thing once.
+
+    FastAPI reads the body first, and finds out with each request how what a route asks for is to be called,
+    which takes longer than to call it.
+    """
 
     def get_route_handler(self) -> Handler:
-        if self.body_field is None:
+        field = self.body_field
+        if field is None:
             return super().get_route_handler()
-        kind: type[Body] = self.body_field.field_info.annotation  # type: ignore[assignment]
-        # FastAPI puts those of the decorator first, before those of the function, and asks all of them again.
-        guards = Guards(self.dependant.dependencies[: len(self.dependencies)])
-        handle = super().get_route_handler()
+        kind: type[Body] = field.field_info.annotation  # type: ignore[assignment]
+        asked = self.dependant
+        _check_kinds(asked, asked.query_params)
+        # FastAPI puts those of the decorator first, before those of the function.
+        guards = Dependencies(asked.dependencies[: len(self.dependencies)])
+        others = Dependencies(asked.dependencies[len(self.dependencies) :])
+        names = _named(asked)
+        answer = self._answer()
 
         async def handle_body(request: Request) -> Response:
-            await guards.pass_by(request)
+            found: Found = {}
+            await guards.ask(request, found)
             _check_type(request, takes_text=kind.takes_text)
-            return await handle(ReadRequest(request, await read(request, kind.model_validate)))
+            given: dict[str, Any] = {field.name: await read(request, kind.model_validate)}
+            await others.ask(request, found)
+            given |= _of_path(asked, request)
+            given |= {name: found[call] for name, call in names}
+            if asked.request_param_name is not None:
+                given[asked.request_param_name] = request
+            return await answer(given)
 
         return handle_body
 
+    def _answer(self) -> Callable[[dict[str, Any]], Awaitable[Response]]:
+        """Return what calls the function of the route; its answer is written where it was made."""
+        endpoint, status = self.endpoint, self.status_code or HTTPStatus.OK
+        to_json = None if self.response_model is None else TypeAdapter(self.response_model).dump_json
 
-class Guards:
-    """Dependencies that ask for nothing but the request and each other, and so are asked before the body.
+        def written(made: Any) -> Response:
+            if isinstance(made, Response):
+                return made
+            content = None if to_json is None else to_json(made, by_alias=True)
+            return Response(content, status, media_type="application/json")
 
-    FastAPI looks at each request how each of them is to be called, which takes longer than to call them.
+        async def answer_here(given: dict[str, Any]) -> Response:
+            return written(await endpoint(**given))
+
+        async def answer_in_thread(given: dict[str, Any]) -> Response:
+            return await anyio.to_thread.run_sync(lambda: written(endpoint(**given)))
+
+        return answer_here if inspect.iscoroutinefunction(endpoint) else answer_in_thread
+
+
+class Dependencies:
+    """Dependencies that ask for nothing but the request and each other, in an order that lets them.
 
     Raises:
         TypeError: one asks for more, or is not ``async``.
@@ -113,52 +150,49 @@ class Guards:
 
     def _add(self, dependant: Dependant) -> None:
         call = dependant.call
-        others = (
-            *dependant.path_params,
-            *dependant.query_params,
-            *dependant.header_params,
-            *dependant.cookie_params,
-            *dependant.body_params,
-            *filter(None, (dependant.response_param_name, dependant.background_tasks_param_name)),
-        )
-        if call is None or others or not _is_async(call):
-            raise TypeError(
-                f"{call} asks for more than the request, or is not async; so it cannot guard a route"
-            )
-        given = []
+        _check_kinds(dependant, dependant.path_params, dependant.query_params, dependant.body_params)
+        if call is None or not _is_async(call):
+            raise TypeError(f"{call} is not async; a route that takes a body cannot ask for it")
         for each in dependant.dependencies:
             self._add(each)
-            assert each.name is not None and each.call is not None  # noqa: S101, PT018, it was added
-            given.append((each.name, each.call))
         request = dependant.request_param_name or dependant.http_connection_param_name
-        self._steps.setdefault(call, (request, given))
+        self._steps.setdefault(call, (request, _named(dependant)))
 
-    async def pass_by(self, request: Request) -> None:
-        """Return if a request may pass; who guards raises if it may not."""
-        found: dict[Callable[..., Any], Any] = {}
+    async def ask(self, request: Request, found: Found) -> None:
+        """Add to ``found`` what is not there yet; a guard raises where the request may not pass."""
         for call, (name, given) in self._steps.items():
-            known = {each: found[of] for each, of in given}
-            found[call] = await call(**known) if name is None else await call(**known, **{name: request})
+            if call not in found:
+                known = {each: found[of] for each, of in given}
+                if name is not None:
+                    known[name] = request
+                found[call] = await call(**known)
+
+
+def _named(asked: Dependant) -> list[tuple[str, Callable[..., Any]]]:
+    """Return under which name a function is given what each dependency returns; guards have none."""
+    return [(each.name, each.call) for each in asked.dependencies if each.name and each.call]
+
+
+def _check_kinds(asked: Dependant, *more: Sequence[object]) -> None:
+    """Return if neither headers, cookies nor the answer is asked for, nor what else is listed.
+
+    Raises:
+        TypeError: it is.
+    """
+    names = (asked.response_param_name, asked.background_tasks_param_name)
+    if any(names) or any((asked.header_params, asked.cookie_params, *more)):
+        raise TypeError(f"{asked.call} asks for more than a route that takes a body can give")
+
+
+def _of_path(asked: Dependant, request: Request) -> dict[str, Any]:
+    values, wrong = request_params_to_args(asked.path_params, request.path_params)
+    if wrong:
+        raise RequestValidationError(wrong)
+    return values
 
 
 def _is_async(call: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__)
-
-
-class ReadRequest(Request):
-    """A request whose body is read already."""
-
-    def __init__(self, request: Request, value: Any) -> None:
-        others = [(name, given) for name, given in request.scope["headers"] if name != b"content-type"]
-        headers = [*others, (b"content-type", b"application/json")]
-        super().__init__({**request.scope, "headers": headers}, request.receive)
-        self._value = value
-
-    async def body(self) -> bytes:
-        return b"read"
-
-    async def json(self) -> Any:
-        return self._value
 
 
 async def read(request: Request, validate: Callable[[Any], T]) -> T:
@@ -221,8 +255,8 @@ _thorough = partial(json.loads, parse_int=_whole_number)
 def _parsed(body: bytes) -> Any:
     if not body.strip():
         raise wrong_body("the request has no body; send a JSON object")
-    containers = body.count(b"[") + body.count(b"{")
-    if containers > max(FEW_CONTAINERS, len(body) // BYTES_PER_CONTAINER):
+    most = max(FEW_CONTAINERS, len(body) // BYTES_PER_CONTAINER)
+    if len(body) > most and (containers := body.count(b"[") + body.count(b"{")) > most:
         raise wrong_body(f"the body holds some {containers} lists and objects; send less at once")
     # The slower one keeps whole numbers of any size, and of what the faster one refuses half a surrogate pair
     # and NaN, to be refused with their place.
