@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -225,6 +227,17 @@ def traced():
     exporter = InMemorySpanExporter()
     with traces.sending_to(SimpleSpanProcessor(exporter)):
         yield exporter
+
+
+def test_a_program_that_traces_itself_gets_no_spans_with_what_was_sent(context, monkeypatch):
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)  # set_tracer_provider can be called once
+    with serving(create_app(context)) as client:
+        everything_that_is_asked(client, context)
+
+    assert exporter.get_finished_spans() == ()
 
 
 def test_a_request_and_what_it_waits_for_are_spans_of_one_trace_without_what_was_sent(context):

@@ -167,6 +167,8 @@ def create_app(
         openapi_tags=TAGS,
         responses={"default": {"description": "What went wrong (RFC 9457)", "model": Problem}},
         lifespan=lifespan,
+        # FastAPI's own, which records paths and what exceptions say; ours is ``telemetry.traces``.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.context = context
     app.state.metrics = context.metrics.service
