@@ -27,13 +27,13 @@ MOST_LARGE_BODIES = 16
 WATCHED_AFTER_SECONDS = 0.2
 """A request that takes longer is watched: has its caller gone?"""
 
-SAFE_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
+SAFE_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
 """Where an answer has none of its own."""
 
 HARMLESS_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -89,9 +89,9 @@ class SafeHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SAFE_HEADERS.items():
-                    headers.setdefault(name, value)
+                own = {name for name, _ in message["headers"]}
+                safe = [header for header in SAFE_HEADERS if header[0] not in own]
+                message["headers"] = [*message["headers"], *safe]
             await send(message)
 
         await self.app(scope, receive, send_safely if scope["type"] == "http" else send)

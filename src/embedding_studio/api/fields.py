@@ -76,10 +76,9 @@ def to_vectors(given: Any) -> NDArray[np.float32]:
     array([[0.5, 1. ]], dtype=float32)
     """
     rows = given if isinstance(given, list) and given and isinstance(given[0], list) else [given]
-    numbers = (
-        [number for row in rows for number in row] if all(isinstance(row, list) for row in rows) else [None]
-    )
-    if not {*map(type, numbers)} <= {int, float}:  # a bool is an int to isinstance
+    are_lists = all(isinstance(row, list) for row in rows)
+    kinds: set[type] = set().union(*(map(type, row) for row in rows)) if are_lists else {type(None)}
+    if not kinds <= {int, float}:  # a bool is an int to isinstance
         raise ValueError("vectors are a list of lists of numbers, and nothing else")
     return check_vectors(ANY_INDEX, rows, "this field")
 

@@ -28,18 +28,17 @@ def check_vectors(index: SearchIndexInfo, vectors: ArrayLike, what: str) -> Vect
     """
     try:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
-            checked = np.ascontiguousarray(vectors, dtype=np.float32)
+            given = np.asarray(vectors, dtype=np.float32)
     except OverflowError as error:
         raise InvalidVectorsError(f"the vectors of {what} hold a whole number that no float can") from error
     except (TypeError, ValueError) as error:
         raise InvalidVectorsError(
             f"the vectors of {what} are not an array of numbers, all parts of one length: {error}"
         ) from error
-    if np.ndim(vectors) == 1:
-        checked = checked.reshape(1, -1)
-    if checked.ndim != 2 or checked.size == 0 or np.ndim(vectors) == 0:
+    checked = np.ascontiguousarray(given.reshape(1, -1) if given.ndim == 1 else given)
+    if given.ndim not in {1, 2} or checked.size == 0:
         raise InvalidVectorsError(
-            f"the vectors of {what} have the shape {np.shape(vectors)}; give [parts, dimensions], "
+            f"the vectors of {what} have the shape {given.shape}; give [parts, dimensions], "
             "at least one of each"
         )
     D = checked.shape[1]
