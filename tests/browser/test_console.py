@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from browser.conftest import Service, axe_findings, keep_screenshot
+from browser.conftest import Service, axe_findings, keep_screenshot, meanwhile
 from conftest import new_database
 from embedding_studio.api.static import PAGES
 from embedding_studio.bootstrap import Context
@@ -541,6 +541,39 @@ def test_a_user_is_quarantined_released_exported_and_forgotten(shop, page):
     page.get_by_role("link", name="All users").click()
     page.get_by_text("Nobody has searched here yet").wait_for()
     assert shop.ask("GET", "/clickstream/sessions?user_id=ada")["sessions"] == []
+
+
+@pytest.mark.parametrize("dots", [".", "..", "%2E%2e"])
+def test_what_has_dots_for_a_name_is_shown_and_removed_as_all_else(shop, page, dots):
+    """A browser takes ``.`` and ``..`` in a path, encoded or not, for ways to other folders."""
+    body = {"search_query": COLD, "user_id": dots, "create_session": True, "session_id": dots}
+    shop.ask("POST", "/embeddings/similarity-search", body | {"collection": "shop"})
+    clicked = {"session_id": dots, "events": [{"object_id": "slippers"}]}
+    shop.ask("POST", "/clickstream/session/events", clicked)
+    shop.ask("POST", "/collections", {"name": dots, "index": {"dimensions": 3}})
+    meanwhile(page, lambda: shop.ask("GET", "/improvement/summary")["orders"]["done"] == 1)
+
+    page.goto(shop.at("sessions", collection="shop"))
+    page.get_by_role("link", name=COLD).click()
+    with page.expect_response(lambda answer: "/retry" in answer.url) as retried:
+        page.get_by_role("button", name="Learn from it again").click()
+    assert retried.value.ok
+    page.goto(shop.at("users", collection="shop"))
+    page.get_by_role("link", name=dots, exact=True).click()
+    expect(page.locator(".lead").first).to_contain_text(f"{dots} is remembered by 1 past query")
+    page.get_by_role("button", name="Forget").click()
+    page.get_by_label(f"Type {dots} to confirm").fill(dots)
+    page.get_by_role("dialog").get_by_role("button", name="Forget").click()
+    page.get_by_text(f"{dots} is forgotten").wait_for()
+    page.goto(shop.at("collections"))
+    page.get_by_role("link", name=dots, exact=True).click()
+    page.get_by_role("button", name="Drop collection").click()
+    page.get_by_label(f"Type {dots} to confirm").fill(dots)
+    page.get_by_role("dialog").get_by_role("button", name="Drop collection").click()
+    page.get_by_role("heading", name="Collections").wait_for()
+
+    assert shop.ask("GET", "/clickstream/sessions")["sessions"] == []
+    assert [each["name"] for each in shop.ask("GET", "/collections")["collections"]] == ["shop"]
 
 
 def test_a_user_of_whom_nothing_is_known_is_told_so(shop, page):

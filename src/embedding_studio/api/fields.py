@@ -4,9 +4,11 @@ What PostgreSQL cannot keep is refused here with its place in the body: a NUL ch
 surrogate pair, a number that is not finite.
 """
 
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +31,23 @@ ANY_INDEX = SearchIndexInfo(metric_type=MetricType.EUCLID)
 """Of any size, where every finite vector has a place: which collection is meant is known only later."""
 
 
+ENCODED_DOTS = re.compile("(%(25)*2E){1,2}", re.IGNORECASE)
+
+
 class AnyId(Convertor[str]):
-    """Lets ``{user_id:id}`` in a path be any id; Starlette's ``path`` stops at a line's end."""
+    """Lets ``{user_id:id}`` in a path be any id; Starlette's ``path`` stops at a line's end.
+
+    Browsers and proxies take ``.`` and ``..`` in a path for ways to other folders, percent-encoded or not. So
+    these come encoded twice, and so does what would then look like them.
+
+    >>> AnyId().convert("a%2Fb"), AnyId().convert("%2E%2E"), AnyId().convert("%252E")
+    ('a%2Fb', '..', '%2E')
+    """
 
     regex = r"(?s:.+)"
 
     def convert(self, value: str) -> str:
-        return value
+        return unquote(value) if ENCODED_DOTS.fullmatch(value) else value
 
     def to_string(self, value: str) -> str:
         return value

@@ -4,6 +4,7 @@ Nothing is sent here, so the same functions serve ``Client`` and ``AsyncClient``
 id here, before the first attempt: a request that is sent again is then known to be the same.
 """
 
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 API = "/api/v1"
+
+DOTS = re.compile(r"(\.|%(25)*2E){1,2}", re.IGNORECASE)
+"""Ids that would be ways to other folders in a path, and those that look like them once they are encoded."""
 
 MOST_OBJECTS = 1_000
 """So many ids or payloads the service takes at once."""
@@ -499,17 +503,18 @@ def _plain(given: Any) -> Any:
 
 
 def _in_path(given: str) -> str:
-    """Return an id as a step of a path, where dots alone would mean another folder.
+    """Return an id as a step of a path, as ``api/fields.py`` reads it.
 
-    >>> _in_path("a/b"), _in_path("..")
-    ('a%2Fb', '%2E%2E')
+    >>> _in_path("a/b"), _in_path(".."), _in_path("%2E")
+    ('a%2Fb', '%252E%252E', '%25252E')
     """
     if not isinstance(given, str) or not given:
         raise InvalidInputError(f"an id or name is {shown(given)}; give a text of at least one character")
+    if DOTS.fullmatch(given):
+        given = given.replace("%", "%25").replace(".", "%2E")
     try:
-        told = quote(given, safe="")
+        return quote(given, safe="")
     except UnicodeEncodeError as error:
         raise InvalidInputError(
             f"an id or name is {shown(given)}, which is no text: {error.reason}"
         ) from error
-    return told.replace(".", "%2E") if not told.strip(".") else told

@@ -1,4 +1,5 @@
 // Draws openapi.json: a block for each route, with a form that sends its example.
+import { step } from "../shared/api.js";
 
 const element = (name, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(name), properties);
@@ -42,7 +43,7 @@ const form = (method, path, operation) => {
     let url = path.slice(1);
     const query = new URLSearchParams();
     for (const { name, in: place, input } of inputs) {
-      if (place === "path") url = url.replace(`{${name}}`, encodeURIComponent(input.value));
+      if (place === "path") url = url.replace(`{${name}}`, step(input.value));
       else if (place === "query" && input.value) query.append(name, input.value);
     }
     const headers = {};
