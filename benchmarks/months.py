@@ -685,6 +685,8 @@ def lives_of(
         keep: a folder for lives, so that a run that was ended goes on where it was.
     """
     tasks = [(world, name) for name in names for world in worlds]
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
         futures = [pool.submit(_kept, world, METHODS[name], clicks, keep) for world, name in tasks]
         lived = []
