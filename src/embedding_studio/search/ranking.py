@@ -5,7 +5,7 @@ Axes: Q parts of a query · D dimensions · R results.
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Lists:
         factors = self.bend.object_factors() if self.bend else {}
         found = self._bent(count, factors.keys())
         if self.bend and factors:
-            found = self._weighed(self.bend, found)
+            found = self._weighed(found, factors)
         furthest = self.request.max_distance
         return [each for each in found[:count] if furthest is None or each.distance <= furthest]
 
@@ -87,13 +87,13 @@ class Lists:
             named=named,
         )
 
-    def _weighed(self, bend: Bend, found: list[Neighbour]) -> list[Neighbour]:
+    def _weighed(self, found: list[Neighbour], factors: Mapping[str, float]) -> list[Neighbour]:
         """Return objects by their distances after what was done with them.
 
         Args:
             found: by their distances before that, all that have a factor among them.
         """
-        index, factors = self.collection.index, bend.object_factors()
+        index = self.collection.index
         weighed = [each for each in found if each.object_id in factors]
         originals: list[Vectors] = []
         if index.metric_type is MetricType.DOT:  # lengths matter
@@ -103,13 +103,14 @@ class Lists:
             originals = [parts[each.object_id] for each in weighed]
         after = weighed_distances(
             index,
-            bend.shifted(index, self.queries),
+            self.queries,  # as long as after the shift
             np.array([each.distance for each in weighed]),
             np.array([factors[each.object_id] for each in weighed]),
             originals,
         )
         moved = [
-            replace(each, distance=distance) for each, distance in zip(weighed, after.tolist(), strict=True)
+            Neighbour(each.object_id, distance, each.payload)
+            for each, distance in zip(weighed, after.tolist(), strict=True)
         ]
         unmoved = [each for each in found if each.object_id not in factors]
         return sorted(moved + unmoved, key=lambda each: (each.distance, each.object_id))
