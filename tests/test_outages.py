@@ -1,20 +1,26 @@
 """A server that is away for a while: it is found again soon after it is back, however long that was."""
 
+import os
+import signal
+import socket
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
 import psycopg_pool.pool
 import pytest
 
+from embedding_studio.cli.processes import WORKER
 from embedding_studio.errors import StorageUnavailableError
 from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.postgres import PostgresStorage
-from embedding_studio.storage.postgres.database import READY_SECONDS, Database
+from embedding_studio.storage.postgres.database import CONNECT_SECONDS, READY_SECONDS, Database
+from processes import environment_of, running, url_in
+from test_serve_processes import KEY, Caller
 
 OUTAGE_SECONDS = 8
 """A pool that waits twice as long after each call that fails calls after 7 seconds, and then after 15."""
@@ -84,6 +90,58 @@ def test_connections_that_the_server_closed_are_replaced_without_a_pause(server,
 
         assert database.read(lambda connection: connection.execute("SELECT 1").fetchall()) == [(1,)]
         assert pauses == []
+
+
+@pytest.mark.parametrize(
+    "command", [("worker",), ("serve",), ("serve", "--processes", "2")], ids=["worker", "serve", "processes"]
+)
+@pytest.mark.parametrize("outage", ["stopped", "silent"])
+def test_a_process_that_is_to_end_while_its_database_is_away_ends_as_ever(server, outage, command):
+    environment = environment_of(server.start()) | {"EMBEDDER": "none", "ADMIN_API_KEY": KEY}
+    ready = "is ready" if command == ("worker",) else "serves on"
+    with running(environment, *command, ready=ready) as (process, line):
+        if "--processes" in command:
+            Caller(url_in(line)).are_all_there("1", "2", WORKER)
+        with away(server, outage):
+            time.sleep(3)  # its worker waits for the database by then
+            process.send_signal(signal.SIGTERM)
+
+            assert process.wait(60) == 0
+
+
+@contextmanager
+def away(server, outage):
+    """Let a server be away as long as the block runs."""
+    if outage == "stopped":
+        server.stop()
+        yield
+        return
+    postmaster = int((server.data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
+    processes = [postmaster, *map(int, children.split())]
+    for each in processes:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in processes:
+            os.kill(each, signal.SIGCONT)
+
+
+def test_a_storage_that_waits_for_a_silent_server_is_closed_soon(server):
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(3) as pool:
+        addresses = [server.start()]
+        storage = PostgresStorage(lambda: addresses[-1])
+        addresses.append("postgresql://ann@{}:{}/shop".format(*silent.getsockname()))
+        server.stop()
+        waiting = [pool.submit(storage.collections.list) for _ in range(3)]
+        time.sleep(2)  # all that opens connections waits for the server
+        began = time.monotonic()
+        storage.close()
+        took = time.monotonic() - began
+
+        assert all(isinstance(each.exception(), StorageUnavailableError) for each in waiting)
+    assert took < CONNECT_SECONDS / 2
 
 
 def use_at_once(database, number):

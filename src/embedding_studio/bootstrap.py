@@ -421,7 +421,12 @@ class Context:
         return server
 
     def give_up(self) -> None:
-        """Let nothing of this context wait for the embedded server any longer, as it is to be closed."""
+        """Let nothing of this context wait any longer for a database that is away, as it is to be closed."""
+        self._give_up_starting()
+        if self.stores_by_settings and (storage := vars(self).get("storage")) is not None:
+            storage.give_up()
+
+    def _give_up_starting(self) -> None:
         if (server := vars(self).get("_server")) is not None:
             server.give_up()
 
@@ -432,7 +437,7 @@ class Context:
 
     def close(self) -> None:
         """Close what this context made, the last first; what was given stays open."""
-        self.give_up()
+        self._give_up_starting()
         self.made.close()
 
     def close_part(self, name: str, made: object) -> None:

@@ -4,6 +4,7 @@ import gc
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,8 +41,7 @@ def serve(
             return
         with tracing():
             server = _server(context, worker=worker)
-            # uvicorn ends by raising the signal again, for the handler that stood before its own.
-            on_stop(lambda: setattr(server, "should_exit", True))
+            on_stop(partial(_end, server, context))
             url = url_of(listening)
             listening.listen()  # whoever reads what follows may call at once, and waits for uvicorn
             announce(f"Embedding Studio serves on {url} (documentation: {url}/docs)")
@@ -65,7 +65,7 @@ def serve_beside(context: "Context", lifeline: "Lifeline") -> None:
         socket.create_server(("127.0.0.1", 0)) as own,
     ):
         server = _server(context, worker=False)
-        on_stop(lambda: setattr(server, "should_exit", True))
+        on_stop(partial(_end, server, context))
         server.when_started = lambda: lifeline.tell_ready(numbers, url_of(own))
         server.run(sockets=[lifeline.listening, own])
 
@@ -97,6 +97,12 @@ def bound(settings: Settings, host: str | None, port: int | None) -> Iterator[so
 def url_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _end(server: "Server", context: "Context") -> None:
+    """Let a service end; uvicorn raises the signal again, for the handler that stood before its own."""
+    server.should_exit = True
+    context.give_up()
 
 
 def _server(context: "Context", *, worker: bool) -> "Server":

@@ -29,6 +29,9 @@ class MemoryBackend:
     def vitals(self) -> Vitals:
         return Vitals(time.time(), 0)
 
+    def give_up(self) -> None:
+        """Do nothing: memory is never away."""
+
     def close(self) -> None:
         """Do nothing: there is nothing to give back."""
 

@@ -55,6 +55,10 @@ class Backend(Protocol):
 
     def vitals(self) -> Vitals: ...
 
+    def give_up(self) -> None:
+        """Return at once, and let nothing wait any longer for a storage that is away: the process ends."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -105,6 +109,10 @@ class Storage:
 
     def vitals(self) -> Vitals:
         return self.backend.vitals()
+
+    def give_up(self) -> None:
+        """Let nothing wait any longer where storage is away, as ``Backend.give_up``."""
+        self.backend.give_up()
 
     def close(self) -> None:
         self.backend.close()

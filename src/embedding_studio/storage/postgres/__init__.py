@@ -82,6 +82,9 @@ class PostgresBackend:
     def vitals(self) -> Vitals:
         return Vitals(*self._database.read(measure), replica_lag=self._searches.lag())
 
+    def give_up(self) -> None:
+        self._database.give_up()
+
     def close(self) -> None:
         self._attached.close()
         self._queue.close()

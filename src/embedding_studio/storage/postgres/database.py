@@ -2,12 +2,15 @@
 
 import logging
 import math
+import os
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -40,7 +43,7 @@ class _SaidSeldom(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         said = str(record.msg)
         if not said.startswith("error connecting"):
-            return not said.startswith(("reconnection attempt", "discarding closed connection"))
+            return not said.startswith(_NOT_SAID)
         is_news = time.monotonic() - self.last >= SAID_SECONDS
         if is_news:
             self.last = time.monotonic()
@@ -48,6 +51,7 @@ class _SaidSeldom(logging.Filter):
 
 
 SAID_SECONDS = 10.0
+_NOT_SAID = ("reconnection attempt", "discarding closed connection", "couldn't stop thread")
 logging.getLogger("psycopg.pool").addFilter(_SaidSeldom())
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -63,6 +67,10 @@ READY_SECONDS = 5.0
 RECONNECT_SECONDS = 0.5
 """Within such a time a server that is away is called twice: after an hour as at once."""
 CANCEL_SECONDS = 2.0
+CLOSE_SECONDS = 0.25
+"""A pool that is closed waits so long for each of its threads, which may be calling a silent server."""
+LAST_CALL_SECONDS = 2
+LAST_CALL_PAUSE_SECONDS = 0.2
 SILENT_SECONDS = 20
 """A server whose machine does not even say that it received something is taken to be gone."""
 IDLE_IN_TRANSACTION_SECONDS = 60.0
@@ -129,6 +137,10 @@ class Database:
             self._limits |= {"default_transaction_read_only": "on", "transaction_read_only": "on"}
         is_replica = replica_of is not None
         self._is_writable = True
+        self._is_over = threading.Event()
+        self._gives_up = False
+        self._connections: WeakSet[Connection] = WeakSet()
+        self._noting = threading.Lock()
         self._replica_of = replica_of
         self.server = ""
         """Which server answered last, as ``server_of`` has it."""
@@ -170,11 +182,13 @@ class Database:
 
     def connect(self) -> Connection:
         """Return a connection of its own, outside the pool; for the caller to close."""
-        return psycopg.connect(
+        connection = psycopg.connect(
             self._locate(),
             prepare_threshold=None,
             **_CONNECTING,
         )
+        self._note(connection)
+        return connection
 
     def read(
         self, work: Callable[[Connection], T], *, begins: bool = False, seconds: float | None = None
@@ -281,7 +295,8 @@ class Database:
                 _prepare_again(connection)
                 if not isinstance(error, psycopg.OperationalError):
                     raise
-                if error.sqlstate is None and not connection.closed:  # not the server's word, nor its silence
+                if error.sqlstate is None and not connection.closed:
+                    # Not the server's word, nor its silence.
                     raise StorageError(f"the driver refused a statement: {error}") from error
                 if waiter:
                     waiter.check()
@@ -342,7 +357,12 @@ class Database:
         except psycopg.Error as error:
             raise StorageError(f"{without_password(self.url)} refused a statement: {_said(error)}") from error
 
+    def _note(self, connection: Connection) -> None:
+        with self._noting:
+            self._connections.add(connection)
+
     def _configure(self, connection: Connection) -> None:
+        self._note(connection)
         register(connection)
         if not self.is_pooled:
             self._note_server(connection, self._limit(connection, is_local=False))
@@ -362,8 +382,37 @@ class Database:
             (is_local, list(settings), list(settings.values())),
         )
 
+    def give_up(self) -> None:
+        """Return at once, and let nothing wait any longer for a server that is away: the process ends."""
+        if not self._gives_up:
+            self._gives_up = True
+            threading.Thread(target=self._end_waits, name="last calls", daemon=True).start()
+
+    def _end_waits(self) -> None:
+        """Call the server until ``close``: in vain, and who waits for a connection is sent away.
+
+        Silent twice, and who reads from it is, too: it may be gone with its machine.
+        """
+        silences = 0
+        while silences < 2 and not self._is_over.wait(LAST_CALL_PAUSE_SECONDS):
+            try:
+                psycopg.connect(self.url, **{**_CONNECTING, "connect_timeout": LAST_CALL_SECONDS}).close()
+            except psycopg.OperationalError as error:
+                self._pool.close(timeout=0)
+                silences += isinstance(error, psycopg.errors.ConnectionTimeout)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        with self._noting:
+            connections = list(self._connections)
+        for each in connections:
+            # Whoever reads from it in another thread reads that it has ended.
+            with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(each.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        self._pool.close()
+        self._is_over.set()
+        self._pool.close(CLOSE_SECONDS)
 
 
 _SERVERS: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
