@@ -14,6 +14,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject
 from embedding_studio.domain.sessions import SearchResultItem, Session, SessionEvent
 from embedding_studio.embeddings.improvement.passive_aggressive_adjuster import PassiveAggressiveAdjuster
+from embedding_studio.errors import StorageUnavailableError
 from embedding_studio.feedback.improve import Improver
 from embedding_studio.search import SearchService
 from embedding_studio.storage.postgres import PostgresStorage
@@ -189,3 +190,29 @@ def test_behind_a_pooler_what_is_replaced_while_a_search_runs_is_in_its_list_all
     monkeypatch.setattr(NearestSearch, "_asked_of", replaced_first)
 
     assert [each.object_id for each in pooled.objects.nearest(collection, query, 9)] == before
+
+
+@pytest.mark.parametrize("ends_while", ["a commit is awaited", "a pipeline is read"])
+def test_a_server_that_ends_behind_a_pooler_is_away_and_no_fault_of_a_statement(
+    pooled_url, postgres_url, ends_while
+):
+    """PgBouncer says farewell in the middle of what the driver reads, which complains of something else."""
+    with ThreadPoolExecutor(1) as threads, closing(Database(pooled_url, pool_size=1)) as database:
+
+        def work(connection):
+            (process_id,) = only_row(connection.execute("SELECT pg_backend_pid()"))
+            if ends_while == "a commit is awaited":
+                terminate(postgres_url, process_id)
+                return
+            with connection.pipeline():
+                connection.execute("SELECT pg_sleep(30)")
+                connection.execute("SELECT 1")
+                threads.submit(terminate, postgres_url, process_id)
+
+        with pytest.raises(StorageUnavailableError):
+            database.write(work)
+
+
+def terminate(url, process_id):
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT pg_sleep(0.3), pg_terminate_backend(%s, 10000)", [process_id])

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import select
 import socket
 import threading
 import time
@@ -69,6 +70,7 @@ RECONNECT_SECONDS = 0.5
 CANCEL_SECONDS = 2.0
 CLOSE_SECONDS = 0.25
 """A pool that is closed waits so long for each of its threads, which may be calling a silent server."""
+HANG_UP_SECONDS = 0.1
 LAST_CALL_SECONDS = 2
 LAST_CALL_PAUSE_SECONDS = 0.2
 SILENT_SECONDS = 20
@@ -273,6 +275,11 @@ class Database:
                     with connection:
                         yield connection
                     return
+            except psycopg.InternalError as error:
+                # The driver's word on a farewell that it met where it awaited a commit.
+                if error.sqlstate is None and _hangs_up(connection):
+                    raise psycopg.OperationalError(f"the server hung up: {error}") from error
+                raise
             finally:
                 self._pool.putconn(connection)  # which opens another for one that is closed
 
@@ -295,7 +302,7 @@ class Database:
                 _prepare_again(connection)
                 if not isinstance(error, psycopg.OperationalError):
                     raise
-                if error.sqlstate is None and not connection.closed:
+                if error.sqlstate is None and not _hangs_up(connection):
                     # Not the server's word, nor its silence.
                     raise StorageError(f"the driver refused a statement: {error}") from error
                 if waiter:
@@ -480,6 +487,13 @@ def _is_hung_up(connection: Connection) -> bool:
     except psycopg.OperationalError:
         return True
     return connection.closed
+
+
+def _hangs_up(connection: Connection) -> bool:
+    """Return whether the server hangs up after an error: a pooler does so once it has said why."""
+    if not connection.closed:
+        select.select([connection], [], [], HANG_UP_SECONDS)
+    return _is_hung_up(connection)
 
 
 def _prepare_again(connection: Connection) -> None:
