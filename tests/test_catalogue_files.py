@@ -113,6 +113,16 @@ def test_numbers_with_a_comma_stay_texts_and_that_is_said(tmp_path):
     ]
 
 
+def test_numbers_with_a_comma_for_thousands_stay_texts_and_that_is_said(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text('id,text,price\na,x,"1,778.66"\nb,x,393.91\nc,x,"1,200"\n')
+
+    [noted] = notes(path)
+
+    assert [payload["price"] for *_, payload in read(path)] == ["1,778.66", "393.91", "1,200"]
+    assert noted.startswith("the column 'price' is of texts, though they look like numbers with a comma")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "read_as"),
     [

@@ -15,7 +15,7 @@ from embedding_studio.domain.storable import check_json
 PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-][0-9]+)?")
 """An exponent has a sign, as programs write it; 1E5 may be a code."""
 
-NUMBER_WITH_COMMA = re.compile(r"-?[0-9]+(\.[0-9]{3})*,[0-9]+")
+NUMBER_WITH_COMMA = re.compile(r"-?([0-9]+(\.[0-9]{3})*,[0-9]+|[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?)")
 """As 12,50 or 1.234,50, which is 1,234.50 to others: so it is not read as a number, but noted."""
 
 Read = Callable[[str], Any]
