@@ -359,6 +359,8 @@ def test_why_is_a_sentence(site, page):
     ("payload", "name", "below"),
     [
         ({"title": "Lamp", "a": "b", "summary": "Told"}, "Lamp", "Told"),
+        ({"Tags": "a;b", "Title": "Lamp", "Body": "Told"}, "Lamp", "Told"),
+        ({"product_brand": "Acme", "product_title": "Lamp"}, "Lamp", "x1"),
         ({"bezeichnung": "Stehlampe", "bild": "https://shop.example/1.jpg"}, "Stehlampe", "x1"),
         ({"text": "Told", "nummer": "4711-9", "bezeichnung": "Stehlampe"}, "Stehlampe", "Told"),
         ({"beschreibung": "lang " * 30}, "x1", ""),

@@ -91,7 +91,13 @@ export const cut = (text, most) => (text.length <= most ? text : `${text.slice(0
 
 const NAMES = ["title", "name", "label", "headline", "subject"];
 const TEXTS = ["description", "summary", "text", "body", "content"];
-const first = (payload, fields) => fields.map((each) => payload?.[each]).find((each) => typeof each === "string" && each.trim());
+
+/** The first text of a field that has one of some names, in any case; where there is none, that ends in one ("product_title"). */
+const first = (payload, names) => {
+  const texts = Object.entries(payload ?? {}).filter(([, value]) => typeof value === "string" && value.trim());
+  const under = (fits) => names.map((name) => texts.find(([field]) => fits(field.toLowerCase(), name))?.[1]).find(Boolean);
+  return under((field, name) => field === name) ?? under((field, name) => field.endsWith(`_${name}`) || field.endsWith(` ${name}`));
+};
 
 export const textOf = (payload) => first(payload, TEXTS) ?? "";
 const MOST = 100; // characters of a name; what is longer describes
@@ -99,7 +105,7 @@ const isName = (value) => typeof value === "string" && value.length <= MOST && /
 
 /** What a person calls an object: a field of its payload that is called so, else its first short text, else its id. */
 export const nameOf = (payload, id) =>
-  first(payload, NAMES) ?? Object.entries(payload ?? {}).find(([field, value]) => !TEXTS.includes(field) && isName(value))?.[1] ?? id;
+  first(payload, NAMES) ?? Object.entries(payload ?? {}).find(([field, value]) => !TEXTS.includes(field.toLowerCase()) && isName(value))?.[1] ?? id;
 
 /** What stands below the name of an object: a longer text, else the id where that is not its name. */
 export const belowName = (payload, id) => textOf(payload) || (nameOf(payload, id) === id ? "" : id);
