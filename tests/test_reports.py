@@ -17,7 +17,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.domain.sessions import SearchResultItem
 from embedding_studio.errors import ConflictError, ReportNotFoundError
 from embedding_studio.recall import measure_recall
-from embedding_studio.reports import MOST_KEPT, ReportKind, Reports, ReportStatus
+from embedding_studio.reports import MOST_KEPT, MOST_WAITING, ReportKind, Reports, ReportStatus
 from embedding_studio.settings import load_settings
 from embedding_studio.storage.memory import MemoryStorage
 from test_api_service import problem_of, serving
@@ -72,7 +72,7 @@ def reports(context):
 def awaited(look):
     """Return a report once it has ended."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (report := look())["status"] == "running":
+    while (report := look())["status"] in {"waiting", "running"}:
         assert time.monotonic() < deadline, report
         time.sleep(0.05)
     return report
@@ -106,17 +106,48 @@ def test_a_report_is_made_over_http(context, kind):
         assert json.dumps(report["result"])
 
 
-def test_one_is_made_at_a_time_and_can_be_stopped(reports):
+def test_one_is_made_at_a_time_and_those_that_wait_can_be_stopped(reports):
+    first, second, third = (
+        reports.start(kind, "films") for kind in (ReportKind.REPLAY, ReportKind.TUNE, ReportKind.RECALL)
+    )
+    ahead = [reports.ahead(each.report_id) for each in (first, second, third)]
+    processes = len(reports._processes)
+
+    dropped = reports.stop(second.report_id)
+    left = reports.ahead(third.report_id)
+    stopped = reports.stop(first.report_id)
+    begun = reports.get(third.report_id)
+
+    assert ahead == [0, 1, 2]
+    assert processes == 1
+    assert [each.status for each in (first, second, third)] == ["running", "waiting", "waiting"]
+    assert left == 1
+    assert [each.status for each in (dropped, stopped)] == ["stopped", "stopped"]
+    assert (stopped.result, begun.status) == (None, ReportStatus.RUNNING)
+    assert awaited(partial(_as_dict, reports, third.report_id))["status"] == "done"
+    assert [each.kind for each in reports.list()] == [ReportKind.RECALL, ReportKind.TUNE, ReportKind.REPLAY]
+
+
+def test_so_many_wait_and_no_more_and_none_is_begun_by_a_service_that_ends(reports):
+    for _ in range(MOST_WAITING + 1):
+        reports.start(ReportKind.REPLAY, "films")
+
+    with pytest.raises(ConflictError, match="stop one"):
+        reports.start(ReportKind.RECALL, "films")
+    reports.close()
+
+    assert {each.status for each in reports.list()} == {ReportStatus.STOPPED}
+    assert reports._processes == {}
+
+
+def test_what_is_made_or_waits_is_kept_however_many_are_asked_for_and_stopped(reports):
     first = reports.start(ReportKind.REPLAY, "films")
 
-    with pytest.raises(ConflictError, match="stop it"):
-        reports.start(ReportKind.RECALL, "films")
-    stopped = reports.stop(first.report_id)
-    reports.start(ReportKind.RECALL, "films")
+    for _ in range(MOST_KEPT + 1):
+        reports.stop(reports.start(ReportKind.RECALL, "films").report_id)
 
-    assert (stopped.status, stopped.result) == (ReportStatus.STOPPED, None)
-    assert reports.get(first.report_id).status is ReportStatus.STOPPED
-    assert [each.kind for each in reports.list()] == [ReportKind.RECALL, ReportKind.REPLAY]
+    assert reports.get(first.report_id).status is ReportStatus.RUNNING
+    assert len(reports.list()) == MOST_KEPT
 
 
 def test_a_report_that_cannot_be_made_says_why(context, reports):
@@ -166,6 +197,17 @@ def test_what_cannot_be_started_keeps_no_place(reports, monkeypatch):
 
     assert reports.list() == []
     reports.start(ReportKind.RECALL, "films")
+
+
+def test_what_waited_and_cannot_be_started_has_failed(reports, monkeypatch):
+    first = reports.start(ReportKind.REPLAY, "films")
+    waited = reports.start(ReportKind.RECALL, "films")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+
+    reports.stop(first.report_id)
+
+    assert _as_dict(reports, waited.report_id)["status"] == "failed"
+    assert "/nowhere/python" in reports.get(waited.report_id).detail
 
 
 def test_nothing_is_imported_from_the_folder_of_the_service(reports, monkeypatch, tmp_path):

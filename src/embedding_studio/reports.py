@@ -28,6 +28,7 @@ from embedding_studio.errors import ConflictError, EmbeddingStudioError, ReportN
 logger = logging.getLogger(__name__)
 
 MOST_KEPT = 50
+MOST_WAITING = 10
 TOLD_EVERY_SECONDS = 0.2
 STOP_SECONDS = 5.0
 PROGRAM = f"from {__name__} import main; main()"
@@ -43,6 +44,7 @@ class ReportKind(StrEnum):
 
 
 class ReportStatus(StrEnum):
+    WAITING = "waiting"
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
@@ -64,7 +66,7 @@ class Report:
 
     Attributes:
         dry_run: whether what it finds is only reported, and nothing set by it.
-        started_at, ended_at: UTC seconds.
+        started_at, ended_at: UTC seconds; while it waits, when it was asked for, and None.
         result: what the command prints as JSON; None until it is done.
         detail: why it failed.
     """
@@ -74,7 +76,7 @@ class Report:
     collection: str
     dry_run: bool
     started_at: int
-    status: ReportStatus = ReportStatus.RUNNING
+    status: ReportStatus = ReportStatus.WAITING
     ended_at: int | None = None
     progress: ReportProgress | None = None
     result: JSON | None = None
@@ -82,7 +84,7 @@ class Report:
 
 
 class Reports:
-    """The reports of one process, one made at a time; safe for threads.
+    """The reports of one process, made one after the other as they were asked for; safe for threads.
 
     Args:
         context: whose settings say where the collections are; of one that was given a storage there are
@@ -97,10 +99,10 @@ class Reports:
         self._watches: dict[str, threading.Thread] = {}
 
     def start(self, kind: ReportKind, collection: str, *, dry_run: bool = True) -> Report:
-        """Begin a report and return it; it goes on by itself.
+        """Begin a report, or let it wait for those asked for before it, and return it; it goes on by itself.
 
         Raises:
-            ConflictError: another is being made, or none can be.
+            ConflictError: too many wait, or none can be made.
         """
         if not self._context.stores_by_settings:
             raise ConflictError(
@@ -109,23 +111,46 @@ class Reports:
             )
         report = Report(uuid.uuid4().hex, kind, collection, dry_run, utc_timestamp())
         with self._lock:
-            running = [each for each in self._reports.values() if each.status is ReportStatus.RUNNING]
-            if running:
-                raise ConflictError(
-                    f"the report {running[0].report_id} ({running[0].kind} of {running[0].collection!r}) is "
-                    "being made; wait for it, or stop it"
-                )
-            # -P: nothing is imported from the folder in which the service was started.
-            process = subprocess.Popen(  # noqa: S603, the program is ours
-                [sys.executable, "-P", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            watch = threading.Thread(target=self._follow, args=(report, process), name="report", daemon=True)
+            if len(self._of(ReportStatus.WAITING)) >= MOST_WAITING:
+                raise ConflictError(f"{MOST_WAITING} reports wait to be made; wait for one, or stop one")
             self._reports[report.report_id] = report
-            self._processes[report.report_id], self._watches[report.report_id] = process, watch
-            for oldest in list(self._reports)[:-MOST_KEPT]:
+            try:
+                self._begin_next()
+            except OSError:
+                del self._reports[report.report_id]
+                raise
+            ended = [each.report_id for each in self._reports.values() if each.ended_at is not None]
+            for oldest in ended[: max(0, len(self._reports) - MOST_KEPT)]:
                 del self._reports[oldest]
-            watch.start()
-        return report
+            return self._reports[report.report_id]
+
+    def ahead(self, report_id: str) -> int:
+        """Return how many reports are made before one that waits; 0 of one that does not."""
+        with self._lock:
+            waiting = [each.report_id for each in self._of(ReportStatus.WAITING)]
+            running = len(self._of(ReportStatus.RUNNING))
+        return running + waiting.index(report_id) if report_id in waiting else 0
+
+    def _of(self, status: ReportStatus) -> "list[Report]":
+        return [each for each in self._reports.values() if each.status is status]
+
+    def _begin_next(self) -> None:
+        """Begin what waits longest, if nothing is being made; the lock is held.
+
+        Raises:
+            OSError: its process cannot be started.
+        """
+        if self._of(ReportStatus.RUNNING) or not (waiting := self._of(ReportStatus.WAITING)):
+            return
+        # -P: nothing is imported from the folder in which the service was started.
+        process = subprocess.Popen(  # noqa: S603, the program is ours
+            [sys.executable, "-P", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        report = replace(waiting[0], status=ReportStatus.RUNNING, started_at=utc_timestamp())
+        watch = threading.Thread(target=self._follow, args=(report, process), name="report", daemon=True)
+        self._reports[report.report_id] = report
+        self._processes[report.report_id], self._watches[report.report_id] = process, watch
+        watch.start()
 
     def list(self) -> list[Report]:
         """Return all that are kept, the latest first."""
@@ -146,13 +171,14 @@ class Reports:
             return self._reports[report_id]
 
     def stop(self, report_id: str) -> Report:
-        """Stop a report that is being made; of one that ended it is known how it ended.
+        """Stop a report that waits or is being made; of one that ended it is known how it ended.
 
         Raises:
             ReportNotFoundError: none is kept under this id.
         """
         self.get(report_id)
         with self._lock:
+            self._drop(report_id)
             process, watch = self._processes.get(report_id), self._watches.get(report_id)
         if process is not None and watch is not None:
             _end_process(process)
@@ -160,7 +186,10 @@ class Reports:
         return self.get(report_id)
 
     def close(self) -> None:
-        """Stop the report that is being made, if one is."""
+        """Stop the report that is being made, if one is, and those that wait."""
+        with self._lock:
+            for report_id in list(self._reports):
+                self._drop(report_id)
         for report_id in list(self._processes):
             self.stop(report_id)
 
@@ -188,6 +217,24 @@ class Reports:
             self._end(report.report_id, ended[0], detail=ended[1])
             with self._lock:
                 del self._processes[report.report_id], self._watches[report.report_id]
+                self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
+        """Begin what waits longest; what cannot be begun has failed. The lock is held."""
+        while waiting := self._of(ReportStatus.WAITING):
+            try:
+                self._begin_next()
+            except OSError as error:
+                self._reports[waiting[0].report_id] = replace(
+                    waiting[0], status=ReportStatus.FAILED, ended_at=utc_timestamp(), detail=str(error)
+                )
+            else:
+                return
+
+    def _drop(self, report_id: str) -> None:
+        """Let a report wait no longer; the lock is held."""
+        if (report := self._reports[report_id]).status is ReportStatus.WAITING:
+            self._reports[report_id] = replace(report, status=ReportStatus.STOPPED, ended_at=utc_timestamp())
 
     def _keep(self, report_id: str, line: bytes) -> None:
         try:

@@ -807,6 +807,26 @@ def test_a_report_shows_how_far_it_is_and_can_be_stopped(service, page):
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
 
 
+def test_a_report_that_waits_says_for_how_many_and_can_be_stopped(service, page):
+    report = MADE | {"kind": "tune", "result": None, "status": "waiting", "ended_at": None, "ahead": 2}
+
+    def answer(route: Route) -> None:
+        if route.request.method == "DELETE":
+            report.update(status="stopped", ended_at=1_760_000_003)
+        route.fulfill(json=report)
+
+    page.route("**/api/v1/reports/r", answer)
+    page.goto(f"{service.url}/console#/reports/r")
+    expect(page.locator(".panel")).to_contain_text("2 reports are made before it")
+    expect(page.locator(".badge")).to_have_text("waits")
+    report.update(ahead=1)
+    expect(page.locator(".panel")).to_contain_text("1 report is made before it")
+
+    page.get_by_role("button", name="Stop").click()
+
+    expect(page.locator(".badge")).to_have_text("stopped")
+
+
 # Health
 
 

@@ -41,8 +41,9 @@ class ReportInfo(BaseModel):
     collection: str
     dry_run: bool
     status: ReportStatus
-    started_at: int = Field(description="UTC seconds")
-    ended_at: int | None = Field(description="UTC seconds; null while it is being made")
+    ahead: int = Field(description="how many are made before it, while it waits")
+    started_at: int = Field(description="UTC seconds; while it waits, when it was asked for")
+    ended_at: int | None = Field(description="UTC seconds; null until then")
     progress: ReportProgress | None = Field(description="how far it is, where that is known")
     result: JSON | None = Field(description="what the command of this name prints as JSON; null until done")
     detail: str | None = Field(description="why it failed")
@@ -54,27 +55,30 @@ class ReportsInfo(BaseModel):
 
 @router.post("", status_code=202, operation_id="start_report")
 def start_report(body: ReportBody, request: Request, context: InContext) -> ReportInfo:
-    """Begin a report, in a process of its own; one at a time."""
-    name = context.storage.collections.get(body.collection).name
-    return _info(_reports(request).start(body.kind, name, dry_run=body.dry_run))
+    """Begin a report, in a process of its own; while another is made, it waits."""
+    name, reports = context.storage.collections.get(body.collection).name, _reports(request)
+    return _info(reports, reports.start(body.kind, name, dry_run=body.dry_run))
 
 
 @router.get("", operation_id="list_reports")
 def list_reports(request: Request) -> ReportsInfo:
     """Return the reports of this service, the latest first."""
-    return ReportsInfo(reports=[_info(each) for each in _reports(request).list()])
+    reports = _reports(request)
+    return ReportsInfo(reports=[_info(reports, each) for each in reports.list()])
 
 
 @router.get("/{report_id:id}", operation_id="get_report")
 def get_report(report_id: ReportId, request: Request) -> ReportInfo:
     """Return a report as far as it is."""
-    return _info(_reports(request).get(report_id))
+    reports = _reports(request)
+    return _info(reports, reports.get(report_id))
 
 
 @router.delete("/{report_id:id}", operation_id="stop_report")
 def stop_report(report_id: ReportId, request: Request) -> ReportInfo:
-    """Stop a report that is being made, and return it; one that has ended is left as it is."""
-    return _info(_reports(request).stop(report_id))
+    """Stop a report that waits or is being made, and return it; one that has ended is left as it is."""
+    reports = _reports(request)
+    return _info(reports, reports.stop(report_id))
 
 
 def _reports(request: Request) -> Reports:
@@ -82,13 +86,14 @@ def _reports(request: Request) -> Reports:
     return reports
 
 
-def _info(report: Report) -> ReportInfo:
+def _info(reports: Reports, report: Report) -> ReportInfo:
     return ReportInfo(
         report_id=report.report_id,
         kind=report.kind,
         collection=report.collection,
         dry_run=report.dry_run,
         status=report.status,
+        ahead=reports.ahead(report.report_id),
         started_at=report.started_at,
         ended_at=report.ended_at,
         progress=report.progress,

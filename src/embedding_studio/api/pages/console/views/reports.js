@@ -1,4 +1,4 @@
-// Reports: does it help, are the nearest found, and which settings fit; made beside the service, one at a time.
+// Reports: does it help, are the nearest found, and which settings fit; made beside the service, one after the other.
 import { html } from "../../shared/preact.js";
 import { at, call } from "../../shared/api.js";
 import { useAsked, useDoing } from "../asking.js";
@@ -28,20 +28,19 @@ const KINDS = {
     needs: "It takes minutes, and in each part 100 searches by 20 users who had clicked something before.",
   },
 };
-const BADGES = { running: "busy", done: "good", failed: "bad", stopped: "warn" };
-const WORDS = { running: "being made", done: "done", failed: "could not be made", stopped: "stopped" };
+const BADGES = { waiting: "warn", running: "busy", done: "good", failed: "bad", stopped: "warn" };
+const WORDS = { waiting: "waits", running: "being made", done: "done", failed: "could not be made", stopped: "stopped" };
 
 export const Reports = (given) => (given.route.id === undefined ? html`<${List} ...${given} />` : html`<${One} ...${given} />`);
 
 const List = ({ route: { query }, collection }) => {
   const asked = useAsked(() => call("reports"), [], { every: 2000 });
-  const isRunning = asked.told?.reports.some((each) => each.status === "running");
   return html`
     <h1>Reports</h1>
     <p class="lead">What the recorded log says about ${collection ?? "a collection"}. A report takes seconds to minutes, in a process of its own;
-      searches go on meanwhile.</p>
+      searches go on meanwhile, and other reports wait for it.</p>
     <div class="kinds">${Object.entries(KINDS).map(([kind, about]) => html`
-      <${Start} key=${kind} kind=${kind} about=${about} collection=${collection} query=${query} isRunning=${isRunning} />`)}</div>
+      <${Start} key=${kind} kind=${kind} about=${about} collection=${collection} query=${query} />`)}</div>
     <h2>Made since the service started</h2>
     <${Told} asked=${asked} of=${({ reports }) => (reports.length ? html`
       <table class="cards">
@@ -56,7 +55,7 @@ const List = ({ route: { query }, collection }) => {
       </table>` : html`<${Empty} title="No report yet">Start one above. The service keeps them until it ends.<//>`)} />`;
 };
 
-const Start = ({ kind, about, collection, query, isRunning }) => {
+const Start = ({ kind, about, collection, query }) => {
   const { start, isDoing, problem } = useDoing(async (form) => {
     const isSetting = new FormData(form).has("set");
     const report = await call("reports", { body: { kind, collection, dry_run: !isSetting } });
@@ -71,13 +70,15 @@ const Start = ({ kind, about, collection, query, isRunning }) => {
       <h2>${about.asks}</h2>
       <p>${about.told} <span class="faint">${about.needs}</span></p>
       ${about.sets && html`<label class="check"><input type="checkbox" name="set" /> ${about.sets}</label>`}
-      <button class="first" disabled=${isDoing || isRunning || !collection}>${about.title}</button>
+      <button class="first" disabled=${isDoing || !collection}>${about.title}</button>
       ${problem && html`<${Problem} problem=${problem} />`}
     </form>`;
 };
 
+const isOpen = (status) => ["waiting", "running"].includes(status);
+
 const One = ({ route: { id, query } }) => {
-  const asked = useAsked(() => call(at`reports/${id}`), [id], { every: 500, unless: (report) => report.status !== "running" });
+  const asked = useAsked(() => call(at`reports/${id}`), [id], { every: 500, unless: (report) => !isOpen(report.status) });
   return html`
     <p><a href=${href("reports", undefined, { collection: query.collection })}>← All reports</a></p>
     <${Told} asked=${asked} of=${(report) => html`<${Report} report=${report} again=${asked.again} />`} />`;
@@ -86,15 +87,16 @@ const One = ({ route: { id, query } }) => {
 const RESULTS = { replay: (given) => html`<${Replay} ...${given} />`, recall: (given) => html`<${Recall} ...${given} />`, tune: (given) => html`<${Tuned} ...${given} />`, settings: (given) => html`<${TunedSettings} ...${given} />` };
 
 const Report = ({ report, again }) => {
-  const { report_id: id, kind, collection, status, progress, result, detail, started_at: started, ended_at: ended } = report;
+  const { report_id: id, kind, collection, status, ahead, progress, result, detail, started_at: started, ended_at: ended } = report;
   return html`
     <h1>${KINDS[kind].title}: ${collection}</h1>
-    <p class="lead"><${Badge} kind=${BADGES[status]}>${WORDS[status]}<//> started at <${When} at=${started} />${ended ? `, took ${counted(Math.max(1, ended - started), "second")}` : ""}.</p>
+    <p class="lead"><${Badge} kind=${BADGES[status]}>${WORDS[status]}<//> ${status === "waiting" ? "asked for" : "started"} at <${When} at=${started} />${ended ? `, took ${counted(Math.max(1, ended - started), "second")}` : ""}.</p>
     <${Announce}>${KINDS[kind].title} ${WORDS[status]}<//>
-    ${status === "running" && html`
+    ${isOpen(status) && html`
       <section class="panel">
-        <label>${progress ? `${progress.what}: ${progress.done.toLocaleString()} of ${progress.total.toLocaleString()}` : "Beginning…"}
-          <progress max=${progress?.total ?? 1} value=${progress?.done}></progress></label>
+        ${status === "waiting" ? html`<p>${counted(ahead, "report is", "reports are")} made before it.</p>` : html`
+          <label>${progress ? `${progress.what}: ${progress.done.toLocaleString()} of ${progress.total.toLocaleString()}` : "Beginning…"}
+            <progress max=${progress?.total ?? 1} value=${progress?.done}></progress></label>`}
         <${Act} act=${async () => { await call(at`reports/${id}`, { method: "DELETE" }); again(); }} doing="Stopping…">Stop<//>
       </section>`}
     ${detail && html`<div class="problem" role="alert"><p>${detail}</p></div>`}
