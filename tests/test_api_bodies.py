@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_studio.api.bodies import LARGE_NUMBER, Body, BodyRoute, _parsed
+from embedding_studio.api.dependencies import Threads
 
 NUMBERS = st.one_of(
     st.integers(),
@@ -67,6 +68,7 @@ def test_a_route_asks_for_each_thing_once_its_guard_before_the_body_is_read():
         return Count(number=body.number + owner)
 
     app = FastAPI()
+    app.state.threads = Threads()
     app.include_router(router)
     client = TestClient(app)
 

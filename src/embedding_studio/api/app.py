@@ -41,7 +41,7 @@ from embedding_studio.api.border import (
     RequestIds,
     SafeHeaders,
 )
-from embedding_studio.api.dependencies import TextThreads
+from embedding_studio.api.dependencies import Threads
 from embedding_studio.api.first import AnsweredElsewhere, give_back
 from embedding_studio.api.guard import USER_TOKEN_HEADER, Guard, Refused
 from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, problem_response
@@ -173,7 +173,7 @@ def create_app(
     app.state.context = context
     app.state.metrics = context.metrics.service
     app.state.background = None
-    app.state.threads = TextThreads()
+    app.state.threads = Threads()
     app.state.siblings = siblings = context.metrics.siblings
     app.state.memory = shared_memory(None if siblings is None else siblings.limits)
     app.state.guard = Guard(context, app.state.memory)

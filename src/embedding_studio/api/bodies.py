@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from embedding_studio.api.dependencies import in_thread, threads_of
 from embedding_studio.api.problems import wrong_body
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -112,11 +113,11 @@ class BodyRoute(APIRoute):
             given |= {name: found[call] for name, call in names}
             if asked.request_param_name is not None:
                 given[asked.request_param_name] = request
-            return await answer(given)
+            return await answer(request, given)
 
         return handle_body
 
-    def _answer(self) -> Callable[[dict[str, Any]], Awaitable[Response]]:
+    def _answer(self) -> Callable[[Request, dict[str, Any]], Awaitable[Response]]:
         """Return what calls the function of the route; its answer is written where it was made."""
         endpoint, status = self.endpoint, self.status_code or HTTPStatus.OK
         to_json = None if self.response_model is None else TypeAdapter(self.response_model).dump_json
@@ -127,11 +128,12 @@ class BodyRoute(APIRoute):
             content = None if to_json is None else to_json(made, by_alias=True)
             return Response(content, status, media_type="application/json")
 
-        async def answer_here(given: dict[str, Any]) -> Response:
+        async def answer_here(_: Request, given: dict[str, Any]) -> Response:
             return written(await endpoint(**given))
 
-        async def answer_in_thread(given: dict[str, Any]) -> Response:
-            return await anyio.to_thread.run_sync(lambda: written(endpoint(**given)))
+        async def answer_in_thread(request: Request, given: dict[str, Any]) -> Response:
+            threads = await threads_of(request)
+            return await in_thread(threads.others, lambda: written(endpoint(**given)))
 
         return answer_here if inspect.iscoroutinefunction(endpoint) else answer_in_thread
 

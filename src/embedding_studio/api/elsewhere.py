@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, SEARCH, InCaller
 from embedding_studio.api.bodies import Body, BodyRoute, Many
-from embedding_studio.api.dependencies import InContext, InThreads, TextThreads, check_embedder
+from embedding_studio.api.dependencies import InContext, InThreads, in_thread, threads_for
 from embedding_studio.api.fields import Id, Query, Vectors, check_fit
 from embedding_studio.api.guard import Caller
 from embedding_studio.api.permissions import check_new, require_collection, user_of
@@ -117,23 +116,14 @@ async def rank_candidates(
 
     Where no click bears on the query, the order stays as it is.
     """
-    limiter = _limiter(body.search_query, context, threads)
-    return await to_thread.run_sync(_ranked, body, context, caller, limiter=limiter)
+    those = threads_for(body.search_query, context, threads)
+    return await in_thread(those, _ranked, body, context, caller)
 
 
 @router.post("/bend", operation_id="bend_query", dependencies=[ADMIN])
 async def bend_query(body: BendBody, context: InContext, threads: InThreads) -> BentAnswer:
     """Return what clicks make of a query, for an engine that searches elsewhere. Nothing is recorded."""
-    limiter = _limiter(body.search_query, context, threads)
-    return await to_thread.run_sync(_bent, body, context, limiter=limiter)
-
-
-def _limiter(query: str | Vectors, context: Context, threads: TextThreads) -> CapacityLimiter | None:
-    """Return what bounds the threads of this request: one of its own for what may wait for an embedder."""
-    if not isinstance(query, str):
-        return None
-    check_embedder(context, "search_query")
-    return threads.searches
+    return await in_thread(threads_for(body.search_query, context, threads), _bent, body, context)
 
 
 def _known(body: RankBody | BendBody, context: Context) -> Collection:

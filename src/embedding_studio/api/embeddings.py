@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import OBJECTS, SEARCH, InCaller
 from embedding_studio.api.bodies import Body, BodyRoute, Many
-from embedding_studio.api.dependencies import InContext, InMetrics, InThreads, check_embedder
+from embedding_studio.api.dependencies import (
+    InContext,
+    InMetrics,
+    InThreads,
+    check_embedder,
+    in_thread,
+    threads_for,
+)
 from embedding_studio.api.fields import Filter, Id, Json, Query, Text, Vectors, check_fit
 from embedding_studio.api.guard import Caller
 from embedding_studio.api.permissions import check_new, require_collection, require_session, user_of
@@ -251,11 +257,8 @@ async def similarity_search(
     """Return what is nearest to a query, for this user."""
     if body.explain:
         caller.require(Scope.ADMIN)
-    limiter = None
-    if isinstance(body.search_query, str):
-        check_embedder(context, "search_query")
-        limiter = threads.searches
-    page, content = await to_thread.run_sync(_searched, body, context, caller, limiter=limiter)
+    those = threads_for(body.search_query, context, threads)
+    page, content = await in_thread(those, _searched, body, context, caller)
     metrics.searched.add(page.collection.name)
     request.state.personalised = page.personalised
     request.state.explored_slots = sum(result.propensity < 1 for result in page.results)
@@ -316,8 +319,8 @@ async def upsert_objects(
 ) -> Indexed:
     """Store objects, replacing those of equal id. If an item is refused, nothing is stored."""
     has_texts = any(item.text is not None for item in body.items)
-    limiter = threads.upserts if has_texts else None
-    return await to_thread.run_sync(_upserted, body, context, caller, limiter=limiter)
+    those = threads.text_upserts if has_texts else threads.others
+    return await in_thread(those, _upserted, body, context, caller)
 
 
 def _upserted(body: UpsertBody, context: Context, caller: Caller) -> Indexed:
