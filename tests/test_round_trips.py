@@ -30,9 +30,10 @@ from embedding_studio import (
 from embedding_studio.api import keyring
 from embedding_studio.api.app import create_app
 from embedding_studio.datetime_utils import utc_timestamp
-from embedding_studio.domain.objects import PersonalState, QueryMemory
+from embedding_studio.domain.objects import PersonalState, QueryMemory, SeenObject, SharedVote
 from embedding_studio.domain.sessions import RecordedSession
 from embedding_studio.feedback.improve import Improver
+from embedding_studio.search import SearchService
 from test_api_service import EVENTS, SEARCH, SESSION, serving
 from test_embedded import open_folder
 
@@ -230,7 +231,10 @@ def opened(postgres_server):
 
 
 def fill(context: Context, name: str, size: int) -> None:
-    """Store objects, and three users' past: far from the query, near it, and near it with an object moved."""
+    """Store objects, and three users' past: far from the query, near it, and near it with an object moved.
+
+    Three others asked for something else, and clicked what is far from that.
+    """
     collection = context.collection(name, index=SearchIndexInfo(dimensions=D))
     objects = [CatalogueObject(f"o{n:04}", at(5 + 80 * n / size)) for n in range(size)]
     context.index_objects(name, objects)
@@ -242,6 +246,8 @@ def fill(context: Context, name: str, size: int) -> None:
         )
         for user_id, (query, moved) in pasts.items()
     }
+    vote = SharedVote("asked", at(80)[0], at(80)[0], 1, (SeenObject("o0000", 1.0, 0.5),))
+    states |= {f"voter-{n}": PersonalState(votes=(vote,)) for n in range(3)}
     with context.storage.personal.learning(collection, list(states)) as transaction:
         transaction.replace_states(states)
 
@@ -283,6 +289,15 @@ def search_of_a_user_who_was_learnt_since_the_last(service):
     with storage.personal.learning(collection, ["moved"]) as transaction:
         transaction.replace_states({"moved": state})
     return search(service, user_id="moved")
+
+
+def search_that_others_bear_on(service):
+    shared = SearchService(service.context.storage, shared_min_users=3)
+
+    def search():
+        assert shared.search(at(80), collection=service.collection, user_id="new").personalised
+
+    return search
 
 
 def recorded_search(service):
@@ -380,6 +395,7 @@ ROUND_TRIPS = {
     search_of_a_user_whose_past_is_near: (1, 1),
     search_of_a_user_who_moved_what_is_near: (1, 1),
     search_of_a_user_who_was_learnt_since_the_last: (3, 3),
+    search_that_others_bear_on: (2, 2),
     recorded_search: (2, 2),
     recorded_search_of_a_user_who_moved_what_is_near: (2, 2),
     search_recorded_under_the_callers_id: (2, 2),
