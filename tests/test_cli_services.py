@@ -19,7 +19,7 @@ from embedding_studio import CatalogueText, SessionEvent
 from embedding_studio.api.app import create_app
 from embedding_studio.bootstrap import Context
 from embedding_studio.cli import COMMANDS, HIDDEN, app
-from embedding_studio.cli.console import payload_line
+from embedding_studio.cli.console import announce, payload_line
 from embedding_studio.domain.explanations import Explanation, Influence, SharedInfluence
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.sessions import SearchRequest
@@ -276,6 +276,14 @@ def test_without_an_explanation_there_is_no_sentence():
 )
 def test_a_payload_is_a_line_with_what_names_the_object_first(payload, line):
     assert payload_line(payload) == line
+
+
+def test_where_a_service_answers_is_one_line_of_its_log_however_long(capsys):
+    said = "it serves on http://127.0.0.1:5000 " * 5
+
+    announce(said)
+
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_the_defaults_of_a_search_are_those_of_the_library():

@@ -161,7 +161,7 @@ def announce(said: str) -> None:
     if _lines_are_json():
         logger.info("%s", said)
     else:
-        err.print(said)
+        err.print(said, soft_wrap=True)  # a line of a log, however long
 
 
 def on_stop(work: Callable[[], object]) -> None:
