@@ -637,9 +637,10 @@ A service (`serve --processes {PROCESSES}`), two workers and the embedded Postgr
 {RESTART_SECONDS} s after it ended, as systemd would; a process of the service by its parent.
 {CLIENTS} clients search and click for {users} users and one stores objects, over HTTP, each again and
 again until it is answered, and write down what was acknowledged. Meanwhile one thing after another is done: a
-part is killed with -9 (of the service one process, or their parent, with which all end; of the database the
-postmaster, or one backend), the database is stopped (`pg_ctl stop`), the service is told to end (SIGTERM),
-all connections are cut (`pg_terminate_backend`), and an adjuster never comes back from one user's session.
+part is killed with -9 (of the service one process, or their parent, whose port they hand on; of the database
+the postmaster, or one backend), the database is stopped (`pg_ctl stop`), the service is told to end
+(SIGTERM), all connections are cut (`pg_terminate_backend`), and an adjuster never comes back from one user's
+session.
 {disk}
 
 At the end all orders have to end, what was acknowledged has to be in the log once, and the state of each

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -90,14 +91,50 @@ def test_the_processes_of_a_parent_that_is_killed_end_and_let_go_of_the_port(env
     with running(environment, "serve", "--processes", "2", ready="serves on") as (service, line):
         ask = Caller(url_in(line))
         ask.are_all_there("1", "2", WORKER)
-        orphans = children_of(service.pid)
-        service.kill()
-        service.wait()
+        orphans = killed(service)
         port = urlsplit(ask.url).port
 
         eventually(60, lambda: not any(map(is_alive, orphans)))
         eventually(60, lambda: can_be_bound(port))
     assert len(orphans) == 3
+
+
+def test_the_processes_of_a_parent_that_is_killed_answer_until_another_service_does(environment):
+    with (
+        ThreadPoolExecutor(1) as threads,
+        running(environment, "serve", "--processes", "2", ready="serves on") as (first, line),
+    ):
+        ask = Caller(url_in(line))
+        ask.are_all_there("1", "2", WORKER)
+        again = ("serve", "--port", str(urlsplit(ask.url).port), "--processes")
+        is_over = threading.Event()
+
+        def answers():
+            return [ask("POST", SEARCH, json=QUERY).status_code for _ in iter(is_over.is_set, True)]
+
+        answered = threads.submit(answers)
+        early = command(environment, *again, "2")
+        orphans = killed(first)
+        with running(environment, *again, "2", ready="serves on") as (second, _):
+            eventually(60, lambda: not any(map(is_alive, orphans)))
+            ask.are_all_there("1", "2", WORKER)
+            orphans = killed(second)
+            with running(environment, *again, "1", ready="serves on"):
+                eventually(60, lambda: not any(map(is_alive, orphans)))
+                is_over.set()
+                answered = answered.result()
+
+    assert early.returncode == 1
+    assert "choose another PORT" in early.stderr.replace("\n", " ")
+    assert set(answered) == {200}
+
+
+def killed(service):
+    """Kill the parent of a service, and return its processes."""
+    orphans = children_of(service.pid)
+    service.kill()
+    service.wait()
+    return orphans
 
 
 def test_processes_share_what_their_parent_imported_and_it_has_no_thread_when_it_forks_them(environment):

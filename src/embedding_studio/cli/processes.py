@@ -3,8 +3,9 @@
 They are forks of the parent, which has imported what they need and opened nothing but that socket: so they
 start in a tenth of a second, and share the memory of what was imported. A process and its parent hold the two
 ends of a pair of sockets. Over it the parent tells where the siblings of the process answer, and the process
-where it answers itself, once it serves. When the parent ends, however it ends, all its processes read the end
-of their sockets, and end as by SIGTERM.
+where it answers itself, once it serves. When the parent is killed, all its processes read the end of their
+sockets; they go on answering until another service has taken over the port (``succession``), and end as by
+SIGTERM.
 """
 
 import json
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from embedding_studio.cli.console import announce, sentences, tell
+from embedding_studio.cli.succession import Succession
 from embedding_studio.telemetry.siblings import Siblings
 from embedding_studio.telemetry.traces import tracing
 
@@ -76,16 +79,18 @@ class Parent:
 
     Args:
         context: of which nothing was made yet but the settings; each process makes the rest for itself.
-        listening: bound; it listens once the first process serves.
+        succession: of the port, which is bound; it listens once the first process serves.
         url: of the socket, for people.
         learns: whether one of the processes is a worker.
+        when_ready: called once the first process serves.
     """
 
     context: "Context"
-    listening: socket.socket
+    succession: Succession
     url: str
     processes: int
     learns: bool
+    when_ready: Callable[[], object] = lambda: None
     is_over: bool = False
     _processes: list[_Process] = field(default_factory=list)
     _token: str = field(default_factory=secrets.token_urlsafe)
@@ -152,7 +157,7 @@ class Parent:
                 process.lifeline.close()  # the parent's end, which none but the parent may hold
         try:
             with sentences(), tracing(), self.context as context:
-                be(context, Lifeline(lifeline, self.listening, siblings))
+                be(context, Lifeline(lifeline, self.succession, siblings))
         except typer.Exit as ended:
             sys.exit(ended.exit_code)
 
@@ -166,6 +171,7 @@ class Parent:
         is_new = not any(each.was_ready for each in self._processes)
         process.tells, process.was_ready, process.ready_at = json.loads(process.heard), True, time.monotonic()
         if is_new:
+            self.when_ready()
             announce(f"Embedding Studio serves on {self.url} (documentation: {self.url}/docs)")
             for each in self._processes[1:]:
                 each.due_at = 0.0
@@ -238,9 +244,10 @@ def _fill(limits: int) -> None:
 class Lifeline:
     """The end of a process of the pair of sockets that it has with its parent."""
 
-    def __init__(self, end: socket.socket, listening: socket.socket, siblings: Siblings) -> None:
+    def __init__(self, end: socket.socket, succession: Succession, siblings: Siblings) -> None:
         self._socket = end
-        self.listening = listening
+        self._succession = succession
+        self.listening = succession.listening
         self.siblings = siblings
         threading.Thread(target=self._follow, name="lifeline", daemon=True).start()
 
@@ -255,12 +262,13 @@ class Lifeline:
             self._socket.sendall(json.dumps({"numbers": numbers, "own": own}).encode() + b"\n")
 
     def _follow(self) -> None:
-        """Learn where the siblings answer, until the parent has ended."""
+        """Learn where the siblings answer, until the parent has ended; and end when there is a successor."""
         with suppress(OSError):
             for line in self._socket.makefile("rb"):
                 told = json.loads(line)
                 self.siblings.first = told["first"]
                 self.siblings.numbers = told["numbers"]
+        self._succession.wait()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(SECONDS_TO_END)
         os._exit(1)

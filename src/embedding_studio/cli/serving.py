@@ -3,7 +3,7 @@
 import gc
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 
 from embedding_studio.cli.console import announce, on_stop, untraced_context
 from embedding_studio.cli.learning import beside, settle
+from embedding_studio.cli.succession import Inheritance, inherited, succession
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import MOST_PROCESSES, Settings
 from embedding_studio.telemetry.listener import is_loopback
@@ -35,9 +36,14 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the HTTP API, by default with a worker inside; of several processes it is one of its own."""
-    with untraced_context() as context, bound(context.settings, host, port) as listening:
-        if (number := processes or context.settings.serve_processes) > 1:
-            _serve_in_processes(context, listening, number, worker=worker)
+    with untraced_context() as context, ExitStack() as stack:
+        require_key(context.settings, host)
+        host, port = host or context.settings.host, context.settings.port if port is None else port
+        left = inherited(host, port)
+        listening = left.listening if left else stack.enter_context(bound(context.settings, host, port))
+        number = processes or context.settings.serve_processes
+        if number > 1:
+            _serve_in_processes(context, listening, host, left, number, worker=worker)
             return
         with tracing():
             server = _server(context, worker=worker)
@@ -45,17 +51,31 @@ def serve(
             url = url_of(listening)
             listening.listen()  # whoever reads what follows may call at once, and waits for uvicorn
             announce(f"Embedding Studio serves on {url} (documentation: {url}/docs)")
+            if left is not None:
+                left.door.close()
+                server.when_started = left.take_over
             server.run(sockets=[listening])
 
 
-def _serve_in_processes(context: "Context", listening: socket.socket, number: int, *, worker: bool) -> None:
+def _serve_in_processes(
+    context: "Context",
+    listening: socket.socket,
+    host: str,
+    left: Inheritance | None,
+    number: int,
+    *,
+    worker: bool,
+) -> None:
     from embedding_studio.api import app, connections  # noqa: F401, once for all processes
     from embedding_studio.cli.processes import Parent
 
-    parent = Parent(context, listening, url_of(listening), number, worker)
-    on_stop(parent.stop)
-    gc.freeze()  # what was imported stays in memory that all share
-    parent.run()
+    with succession(listening, host, left.door if left else None) as handed_on:
+        parent = Parent(context, handed_on, url_of(listening), number, worker)
+        if left is not None:
+            parent.when_ready = left.take_over
+        on_stop(parent.stop)
+        gc.freeze()  # what was imported stays in memory that all share
+        parent.run()
 
 
 def serve_beside(context: "Context", lifeline: "Lifeline") -> None:
@@ -73,12 +93,8 @@ def serve_beside(context: "Context", lifeline: "Lifeline") -> None:
 @contextmanager
 def bound(settings: Settings, host: str | None, port: int | None) -> Iterator[socket.socket]:
     """Listen before anything slow is done, so that a taken port is reported at once."""
+    require_key(settings, host)
     host = host or settings.host
-    if settings.admin_api_key is None and not is_loopback(host):
-        raise InvalidSettingError(
-            f"without keys the service listens on this machine only, not on {host}: "
-            "set ADMIN_API_KEY (and WRITE_API_KEY for browsers), or HOST=127.0.0.1"
-        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # By its name, for asyncio answers without delay only on what says that it is TCP; else the body of an
     # answer waits for the client's acknowledgement of the head, some 40 ms on Linux.
@@ -92,6 +108,16 @@ def bound(settings: Settings, host: str | None, port: int | None) -> Iterator[so
                 "choose another PORT, or 0 for a free one"
             ) from error
         yield listening
+
+
+def require_key(settings: Settings, host: str | None) -> None:
+    """Return if there is a key, or none is needed, for the service is for this machine alone."""
+    host = host or settings.host
+    if settings.admin_api_key is None and not is_loopback(host):
+        raise InvalidSettingError(
+            f"without keys the service listens on this machine only, not on {host}: "
+            "set ADMIN_API_KEY (and WRITE_API_KEY for browsers), or HOST=127.0.0.1"
+        )
 
 
 def url_of(listening: socket.socket) -> str:
