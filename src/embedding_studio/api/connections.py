@@ -27,6 +27,9 @@ MOST_TO_BE_ACCEPTED = 4096
 SECONDS_TO_END = 10
 """At SIGTERM, for requests under way; a database that is away would keep them for longer."""
 
+SECONDS_TO_READ = 0.1
+"""Before that, for what connections that were just accepted have sent."""
+
 LATE = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain\r\nconnection: close\r\n"
     b"content-length: 41\r\n\r\n"
@@ -65,6 +68,13 @@ class Server(uvicorn.Server):
             each.listen(MOST_TO_BE_ACCEPTED)  # for asyncio both are one number
         if self.when_started is not None:
             self.when_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End once what was accepted is read: uvicorn would hang up on whoever has not been heard yet."""
+        for each in self.servers:
+            each.close()
+        await asyncio.sleep(SECONDS_TO_READ)
+        await super().shutdown(sockets)
 
 
 class Connection(H11Protocol):
