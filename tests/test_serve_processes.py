@@ -130,10 +130,11 @@ def test_the_processes_of_a_parent_that_is_killed_answer_until_another_service_d
 
 
 def killed(service):
-    """Kill the parent of a service, and return its processes."""
+    """Kill the parent of a service, wait for the end of what it says, and return its processes."""
     orphans = children_of(service.pid)
     service.kill()
     service.wait()
+    service.stderr.read()
     return orphans
 
 

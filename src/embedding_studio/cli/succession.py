@@ -9,12 +9,14 @@ successor serves, or when none came in time.
 import os
 import select
 import socket
+import stat
 import struct
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 SECONDS_TO_COME = 30.0
 """For a successor, before the processes of a parent that was killed end by themselves."""
@@ -41,6 +43,8 @@ class Succession:
         """Return once a successor serves, or none came in time; in a process whose parent has ended."""
         ends = time.monotonic() + SECONDS_TO_COME
         over = self._over[0]
+        if self.door is not None:
+            _let_go_of_pipes()
         while self.door is not None and (left := ends - time.monotonic()) > 0:
             ready, _, _ = select.select([self.door.fileno(), over], [], [], left)
             if over in ready:
@@ -120,6 +124,14 @@ def inherited(host: str, port: int) -> Inheritance | None:
     # By its name, as ``bound`` makes it.
     listening = socket.socket(-1, -1, socket.IPPROTO_TCP, number)
     return Inheritance(listening, socket.socket(fileno=door), caller)
+
+
+def _let_go_of_pipes() -> None:
+    """Write to pipes no more: who started the parent may start another only once these have ended."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+            if stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _name(host: str, port: int) -> str:
