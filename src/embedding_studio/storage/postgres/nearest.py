@@ -196,7 +196,7 @@ class NearestSearch:
         if question.condition is not None:
             if not self._matches.are_known(question):
                 ranking = view.ranking(question.compared, margin)
-                count = max(FEWEST, FILTERED * question.reach)
+                count = max(FEWEST, FILTERED * question.limit + len(question.named))
                 answer = self._compared(
                     connection, question, ranking, copies, count, most=MOST_FILTERED, is_filtered=True
                 )
