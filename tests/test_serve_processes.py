@@ -3,6 +3,7 @@
 import http.client
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -20,7 +21,9 @@ import numpy as np
 import pytest
 
 from embedding_studio import CatalogueObject, SearchIndexInfo
-from embedding_studio.cli.processes import WORKER
+from embedding_studio.bootstrap import Context
+from embedding_studio.cli.processes import WORKER, Parent, _Process
+from embedding_studio.cli.succession import Succession
 from embedding_studio.storage.postgres import PostgresStorage
 from processes import command, environment_of, eventually, running, url_in
 
@@ -136,6 +139,50 @@ def killed(service):
     service.wait()
     service.stderr.read()
     return orphans
+
+
+def test_a_process_that_is_killed_is_restarted_where_whoever_started_the_service_ignores_such_ends(
+    environment,
+):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as some supervisors do; a program inherits it
+    with running(environment, "serve", "--processes", "2", ready="serves on") as (service, line):
+        signal.signal(signal.SIGCHLD, before)
+        ask = Caller(url_in(line))
+        ask.are_all_there("1", "2", WORKER)
+        second = children_of(service.pid)[1]
+        os.kill(second, signal.SIGKILL)
+        eventually(60, lambda: second not in children_of(service.pid))
+
+        ask.are_all_there("1", "2", WORKER)
+        assert len(children_of(service.pid)) == 3
+
+
+def test_a_service_goes_on_where_a_process_cannot_be_restarted_just_now(environment):
+    with running(environment, "serve", "--processes", "2", ready="serves on") as (service, line):
+        ask = Caller(url_in(line))
+        ask.are_all_there("1", "2", WORKER)
+        files = resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (3, 1024))
+        os.kill(children_of(service.pid)[1], signal.SIGKILL)
+        eventually(60, lambda: "cannot be started just now: [Errno 24]" in service.stderr.readline())
+        answer = ask("POST", SEARCH, json=QUERY)
+        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+
+        assert files[0] > 3
+        assert answer.status_code == 200
+        ask.are_all_there("1", "2", WORKER)
+
+
+def test_a_process_that_fails_for_a_day_is_started_again_every_half_minute():
+    failing = _Process("2")
+
+    with socket.socket() as listening:
+        parent = Parent(
+            Context(), Succession(listening, None, (0, 0)), "http://127.0.0.1:8000", 2, learns=True
+        )
+        for _ in range(2 * 60 * 24):
+            parent._put_off(failing)
+
+    assert failing.due_at - time.monotonic() == pytest.approx(30, abs=5)
 
 
 def test_processes_share_what_their_parent_imported_and_it_has_no_thread_when_it_forks_them(environment):

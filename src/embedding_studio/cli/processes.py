@@ -101,6 +101,8 @@ class Parent:
         Raises:
             typer.Exit: none of them can be started; it has said why.
         """
+        # Ignored, as whoever started this may have left it, nothing says that a process has ended.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         names = [*map(str, range(1, self.processes + 1)), *([WORKER] if self.learns else [])]
         self._processes = [_Process(name) for name in names]
         self._processes[0].due_at = 0.0  # the others once it is ready, so that trouble is reported once
@@ -129,21 +131,31 @@ class Parent:
                 if (status := each.running.exitcode) is not None:
                     self._bury(each, status)
             if each.due_at is not None and time.monotonic() >= each.due_at:
-                self._start(each, limits)
+                try:
+                    self._start(each, limits)
+                except OSError as error:  # no memory for a fork, or too many files; others serve meanwhile
+                    if not any(other.was_ready for other in self._processes):
+                        raise
+                    self._put_off(each)
+                    tell("warning", f"{_called(each)} of this service cannot be started just now: {error}")
 
     def _start(self, process: _Process, limits: int) -> None:
         mine, theirs = socket.socketpair()
         siblings = Siblings(process.name, self._token, limits, is_first=process is self._processes[0])
-        process.lifeline, process.due_at = mine, None
-        process.running = FORKS.Process(target=self._become, args=(theirs, siblings))
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, ENDS
-        )  # else it takes one that comes at once for the parent's
+        process.lifeline = mine
+        forked = FORKS.Process(target=self._become, args=(theirs, siblings))
+        # Else it takes one that comes at once for the parent's.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
         try:
-            process.running.start()
+            forked.start()
+        except OSError:
+            process.lifeline = None
+            mine.close()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
-        theirs.close()
+            theirs.close()
+        process.running, process.due_at = forked, None
         mine.setblocking(False)
         self._tell_addresses(process)
 
@@ -194,13 +206,19 @@ class Parent:
             return
         if status > 0 and not served and not self._goes_on_without(process):
             raise typer.Exit(status)
-        steady = served and time.monotonic() - process.ready_at >= STEADY_SECONDS
-        process.failures = 0 if steady else process.failures + 1
-        wait = min(FIRST_WAIT_SECONDS * 2 ** (process.failures - 1), LONGEST_WAIT_SECONDS)
-        process.due_at = time.monotonic() + (0.0 if steady else wait)
-        which = "the worker" if process.name == WORKER else f"process {process.name}"
+        if served and time.monotonic() - process.ready_at >= STEADY_SECONDS:
+            process.failures, process.due_at = 0, time.monotonic()
+        else:
+            self._put_off(process)
         how = f"by signal {-status}" if status < 0 else f"with {status}"
-        tell("warning", f"{which} of this service ended {how}; it is restarted")
+        tell("warning", f"{_called(process)} of this service ended {how}; it is restarted")
+
+    def _put_off(self, process: _Process) -> None:
+        """Let a process be started after a while, which is longer each time."""
+        process.failures += 1
+        doublings = min(process.failures - 1, 10)  # no float is as large as after some hours of failures
+        wait = min(FIRST_WAIT_SECONDS * 2**doublings, LONGEST_WAIT_SECONDS)
+        process.due_at = time.monotonic() + wait
 
     def _goes_on_without(self, process: _Process) -> bool:
         """Return whether others serve; of a worker, whether it could be started before."""
@@ -228,6 +246,10 @@ class Parent:
             if each.exitcode is None:
                 each.kill()
                 each.join()
+
+
+def _called(process: _Process) -> str:
+    return "the worker" if process.name == WORKER else f"process {process.name}"
 
 
 def _fill(limits: int) -> None:
