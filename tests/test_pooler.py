@@ -1,9 +1,11 @@
 """Behind PgBouncer in transaction mode, where each transaction may be of another connection."""
 
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -193,11 +195,16 @@ def test_behind_a_pooler_what_is_replaced_while_a_search_runs_is_in_its_list_all
 
 
 @pytest.mark.parametrize("ends_while", ["a commit is awaited", "a pipeline is read"])
+@pytest.mark.parametrize("files", [0, 1024])
 def test_a_server_that_ends_behind_a_pooler_is_away_and_no_fault_of_a_statement(
-    pooled_url, postgres_url, ends_while
+    pooled_url, postgres_url, ends_while, files
 ):
     """PgBouncer says farewell in the middle of what the driver reads, which complains of something else."""
-    with ThreadPoolExecutor(1) as threads, closing(Database(pooled_url, pool_size=1)) as database:
+    with ExitStack() as open_files:
+        threads = open_files.enter_context(ThreadPoolExecutor(1))
+        for _ in range(files):  # of a service to which so many are connected
+            open_files.enter_context(Path(os.devnull).open())
+        database = open_files.enter_context(closing(Database(pooled_url, pool_size=1)))
 
         def work(connection):
             (process_id,) = only_row(connection.execute("SELECT pg_backend_pid()"))

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-import select
+import selectors
 import socket
 import threading
 import time
@@ -492,7 +492,9 @@ def _is_hung_up(connection: Connection) -> bool:
 def _hangs_up(connection: Connection) -> bool:
     """Return whether the server hangs up after an error: a pooler does so once it has said why."""
     if not connection.closed:
-        select.select([connection], [], [], HANG_UP_SECONDS)
+        with selectors.DefaultSelector() as said:  # ``select.select`` takes no file above the 1024th
+            said.register(connection, selectors.EVENT_READ)
+            said.select(HANG_UP_SECONDS)
     return _is_hung_up(connection)
 
 
