@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -171,6 +172,45 @@ def test_a_process_whose_plugin_hangs_ends_all_the_same(environment, tmp_path, a
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(timeout=60) == 1
+
+
+HANGING_EMBEDDER = """
+import pathlib, time
+from embedding_studio.plugins import Plugin
+
+class Hangs:
+    name, dimensions = "hangs", 2
+
+    def embed(self, texts, *, progress=None):
+        pathlib.Path({reached!r}).touch()
+        time.sleep(600)
+
+    def split(self, text):
+        return [text]
+
+class OfHangs(Plugin):
+    def get_embedder(self):
+        return Hangs()
+"""
+
+
+def test_a_service_whose_embedder_hangs_ends_all_the_same(environment, tmp_path):
+    reached, plugin = tmp_path / "reached", tmp_path / "hanging.py"
+    plugin.write_text(HANGING_EMBEDDER.format(reached=str(reached)))
+    environment |= {"PLUGINS_PATH": str(plugin)}
+    with (
+        running(environment, "serve", "--no-worker", ready="serves on") as (process, line),
+        httpx.Client(base_url=f"{url_in(line)}/api/v1", timeout=60) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        client.post("/collections", json={"name": "hung", "index": {"dimensions": 2}, "embedder": "hangs"})
+        search = {"search_query": "a text", "collection": "hung"}
+        asked = threads.submit(client.post, "/embeddings/similarity-search", json=search)
+        eventually(60, reached.exists)
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(timeout=60) == 1
+        assert asked.result().status_code >= 500
 
 
 def test_orders_of_a_killed_worker_are_learnt_by_the_next(environment):

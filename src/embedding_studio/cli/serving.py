@@ -1,7 +1,9 @@
 """The HTTP service."""
 
 import gc
+import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedding_studio.cli.console import announce, on_stop, untraced_context
+from embedding_studio.cli.console import announce, on_stop, tell, untraced_context
 from embedding_studio.cli.learning import beside, settle
 from embedding_studio.cli.succession import Inheritance, inherited, succession
 from embedding_studio.errors import InvalidSettingError
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from embedding_studio.api.connections import Server
     from embedding_studio.bootstrap import Context
     from embedding_studio.cli.processes import Lifeline
+
+LONGEST_END_SECONDS = 15.0
+"""Of a service that was told to end; requests under way have had their time by then."""
 
 
 def serve(
@@ -129,6 +134,15 @@ def _end(server: "Server", context: "Context") -> None:
     """Let a service end; uvicorn raises the signal again, for the handler that stood before its own."""
     server.should_exit = True
     context.give_up()
+    late = threading.Timer(LONGEST_END_SECONDS, _end_without)
+    late.daemon = True
+    late.start()
+
+
+def _end_without() -> None:
+    """End the process though a thread that answers, as one that waits for an embedder, does not come back."""
+    tell("error", "a request does not come to an end; the service ends without it", style="bold red")
+    os._exit(1)
 
 
 def _server(context: "Context", *, worker: bool) -> "Server":
