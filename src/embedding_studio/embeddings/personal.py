@@ -308,9 +308,13 @@ def shift_query(
     if opened == 0 or strength == 0:
         return queries
     pull = strength * (gates @ clicked_means.astype(np.float64)) / (1 + opened)
-    bent = (queries if index.metric_type is MetricType.EUCLID else _directions(queries)) + pull
+    given = queries.astype(np.float64)
+    of_given = _lengths(given)
+    if index.metric_type is not MetricType.EUCLID:
+        given = given / np.where(of_given > 0, of_given, 1.0)
+    bent = given + pull
     lengths = _lengths(bent)
-    scale = _lengths(queries.astype(np.float64)) / np.where(lengths > 0, lengths, 1.0)
+    scale = of_given / np.where(lengths > 0, lengths, 1.0)
     # A pull that cancels the query out leaves no direction; then the query stays as it is.
     shifted = np.where(lengths > 0, scale * bent, queries)
     return shifted.astype(np.float32)

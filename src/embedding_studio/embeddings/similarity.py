@@ -34,12 +34,13 @@ def similarities(
         An object's number does not depend, in any bit, on which others stand beside it.
     """
     pairs = pair_similarities(index.metric_type, queries, parts, lengths)
-    if len(starts) == 0:
-        return np.zeros(0)
-    if index.metric_aggregation_type is MetricAggregationType.MIN:
-        return np.maximum.reduceat(pairs.max(axis=0), starts)
-    counts = np.diff(starts, append=len(parts))
-    return np.add.reduceat(pairs.mean(axis=0), starts) / counts
+    is_min = index.metric_aggregation_type is MetricAggregationType.MIN
+    of_parts: Floats = pairs.max(axis=0) if is_min else pairs.mean(axis=0)
+    if len(starts) == len(parts):  # each object is of one part
+        return of_parts
+    if is_min:
+        return np.maximum.reduceat(of_parts, starts)
+    return np.add.reduceat(of_parts, starts) / np.diff(starts, append=len(parts))
 
 
 def similarities_of(index: SearchIndexInfo, queries: Vectors, objects: Sequence[Vectors]) -> Floats:

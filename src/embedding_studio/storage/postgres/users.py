@@ -112,6 +112,9 @@ class OwnVectors:
         return known
 
     def _at(self, places: Numbers) -> "OwnVectors":
+        if len(self.parts) == len(self.object_nos):  # each is of one part
+            starts = np.arange(len(places))
+            return OwnVectors({}, self.object_nos[places], starts, self.parts[places], self.lengths[places])
         counts = np.diff(self.starts, append=len(self.parts))[places]
         starts = np.cumsum(counts) - counts
         rows = np.repeat(self.starts[places] - starts, counts) + np.arange(counts.sum())
