@@ -652,9 +652,10 @@ the adjuster may fail, and no other.
 {counted}
 
 How many seconds it took until searches were answered again, without fail until the next thing was done.
-*Since ready* is from when a service that was started again as a whole said that it serves, else the same. A
-service takes some seconds to start, as does one of its processes, for which the others answer meanwhile.
-Where searches must not wait for a whole service either, let two run on one database behind a proxy.
+*Since ready* is from when a service that was started again as a whole said that it serves, else the same. One
+that is told to end takes some seconds to end and to start; for one of its processes the others answer
+meanwhile, and for the parent all of them do, until its successor serves. Where searches must not wait for a
+service that is told to end either, let two run on one database behind a proxy.
 
 | what | times | not before the next | median | longest | longest since ready |
 |---|---|---|---|---|---|
