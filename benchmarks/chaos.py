@@ -391,7 +391,8 @@ class Probe:
 
     def answered_again(self, since: float, until: float) -> float | None:
         """Return when the first search was answered after which no other failed; None: none was."""
-        seen = [each for each in self.seen if since <= each[0] < until]
+        # One that is under way when the next thing is done is of that.
+        seen = [each for each in self.seen if since <= each[1] < until]
         last_bad = max((n for n, (_, _, is_good) in enumerate(seen) if not is_good), default=-1)
         return seen[last_bad + 1][1] if last_bad + 1 < len(seen) else None
 
