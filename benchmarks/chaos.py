@@ -435,10 +435,11 @@ def run(
         thread.start()
     rng = random.Random(seed)
     began, slot = time.monotonic(), seconds / len(incidents)
-    happened = []
+    happened, starts = [], []
     for n, what in enumerate(incidents):
         time.sleep(max(0.0, began + (n + 0.3 * rng.random()) * slot - time.monotonic()))
         print(f"{time.monotonic() - began:6.1f} s  {what}", flush=True)
+        starts.append(time.monotonic())
         if what == HANGS:
             session_id, object_ids = client.search(np.random.default_rng(seed), CULPRIT)
             client.click("culprit", session_id, object_ids[3])
@@ -448,7 +449,7 @@ def run(
         happened.append((what, time.monotonic()))
     time.sleep(max(0.0, began + seconds - time.monotonic()))
     is_over.set()
-    ends = [*(at for _, at in happened[1:]), time.monotonic()]
+    ends = [*starts[1:], time.monotonic()]
     for thread in threads:
         thread.join()
     return [Incident(*each, until) for each, until in zip(happened, ends, strict=True)], probe
