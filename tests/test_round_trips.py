@@ -395,7 +395,7 @@ ROUND_TRIPS = {
     search_of_a_user_whose_past_is_near: (1, 1),
     search_of_a_user_who_moved_what_is_near: (1, 1),
     search_of_a_user_who_was_learnt_since_the_last: (3, 3),
-    search_that_others_bear_on: (2, 2),
+    search_that_others_bear_on: (1, 1),
     recorded_search: (2, 2),
     recorded_search_of_a_user_who_moved_what_is_near: (2, 2),
     search_recorded_under_the_callers_id: (2, 2),

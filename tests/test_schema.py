@@ -115,6 +115,35 @@ def test_collections_made_before_votes_are_like_those_made_since(connection, pos
     assert definitions(connection) == made
 
 
+def test_votes_of_before_changes_were_noted_are_heard_and_so_is_what_changes(connection, postgres_url):
+    query = np.ones(3, dtype=np.float32)
+
+    def vote(storage, user_id):
+        with storage.personal.learning(films, [user_id]) as transaction:
+            transaction.replace_states(
+                {user_id: PersonalState((), {}, (SharedVote("red", query, query, 1),))}
+            )
+
+    def users(storage):
+        return [
+            each.users for each in storage.personal.near_memories(films, None, query, 0.5, shared_by=1).shared
+        ]
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        films = storage.collections.create("films", SearchIndexInfo(dimensions=3))
+        made = definitions(connection)
+        vote(storage, "ann")
+    without_vote_changes(connection)
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        before = users(storage)
+        vote(storage, "bob")
+        after = users(storage)
+
+    assert (before, after) == ([1], [2])
+    assert definitions(connection) == made
+
+
 def test_votes_of_before_they_told_of_objects_stay_and_tell_of_none(connection, postgres_url):
     query = np.ones(3, dtype=np.float32)
     with closing(PostgresStorage(postgres_url)) as storage:
@@ -157,8 +186,22 @@ def test_a_model_behind_an_endpoint_loses_its_address_and_nothing_is_embedded_ag
     assert definitions(connection) == made
 
 
+def without_vote_changes(connection):
+    """Make votes what they were when nothing was noted where they changed."""
+    names = connection.execute("SELECT collection_id FROM embedding_studio.collections").fetchall()
+    for (collection_id,) in names:
+        connection.execute(
+            f"""
+            DROP TABLE collection_{collection_id}.vote_changes;
+            ALTER TABLE collection_{collection_id}.shared_queries DROP COLUMN query_no;
+            """
+        )
+    connection.execute("DELETE FROM embedding_studio.schema_migrations WHERE number >= 22")
+
+
 def without_pages(connection):
     """Make sessions what they were when only the request of their first page was kept."""
+    without_vote_changes(connection)
     connection.execute(
         """
         ALTER TABLE embedding_studio.sessions DROP COLUMN pages;

@@ -27,6 +27,7 @@ from embedding_studio.storage.ports import (
     PassedOver,
     Vectors,
 )
+from embedding_studio.storage.votes import Listener
 
 
 class MemoryPersonal:
@@ -53,7 +54,7 @@ class MemoryPersonal:
             near = cosines(np.array([memory.query for memory in memories]), query) > threshold
             return NearMemories(
                 [memory for memory, is_near in zip(memories, near, strict=True) if is_near],
-                tables.votes.near(user_id, query, shared_threshold(threshold), shared_by)
+                tables.votes.near(Listener(user_id, query, shared_threshold(threshold), shared_by))
                 if shared_by
                 else [],
             )

@@ -1,14 +1,15 @@
 """Storage in PostgreSQL with pgvector: the product's. Many processes may use one database at once.
 
     database     connections, transactions, errors      schema  migrations, locks, what a server must be
-    collections  a schema each: objects, parts, personal_parts, query_memory, shared_queries, shared_votes
+    collections  a schema each: objects, parts, personal_parts, query_memory, shared_queries, shared_votes,
+                 vote_changes
     objects      originals                              nearest, filters, geometry  search among them
     codes        which may be nearest                   replica  where searches are run
     clickstream  sessions and events
     queue        the queue of users                     orders  what became of sessions
     quarantine   from whom nothing is learnt
     personal     what is learnt                         votes   what is shared among users
-    users        what a process keeps of it
+    users        what a process keeps of it         kept_votes  and of votes
     vectors      on the wire
     keys         who may call the service               tables  objects that stood in a table before
     outbox       what another engine finds, and is to be sent

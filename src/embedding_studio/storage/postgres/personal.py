@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from operator import itemgetter
@@ -36,6 +36,7 @@ from embedding_studio.storage.postgres.collections import (
     share_state,
 )
 from embedding_studio.storage.postgres.database import Connection, Database, one_moment, only_row, server_of
+from embedding_studio.storage.postgres.kept_votes import NOTHING, AskedVotes, KeptVotes, Said
 from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
 from embedding_studio.storage.postgres.outbox import Outbox
@@ -52,14 +53,8 @@ from embedding_studio.storage.postgres.users import (
     TakenForGranted,
 )
 from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
-from embedding_studio.storage.postgres.votes import (
-    ask_near,
-    ask_voted,
-    ask_votes,
-    replace_votes,
-    shared_memories,
-    shared_votes,
-)
+from embedding_studio.storage.postgres.votes import ask_voted, ask_votes, replace_votes, shared_votes
+from embedding_studio.storage.votes import Listener
 
 Row = tuple[Any, ...]
 
@@ -80,6 +75,7 @@ class PostgresPersonal:
         self._search = search
         self._collections = collections
         self._users = KeptUsers()
+        self._votes = KeptVotes()
 
     def near_memories(
         self,
@@ -92,59 +88,84 @@ class PostgresPersonal:
         seen_as: str | None = None,
         is_checked_later: bool = False,
     ) -> NearMemories:
-        given = {"user_id": user_id, "query": _packed_one(query), "threshold": shared_threshold(threshold)}
-
-        def voted(connection: Connection) -> list[SharedMemory]:
-            return shared_memories(ask_near(connection, collection, given, shared_by).fetchall())
-
+        listener = Listener(user_id, query, shared_threshold(threshold), shared_by) if shared_by else None
         if is_checked_later and seen_as is not None:
-            known = self._known(collection, user_id, query, threshold, seen_as)
+            known = self._known(collection, user_id, query, threshold, seen_as, listener=listener)
             if known is not None:
-                return replace(known, shared=self._database.read(voted)) if shared_by else known
+                return known
 
         def work(connection: Connection) -> NearMemories:
-            asked = shared = None
+            asked = votes = None
             # Of one moment: memories of one state open no gates for the vectors of another.
             with connection.pipeline(), one_moment(connection):
                 seen = None if seen_as is None else self._collections.ask_version(connection, seen_as)
                 if user_id is not None:
                     kept = self._users.get((server_of(connection), collection.collection_id, user_id))
                     asked = _AskedUser(connection, collection, user_id, query, threshold=threshold, kept=kept)
-                if shared_by:
-                    shared = ask_near(connection, collection, given, shared_by)
+                if listener is not None:
+                    votes = AskedVotes(
+                        connection, self._votes.of(server_of(connection), collection), listener
+                    )
             if seen_as is not None and seen is not None:
                 self._collections.check_seen(seen, seen_as, collection)
-            votes = [] if shared is None else shared_memories(shared.fetchall())
+            shared = [] if votes is None else votes.read(connection)
             if asked is None:
-                return NearMemories([], votes)
+                return NearMemories([], shared)
             user, found = asked.read(connection)
             self._users.keep((server_of(connection), collection.collection_id, asked.user_id), user)
-            return NearMemories(found, votes, _Read(user.vectors))
+            return NearMemories(found, shared, _Read(user.vectors))
 
         if user_id is None and not shared_by and seen_as is None:
             return NearMemories([], [])
         return self._database.read(work, begins=True)
 
     def _known(
-        self, collection: Collection, user_id: str | None, query: Vectors, threshold: float, name: str
+        self,
+        collection: Collection,
+        user_id: str | None,
+        query: Vectors,
+        threshold: float,
+        name: str,
+        *,
+        listener: Listener | None,
     ) -> NearMemories | None:
-        """Return what this process knows without asking; None where that is not all that a search needs."""
+        """Return what this process knows; None where that is not all that a search needs.
+
+        Only for what others say the database may be asked.
+        """
         version = self._collections.version_seen(name, collection)
         if version is None or collection.attached is not None or self._searches.have_replica:
             return None
-        if user_id is None:
-            taken = TakenForGranted(self._database.server, name, version)
-            return NearMemories([], [], _Read(taken=taken), is_checked=False)
-        key = self._database.server, collection.collection_id, user_id
-        user = self._users.get(key)
-        if user is None:
-            return None
-        near = user.near(query, threshold)
-        if user.vectors.lacking(memory.moved_ids for memory in near):
-            return None
-        self._users.keep(key, user)
-        taken = TakenForGranted(key[0], name, version, user_id, user.version)
-        return NearMemories(near, [], _Read(user.vectors, taken), is_checked=False)
+        near: list[QueryMemory] = []
+        vectors, state = OwnVectors(), None
+        server = self._database.server
+        if user_id is not None:
+            key = server, collection.collection_id, user_id
+            user = self._users.get(key)
+            if user is None:
+                return None
+            near = user.near(query, threshold)
+            if user.vectors.lacking(memory.moved_ids for memory in near):
+                return None
+            self._users.keep(key, user)
+            vectors, state = user.vectors, user.version
+        said = NOTHING if listener is None else self._said(collection, listener)
+        taken = TakenForGranted(server, name, version, user_id, state, said.moment)
+        return NearMemories(near, said.memories, _Read(vectors, taken), is_checked=False)
+
+    def _said(self, collection: Collection, listener: Listener) -> Said:
+        """Return what others say; where this process cannot tell, the database is asked."""
+        said = self._votes.of(self._database.server, collection).said(listener)
+        if said is not None:
+            return said
+
+        def work(connection: Connection) -> list[SharedMemory]:
+            kept = self._votes.of(server_of(connection), collection)
+            with connection.pipeline(), one_moment(connection):
+                asked = AskedVotes(connection, kept, listener)
+            return asked.read(connection)
+
+        return Said(self._database.read(work, begins=True), None)
 
     def nearest(
         self,

@@ -107,6 +107,7 @@ class Copies:
         return bounds
 
 
+NOTHING_TAKEN = {"name": None, "user_id": None, "votes": None}
 NO_COPIES = Copies(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
 
 
@@ -147,9 +148,8 @@ class Question:
         """[Q, D], what codes are asked with."""
         self.parameters: dict[str, Any] = {
             "queries": pack(self.compared if self.geometry.averages_decide else parts),
-            "name": None if taken is None else taken.name,
-            "user_id": None if taken is None else taken.user_id,
             "named": sorted(named),
+            **(NOTHING_TAKEN if taken is None else taken.given),
         }
         if payload_filter is not None:
             self.condition, values = condition(payload_filter)
@@ -250,8 +250,7 @@ def check(connection: Connection, collection: Collection, taken: TakenForGranted
     Raises:
         OutdatedError: it is not.
     """
-    given = {"name": taken.name, "user_id": taken.user_id}
-    _, *versions = only_row(connection.execute(_unfiltered(collection, "only_moment"), given))
+    _, *versions = only_row(connection.execute(_unfiltered(collection, "only_moment"), taken.given))
     taken.check(connection, versions)
 
 
@@ -275,7 +274,7 @@ def _composed(
             candidates=_SQL["candidates_and_named" if has_named else "candidates"].format(schema=schema),
             among=_SQL[f"among_{among}"].format(schema=schema, condition=condition),
             is_average=sql.Literal(is_average),
-            moment=_SQL["moment"].format(schema=schema),
+            moment=_SQL["moment"].format(schema=schema, is_since=statements("votes.sql")["is_since"]),
         )
         .as_bytes()
     )

@@ -179,6 +179,7 @@ class TakenForGranted:
         collection: version of what the name stood for.
         user_id: None: no user's state takes part.
         state: version of the user's.
+        votes: the moment in which votes were what they are taken for; None: no votes take part.
     """
 
     server: str
@@ -186,15 +187,21 @@ class TakenForGranted:
     collection: str
     user_id: str | None = None
     state: str | None = None
+    votes: str | None = None
 
-    def check(self, connection: Connection, versions: Sequence[str | None]) -> None:
-        """Return if these are the versions of collection and state, and of the same server.
+    @property
+    def given(self) -> dict[str, str | None]:
+        """Return the parameters of a statement that brings the versions."""
+        return {"name": self.name, "user_id": self.user_id, "votes": self.votes}
+
+    def check(self, connection: Connection, versions: Sequence[str | bool | None]) -> None:
+        """Return if these are the versions of collection and state, of the same server, and no votes changed.
 
         Raises:
             OutdatedError: they are not.
         """
-        if (self.server, self.collection, self.state) != (server_of(connection), *versions):
-            raise OutdatedError("the collection, or what is learnt about the user, is not what it was")
+        if (self.server, self.collection, self.state, False) != (server_of(connection), *versions):
+            raise OutdatedError("the collection, or what is learnt about users, is not what it was")
 
 
 UserKey = tuple[str, int, str]

@@ -176,7 +176,8 @@ CREATE INDEX query_memory_clicked ON {schema}.query_memory USING gin (clicked_id
 -- What anybody voted for; a row goes with its last vote.
 CREATE TABLE {schema}.shared_queries (
     query_key text COLLATE "C" PRIMARY KEY,
-    query {vector} NOT NULL
+    query {vector} NOT NULL,
+    query_no bigint GENERATED ALWAYS AS IDENTITY UNIQUE
 );
 ALTER TABLE {schema}.shared_queries ALTER COLUMN query SET STORAGE {storage}
 
@@ -198,3 +199,15 @@ ALTER TABLE {schema}.shared_votes ALTER COLUMN clicked_mean SET STORAGE {storage
 
 -- name: index_shared_votes
 CREATE INDEX shared_votes_latest ON {schema}.shared_votes (query_key, created_at DESC, user_id)
+
+-- name: create_vote_changes
+-- Which queries' votes a transaction changed; a row goes after a while. Their numbers mean nothing
+-- once a query has gone.
+CREATE TABLE {schema}.vote_changes (
+    xid xid8 PRIMARY KEY DEFAULT pg_current_xact_id(),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    query_nos bigint[] NOT NULL
+)
+
+-- name: index_vote_changes
+CREATE INDEX vote_changes_at ON {schema}.vote_changes (at)

@@ -3,15 +3,16 @@
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true)
 
 -- name: moment
--- What was so in the moment of an answer: the revision of the originals, what a name stood for, and the state of
--- a user; without a name or a user these are NULL.
+-- What was so in the moment of an answer: the revision of the originals, what a name stood for, the state of a
+-- user, and whether votes had changed since another moment; without a name or a user these are NULL.
 (SELECT revision FROM {schema}.revision),
 (SELECT collection_id || ' ' || c.xmin::text FROM (
     SELECT collection_id FROM embedding_studio.collections WHERE name = %(name)s
     UNION ALL
     SELECT collection_id FROM embedding_studio.collection_aliases WHERE alias = %(name)s
 ) AS named JOIN embedding_studio.collections AS c USING (collection_id)),
-(SELECT xmin::text FROM {schema}.query_memory WHERE user_id = %(user_id)s LIMIT 1)
+(SELECT xmin::text FROM {schema}.query_memory WHERE user_id = %(user_id)s LIMIT 1),
+EXISTS (SELECT FROM {schema}.vote_changes AS change WHERE {is_since})
 
 -- name: only_moment
 SELECT {moment}
