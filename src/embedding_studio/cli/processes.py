@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from embedding_studio.cli.console import announce, sentences, tell
-from embedding_studio.cli.succession import Succession
+from embedding_studio.cli.succession import Inheritance, Succession
 from embedding_studio.telemetry.siblings import Siblings
 from embedding_studio.telemetry.traces import tracing
 
@@ -82,7 +81,7 @@ class Parent:
         succession: of the port, which is bound; it listens once the first process serves.
         url: of the socket, for people.
         learns: whether one of the processes is a worker.
-        when_ready: called once the first process serves.
+        left: the port, where it was handed over: taken over once the first process serves.
     """
 
     context: "Context"
@@ -90,7 +89,7 @@ class Parent:
     url: str
     processes: int
     learns: bool
-    when_ready: Callable[[], object] = lambda: None
+    left: Inheritance | None = None
     is_over: bool = False
     _processes: list[_Process] = field(default_factory=list)
     _token: str = field(default_factory=secrets.token_urlsafe)
@@ -164,9 +163,11 @@ class Parent:
         for each in ENDS:
             signal.signal(each, lambda number, _: sys.exit(128 + number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+        if self.left is not None:
+            self.left.let_go()  # as the parent's ends of lifelines, which none but the parent may hold
         for process in self._processes:
             if process.lifeline is not None:
-                process.lifeline.close()  # the parent's end, which none but the parent may hold
+                process.lifeline.close()
         try:
             with sentences(), tracing(), self.context as context:
                 be(context, Lifeline(lifeline, self.succession, siblings))
@@ -183,7 +184,8 @@ class Parent:
         is_new = not any(each.was_ready for each in self._processes)
         process.tells, process.was_ready, process.ready_at = json.loads(process.heard), True, time.monotonic()
         if is_new:
-            self.when_ready()
+            if self.left is not None:
+                self.left.take_over()
             announce(f"Embedding Studio serves on {self.url} (documentation: {self.url}/docs)")
             for each in self._processes[1:]:
                 each.due_at = 0.0

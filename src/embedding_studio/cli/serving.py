@@ -75,9 +75,7 @@ def _serve_in_processes(
     from embedding_studio.cli.processes import Parent
 
     with succession(listening, host, left.door if left else None) as handed_on:
-        parent = Parent(context, handed_on, url_of(listening), number, worker)
-        if left is not None:
-            parent.when_ready = left.take_over
+        parent = Parent(context, handed_on, url_of(listening), number, worker, left)
         on_stop(parent.stop)
         gc.freeze()  # what was imported stays in memory that all share
         parent.run()

@@ -2,11 +2,12 @@
 
 Beside its port a service of several processes has a door: a socket of the system (Linux, an abstract one)
 whose name says the port. Nothing answers there while the parent lives. Once it has ended, one of its
-processes hands the port and the door to whoever comes, if that is the same user; and all of them end once the
-successor serves, or when none came in time.
+processes hands the port and the door to a service of the same user, one at a time; and all of them end once
+that one serves, or when none came in time.
 """
 
 import os
+import secrets
 import select
 import socket
 import stat
@@ -22,7 +23,9 @@ SECONDS_TO_COME = 30.0
 """For a successor, before the processes of a parent that was killed end by themselves."""
 SECONDS_TO_ANSWER = 0.5
 """For whoever is behind a door: a service whose parent lives does not."""
+LOOK_SECONDS = 0.01
 _SERVES = b"!"
+_NEXT = b" next "
 _CREDENTIALS = struct.Struct("iII")
 
 
@@ -32,7 +35,7 @@ class Succession:
 
     Attributes:
         door: listens; None: there is no such thing on this system.
-        _over: a pipe; once there is something to be read, a successor serves.
+        _over: a pipe; once there is something to be read, a successor serves. Who hands over locks it.
     """
 
     listening: socket.socket
@@ -53,12 +56,19 @@ class Succession:
                 self._hand_over(self.door)
 
     def _hand_over(self, door: socket.socket) -> None:
+        import fcntl  # here, as below: what it stands for is Linux's
+
         with suppress(OSError), door.accept()[0] as successor:  # unless another process accepted it
             successor.settimeout(SECONDS_TO_COME)
-            if _is_of_this_user(successor):
+            if not _is_of_this_user(successor) or not _is_successor(successor, door):
+                return
+            fcntl.lockf(self._over[1], fcntl.LOCK_EX | fcntl.LOCK_NB)  # unless another hands it over
+            try:
                 socket.send_fds(successor, [_SERVES], [self.listening.fileno(), door.fileno()])
                 if successor.recv(1):
                     os.write(self._over[1], _SERVES)
+            finally:
+                fcntl.lockf(self._over[1], fcntl.LOCK_UN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,10 @@ class Inheritance:
         """Let those who answered until now end, for the successor does."""
         with suppress(OSError):
             self._predecessor.send(_SERVES)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Be no successor any more, as in a fork of one: once that is killed another may come."""
         self._predecessor.close()
 
 
@@ -111,7 +125,7 @@ def inherited(host: str, port: int) -> Inheritance | None:
     caller = socket.socket(socket.AF_UNIX)
     caller.settimeout(SECONDS_TO_ANSWER)
     try:
-        caller.connect(_name(host, port))
+        _call(caller, _name(host, port))
         if not _is_of_this_user(caller):
             raise PermissionError
         _, given, _, _ = socket.recv_fds(caller, 1, 2)
@@ -126,6 +140,25 @@ def inherited(host: str, port: int) -> Inheritance | None:
     return Inheritance(listening, socket.socket(fileno=door), caller)
 
 
+def _call(caller: socket.socket, door: bytes) -> None:
+    """Connect to a door, under a name that whoever only stands there does not have.
+
+    Raises:
+        OSError: there is no such door, or many stand there and none is sent away.
+    """
+    caller.bind(door + _NEXT + secrets.token_bytes(8))
+    ends = time.monotonic() + SECONDS_TO_ANSWER
+    while True:
+        try:
+            caller.connect(door)
+        except BlockingIOError:  # those who came while the parent lived are sent away one by one
+            if time.monotonic() > ends:
+                raise
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
+
+
 def _let_go_of_pipes() -> None:
     """Write to pipes no more: who started the parent may start another only once these have ended."""
     for stream in (sys.stdout, sys.stderr):
@@ -134,8 +167,13 @@ def _let_go_of_pipes() -> None:
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def _name(host: str, port: int) -> str:
-    return f"\0embedding-studio {os.getuid()} {host}:{port}"
+def _name(host: str, port: int) -> bytes:
+    return f"\0embedding-studio {os.getuid()} {host}:{port}".encode()
+
+
+def _is_successor(caller: socket.socket, door: socket.socket) -> bool:
+    name: bytes | str = caller.getpeername()  # text where it has none
+    return isinstance(name, bytes) and name.startswith(door.getsockname() + _NEXT)
 
 
 def _is_of_this_user(peer: socket.socket) -> bool:
