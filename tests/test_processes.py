@@ -194,12 +194,18 @@ class OfHangs(Plugin):
 """
 
 
-def test_a_service_whose_embedder_hangs_ends_all_the_same(environment, tmp_path):
+@pytest.mark.parametrize(("processes", "ended"), [("1", 1), ("2", 0)])
+def test_a_service_whose_embedder_hangs_says_so_and_ends_all_the_same(
+    environment, tmp_path, processes, ended
+):
     reached, plugin = tmp_path / "reached", tmp_path / "hanging.py"
     plugin.write_text(HANGING_EMBEDDER.format(reached=str(reached)))
     environment |= {"PLUGINS_PATH": str(plugin)}
     with (
-        running(environment, "serve", "--no-worker", ready="serves on") as (process, line),
+        running(environment, "serve", "--no-worker", "--processes", processes, ready="serves on") as (
+            process,
+            line,
+        ),
         httpx.Client(base_url=f"{url_in(line)}/api/v1", timeout=60) as client,
         ThreadPoolExecutor() as threads,
     ):
@@ -209,7 +215,8 @@ def test_a_service_whose_embedder_hangs_ends_all_the_same(environment, tmp_path)
         eventually(60, reached.exists)
         process.send_signal(signal.SIGTERM)
 
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=60) == ended
+        assert "does not come to an end; the process ends without it" in process.stderr.read()
         assert asked.result().status_code >= 500
 
 

@@ -157,6 +157,33 @@ def test_a_process_that_is_killed_is_restarted_where_whoever_started_the_service
         assert len(children_of(service.pid)) == 3
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_first_process_that_is_told_to_end_before_it_serves_is_restarted(environment, end):
+    with ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(end_the_first_process, end)
+        with running(environment, "serve", "--processes", "2", ready="serves on") as (service, line):
+            Caller(url_in(line)).are_all_there("1", "2", WORKER)
+
+            assert ended.result() not in children_of(service.pid)
+
+
+def end_the_first_process(end):
+    """End what a child of this process, which is a service, forks first; return which that was."""
+    first = eventually(60, lambda: [each for one in children_of(os.getpid()) for each in children_of(one)])
+    os.kill(first[0], end)
+    return first[0]
+
+
+def test_a_service_whose_terminal_is_closed_ends_as_by_sigterm(environment):
+    with running(environment, "serve", "--processes", "2", ready="serves on") as (service, line):
+        Caller(url_in(line)).are_all_there("1", "2", WORKER)
+        processes = children_of(service.pid)
+        service.send_signal(signal.SIGHUP)
+
+        assert service.wait(60) == 0
+        assert not any(map(is_alive, processes))
+
+
 def test_a_service_goes_on_where_a_process_cannot_be_restarted_just_now(environment):
     with running(environment, "serve", "--processes", "2", ready="serves on") as (service, line):
         ask = Caller(url_in(line))

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 
 import h11
 import uvicorn
@@ -61,6 +62,13 @@ class Server(uvicorn.Server):
 
     when_started: Callable[[], object] | None = None
     """Called once it answers."""
+    when_to_end: Callable[[], object] | None = None
+    """Called at once when it is told to end; uvicorn hands the signal on only after its own end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.when_to_end is not None:
+            self.when_to_end()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -37,7 +37,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from embedding_studio.cli.console import tell, write_any_character
+from embedding_studio.cli.console import end_in_order, tell, write_any_character
 
 __all__ = ["app"]
 
@@ -143,6 +143,7 @@ def _show_version(*, is_wanted: bool) -> None:
 class _App(typer.Typer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; its help and its errors can be written to any terminal, too."""
+        end_in_order()  # at once: process 1 of a container takes no signal that it does not ask for
         write_any_character()
         return super().__call__(*args, **kwargs)
 

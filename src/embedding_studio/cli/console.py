@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -110,7 +111,6 @@ def untraced_context(make: "Callable[[], Context] | None" = None) -> "Iterator[C
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     for chatty in ("httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all is closed
     with sentences(), (make or Context)() as context:
         with suppress(InvalidSettingError):  # what needs a setting says what is wrong with it; doctor goes on
             lines.log_format = context.settings.log_format
@@ -164,10 +164,33 @@ def announce(said: str) -> None:
         err.print(said, soft_wrap=True)  # a line of a log, however long
 
 
+def end_in_order() -> None:
+    """Let all be closed at SIGTERM, and where the terminal is closed, unless nohup has that ignored."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
 def on_stop(work: Callable[[], object]) -> None:
     """Let SIGTERM and Ctrl-C do this, and nothing else."""
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: work())
+
+
+def end_within(seconds: float, what: str) -> None:
+    """Let the process end then, with 1, though a thread does not come back, as one that waits for a plugin.
+
+    Args:
+        what: for people: that which does not come to an end.
+    """
+    late = threading.Timer(seconds, _end_without, [what])
+    late.daemon = True
+    late.start()
+
+
+def _end_without(what: str) -> None:
+    tell("error", f"{what} does not come to an end; the process ends without it", style="bold red")
+    os._exit(1)
 
 
 @contextmanager

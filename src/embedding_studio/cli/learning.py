@@ -1,21 +1,28 @@
 """What was clicked becomes what is found: worker, improve."""
 
 import gc
-import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedding_studio.cli.console import AsJson, announce, err, on_stop, opened_context, print_value, tell
+from embedding_studio.cli.console import (
+    AsJson,
+    announce,
+    end_within,
+    err,
+    on_stop,
+    opened_context,
+    print_value,
+)
 
 if TYPE_CHECKING:
     from embedding_studio.bootstrap import Context
     from embedding_studio.cli.processes import Lifeline
 
 SECONDS_TO_END = 8.0
-"""After a worker was told to stop."""
+"""After a worker was told to stop; the users of one that a plugin holds up stay due."""
 
 GC_THRESHOLDS = (10_000, 10, 100)
 """All is looked through for cycles once that ten million objects are more than there were."""
@@ -52,12 +59,12 @@ def _learn(context: "Context", when_ready: Callable[[], None]) -> None:
     def end() -> None:
         stop.set()
         context.give_up()
+        end_within(SECONDS_TO_END, "what is learnt")
 
     on_stop(end)
     learning = context.worker()
     settle()
     when_ready()
-    threading.Thread(target=_end_soon_after, args=(stop,), daemon=True).start()
     learning.run(stop)
 
 
@@ -86,26 +93,3 @@ def improve(
             refused |= report.refused
             failed |= report.failed
     print_value({"users": users, "learnt": learnt, "refused": refused, "failed": failed}, as_json=as_json)
-
-
-def beside(run: Callable[[threading.Event], None]) -> Callable[[threading.Event], None]:
-    """Return what runs beside something else: the process ends without it if a plugin keeps it."""
-
-    def run_and_end(stop: threading.Event) -> None:
-        ended = threading.Event()
-        threading.Thread(target=_end_soon_after, args=(stop, ended), daemon=True).start()
-        try:
-            run(stop)
-        finally:
-            ended.set()
-
-    return run_and_end
-
-
-def _end_soon_after(stop: threading.Event, ended: threading.Event | None = None) -> None:
-    """End the process some seconds after it was told to stop, if a plugin holds it up; its users stay due."""
-    stop.wait()
-    if (ended or threading.Event()).wait(SECONDS_TO_END):
-        return
-    tell("error", "what is learnt does not come to an end; the worker ends without it", style="bold red")
-    os._exit(1)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from embedding_studio.cli.console import announce, sentences, tell
+from embedding_studio.cli.console import announce, end_within, sentences, tell
 from embedding_studio.cli.succession import Inheritance, Succession
 from embedding_studio.telemetry.siblings import Siblings
 from embedding_studio.telemetry.traces import tracing
@@ -206,6 +206,8 @@ class Parent:
         process.heard = b""
         if self.is_over:
             return
+        if status - 128 in ENDS:  # told to end by others than this parent, before it served
+            status = 128 - status
         if status > 0 and not served and not self._goes_on_without(process):
             raise typer.Exit(status)
         if served and time.monotonic() - process.ready_at >= STEADY_SECONDS:
@@ -293,9 +295,8 @@ class Lifeline:
                 self.siblings.first = told["first"]
                 self.siblings.numbers = told["numbers"]
         self._succession.wait()
+        end_within(SECONDS_TO_END, "this one of several")
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(SECONDS_TO_END)
-        os._exit(1)
 
 
 def be(context: "Context", lifeline: Lifeline) -> None:

@@ -1,9 +1,7 @@
 """The HTTP service."""
 
 import gc
-import os
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedding_studio.cli.console import announce, on_stop, tell, untraced_context
-from embedding_studio.cli.learning import beside, settle
+from embedding_studio.cli.console import announce, end_within, on_stop, untraced_context
+from embedding_studio.cli.learning import settle
 from embedding_studio.cli.succession import Inheritance, inherited, succession
 from embedding_studio.errors import InvalidSettingError
 from embedding_studio.settings import MOST_PROCESSES, Settings
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from embedding_studio.cli.processes import Lifeline
 
 LONGEST_END_SECONDS = 15.0
-"""Of a service that was told to end; requests under way have had their time by then."""
+"""Of a service that was told to end: for requests under way, and then for what a worker is at."""
 
 
 def serve(
@@ -52,7 +50,6 @@ def serve(
             return
         with tracing():
             server = _server(context, worker=worker)
-            on_stop(partial(_end, server, context))
             url = url_of(listening)
             listening.listen()  # whoever reads what follows may call at once, and waits for uvicorn
             announce(f"Embedding Studio serves on {url} (documentation: {url}/docs)")
@@ -88,7 +85,6 @@ def serve_beside(context: "Context", lifeline: "Lifeline") -> None:
         socket.create_server(("127.0.0.1", 0)) as own,
     ):
         server = _server(context, worker=False)
-        on_stop(partial(_end, server, context))
         server.when_started = lambda: lifeline.tell_ready(numbers, url_of(own))
         server.run(sockets=[lifeline.listening, own])
 
@@ -129,24 +125,19 @@ def url_of(listening: socket.socket) -> str:
 
 
 def _end(server: "Server", context: "Context") -> None:
-    """Let a service end; uvicorn raises the signal again, for the handler that stood before its own."""
+    """Let a service end."""
     server.should_exit = True
     context.give_up()
-    late = threading.Timer(LONGEST_END_SECONDS, _end_without)
-    late.daemon = True
-    late.start()
-
-
-def _end_without() -> None:
-    """End the process though a thread that answers, as one that waits for an embedder, does not come back."""
-    tell("error", "a request does not come to an end; the service ends without it", style="bold red")
-    os._exit(1)
+    end_within(LONGEST_END_SECONDS, "a request, or what is learnt,")
 
 
 def _server(context: "Context", *, worker: bool) -> "Server":
     from embedding_studio.api.app import create_app
     from embedding_studio.api.connections import server
 
-    application = create_app(context, background=beside(context.worker().run) if worker else None)
+    application = create_app(context, background=context.worker().run if worker else None)
     settle()
-    return server(application, context.settings)
+    made = server(application, context.settings)
+    made.when_to_end = partial(_end, made, context)
+    on_stop(made.when_to_end)  # until it runs
+    return made
