@@ -1,15 +1,26 @@
 """What the doctor says of keys, clock, disk and queue; test_recall has what it says of collections."""
 
 import math
+import threading
+from contextlib import closing
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from embedding_studio import Context
-from embedding_studio.doctor import examine
+from embedding_studio import (
+    CatalogueObject,
+    Context,
+    SearchIndexInfo,
+    SearchResultItem,
+    Session,
+    SessionEvent,
+)
+from embedding_studio.doctor import A_WORKER, examine
 from embedding_studio.settings import load_settings
 from embedding_studio.storage.ports import QueueInfo, Vitals
 from embedding_studio.storage.postgres import PostgresStorage
+from processes import eventually
 
 LONG = "k" * 32
 
@@ -87,7 +98,50 @@ def test_a_queue_that_nobody_drains_is_told(memory, monkeypatch):
 
     assert empty == ("OK", "0 users wait to be learnt, 0 are in hand")
     assert late[0] == "WARN"
-    assert "3 users wait to be learnt, 1 are in hand, the first for 61 s; does a worker run" in late[1]
+    assert late[1] == "3 users wait to be learnt, 1 are in hand, the first for 61 s"
+
+
+@pytest.mark.parametrize(
+    ("workers", "oldest", "finding"),
+    [
+        (0, 0.0, ("OK", f"none is seen just now; what is clicked waits for {A_WORKER}")),
+        (0, 61.0, ("WARN", f"none is seen, and the first user waits for 61 s; run {A_WORKER}")),
+        (1, 61.0, ("OK", "one is seen")),
+        (3, 0.0, ("OK", "3 are seen")),
+    ],
+)
+def test_whether_a_worker_runs_is_said(memory, monkeypatch, workers, oldest, finding):
+    info = QueueInfo(waiting=0, held=0, oldest_seconds=oldest, workers=workers)
+    monkeypatch.setattr(memory.queue, "info", lambda: info)
+
+    findings = found(memory)
+
+    assert findings["worker"] == finding
+    assert ("more workers may run" in findings["queue"][1]) == (oldest > 60 and workers > 0)
+
+
+def test_a_worker_of_a_real_database_is_seen_and_when_it_last_learnt(postgres_url):
+    with (
+        closing(PostgresStorage(postgres_url)) as storage,
+        Context(load_settings(embedder="none", database_url=postgres_url)) as context,
+    ):
+        collection = storage.collections.create("default", SearchIndexInfo(dimensions=2))
+        storage.objects.upsert(collection, [CatalogueObject("a", np.ones((1, 2), dtype=np.float32))])
+        session = Session(session_id="s", user_id="ann", search_results=(SearchResultItem(object_id="a"),))
+        storage.clickstream.register_session(session, np.ones((1, 2), dtype=np.float32))
+        storage.clickstream.push_events([SessionEvent(session_id="s", object_id="a")])
+        before = found(storage)["worker"][1]
+        stop = threading.Event()
+        worker = threading.Thread(target=context.worker().run, args=(stop,))
+        worker.start()
+        eventually(60, lambda: storage.queue.info() == QueueInfo(0, 0, 0.0, workers=1))
+        during = found(storage)["worker"][1]
+        stop.set()
+        worker.join()
+
+    assert before.startswith("none is seen just now")
+    assert "the last session was learnt" not in before
+    assert during.startswith("one is seen; the last session was learnt ")
 
 
 def test_a_real_database_tells_its_clock_and_its_size(postgres_url):

@@ -24,6 +24,7 @@ CLOCK_SECONDS = 5
 """The database's clock may differ from ours by so much; events are dated by ours, and leases by its."""
 LAG_SECONDS = 10
 """A replica that is further behind is reported."""
+A_WORKER = "`embedding-studio worker`, or `serve` with a worker inside"
 LITTLE_DISK = 2**30
 TOO_LITTLE_DISK = 2**27
 """Bytes that are free."""
@@ -61,6 +62,7 @@ def examine(context: Context, *, load_embedder: bool = False) -> list[Finding]:
     findings += _findings("collections", partial(_collections, context))
     findings += _findings("engines", partial(_engines, context))
     findings += _findings("queue", partial(_queue, context))
+    findings += _findings("worker", partial(_worker, context))
     findings += _findings("orders", partial(_orders, context))
     findings += _findings("quarantine", partial(_quarantine, context))
     return findings
@@ -169,13 +171,29 @@ def _queue(context: Context) -> Iterator[Finding]:
     queue = context.storage.queue.info()
     told = f"{queue.waiting:,} users wait to be learnt, {queue.held:,} are in hand"
     if queue.oldest_seconds > context.settings.late_seconds:
-        told += (
-            f", the first for {queue.oldest_seconds:,.0f} s; does a worker run, and is one enough? More may "
-            "run beside it"
-        )
+        told += f", the first for {queue.oldest_seconds:,.0f} s"
+        if queue.workers:
+            told += "; more workers may run beside what is seen below"
         yield Finding("WARN", "queue", told)
     else:
         yield Finding("OK", "queue", told)
+
+
+def _worker(context: Context) -> Iterator[Finding]:
+    queue = context.storage.queue.info()
+    grade: Grade = "OK"
+    if queue.workers:
+        told = "one is seen" if queue.workers == 1 else f"{queue.workers:,} are seen"
+    elif queue.oldest_seconds > context.settings.late_seconds:
+        grade = "WARN"
+        told = f"none is seen, and the first user waits for {queue.oldest_seconds:,.0f} s; run {A_WORKER}"
+    else:
+        told = f"none is seen just now; what is clicked waits for {A_WORKER}"
+    done = context.storage.orders.list(status=SessionForImprovementStatus.DONE, limit=1)
+    if done:
+        ago = max(0, utc_timestamp() - done[0].updated_at)
+        told += f"; the last session was learnt {ago:,} s ago"
+    yield Finding(grade, "worker", told)
 
 
 def _collections(context: Context) -> Iterator[Finding]:
@@ -260,8 +278,6 @@ def _orders(context: Context) -> Iterator[Finding]:
     settings = context.settings
     is_late = waited > settings.late_seconds
     told = f"the oldest pending order waits for {waited:,} s"
-    if is_late:
-        told += "; does `embedding-studio worker`, or `serve` with a worker inside, run?"
     yield Finding("WARN" if is_late else "OK", "pending orders", told)
 
 

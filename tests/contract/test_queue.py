@@ -346,5 +346,33 @@ def test_waiting_ends_when_a_click_places_the_order(storage, films):
     assert woken == [True]
 
 
+def test_a_worker_is_seen_while_it_waits(storage, films):
+    search(storage, "s1")
+    before = storage.queue.info().workers
+
+    with beside(lambda: storage.queue.wait(30)) as ended:
+        while (during := storage.queue.info().workers) == 0:
+            assert not ended.is_set()
+        place(storage, "s1")
+
+    assert (before, during) == (0, 1)
+
+
+def test_a_worker_is_seen_while_it_holds_users_until_its_lease_ends(storage, films):
+    for user_id in ("ann", "bob", "cat"):
+        search(storage, user_id, user_id=user_id)
+        place(storage, user_id)
+
+    waiting = storage.queue.info().workers
+    storage.queue.claim(users=1, lease_seconds=0)
+    ended = storage.queue.info().workers
+    storage.queue.claim(users=1, lease_seconds=60)
+    storage.queue.claim(users=1, lease_seconds=60)
+    held = storage.queue.info()
+
+    assert (waiting, ended) == (0, 0)
+    assert held.workers == 2
+
+
 def test_waiting_for_an_order_that_nobody_places_ends_with_the_time(storage):
     assert storage.queue.wait(0.01) is False

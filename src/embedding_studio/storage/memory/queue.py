@@ -101,7 +101,9 @@ class MemoryQueue:
             waiting = sum(stored.token is None for stored in entries)
             now = time.time()
             oldest = max((now - stored.marked_at for stored in entries), default=0.0)
-            return QueueInfo(waiting, len(entries) - waiting, max(0.0, oldest))
+            in_hand = {stored.token for stored in entries if stored.token and stored.not_before > now}
+            workers = max(len(in_hand), self._state.watching)
+            return QueueInfo(waiting, len(entries) - waiting, max(0.0, oldest), workers)
 
     def wait(self, timeout_seconds: float) -> bool:
         def something_is_due() -> bool:
@@ -109,7 +111,11 @@ class MemoryQueue:
             return any(stored.not_before <= now for stored in self._state.queue.values())
 
         with self._state.lock:
-            return self._state.lock.wait_for(something_is_due, timeout_seconds)
+            self._state.watching += 1
+            try:
+                return self._state.lock.wait_for(something_is_due, timeout_seconds)
+            finally:
+                self._state.watching -= 1
 
     def _given_back(
         self,

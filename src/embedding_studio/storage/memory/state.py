@@ -57,6 +57,7 @@ class State:
 
     Attributes:
         lock: notified when a user is marked and when a fold ends.
+        watching: so many wait for a mark.
         schemas: by the collection's name.
         of_user: user_id -> session_id -> session, so that a user's are found without a look at all.
         most_waiting: so many events wait.
@@ -72,6 +73,7 @@ class State:
     most_waiting: int
     shared_half_life: float
     lock: threading.Condition = field(default_factory=threading.Condition)
+    watching: int = 0
     schemas: dict[str, "Tables"] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     sessions: dict[str, "StoredSession"] = field(default_factory=dict)

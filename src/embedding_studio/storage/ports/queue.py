@@ -45,11 +45,14 @@ class QueueInfo:
         waiting: entries that are not held.
         held: entries that a worker holds, or held when it ended.
         oldest_seconds: since the entry was marked that has been in the queue for longest; 0 in an empty one.
+        workers: so many are seen, for they wait for a mark or hold users; more may run. Behind a pooler, or
+            where a worker does not wait for marks, it is seen only while it holds users.
     """
 
     waiting: int
     held: int
     oldest_seconds: float
+    workers: int = 0
 
 
 class Queue(Protocol):

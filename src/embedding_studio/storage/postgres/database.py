@@ -182,13 +182,14 @@ class Database:
         if not pool.get_stats()["pool_size"]:
             pool.check()  # it calls, and goes on growing while somebody waits
 
-    def connect(self) -> Connection:
-        """Return a connection of its own, outside the pool; for the caller to close."""
-        connection = psycopg.connect(
-            self._locate(),
-            prepare_threshold=None,
-            **_CONNECTING,
-        )
+    def connect(self, application_name: str | None = None) -> Connection:
+        """Return a connection of its own, outside the pool; for the caller to close.
+
+        Args:
+            application_name: by which the server names it; None: as the others.
+        """
+        named: dict[str, Any] = {} if application_name is None else {"application_name": application_name}
+        connection = psycopg.connect(self._locate(), prepare_threshold=None, **_CONNECTING, **named)
         self._note(connection)
         return connection
 

@@ -24,10 +24,18 @@ from embedding_studio.storage.ports import (
     QueueEntry,
     QueueInfo,
 )
-from embedding_studio.storage.postgres.database import Connection, Database, only_row, text_array
+from embedding_studio.storage.postgres.database import (
+    APPLICATION_NAME,
+    Connection,
+    Database,
+    only_row,
+    text_array,
+)
 from embedding_studio.storage.postgres.sql import statements
 
 CHANNEL = "embedding_studio_orders"
+WORKER_NAME = f"{APPLICATION_NAME} worker"
+"""By which everybody may see of a connection that a worker waits on it."""
 POLL_SECONDS = 0.1
 """Between two looks, where no notice arrives."""
 CLICKS = [event_type for event_type, weight in DEFAULT_EVENT_WEIGHTS.items() if weight > 0]
@@ -112,8 +120,9 @@ class PostgresQueue:
         return self._given_back("end_entry", given, entry)
 
     def info(self) -> QueueInfo:
+        given = {"worker": WORKER_NAME}
         return QueueInfo(
-            *self._database.read(lambda connection: only_row(connection.execute(_SQL["queue_info"])))
+            *self._database.read(lambda connection: only_row(connection.execute(_SQL["queue_info"], given)))
         )
 
     def wait(self, timeout_seconds: float) -> bool:
@@ -151,7 +160,8 @@ class PostgresQueue:
     def _listener(self) -> tuple[Connection, bool]:
         with suppress(IndexError):
             return self._idle_listeners.pop(), False
-        listener = self._database.connect()
+        # A pooler leaves a name with a connection that is another's by then.
+        listener = self._database.connect(None if self._database.is_pooled else WORKER_NAME)
         if not self._database.is_pooled:
             listener.execute(_SQL["listen"].format(channel=sql.Identifier(CHANNEL)))
         return listener, True

@@ -245,7 +245,15 @@ WHERE collection = %(collection)s AND user_id = %(user_id)s AND token = %(token)
 SELECT
     count(*) FILTER (WHERE token IS NULL),
     count(*) FILTER (WHERE token IS NOT NULL),
-    greatest(0, coalesce(embedding_studio.seconds() - min(since), 0))
+    greatest(0, coalesce(embedding_studio.seconds() - min(since), 0)),
+    greatest(
+        count(DISTINCT token) FILTER (WHERE not_before > embedding_studio.seconds()),
+        (
+            SELECT count(*)
+            FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = %(worker)s
+        )
+    )
 FROM embedding_studio.queue
 
 -- name: something_is_due
