@@ -1,5 +1,6 @@
 """The loop through real processes: a service and a worker apart, the embedded server, HTTP."""
 
+import errno
 import json
 import os
 import signal
@@ -214,10 +215,18 @@ def test_a_service_whose_embedder_hangs_says_so_and_ends_all_the_same(
         asked = threads.submit(client.post, "/embeddings/similarity-search", json=search)
         eventually(60, reached.exists)
         process.send_signal(signal.SIGTERM)
+        eventually(10, lambda: is_refused(url_in(line)))
 
+        assert process.poll() is None
         assert process.wait(timeout=60) == ended
         assert "does not come to an end; the process ends without it" in process.stderr.read()
         assert asked.result().status_code >= 500
+
+
+def is_refused(url):
+    at = urlsplit(url)
+    with closing(socket.socket()) as caller:
+        return caller.connect_ex((at.hostname, at.port)) == errno.ECONNREFUSED
 
 
 def test_orders_of_a_killed_worker_are_learnt_by_the_next(environment):

@@ -40,7 +40,8 @@ def worker() -> None:
 def learn_beside(context: "Context", lifeline: "Lifeline") -> None:
     """Be the worker of a service of several processes."""
     with context.telling_siblings(lifeline.siblings) as numbers:
-        _learn(context, lambda: lifeline.tell_ready(numbers))
+        # The port is closed once all have let go of it, and who comes meanwhile would wait in vain.
+        _learn(context, lambda: lifeline.tell_ready(numbers), lifeline.listening.close)
 
 
 def settle() -> None:
@@ -53,11 +54,14 @@ def settle() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def _learn(context: "Context", when_ready: Callable[[], None]) -> None:
+def _learn(
+    context: "Context", when_ready: Callable[[], None], when_to_end: Callable[[], None] = lambda: None
+) -> None:
     stop = threading.Event()
 
     def end() -> None:
         stop.set()
+        when_to_end()
         context.give_up()
         end_within(SECONDS_TO_END, "what is learnt")
 

@@ -241,6 +241,7 @@ class Parent:
             process.lifeline.send(json.dumps(what).encode() + b"\n")
 
     def _end(self) -> None:
+        self.succession.listening.close()  # as each process does, so that who comes now is refused
         running = [each.running for each in self._processes if each.running is not None]
         for each in running:
             each.terminate()
