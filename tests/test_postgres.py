@@ -756,6 +756,8 @@ def test_a_text_that_the_database_cannot_hold_is_refused_as_input(postgres, text
         postgres.objects.upsert(things, [CatalogueObject(text, a_query(Q=1))])
     with pytest.raises(InvalidInputError):
         postgres.objects.upsert(things, [CatalogueObject("o1", a_query(Q=1), {"title": text})])
+    with pytest.raises(InvalidInputError, match=r"^a text may not hold (the|half)"):
+        postgres.clickstream.get_session(text)
 
     assert postgres.objects.count(things) == 0
 
@@ -927,8 +929,11 @@ def test_a_session_that_is_sent_again_while_its_user_is_forgotten_fails_no_batch
     assert postgres.clickstream.get_session("of ann").user_id == "ann"
 
 
+@pytest.mark.parametrize("failed_before", [0, 1, 3])
 @pytest.mark.parametrize("times", range(8))
-def test_what_was_to_be_prepared_after_a_statement_that_failed_works_afterwards(postgres_url, times):
+def test_what_was_to_be_prepared_after_a_statement_that_failed_works_afterwards(
+    postgres_url, times, failed_before
+):
     """psycopg prepares what it sees for the sixth time."""
 
     def work(connection, divisor):
@@ -938,6 +943,9 @@ def test_what_was_to_be_prepared_after_a_statement_that_failed_works_afterwards(
         return only_row(two)
 
     with closing(Database(postgres_url, pool_size=1)) as database:
+        for _ in range(failed_before):
+            with pytest.raises(InvalidInputError):
+                database.read(partial(work, divisor=0))
         for _ in range(times):
             database.read(partial(work, divisor=1))
         with pytest.raises(InvalidInputError):

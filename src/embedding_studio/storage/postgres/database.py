@@ -341,7 +341,11 @@ class Database:
             raise CollectionNotFoundError(
                 "the collection was dropped meanwhile; create it again, or look it up again by its name"
             ) from error
-        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, UnicodeEncodeError) as error:
+        except UnicodeEncodeError as error:
+            raise InvalidInputError("a text may not hold half a surrogate pair (U+D800 to U+DFFF)") from error
+        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as error:
+            if "cannot contain NUL" in str(error):
+                raise InvalidInputError("a text may not hold the character NUL (U+0000)") from error
             raise InvalidInputError(
                 f"the database cannot store this value: {error}; mend or drop it"
             ) from error
@@ -503,10 +507,11 @@ def _prepare_again(connection: Connection) -> None:
     """Forget what is prepared, after an error in no transaction, for the driver does so only after one.
 
     It takes for prepared what was to be prepared in a pipeline after the statement that failed, and is not.
+    It notices this statement where it has not counted it before, and does not count what is to be prepared.
     """
     if connection.info.transaction_status == TransactionStatus.IDLE:
         try:
-            connection.execute("DEALLOCATE ALL")
+            connection.execute("DEALLOCATE ALL", prepare=True)
         except psycopg.Error:
             connection.close()
 
