@@ -721,6 +721,13 @@ def test_a_text_that_cannot_be_embedded_as_the_collection_was_is_refused(storage
         SearchService(storage, embedder=SyllableEmbedder()).search("a text", collection="other")
 
 
+def test_a_text_is_refused_for_brought_vectors_of_another_size(storage):
+    storage.collections.create("brought", SearchIndexInfo(dimensions=5))
+
+    with pytest.raises(InvalidInputError, match=r"has vectors of 5 dimensions .* makes 3: search it with"):
+        SearchService(storage, embedder=SyllableEmbedder()).search("a text", collection="brought")
+
+
 @pytest.mark.parametrize(
     "vectors", [[math.nan, 0, 0], [0, 0, 0], [1, 0], [[[1, 0, 0]]], [], [math.inf, 0, 1]]
 )
@@ -747,6 +754,11 @@ def test_a_query_that_is_no_vector_of_the_collection_is_refused(memory, vectors)
         ({"user_id": 17}, "user_id is 17, a int; give a text, such as '17'"),
         ({"query": "  "}, "the query is empty"),
         ({"query": "x" * 16_385}, "the query has 16,385 characters"),
+        ({"query": "red\0"}, "the query cannot be searched for: a text may not hold the character NUL"),
+        ({"query": "red\udcff"}, "the query cannot be searched for: a text may not hold half a surrogate"),
+        ({"collection": ""}, "the name of a collection is empty"),
+        ({"collection": "\ud800"}, "the name of a collection holds half a surrogate"),
+        ({"collection": 17}, "the name of a collection is 17, a int"),
         ({"query": [[1.0, 0.0, 0.0]] * 65}, "the query has 65 parts"),
         ({"sort_by": ("", "ascending")}, "the name of a field is empty"),
         ({"sort_by": ("a" * 513, "ascending")}, "the name of a field has 513 characters"),

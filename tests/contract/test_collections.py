@@ -42,6 +42,18 @@ def test_a_collection_is_found_as_it_was_made(storage):
     assert storage.collections.get("shoes") == made
 
 
+@pytest.mark.parametrize("name", ["", "x" * 513, "a\0"])
+def test_what_can_be_no_name_names_neither_a_collection_nor_an_alias(storage, name):
+    storage.collections.create("shoes", index())
+
+    with pytest.raises(InvalidInputError, match="the name of a collection"):
+        storage.collections.create(name, index())
+    with pytest.raises(InvalidInputError, match="the name of a collection"):
+        storage.collections.get(name)
+    with pytest.raises(InvalidInputError, match="an alias"):
+        storage.collections.set_alias(name, "shoes")
+
+
 def test_collections_are_listed_by_name(storage):
     made = {name: storage.collections.create(name, index()) for name in ("b", "c", "a")}
 

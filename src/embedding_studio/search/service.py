@@ -28,7 +28,7 @@ from embedding_studio.domain.sessions import (
     Session,
     SessionDisposition,
 )
-from embedding_studio.domain.storable import check_id
+from embedding_studio.domain.storable import check_id, check_text
 from embedding_studio.embedders import Embedder, embed_texts, query_embedding
 from embedding_studio.embedders.names import mismatch
 from embedding_studio.embeddings.bend import Bend
@@ -307,6 +307,10 @@ class SearchService:
             raise InvalidInputError(
                 f"the query has {len(query):,} characters; at most {MAX_QUERY_LENGTH:,} are searched for"
             )
+        try:
+            check_text(query)
+        except ValueError as error:
+            raise InvalidInputError(f"the query cannot be searched for: {error}") from error
         if self._embedder is None:
             raise EmbeddingError(
                 "there is no embedder for the text of the query; search with vectors, or set EMBEDDER"
@@ -316,6 +320,11 @@ class SearchService:
         embed = query_embedding(self._embedder, seconds=self._query_seconds)
         with span("embed query"):
             [vectors] = embed_texts(self._embedder, [query], embed=embed)
+        if collection.embedder is None and vectors.shape[-1] != collection.index.dimensions:
+            raise InvalidInputError(
+                f"the collection {collection.name!r} has vectors of {collection.index.dimensions} dimensions "
+                f"that callers brought, and the embedder makes {vectors.shape[-1]}: search it with vectors"
+            )
         try:
             checked = check_vectors(collection.index, vectors, "the query")
         except InvalidVectorsError as error:  # not the caller's fault, who gave a text

@@ -8,6 +8,7 @@ from embedding_studio.domain.objects import (
     Collection,
     OwnPast,
 )
+from embedding_studio.domain.storable import check_id
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.memory.state import State, Tables
 from embedding_studio.storage.memory.votes import Votes
@@ -27,6 +28,7 @@ class MemoryCollections:
         attached: Attachment | None = None,
         filled: Attachment | None = None,
     ) -> Collection:
+        check_id(name, "the name of a collection")
         if index.dimensions is None:
             raise InvalidInputError(
                 f"collection {name!r} needs to know its dimensions; give index.dimensions"
@@ -51,6 +53,7 @@ class MemoryCollections:
             return wanted
 
     def get(self, name: str) -> Collection:
+        check_id(name, "the name of a collection")
         with self._state.lock:
             return self._state.named(name).collection
 
@@ -97,6 +100,7 @@ class MemoryCollections:
             self._state.aliases = {alias: stands for alias, stands in aliases.items() if stands != name}
 
     def set_alias(self, alias: str, name: str) -> None:
+        check_id(alias, "an alias")
         with self._state.lock:
             if alias in self._state.schemas:
                 raise ConflictError(f"{alias!r} is a collection; choose another name for the alias")

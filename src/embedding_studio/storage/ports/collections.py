@@ -35,7 +35,7 @@ class Collections(Protocol):
                 finds those of the one that is there.
 
         Raises:
-            InvalidInputError: ``index.dimensions`` is not known.
+            InvalidInputError: ``index.dimensions`` is not known, or the name can name nothing.
             ConflictError: the name is taken by an alias or a collection of another kind.
         """
         ...

@@ -9,6 +9,7 @@ from psycopg.types.json import Jsonb
 
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import Attachment, Collection, OwnPast
+from embedding_studio.domain.storable import check_id
 from embedding_studio.errors import CollectionNotFoundError, ConflictError, InvalidInputError
 from embedding_studio.storage.ports import OutdatedError
 from embedding_studio.storage.postgres.database import Connection, Database, only_row, server_of
@@ -56,6 +57,7 @@ class PostgresCollections:
         attached: Attachment | None = None,
         filled: Attachment | None = None,
     ) -> Collection:
+        check_id(name, "the name of a collection")
         if index.dimensions is None:
             raise InvalidInputError(
                 f"collection {name!r} needs to know its dimensions; give index.dimensions"
@@ -93,6 +95,8 @@ class PostgresCollections:
         return self._database.write(work)
 
     def get(self, name: str) -> Collection:
+        check_id(name, "the name of a collection")
+
         def work(connection: Connection) -> tuple[str, tuple[Any, ...]]:
             return server_of(connection), _row_of(connection, name)
 
@@ -184,6 +188,8 @@ class PostgresCollections:
         self._dropped(self._database.write(work, is_upkeep=True))
 
     def set_alias(self, alias: str, name: str) -> None:
+        check_id(alias, "an alias")
+
         def work(connection: Connection) -> None:
             lock_names(connection)
             collection = find_collection(connection, name)
