@@ -158,6 +158,45 @@ def test_quotes_of_a_tsv_are_characters_where_some_could_not_enclose_values(tmp_
     assert texts(path) == ['"Tis a pity', "blue hat", '"a, b"', "x, y", 'green bag"']
 
 
+@pytest.mark.parametrize("separator", ["|", "~"])
+def test_quotes_enclose_no_rows_where_others_than_commas_separate_columns(tmp_path, separator):
+    path = tmp_path / "a.csv"
+    rows = ["id,text", '1,"Tis a pity', "2,blue hat", '3,green bag"', "", "4,red shoe"]
+    path.write_text("\n".join(rows).replace(",", separator))
+
+    assert texts(path, separator=separator) == ['"Tis a pity', "blue hat", 'green bag"', "red shoe"]
+
+
+def test_a_value_of_a_csv_that_may_be_several_rows_is_noted_with_its_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,red\n2,"Tis a pity\n3,green bag"\n')
+
+    [noted] = notes(path)
+
+    assert noted.startswith("line 3: a value in quotes goes on over lines that would be rows of their own")
+
+
+def test_a_value_over_several_lines_that_could_be_no_rows_is_not_noted(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,red\n2,"Tis\na pity"\n')
+
+    assert notes(path) == []
+
+
+@pytest.mark.parametrize(("said", "is_refused"), [("zenith", True), ("acme", False), ("", False)])
+def test_a_row_that_says_another_value_than_its_folder_is_refused(tmp_path, said, is_refused):
+    folder = tmp_path / "out" / "brand=acme"
+    folder.mkdir(parents=True)
+    (folder / "a.csv").write_text(f"id,text,brand\n1,red,{said}\n")
+
+    if is_refused:
+        assert "line 2: the column 'brand' is 'zenith' in the row and 'acme' by its folder" in refusal(
+            tmp_path / "out"
+        )
+    else:
+        assert read(tmp_path / "out") == [("1", "red", {"text": "red", "brand": "acme"})]
+
+
 def test_a_separator_is_told_where_none_is_found(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id~text\n1~red shoe\n")

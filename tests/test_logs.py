@@ -168,6 +168,27 @@ def test_a_table_is_read_by_its_mapping_and_a_quote_too_many_costs_its_own_line(
     }
 
 
+@pytest.mark.parametrize("separator", ["\t", "|"])
+def test_a_quote_that_encloses_nothing_is_part_of_its_value(tmp_path, separator):
+    path = tmp_path / "a.tsv"
+    rows = ["time,query,object", '2026-01-05,"gift,a', '2026-01-05,24" tv,a', '2026-01-05,"red ""5"" shoe",a']
+    path.write_text("\n".join(rows).replace(",", separator))
+
+    entries = [entry for _, entry in open_log(str(path), columns=flat.mapping(None)).entries]
+    queries = [entry.query for entry in entries if isinstance(entry, Event)]
+    assert queries == ['"gift', '24" tv', 'red "5" shoe']
+
+
+def test_what_a_database_writes_for_nothing_is_no_user(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("time\tuser\tquery\n2026-01-05\t\\N\tred\n")
+
+    [(_, search)] = open_log(str(path), columns=flat.mapping(None)).entries
+
+    assert isinstance(search, Search)
+    assert search.user_id is None
+
+
 def test_our_own_sessions_are_read_whole():
     dialect, entries, left = entries_of("own.jsonl")
 

@@ -5,12 +5,16 @@ What is found is never trusted alone: the columns that were asked for must be in
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
 
 SEPARATORS = ",;\t|"
+
+QUOTING_SEPARATORS = ",;"
+"""Whoever writes these puts values in quotes; of others some programs do not."""
 
 SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")
 """How a file tells Excel its separator, in a line before the header."""
@@ -121,6 +125,23 @@ def encloses_values(read: Callable[[], Iterable[str]], dialect: Dialect) -> bool
         return len({len(values) for _, values in dialect.rows(read())}) == 1
     except NotATableError:
         return False
+
+
+def swallows_rows(read: Callable[[], Iterable[str]], dialect: Dialect) -> bool:
+    """Return whether values in quotes take in rows: each line has the same number of values without quotes.
+
+    Args:
+        read: gives the lines of the table; called once or twice.
+    """
+    widths = Counter(
+        line.count(dialect.separator) for line in islice(read(), dialect.skipped, None) if line.strip()
+    )
+    if len(widths) != 1 or widths[0]:
+        return False
+    try:
+        return sum(1 for _ in dialect.rows(read())) < widths.total()
+    except NotATableError:
+        return True
 
 
 class _Quotes:

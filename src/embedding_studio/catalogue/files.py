@@ -179,6 +179,11 @@ class CatalogueFile:
     def _note(self) -> None:
         for column, why in self._rows.left_out.items():
             self.notes.append(f"the column {column!r} is left out: {why}")
+        self.notes += [
+            f"{place}: a value in quotes goes on over lines that would be rows of their own; if it should "
+            "not, its quotes are part of it: write each twice, and one more around the value"
+            for place in self._rows.swallowing()
+        ]
         for column, why in self._types.exceptions.items():
             if column not in self._reading.named:
                 self.notes.append(f"the column {column!r} is of texts, {why}")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,13 +20,15 @@ from urllib.parse import unquote
 from embedding_studio.catalogue.delimited import (
     HEAD_LINES,
     NULL,
+    QUOTING_SEPARATORS,
     Dialect,
     NotATableError,
     encloses_values,
     find_dialect,
+    swallows_rows,
 )
 from embedding_studio.domain.storable import check_text
-from embedding_studio.errors import InvalidDataError
+from embedding_studio.errors import InvalidDataError, shown
 from embedding_studio.files import STDIN, readable, unpacked
 from embedding_studio.parquet import BATCH_ROWS, NotJsonError, json_columns, parquet_file
 
@@ -135,6 +138,7 @@ class Rows:
         self._parts = _parts(path, shown)
         self._dialects: dict[Path, Dialect] = {}
         self._unusable: dict[str, NotJsonError] = {}
+        self._over_lines: dict[Path, str] = {}
         self.columns: dict[str, None] = {}
         self.left_out: dict[str, str] = {}
 
@@ -142,6 +146,13 @@ class Rows:
     def is_table(self) -> bool:
         """Whether values are texts, whose types are still to be found."""
         return self._parts[0].kind in SEPARATOR_OF
+
+    def swallowing(self) -> Iterator[str]:
+        """Yield where the first value stands that may have taken in rows by its quotes, of each table."""
+        for part in self._parts:
+            place = self._over_lines.get(part.path)
+            if place is not None and swallows_rows(partial(self._lines, part), self._dialects[part.path]):
+                yield place
 
     def __iter__(self) -> Iterator[Row | Fault]:
         for part in self._parts:
@@ -153,8 +164,7 @@ class Rows:
                     rows = self._table_rows(part)
                 else:
                     rows = self._json_rows(part)
-                for row in rows:
-                    yield (row[0], row[1] | part.columns) if part.columns and isinstance(row, tuple) else row
+                yield from rows if not part.columns else (_with_columns(row, part.columns) for row in rows)
 
     def _lines(self, part: Part, newline: str = "") -> Iterator[str]:
         with unpacked(part.path) as file:
@@ -184,6 +194,8 @@ class Rows:
             names = self._names(header, f"{part.shown}, line {dialect.skipped + 1}")
             for line, values in rows:
                 place = f"{part.before}line {line}"
+                if part.path not in self._over_lines and "\n" in "".join(values):
+                    self._over_lines[part.path] = place
                 if len(values) != len(names):
                     yield Fault(
                         "width", f"{place}: {len(values)} values for {len(names)} columns, {listed(names)}"
@@ -222,9 +234,12 @@ class Rows:
                 f"{listed(header)} where {dialect.separator!r} separates columns"
                 + ("" if self._separator else " (--delimiter names another separator)")
             )
-        if dialect.separator != "\t":
+        if dialect.separator in QUOTING_SEPARATORS:
             return dialect
-        is_quoted = encloses_values(lambda: self._lines(part), dialect)
+        read = partial(self._lines, part)
+        is_quoted = (
+            encloses_values(read, dialect) if dialect.separator == "\t" else not swallows_rows(read, dialect)
+        )
         return Dialect(dialect.separator, is_quoted, dialect.skipped)
 
     def _names(self, header: list[str], where: str) -> list[str]:
@@ -297,6 +312,21 @@ class Rows:
                 for n in range(batch.num_rows):
                     number += 1
                     yield f"{part.before}row {number}", {name: values[n] for name, values in columns.items()}
+
+
+def _with_columns(row: Row | Fault, columns: dict[str, str | None]) -> Row | Fault:
+    """Return a row with what the names of its folders say."""
+    if isinstance(row, Fault):
+        return row
+    place, values = row
+    for name, said in columns.items():
+        if (value := values.get(name)) is not None and str(value) != said:
+            return Fault(
+                "folder",
+                f"{place}: the column {name!r} is {shown(value)} in the row and {shown(said)} by its folder; "
+                "leave one out",
+            )
+    return place, values | columns
 
 
 def _from_arrow(value: Any) -> Any:

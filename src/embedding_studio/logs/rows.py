@@ -24,6 +24,10 @@ BEGIN_OF_LIST = re.compile(rb"\[(.*,)?", re.DOTALL)
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 TABLES = (".csv", ".tsv")
 DELIMITERS = ",;\t|"
+QUOTING = ",;"
+"""Whoever writes these puts values in quotes; of others some programs do not."""
+NULL = r"\N"
+"""How databases write what is missing where tabs separate columns."""
 
 NumberedRow = tuple[int, Row | Unusable]
 """Where it stands, from 1 on: a line, or a row of Parquet."""
@@ -88,13 +92,11 @@ def _table_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path)
         reason = "a line that has not a value for each column"
         try:
             text = line.decode().rstrip("\r\n")
-            if header is None:
-                delimiter = max(DELIMITERS, key=text.count)
-            [values] = csv.reader([text], delimiter=delimiter, strict=True)
         except UnicodeDecodeError:
-            values, reason = [], "a line that is not UTF-8"
-        except csv.Error:
-            values = []
+            text, reason = "", "a line that is not UTF-8"
+        if header is None:
+            delimiter = max(DELIMITERS, key=text.count)
+        values = _values(text, delimiter, None if header is None else len(header))
         if header is None:
             if not values or len(set(values)) < len(values):
                 raise InvalidDataError(f"{path}, line {number}: column names, each once, are needed")
@@ -103,6 +105,17 @@ def _table_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path)
             yield number, Unusable(reason)
         else:
             yield number, dict(zip(header, values, strict=True))
+
+
+def _values(text: str, delimiter: str, width: int | None) -> list[str]:
+    """Return the values of a line; where quotes plainly enclose none, they are part of them."""
+    try:
+        [values] = csv.reader([text], delimiter=delimiter, strict=True)
+    except csv.Error:
+        values = []
+    if len(values) != width and delimiter not in QUOTING and text.count(delimiter) + 1 == width:
+        values = text.split(delimiter)
+    return ["" if value == NULL else value for value in values] if delimiter == "\t" else values
 
 
 def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
