@@ -6,7 +6,9 @@ from functools import partial
 
 import pytest
 
+from embedding_studio.api import collectors
 from embedding_studio.api.app import create_app
+from embedding_studio.importing import Importer
 from test_api_service import KEYS, SEARCH, letters_context, pointers_of, problem_of, serving
 
 ALGOLIA = "/1/events"
@@ -139,6 +141,8 @@ def test_events_of_algolia_on_what_is_not_here_are_counted(client):
         ({"positions": [1, 2]}, "#/events/1", "as many as objectIDs"),
         ({"timestamp": 1_600_000_000_000}, "#/events/1/timestamp", "at most 30 days ago"),
         ({"index": None}, "#/events/1", "the name of an index"),
+        ({"index": "a\0"}, "#/events/1", "the name of an index"),
+        ({"index": "x" * 513}, "#/events/1", "the name of an index"),
         ({"events": [event(timestamp=1)], "eventName": None}, "#/events/1", "eventName has 1 to 64"),
     ],
 )
@@ -211,6 +215,34 @@ def test_application_names_the_collection_of_ubi_where_there_is_such(client):
     session = client.get("/api/v1/clickstream/session", params={"session_id": "u1"}).json()
     assert session["collection"] == "default"
     assert "rows at once are too many" in too_many["detail"]
+
+
+@pytest.mark.parametrize("application", ["a\0", "x" * 513, "", {"a": 1}])
+def test_an_application_that_no_collection_can_be_called_by_is_as_one_that_there_is_not(client, application):
+    query = {"query_id": "u1", "client_id": "bob", "user_query": "ab", "timestamp": now()}
+
+    answer = client.post("/ubi_queries", json=[query | {"application": application}])
+
+    assert became(answer)["sessions"] == {"recorded": 1}
+
+
+def test_rows_of_many_applications_that_are_no_collections_are_stored_at_once(client, monkeypatch):
+    stored = []
+
+    class Counted(Importer):
+        def run(self, entries):
+            stored.append(entries)
+            return super().run(entries)
+
+    monkeypatch.setattr(collectors, "Importer", Counted)
+    query = {"client_id": "bob", "user_query": "ab", "timestamp": now()}
+
+    answer = client.post(
+        "/ubi_queries", json=[query | {"application": f"app {n}", "query_id": f"u{n}"} for n in range(50)]
+    )
+
+    assert became(answer)["sessions"] == {"recorded": 50}
+    assert len(stored) == 1
 
 
 def test_a_browser_may_send_to_the_collectors_from_the_origins_that_are_allowed(make_context):

@@ -33,10 +33,11 @@ from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.keys import Scope
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
+from embedding_studio.domain.storable import is_id
 from embedding_studio.errors import CollectionNotFoundError
 from embedding_studio.importing import Importer, join_recorded
 from embedding_studio.logs import Entry, NumberedRow, Placed, Unusable, algolia, placed_entries, ubi
-from embedding_studio.logs.entries import Beside, seconds_of
+from embedding_studio.logs.entries import Beside, id_of, seconds_of
 from embedding_studio.telemetry.metrics import ServiceMetrics
 
 router = APIRouter(tags=["collectors"])
@@ -158,26 +159,31 @@ def _ubi(body: Any, context: Context, metrics: ServiceMetrics, caller: Caller) -
     rows = body if isinstance(body, list) else [body]
     if len(rows) > (most := context.settings.max_events_per_request):
         raise wrong_body(f"{len(rows)} rows at once are too many; send at most {most}")
-    by_application: dict[str, list[NumberedRow]] = {}
+    of_application: dict[str | None, Collection] = {}
+    by_collection: dict[Collection, list[NumberedRow]] = {}
     for number, row in enumerate(rows):
-        application = row.get("application") if isinstance(row, dict) else None
+        application = id_of(row.get("application")) if isinstance(row, dict) else None
+        if application not in of_application:
+            of_application[application] = _of_application(context, caller, application)
         usable = row if isinstance(row, dict) else Unusable("a row that is no JSON object")
-        by_application.setdefault(str(application or ""), []).append((number, usable))
+        by_collection.setdefault(of_application[application], []).append((number, usable))
     received = Received()
-    for application, theirs in by_application.items():
-        # A bound key does not even learn whether there is another collection.
-        is_known = bool(application) and may_use(context.storage.collections, caller, application)
-        collection = (_collection(context, application) if is_known else None) or (
-            context.storage.collections.get(DEFAULT_COLLECTION)
-        )
+    for collection, theirs in by_collection.items():
         require_collection(context, caller, collection.name)
         entries = own_entries(context, caller, placed_entries(ubi.read, theirs, source="row"))
         _store(context, metrics, collection, caller, entries, received=received)
     return received
 
 
+def _of_application(context: Context, caller: Caller, application: str | None) -> Collection:
+    # A bound key does not even learn whether there is another collection.
+    is_known = application is not None and may_use(context.storage.collections, caller, application)
+    named = _collection(context, application) if application is not None and is_known else None
+    return named or context.storage.collections.get(DEFAULT_COLLECTION)
+
+
 def _algolia_event(event: Any, number: int) -> Sequence[Entry]:
-    if not isinstance(event, dict) or not isinstance(event.get("index"), str):
+    if not isinstance(event, dict) or not is_id(event.get("index")):
         raise wrong_body("an event is a JSON object with the name of an index", "events", number)
     now = utc_timestamp()
     at = seconds_of(event.get("timestamp", now))

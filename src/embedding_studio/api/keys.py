@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from embedding_studio.api.authentication import ADMIN, guard_of
 from embedding_studio.api.bodies import Body, BodyRoute
@@ -21,11 +21,16 @@ from embedding_studio.domain.keys import (
     new_key,
     renewed,
 )
+from embedding_studio.domain.storable import check_id
 from embedding_studio.errors import InvalidInputError
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=BodyRoute, dependencies=[ADMIN])
 
-KeyId = Annotated[str, Path(min_length=1, max_length=64, description="the second last part of a key")]
+KeyId = Annotated[
+    str,
+    Path(min_length=1, max_length=64, description="the second last part of a key"),
+    AfterValidator(check_id),
+]
 DAY_SECONDS = 86_400
 OLD_SECONDS = 7 * DAY_SECONDS
 MOST_SECONDS = 366 * DAY_SECONDS
