@@ -22,6 +22,8 @@ from embedding_studio.storage.postgres.address import checked_address
         "host=127.0.0.1 password=s3cret pw",
         "host=127.0.0.1 port=1 passwrd=s3cret",
         "host=127.0.0.1 password='s3cret",
+        "postgresql://u:p%zz?s3cret=1&x@127.0.0.1:1/db",
+        "postgresql://127.0.0.1:1/db?s3cret%20s3cret=1",
     ],
 )
 def test_an_address_that_is_none_is_told_without_any_part_of_it(address):
@@ -32,6 +34,14 @@ def test_an_address_that_is_none_is_told_without_any_part_of_it(address):
     assert "s3cret" not in str(error)
     assert error.__cause__ is None
     assert error.__suppress_context__ or error.__context__ is None
+
+
+@pytest.mark.parametrize("also", ["", "sslmode=disable&"])
+def test_a_parameter_that_is_another_drivers_is_named(also):
+    address = f"postgresql://u:s3cret@127.0.0.1:1/db?{also}pgbouncer=true"
+
+    with pytest.raises(InvalidSettingError, match=r"^DATABASE_URL has the parameter pgbouncer, .*out$"):
+        checked_address(address)
 
 
 @pytest.mark.parametrize(

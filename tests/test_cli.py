@@ -36,6 +36,19 @@ QUICKSTART = Path(__file__).parents[1] / "docs" / "quickstart.md"
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_as_empty_ones(closed):
+    run = 'exec "$0" -c "from embedding_studio.cli import app; app()" index - --dry-run'
+
+    ended = subprocess.run(
+        ["sh", "-c", f"{run} {closed}", sys.executable], capture_output=True, text=True, input="", check=False
+    )
+
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr == ("" if "2>" in closed else "error: -: it is empty; there is no row in it\n")
+
+
 def test_the_verbs_are_those_that_people_know():
     assert (
         sorted(

@@ -30,6 +30,32 @@ def test_the_documented_variables_are_read_from_the_environment(monkeypatch):
     assert settings.cors_origins == ("https://a.example", "https://b.example")
 
 
+@pytest.mark.parametrize(
+    "given", ["https://a.example/", "a.example", '["https://a.example"]', "https://A.example", "https://a b"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(monkeypatch, given):
+    monkeypatch.setenv("CORS_ORIGINS", f"https://b.example,{given}")
+
+    with pytest.raises(InvalidSettingError, match=r"CORS_ORIGINS: .* is no origin as browsers send it"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "given", ["*", "null", "http://127.0.0.1:3000", "http://[::1]:80", "app://localhost"]
+)
+def test_origins_are_taken_as_browsers_send_them(monkeypatch, given):
+    monkeypatch.setenv("CORS_ORIGINS", given)
+
+    assert load_settings().cors_origins == (given,)
+
+
+@pytest.mark.parametrize("name", ["data_dir", "embedder", "host"])
+def test_a_variable_that_is_empty_leaves_the_default(monkeypatch, name):
+    monkeypatch.setenv(name.upper(), "")
+
+    assert getattr(load_settings(), name) == Settings.model_fields[name].default
+
+
 def test_a_file_dot_env_is_read(tmp_path):
     Path(tmp_path / ".env").write_text("GATE_THRESHOLD=0.8\n")
 

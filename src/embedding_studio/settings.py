@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -29,7 +30,7 @@ from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS
 from embedding_studio.embedders import PART_CHARACTERS, EmbedderOptions
 from embedding_studio.embedders.names import without_secrets
 from embedding_studio.embeddings.improvement.waves import ADJUSTMENT_RATE, NUM_ITERATIONS, SOFTMIN_TEMPERATURE
-from embedding_studio.errors import InvalidSettingError
+from embedding_studio.errors import InvalidSettingError, shown
 from embedding_studio.feedback.improve import (
     BACKOFF_SECONDS,
     LEASE_SECONDS,
@@ -58,6 +59,9 @@ from embedding_studio.storage.ports import (
 from embedding_studio.telemetry.logs import LogFormat
 
 logger = logging.getLogger(__name__)
+
+ORIGIN = re.compile(r"""\*|null|[a-z][a-z0-9+.-]*://[^/?#\s"'A-Z]+""")
+"""As browsers send it; one that is written otherwise would allow none."""
 
 
 class Knob(BaseModel):
@@ -446,6 +450,22 @@ class Settings(BaseSettings):
             if isinstance(given, str)
             else given
         )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for each in given:
+            if not ORIGIN.fullmatch(each):
+                raise ValueError(
+                    f"{shown(each)} is no origin as browsers send it; write https://shop.example, in small "
+                    "letters and without a path, or *, with commas between several"
+                )
+        return given
+
+    @field_validator("data_dir", "embedder", "host", mode="before")
+    @classmethod
+    def _empty_is_default(cls, given: Any, info: ValidationInfo) -> Any:
+        return cls.model_fields[info.field_name or ""].default if given == "" else given
 
     @field_validator(
         "database_url",

@@ -74,6 +74,15 @@ class _Console(Console):
         return super().render_str(visible(text), **options)
 
 
+def _open_closed_streams() -> None:
+    """Let a stream that is closed be one of nothing; no socket takes its number, either."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nothing = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115, it stays open
+            setattr(sys, name, nothing)
+
+
+_open_closed_streams()
 out = _Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
 err = _Console(stderr=True, markup=False, emoji=False)
 

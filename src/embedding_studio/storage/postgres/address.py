@@ -30,9 +30,30 @@ def checked_address(given: str, setting: str = "DATABASE_URL") -> str:
     try:
         parts = conninfo_to_dict(address)
     except (psycopg.ProgrammingError, UnicodeError):
-        raise InvalidSettingError(_NO_ADDRESS.format(setting=setting)) from None
+        told = _unknown_parameter(address) or _NO_ADDRESS
+        raise InvalidSettingError(told.format(setting=setting)) from None
     place = "".join(str(parts.get(name, "")) for name in ("host", "dbname"))
     is_url = "://" in address
     if (is_url and "@" in place) or re.fullmatch(r"[\d,]*", str(parts.get("port", ""))) is None:
         raise InvalidSettingError(_NO_ADDRESS.format(setting=setting))
     return address
+
+
+def _unknown_parameter(address: str) -> str | None:
+    """Return what is said of an address that is right but for a parameter, as other drivers have some."""
+    rest, _, query = address.partition("?")
+    if "@" in query or not _is_address(rest):
+        return None
+    names = (each.partition("=")[0] for each in query.split("&"))
+    unknown = next((name for name in names if not _is_address(f"postgresql:///?{name}=1")), "")
+    if not re.fullmatch(r"\w+", unknown, re.ASCII):
+        return None
+    return f"{{setting}} has the parameter {unknown}, which PostgreSQL's client does not know; leave it out"
+
+
+def _is_address(given: str) -> bool:
+    try:
+        conninfo_to_dict(given)
+    except (psycopg.ProgrammingError, UnicodeError):
+        return False
+    return True
