@@ -28,6 +28,7 @@ from embedding_studio.cli.searching import _vector_or_text
 from embedding_studio.cli.serving import bound
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.sessions import Session
+from embedding_studio.errors import EmbeddingError
 from embedding_studio.evaluation import CLICK_MODELS, METHODS, PLAIN
 from embedding_studio.settings import Settings, load_settings
 
@@ -213,6 +214,41 @@ def test_vectors_of_a_file_of_numpy_are_those_of_the_rows(command, stored, monke
     assert (seven.parts.tolist(), seven.payload) == ([[1, 0]], {"price": 1.5})
     assert (eight.parts.tolist(), eight.payload) == ([[0, 1]], {"price": 2})
     assert default.embedder is None
+
+
+class FailingEmbedder:
+    """An embedder that fails once its size is known."""
+
+    name = "failing"
+    dimensions = 3
+
+    def split(self, text):
+        return [text]
+
+    def embed(self, texts, **_):
+        if "b" in texts:
+            raise EmbeddingError("gone")
+        return np.ones((len(texts), 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("texts", "name", "kept"),
+    [
+        ("b", "films", ["before"]),
+        ("b", "before", ["before"]),
+        (["a"] * 256 + ["b"], "films", ["before", "films"]),
+    ],
+    ids=["nothing stored", "made before", "a batch stored"],
+)
+def test_an_attempt_that_stored_nothing_leaves_no_collection(command, stored, texts, name, kept):
+    stored.collections.create("before", SearchIndexInfo(dimensions=3), embedder="failing")
+    write("o.jsonl", *({"id": n, "text": text} for n, text in enumerate(texts)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Context, "embedder", FailingEmbedder(), raising=False)
+
+        assert "gone" in refusal(command("index", "o.jsonl", "-c", name))
+
+    assert [each.name for each in stored.collections.list()] == kept
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from embedding_studio.cli.services import Url, opened_service
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, Collection
 from embedding_studio.domain.sessions import DEFAULT_COLLECTION
-from embedding_studio.errors import CollectionNotFoundError
+from embedding_studio.errors import CollectionNotFoundError, EmbeddingStudioError
 from embedding_studio.indexing import IndexingReport, update_payloads
 from embedding_studio.indexing import prune as prune_objects
 
@@ -254,17 +254,31 @@ def _stored(catalogue: CatalogueFile, wanted: Wanted, *, dry_run: bool) -> dict[
                     prune_objects(context.storage, existing, ids, dry_run=True) if existing else 0
                 )
             return told
-        if wanted.brings_vectors:
-            context.storage.collections.create(
-                existing.name if existing else name, info, embedder=existing.embedder if existing else None
-            )
-        else:
-            context.collection(name, index=info if chosen else None)
-        told = asdict(store(context, name, objects, catalogue.number))
+        with nullcontext() if existing else _empty_is_dropped(context, name):
+            if wanted.brings_vectors:
+                known_embedder = existing.embedder if existing else None
+                context.storage.collections.create(
+                    existing.name if existing else name, info, embedder=known_embedder
+                )
+            else:
+                context.collection(name, index=info if chosen else None)
+            told = asdict(store(context, name, objects, catalogue.number))
         told["seconds"] = round(told["seconds"], 2)
         if wanted.prune:
             told["pruned"] = prune_objects(context.storage, context.collection(name), catalogue.ids)
     return told
+
+
+@contextmanager
+def _empty_is_dropped(context: Context, name: str) -> Iterator[None]:
+    """Drop a collection in which nothing was stored before a failure: the next attempt may be for another."""
+    try:
+        yield
+    except BaseException:
+        with suppress(EmbeddingStudioError):
+            if not context.storage.objects.count(context.storage.collections.get(name)):
+                context.storage.collections.drop(name)
+        raise
 
 
 def _sent(url: str, catalogue: CatalogueFile, wanted: Wanted) -> dict[str, Any]:
