@@ -1,8 +1,11 @@
 """Events: what becomes of each, those that wait for their session, and those that are taken back."""
 
+import datetime as dt
 import threading
 import time
+from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from contract.conftest import (
@@ -33,8 +36,35 @@ from embedding_studio.domain.sessions import (
     Session,
     SessionEvent,
 )
-from embedding_studio.errors import OrderNotFoundError, SessionNotFoundError
+from embedding_studio.errors import InvalidInputError, OrderNotFoundError, SessionNotFoundError
 from embedding_studio.storage.ports import OrderOutcome
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([{"session_id": "s1"}], r"event 0 is \{'session_id': 's1'\}, a dict; give a SessionEvent"),
+        (event("s1", "a"), "event 0 is .*, a tuple; give a SessionEvent"),
+        ("s1", "event 0 is 's', a str; give a SessionEvent"),
+    ],
+)
+def test_what_is_no_list_of_events_is_refused_with_a_sentence(storage, films, given, said):
+    with pytest.raises(InvalidInputError, match=said):
+        storage.clickstream.push_events(given)
+    with pytest.raises(InvalidInputError, match=r"the session is .*, a dict; give a Session"):
+        storage.clickstream.register_session({"session_id": "s1"})
+
+
+def test_what_python_has_and_json_has_not_is_kept_with_an_event_as_with_an_object(storage, films):
+    search(storage, "s1", shown="ab")
+    meta = {"on": dt.date(2024, 1, 5), "price": Decimal("9.50"), "at": (1, np.int64(2))}
+
+    storage.clickstream.push_events([SessionEvent(session_id="s1", object_id="a", meta=meta)])
+
+    [kept] = storage.clickstream.get_session("s1").events
+    assert kept.meta == {"on": "2024-01-05", "price": 9.5, "at": [1, 2]}
+    with pytest.raises(ValueError, match="a set has no place in JSON"):
+        SessionEvent(session_id="s1", object_id="a", meta={"x": {1}})
 
 
 def test_every_event_gets_its_disposition_in_order(storage, films):

@@ -26,7 +26,7 @@ from embedding_studio.domain import DEFAULT_COLLECTION as DEFAULT_COLLECTION  # 
 from embedding_studio.domain import DEFAULT_LIMIT
 from embedding_studio.domain.filters import PayloadFilter, check_field
 from embedding_studio.domain.limits import MAX_ID_LENGTH
-from embedding_studio.domain.storable import check_id, check_json, check_text
+from embedding_studio.domain.storable import check_id, check_text, plain_json
 from embedding_studio.errors import InvalidInputError, shown
 
 DEFAULT_EVENT_WEIGHTS: Mapping[str, float] = {
@@ -40,7 +40,7 @@ DEFAULT_EVENT_WEIGHTS: Mapping[str, float] = {
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(check_id)]
 Text = Annotated[str, AfterValidator(check_text)]
-Json = Annotated[dict[str, Any], AfterValidator(check_json)]
+Json = Annotated[dict[str, Any], AfterValidator(plain_json)]
 
 TAKEN_BACK = "taken_back"
 """Type of the events that a user took back; nothing is learnt from it."""
@@ -129,6 +129,16 @@ class SessionEvent(BaseModel):
             object.__setattr__(self, "event_id", named)
         object.__setattr__(self, "created_at", not_ahead(self.created_at))
         return self
+
+
+def check_kind(given: object, kind: type[BaseModel], what: str) -> None:
+    """Return if something is what it should be.
+
+    Raises:
+        InvalidInputError: it is not; the message begins with ``what``.
+    """
+    if not isinstance(given, kind):
+        raise InvalidInputError(f"{what} is {shown(given)}, a {type(given).__name__}; give a {kind.__name__}")
 
 
 def name_of_event(session_id: str, object_id: str, event_type: str, created_at: int) -> str:

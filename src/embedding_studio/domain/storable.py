@@ -107,6 +107,22 @@ def json_value(value: Any) -> Any:  # noqa: PLR0911, a table
     raise TypeError(f"a {type(value).__name__} has no place in JSON")
 
 
+def plain_json(given: dict[str, Any]) -> dict[str, Any]:
+    """Return JSON in which what Python has and JSON has not is as ``json_value`` writes it.
+
+    >>> plain_json({"on": dt.date(2024, 1, 5), "sizes": (38, 39)})
+    {'on': '2024-01-05', 'sizes': [38, 39]}
+
+    Raises:
+        ValueError: it holds something that has no place there.
+    """
+    try:
+        made: dict[str, Any] = json.loads(json.dumps(check_json(given), allow_nan=False, default=json_value))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    return check_json(made)
+
+
 def faults(value: Any, place: str) -> Iterator[str]:
     """Yield what has no place in JSON or in the database, each named by its place."""
     match value:

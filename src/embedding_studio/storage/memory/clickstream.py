@@ -20,6 +20,7 @@ from embedding_studio.domain.sessions import (
     Session,
     SessionDisposition,
     SessionEvent,
+    check_kind,
     pages_with,
 )
 from embedding_studio.errors import ConflictError
@@ -52,6 +53,7 @@ class MemoryClickstream:
     def register_session(
         self, session: Session, query_vectors: Vectors | None = None, *, sender: str = ""
     ) -> bool:
+        check_kind(session, Session, "the session")
         with self._state.lock:
             stored = self._state.sessions.get(session.session_id)
             if stored is None:
@@ -78,6 +80,8 @@ class MemoryClickstream:
     def push_events(
         self, events: Sequence[SessionEvent], *, may_wait: bool = True, sender: str = ""
     ) -> list[EventDisposition]:
+        for number, each in enumerate(events):
+            check_kind(each, SessionEvent, f"event {number}")
         with self._state.lock:
             dispositions = []
             touched: dict[str, None] = {}

@@ -20,6 +20,7 @@ from embedding_studio.domain.sessions import (
     Session,
     SessionDisposition,
     SessionEvent,
+    check_kind,
 )
 from embedding_studio.storage.ports import (
     WAITING_SECONDS,
@@ -116,6 +117,7 @@ class PostgresClickstream:
     def register_session(
         self, session: Session, query_vectors: Vectors | None = None, *, sender: str = ""
     ) -> bool:
+        check_kind(session, Session, "the session")
         recorded = RecordedSession(session, query_vectors, sender)
 
         def work(connection: Connection) -> bool:
@@ -146,6 +148,8 @@ class PostgresClickstream:
     def push_events(
         self, events: Sequence[SessionEvent], *, may_wait: bool = True, sender: str = ""
     ) -> list[EventDisposition]:
+        for number, each in enumerate(events):
+            check_kind(each, SessionEvent, f"event {number}")
         became = self._database.write(lambda connection: push(connection, events, self._order_on))
         early = of_unknown_sessions(events, became)
         if not (early and may_wait and self._waiting_events):
