@@ -1251,6 +1251,26 @@ def test_whatever_an_id_holds_it_comes_back_as_it_was_and_does_no_harm(client, n
     assert client.get(SESSION, params={"session_id": "of ada"}).json()["user_id"] == "ada"
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/api/v1/users/ann?collection=default"),
+        ("GET", "/api/v1/improvement/orders?state=failed"),
+        ("GET", "/api/v1/collections?alias=live"),
+        ("POST", f"{SEARCH}?limit=1"),
+    ],
+)
+def test_a_parameter_that_a_route_does_not_take_is_refused_and_not_ignored(client, method, path):
+    answer = client.request(method, path, json={"search_query": [1, 0, 0]} if method == "POST" else None)
+
+    [wrong] = problem_of(answer)["errors"]
+    assert answer.status_code == 422
+    assert wrong == {
+        "parameter": path.rpartition("?")[2].partition("=")[0],
+        "detail": "this parameter is not known here; is it misspelt?",
+    }
+
+
 def test_what_is_kept_about_a_user_is_handed_out_as_lines(make_context):
     context = make_context()
     with serving(create_app(context)) as client:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -41,7 +41,7 @@ from embedding_studio.api.border import (
     RequestIds,
     SafeHeaders,
 )
-from embedding_studio.api.dependencies import Threads
+from embedding_studio.api.dependencies import Threads, check_parameters
 from embedding_studio.api.first import AnsweredElsewhere, give_back
 from embedding_studio.api.guard import USER_TOKEN_HEADER, Guard, Refused
 from embedding_studio.api.problems import MEDIA_TYPE, Problem, field_problems, problem_response
@@ -188,7 +188,9 @@ def create_app(
     others = [collectors.router, health.router, static.pages(static.DOCS, *console, *shown)]
     for prefix, routers in {PREFIX: versioned, "": others}.items():
         for router in routers:
-            app.include_router(router, prefix=prefix)
+            app.include_router(
+                router, prefix=prefix, dependencies=[Depends(check_parameters)] if prefix else None
+            )
             app.state.templates |= templates(prefix, router)
 
     app.exception_handler(errors.EmbeddingStudioError)(_answer_our_error)

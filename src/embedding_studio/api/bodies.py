@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from embedding_studio.api.dependencies import in_thread, threads_of
+from embedding_studio.api.dependencies import in_thread, refuse_others, threads_of
 from embedding_studio.api.problems import wrong_body
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -106,6 +106,7 @@ class BodyRoute(APIRoute):
         async def handle_body(request: Request) -> Response:
             found: Found = {}
             await guards.ask(request, found)
+            refuse_others(request)
             _check_type(request, takes_text=kind.takes_text)
             given: dict[str, Any] = {field.name: await read(request, kind.model_validate)}
             await others.ask(request, found)

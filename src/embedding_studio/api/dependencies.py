@@ -1,7 +1,7 @@
 """What a route may ask for. Looking it up is ``async``, which spares a hop to another thread."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import Context as Variables
 from contextvars import copy_context
@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, TypeVar, TypeVarTuple
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
 
 from embedding_studio.api.problems import wrong_body
 from embedding_studio.bootstrap import Context
@@ -16,6 +18,9 @@ from embedding_studio.telemetry.metrics import ServiceMetrics
 
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
+
+IN_URL = ("api_key", "user_token")
+"""What a guard may read there, which it says nothing of."""
 
 THREADS = 40
 """Of each kind; as many as anyio has for routes without a body."""
@@ -58,6 +63,41 @@ async def _context(request: Request) -> Context:
 async def _metrics(request: Request) -> ServiceMetrics:
     metrics: ServiceMetrics = request.app.state.metrics
     return metrics
+
+
+async def check_parameters(request: Request) -> None:
+    """Return if the route takes all that the URL asks for, so that nothing is done to more than was meant.
+
+    Raises:
+        RequestValidationError: it does not.
+    """
+    if request.scope["query_string"]:
+        refuse_others(request, {*_parameters(request.scope["route"].dependant)})
+
+
+def refuse_others(request: Request, taken: Collection[str] = ()) -> None:
+    """Return if the URL asks for nothing but some parameters, and what a guard reads there.
+
+    Raises:
+        RequestValidationError: it does.
+    """
+    if not request.scope["query_string"]:
+        return
+    told = "this parameter is not known here; is it misspelt?"
+    wrong = [
+        {"type": "value_error", "loc": ("query", name), "msg": told}
+        for name in dict(request.query_params)
+        if name not in taken and name not in IN_URL
+    ]
+    if wrong:
+        raise RequestValidationError(wrong)
+
+
+def _parameters(asked: Dependant) -> Iterator[str]:
+    """Yield what is asked of the URL, by a route and by what it depends on."""
+    yield from (each.alias for each in asked.query_params)
+    for each in asked.dependencies:
+        yield from _parameters(each)
 
 
 async def threads_of(request: Request) -> Threads:
