@@ -284,6 +284,8 @@ def test_the_command_replays_a_file_and_what_was_recorded_and_says_what_it_left_
         (["nowhere.gz"], "nowhere.gz: it cannot be opened"),
         (["--measure-from", "soon"], "--measure-from is 'soon'; give a date"),
         (["--with", "NONSENSE=1"], "'NONSENSE=1' names no setting"),
+        (["--with", 'EVENT_WEIGHTS={"click": 1}'], "EVENT_WEIGHTS is not JSON"),
+        (["--with", f'EVENT_WEIGHTS={{"click":{"9" * 5_000}}}'], "EVENT_WEIGHTS is not JSON"),
         ([], "there is no search to measure: the log is empty"),
     ],
 )

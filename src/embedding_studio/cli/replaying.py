@@ -126,5 +126,10 @@ def _changed_settings(given: str) -> Settings:
                 f"--with is {given!r}, where {each!r} names no setting; write NAME=VALUE as "
                 "`embedding-studio settings` lists them"
             )
-        changed[name.lower()] = json.loads(value) if value.startswith("{") else value
+        try:
+            changed[name.lower()] = json.loads(value) if value.startswith("{") else value
+        except (ValueError, RecursionError) as error:
+            raise InvalidInputError(
+                f"--with: {name} is not JSON: {error}; a space ends a setting, so write JSON without any"
+            ) from error
     return load_settings(**changed)
