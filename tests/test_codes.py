@@ -333,7 +333,7 @@ def test_a_score_at_a_distance_is_reached_by_what_is_there(D, seed, metric):
     scores = (prepared - coder.centre) @ question + coder.encode(given)["offset"]
     distances = distances_by_definition(metric, query.astype(np.float64), given.astype(np.float64))
 
-    reached = [coder.score_at(float(distance), query) for distance in distances]
+    reached = [coder.score_at(float(distance), coder.prepared(query)) for distance in distances]
 
     rounding = ROUNDING * np.linalg.norm(prepared - coder.centre, axis=1) * np.linalg.norm(question)
     assert (scores + rounding >= reached).all()

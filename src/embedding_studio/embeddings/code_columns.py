@@ -100,6 +100,14 @@ def rows_of(sorted_numbers: Numbers, wanted: Numbers) -> Numbers:
     return np.repeat(starts - before, counts) + np.arange(total)
 
 
+def are_among(numbers: Numbers, ordered: Numbers) -> NDArray[np.bool_]:
+    """Return which numbers are among ordered ones."""
+    if not len(ordered):
+        return np.zeros(len(numbers), dtype=bool)
+    there: NDArray[np.bool_] = ordered.take(np.searchsorted(ordered, numbers), mode="clip") == numbers
+    return there
+
+
 def is_last(ordered: Numbers) -> NDArray[np.bool_]:
     """Return which of ordered numbers are not followed by an equal one."""
     is_last = np.ones(len(ordered), dtype=bool)

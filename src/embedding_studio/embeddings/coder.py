@@ -102,33 +102,38 @@ class Coder:
         codes["factor"] = factors
         codes["error"] = factors * np.sqrt(np.clip(missed, 0, None) / (D - 1)) + ROUNDING * np.sqrt(squares)
 
-    def score_at(self, distance: float, query: Vectors) -> float:
+    def prepared(self, query: Vectors) -> Vectors:
+        """Return a query [D] as the other methods take it."""
+        prepared: Vectors = prepare_vectors(query[None], self.metric)[0]
+        return prepared
+
+    def score_at(self, distance: float, prepared: Vectors) -> float:
         """Return a score that no object at this distance from a query [D], or nearer, fails to reach."""
-        [prepared] = prepare_vectors(query[None], self.metric).astype(np.float64)
+        exact = prepared.astype(np.float64)
         if self.metric is MetricType.EUCLID:
-            square = float(prepared @ prepared)
+            square = float(exact @ exact)
             score, size = (square - distance**2) / 2, (square + distance**2) / 2
         else:
             score = size = 1 - distance if self.metric is MetricType.COSINE else -distance
-        at_centre = float(prepared @ self.centre.astype(np.float64))
+        at_centre = float(exact @ self.centre.astype(np.float64))
         return score - at_centre - ROUNDING * (abs(size) + abs(at_centre))
 
-    def distances_at(self, scores: Floats, query: Vectors) -> NDArray[np.float64]:
+    def distances_at(self, scores: Floats, prepared: Vectors) -> NDArray[np.float64]:
         """Return the distances [N] from a query [D] at which objects have these scores."""
-        [prepared] = prepare_vectors(query[None], self.metric).astype(np.float64)
-        alike: NDArray[np.float64] = scores + prepared @ self.centre.astype(np.float64)
+        exact = prepared.astype(np.float64)
+        alike: NDArray[np.float64] = scores + exact @ self.centre.astype(np.float64)
         if self.metric is MetricType.EUCLID:
-            alike = -np.sqrt(np.maximum(prepared @ prepared - 2 * alike, 0))
+            alike = -np.sqrt(np.maximum(exact @ exact - 2 * alike, 0))
         return (1.0 if self.metric is MetricType.COSINE else 0.0) - alike
 
-    def question(self, query: Vectors) -> Vectors:
+    def question(self, prepared: Vectors) -> Vectors:
         """Return [D] what codes are compared with for a query [D]."""
-        prepared: Vectors = prepare_vectors(query[None], self.metric)[0] - self.centre
+        from_centre: Vectors = prepared - self.centre
         if self.dimensions <= WHOLE_DIMENSIONS:
-            return prepared
+            return from_centre
         if self.dimensions <= LARGEST_MATRIX:
-            return np.asarray(prepared @ rotation_matrix(self.dimensions))
-        rotated: Vectors = rotate(prepared[None])[0]
+            return np.asarray(from_centre @ rotation_matrix(self.dimensions))
+        rotated: Vectors = rotate(from_centre[None])[0]
         return rotated
 
 

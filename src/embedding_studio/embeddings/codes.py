@@ -154,5 +154,5 @@ class Ranking:
 
 
 def _union(numbers: Sequence[Numbers]) -> Numbers:
-    together = np.sort(np.concatenate(numbers))
+    together = numbers[0] if len(numbers) == 1 else np.sort(np.concatenate(numbers))  # each is sorted
     return together[is_last(together)]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.embeddings.code_columns import Columns, is_last, packed, rows_of
+from embedding_studio.embeddings.code_columns import Columns, packed, rows_of
 from embedding_studio.embeddings.coder import Coder, blocks
 
 Vectors = NDArray[np.float32]
@@ -35,6 +35,8 @@ FIRST = 16
 CUT, WIDEST = 0.15, 16
 """Where more than this share of what is found needs more than half the margin of its signs, that is doubled,
 up to so many times."""
+LOWEST = float(np.finfo(np.float32).min)
+"""No score is lower but that of what is not there, which is infinitely so."""
 _TINY = np.float32(1e-30)
 
 
@@ -56,9 +58,9 @@ class PartRanking:
         rows: Numbers | None,
     ) -> None:
         self._coder = coder
-        self._query = query
-        self._question = coder.question(query)
-        self._length = float(np.linalg.norm(self._question))
+        self._query = coder.prepared(query)
+        self._question = coder.question(self._query)
+        self._length = float(np.sqrt(self._question @ self._question))
         self._columns = columns
         self._rows = rows
         self._chosen = slice(size) if rows is None else rows
@@ -71,33 +73,29 @@ class PartRanking:
         """The finer estimates and their standard errors, as far as they were asked for."""
         self._widened = 1
         """So many times the margin signs are allowed to be wrong by."""
-        self._reached: tuple[float, Numbers] | None = None
-        """A score, and where it may be reached by signs."""
+        self._reaching: tuple[float, Numbers, Floats, Floats] | None = None
+        """A score, where it may be reached by signs, and there the least and the highest finer scores."""
         if self._is_coarse:
             self._compare_signs()
 
     def likeliest(self, count: int, within: float) -> Numbers:
         bound = least = -math.inf if within == math.inf else self._coder.score_at(within, self._query)
         if self._is_coarse and bound == -math.inf:
-            likely = _likely(self._highest, count)
-            if len(likely) > FIRST * count:
-                last = len(likely) - FIRST * count
-                likely = likely[np.argpartition(self._highest.take(likely), last)[last:]]
-            bound = self._reached_by(count, likely)
+            first = _highest(self._highest, count)
+            estimates, errors = self._finely(first)
+            bound = _count_th(estimates - self._margin * errors, self._numbers(first), count)
         while True:
-            places = self._above(bound)
-            estimates, errors = self._finely(places)
-            reached = max(self._reached_by(count, places[_likely(estimates, count)]), least)
-            found = places[(estimates + self._margin * errors >= reached) & np.isfinite(estimates)]
+            places, lowest, highest = self._may_reach(bound)
+            reached = max(_count_th(lowest, self._numbers(places), count), least)
+            found = places[highest >= max(reached, LOWEST)]
             if not self._is_cut(found, reached):
                 return self._numbers(found)
             self._widen()
 
     def within(self, distance: float) -> Numbers:
         score = self._coder.score_at(distance, self._query)
-        places = self._above(score)
-        estimates, errors = self._finely(places)
-        return self._numbers(places[estimates + self._margin * errors >= score])
+        places, _, highest = self._may_reach(score)
+        return self._numbers(places[highest >= score])
 
     def bounds(self, numbers: Numbers) -> NDArray[np.float64]:
         places = rows_of(self._columns.numbers[self._chosen], numbers)
@@ -115,7 +113,7 @@ class PartRanking:
             self._left_out = places
         self._fine[places], self._fine_errors[places] = -np.inf, 0
         self._is_fine[places] = True
-        self._reached = None
+        self._reaching = None
 
     def _numbers(self, places: Numbers) -> Numbers:
         return self._columns.numbers[places if self._rows is None else self._rows[places]]
@@ -138,14 +136,17 @@ class PartRanking:
         Args:
             signs: of the query, which are compared first; None: they were.
         """
-        columns, alike = self._columns, self._alike()[1]
+        columns = self._columns
+        cosines = _cosines(self._coder.dimensions, self._widened * self._margin)
+        self._alike = cosines * np.float32(self._length)
+        highest = self._alike[0]
 
         def compare(block: slice) -> None:
             chosen = block if self._rows is None else self._rows[block]
             if signs is not None:
                 self._differing[block] = _differing(columns.signs, chosen, signs)
             part = self._highest[block]
-            np.take(alike, self._differing[block], out=part, mode="clip")
+            np.take(highest, self._differing[block], out=part, mode="clip")
             part *= columns.length[chosen]
             part += columns.offset[chosen]
 
@@ -153,11 +154,6 @@ class PartRanking:
         for _ in in_turn(compare, blocks(self._size, BLOCK)):
             pass
         self._highest[self._left_out] = -np.inf
-
-    def _alike(self) -> Floats:
-        """Return the scores of a vector of unit length by the signs in which it differs (``_cosines``)."""
-        cosines = _cosines(self._coder.dimensions, self._widened * self._margin)
-        return np.asarray(cosines * np.float32(self._length))
 
     def _is_cut(self, places: Numbers, score: float) -> bool:
         """Return whether so much of what was found stands far below a score by its signs that more must.
@@ -167,27 +163,26 @@ class PartRanking:
         if not self._is_coarse or self._widened >= WIDEST:
             return False
         rows = places if self._rows is None else self._rows[places]
-        alike = self._alike().mean(axis=0).take(self._differing.take(places))
+        alike = self._alike[1].take(self._differing.take(places))
         is_low = alike * self._columns.length.take(rows) + self._columns.offset.take(rows) < score
         return bool(np.count_nonzero(is_low) > CUT * len(places))
 
     def _widen(self) -> None:
         self._widened *= 2
-        self._reached = None
+        self._reaching = None
         self._bound_all()
 
-    def _reached_by(self, count: int, places: Numbers) -> float:
-        """Return a score that ``count`` different objects probably reach, of those at some places."""
-        estimates, errors = self._finely(places)
-        return _count_th(estimates - self._margin * errors, self._numbers(places), count)
+    def _may_reach(self, score: float) -> tuple[Numbers, Floats, Floats]:
+        """Return where signs, if they were compared, do not rule out that a score is reached, or a lower one.
 
-    def _above(self, score: float) -> Numbers:
-        """Return where signs, if they were compared, do not rule out that a score is reached."""
-        if not self._is_coarse:
-            return np.arange(self._size)
-        if self._reached is None or score < self._reached[0]:
-            self._reached = score, np.flatnonzero(self._highest >= score)
-        return self._reached[1]
+        And there, the least and the highest score by finer estimates.
+        """
+        if self._reaching is None or (self._is_coarse and score < self._reaching[0]):
+            places = (self._highest >= score).nonzero()[0] if self._is_coarse else np.arange(self._size)
+            estimates, errors = self._finely(places)
+            errors *= self._margin
+            self._reaching = score, places, estimates - errors, estimates + errors
+        return self._reaching[1:]
 
     def _finely(self, places: Numbers) -> tuple[Floats, Floats]:
         """Return finer estimates and their standard errors, each computed once: [N], [N]."""
@@ -218,14 +213,16 @@ class PartRanking:
 
 @lru_cache(maxsize=64)
 def _cosines(D: int, margin: float) -> Floats:
-    """Return the cosine of two vectors by the signs in which they differ, [2, D + 1]: estimated, and at most.
+    """Return the cosine of two vectors by the signs in which they differ, [2, D + 1].
 
-    It is not linear in the margin: where nearly all signs differ, a cosine of -1 changes with the square.
+    At most, and half-way from there to what is estimated. It is not linear in the margin: where nearly all
+    signs differ, a cosine of -1 changes with the square.
     """
     shares = np.arange(D + 1) / D
     inside = np.clip(shares, 1 / D, 1 - 1 / D)  # also where none or all differ, some error is possible
     least = np.maximum(shares - margin * np.sqrt(inside * (1 - inside) / D), 0)
-    return np.cos(np.pi * np.stack([shares, least])).astype(np.float32)
+    estimated, most = np.cos(np.pi * np.stack([shares, least]))
+    return np.stack([most, (estimated + most) / 2]).astype(np.float32)
 
 
 def _differing(
@@ -260,31 +257,26 @@ def _threads(process_id: int) -> ThreadPoolExecutor:  # noqa: ARG001, a fork has
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="codes")
 
 
-def _likely(estimates: Floats, count: int) -> Numbers:
-    """Return the best row of each stretch, among which most of the ``count`` best of all are."""
-    stretches = STRETCHES * count
-    length = len(estimates) // stretches
-    if length < 2:
-        return np.arange(len(estimates))
-    covered = stretches * length
-    best = estimates[:covered].reshape(stretches, length).argmax(axis=1) + np.arange(0, covered, length)
-    return np.concatenate([best, np.arange(covered, len(estimates))])
+def _highest(scores: Floats, count: int) -> Numbers:
+    """Return where some ``FIRST * count`` of the highest are, and whatever is as high as these."""
+    wanted, stretches = FIRST * count, STRETCHES * count
+    length = len(scores) // stretches
+    best = scores if length < 2 else scores[: stretches * length].reshape(length, stretches).max(axis=0)
+    if len(best) <= wanted:
+        return np.arange(len(scores))
+    least = np.partition(best, len(best) - wanted)[len(best) - wanted]
+    places: Numbers = (scores >= least).nonzero()[0]
+    return places
 
 
 def _count_th(values: Floats, numbers: Numbers, count: int) -> float:
     """Return what ``count`` different objects reach, each by its largest value; -inf if they are fewer."""
-    most = 4 * count
-    if len(values) > most:
-        largest = np.argpartition(values, len(values) - most)[len(values) - most :]
-        best = _best_of_objects(values[largest], numbers[largest])
-        if len(best) >= count:
-            return float(np.partition(best, len(best) - count)[len(best) - count])
-    best = _best_of_objects(values, numbers)
-    return (
-        float(np.partition(best, len(best) - count)[len(best) - count]) if len(best) >= count else -math.inf
-    )
-
-
-def _best_of_objects(values: Floats, numbers: Numbers) -> Floats:
-    order = np.lexsort((values, numbers))
-    return np.asarray(values[order][is_last(numbers[order])])
+    for most in (4 * count, len(values)):
+        some = np.argpartition(values, -most)[-most:] if len(values) > most else np.arange(len(values))
+        order = some[np.argsort(-values.take(some))]
+        reached = set()
+        for number, value in zip(numbers.take(order).tolist(), values.take(order).tolist(), strict=True):
+            reached.add(number)
+            if len(reached) == count:
+                return float(value)
+    return -math.inf

@@ -26,15 +26,7 @@ def check_vectors(index: SearchIndexInfo, vectors: ArrayLike, what: str) -> Vect
         InvalidVectorsError: not numbers, no part, another D than the collection's, not finite (in
             float32), or zero under cosine, where only the direction counts.
     """
-    try:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
-            given = np.asarray(vectors, dtype=np.float32)
-    except OverflowError as error:
-        raise InvalidVectorsError(f"the vectors of {what} hold a whole number that no float can") from error
-    except (TypeError, ValueError) as error:
-        raise InvalidVectorsError(
-            f"the vectors of {what} are not an array of numbers, all parts of one length: {error}"
-        ) from error
+    given = _floats(vectors, what)
     checked = np.ascontiguousarray(given.reshape(1, -1) if given.ndim == 1 else given)
     if given.ndim not in {1, 2} or checked.size == 0:
         raise InvalidVectorsError(
@@ -48,18 +40,33 @@ def check_vectors(index: SearchIndexInfo, vectors: ArrayLike, what: str) -> Vect
             "embed with the collection's model, or make a new collection"
         )
     squares = squared_lengths(checked)
-    if not np.isfinite(squares).all():
+    if not squares.max() < np.inf:  # nor is NaN
         part = int(np.flatnonzero(~np.isfinite(squares))[0])
         raise InvalidVectorsError(
             f"part {part} of {what} is not finite, or longer than float32 can square; embed it again"
         )
-    if index.metric_type is MetricType.COSINE and (squares < SMALLEST_SQUARE).any():
+    if index.metric_type is MetricType.COSINE and squares.min() < SMALLEST_SQUARE:
         part = int(np.flatnonzero(squares < SMALLEST_SQUARE)[0])
         raise InvalidVectorsError(
             f"part {part} of {what} is zero, which has no direction to compare by cosine; embed it again, "
             "or leave it out"
         )
     return checked
+
+
+def _floats(vectors: ArrayLike, what: str) -> Vectors:
+    if type(vectors) is np.ndarray and vectors.dtype == np.float32:
+        given: Vectors = vectors
+        return given
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+            return np.asarray(vectors, dtype=np.float32)
+    except OverflowError as error:
+        raise InvalidVectorsError(f"the vectors of {what} hold a whole number that no float can") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidVectorsError(
+            f"the vectors of {what} are not an array of numbers, all parts of one length: {error}"
+        ) from error
 
 
 def squared_lengths(vectors: Vectors) -> Vectors:
@@ -88,4 +95,6 @@ def prepare_vectors(vectors: Vectors, metric_type: MetricType) -> Vectors:
     if not (largest > 0).all():
         raise InvalidVectorsError("a zero vector has no direction to compare by cosine; leave it out")
     scaled: Vectors = vectors / largest
-    return np.asarray(scaled / np.linalg.norm(scaled, axis=-1, keepdims=True), dtype=np.float32)
+    # As ``np.linalg.norm`` has it, which takes twice as long for one query.
+    lengths = np.sqrt(np.add.reduce(scaled * scaled, axis=-1, keepdims=True))
+    return np.asarray(scaled / lengths, dtype=np.float32)

@@ -155,9 +155,8 @@ class SearchService:
                 raise
             asked = self._asked(collection, query, user_id, now, earlier=asked)
             page = found(asked)
-        served = _served(page.results)
-
         if continued:
+            served = _served(page.results)
             object_ids = tuple(result.object_id for result in served)
             further = FurtherPage(request=request, created_at=now, object_ids=object_ids)
             self._storage.clickstream.append_results(continued, served, further)
@@ -168,7 +167,7 @@ class SearchService:
                 user_id=user_id,
                 created_at=now,
                 collection=collection,
-                search_results=served,
+                search_results=_served(page.results),
                 request=request,
             )
             with span("record session"):

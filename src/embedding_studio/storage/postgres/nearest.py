@@ -23,6 +23,7 @@ from psycopg.pq import TransactionStatus
 
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, Neighbour
+from embedding_studio.embeddings.code_columns import are_among
 from embedding_studio.embeddings.codes import Ranking, View
 from embedding_studio.storage.elsewhere import the_nearest
 from embedding_studio.storage.ports import Vectors
@@ -191,7 +192,8 @@ class NearestSearch:
     ) -> Answer | None:
         """Return what codes and, for what they say is likely, the database answer."""
         copies = question.copies(connection)
-        copies = copies.at(view.has(copies.object_nos))  # who searched before may know some that have gone
+        if len(copies):  # who searched before may know some that have gone
+            copies = copies.at(view.has(copies.object_nos))
         among: Numbers | None = None
         if question.condition is not None:
             if not self._matches.are_known(question):
@@ -237,7 +239,7 @@ class NearestSearch:
             return None
         if reach == math.inf:
             reach = _smallest(least, question.reach)
-        compared = np.union1d(likeliest, copies.object_nos[least <= reach])
+        compared = _united(likeliest, copies.object_nos[least <= reach])
         plan = question.chosen(compared, copies, is_filtered=is_filtered)
         answer = self._ask(connection, question, plan, copies)
         farthest = question.farthest(answer.neighbours)
@@ -247,8 +249,9 @@ class NearestSearch:
         # One that is not full has all there is, unless some went meanwhile, which its revision tells.
         others = copies.object_nos[least <= farthest]
         if is_full:
-            others = np.union1d(others, ranking.within(farthest - question.geometry.offset))
-        others = np.setdiff1d(others, np.union1d(compared, answer.object_nos), assume_unique=True)
+            others = _united(ranking.within(farthest - question.geometry.offset), others)
+        known = _united(compared, answer.object_nos) if question.named else compared
+        others = others[~are_among(others, known)]
         if not len(others):
             return answer
         if len(others) > most:
@@ -298,6 +301,11 @@ def margin_for(recall_target: float) -> float:
     An object at the very edge of a list is missed as often as its estimate is worse than that; others less.
     """
     return statistics.NormalDist().inv_cdf((1 + min(recall_target, 0.999999)) / 2)
+
+
+def _united(numbers: Numbers, others: Numbers) -> Numbers:
+    """Return sorted numbers and others, each once; those alone where there are no others, as mostly."""
+    return np.union1d(numbers, others) if len(others) else numbers
 
 
 def _smallest(values: Floats, count: int) -> float:

@@ -221,9 +221,11 @@ class Question:
         if len(copies):
             distances = copies.blended(object_nos, distances)
         stand = [(distance, row[0]) for distance, row in zip(distances.tolist(), rows, strict=True)]
+        places = places_of_nearest(stand, self.limit, self.named)
+        payloads = json.loads(f"[{','.join([rows[place][2] for place in places])}]")  # of all in one go
         neighbours = [
-            Neighbour(object_id, distance, json.loads(rows[place][2]))
-            for place in places_of_nearest(stand, self.limit, self.named)
+            Neighbour(object_id, distance, payload)
+            for place, payload in zip(places, payloads, strict=True)
             for distance, object_id in [stand[place]]
         ]
         return Answer(neighbours, object_nos, revision, is_old=False)

@@ -7,6 +7,7 @@ Packing and unpacking row by row took most of the time of loading and storing wh
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from embedding_studio.storage.ports import Vectors
 
 BIGINT, BIGINTS = 20, 1016
 """PostgreSQL's numbers of the types bigint and bigint[]."""
+_NUMBER = np.dtype([("length", ">i4"), ("value", ">i8")])
 
 
 class PackedVector(bytes):
@@ -63,12 +65,17 @@ def register(connection: Connection[Any]) -> None:
 def pack(vectors: Vectors) -> list[PackedVector]:
     """Return the rows of [N, D] as pgvector receives them."""
     N, D = vectors.shape
-    rows = np.zeros(N, dtype=[("dimensions", ">u2"), ("unused", ">u2"), ("values", ">f4", (D,))])
+    rows = np.zeros(N, dtype=_vector(D))
     rows["dimensions"] = D
     rows["values"] = vectors
     size = rows.dtype.itemsize
     data = rows.tobytes()
     return [PackedVector(data[start : start + size]) for start in range(0, N * size, size)]
+
+
+@lru_cache(maxsize=16)
+def _vector(D: int) -> np.dtype[np.void]:
+    return np.dtype([("dimensions", ">u2"), ("unused", ">u2"), ("values", ">f4", (D,))])
 
 
 def unpack(rows: Sequence[bytes]) -> Vectors:
@@ -83,7 +90,7 @@ def unpack(rows: Sequence[bytes]) -> Vectors:
 def pack_numbers(numbers: NDArray[np.int64]) -> PackedNumbers:
     """Return [N] as PostgreSQL receives a bigint[]."""
     header = np.array([1, 0, BIGINT, len(numbers), 1] if len(numbers) else [0, 0, BIGINT], dtype=">i4")
-    items = np.empty(len(numbers), dtype=[("length", ">i4"), ("value", ">i8")])
+    items = np.empty(len(numbers), dtype=_NUMBER)
     items["length"], items["value"] = 8, numbers
     return PackedNumbers(header.tobytes() + items.tobytes())
 
@@ -92,5 +99,5 @@ def unpack_numbers(data: bytes | None) -> NDArray[np.int64]:
     """Return [N] of a bigint[] without NULLs as PostgreSQL sends it; none of NULL."""
     if data is None or len(data) <= 12:
         return np.empty(0, dtype=np.int64)
-    items = np.frombuffer(data, dtype=[("length", ">i4"), ("value", ">i8")], offset=20)
+    items = np.frombuffer(data, dtype=_NUMBER, offset=20)
     return items["value"].astype(np.int64)
