@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import time
+from asyncio.selector_events import _SelectorSocketTransport  # type: ignore[attr-defined]
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -13,6 +14,7 @@ import httpx
 import orjson
 import psycopg
 import pytest
+from starlette.responses import StreamingResponse
 
 from embedding_studio import errors
 from embedding_studio.api.app import create_app
@@ -195,6 +197,38 @@ def test_many_connections_that_come_at_once_need_not_come_again(make_context):
         finally:
             may_go_on.set()
         asking.join(timeout=30)
+
+
+def test_an_answer_is_sent_in_one_piece_but_what_is_streamed_as_it_is_made(make_context, monkeypatch):
+    app = create_app(make_context())
+    has_arrived = threading.Event()
+
+    async def made():
+        yield b"first"
+        await asyncio.to_thread(has_arrived.wait, 30)
+        yield b"x" * 200_000
+
+    @app.get("/streamed")
+    async def streamed() -> StreamingResponse:
+        return StreamingResponse(made())
+
+    sent: list[bytes] = []
+    write = _SelectorSocketTransport.write
+
+    def note(transport, data):
+        sent.append(bytes(data))
+        write(transport, data)
+
+    with serving(app) as client:
+        monkeypatch.setattr(_SelectorSocketTransport, "write", note)
+        answer = client.get("/healthz")
+        assert [piece.endswith(b"\r\n\r\n" + answer.content) for piece in sent] == [True]
+
+        with client.stream("GET", "/streamed") as answer:
+            pieces = answer.iter_raw()
+            assert next(pieces) == b"first"
+            has_arrived.set()
+            assert sum(map(len, pieces)) == 200_000
 
 
 def test_a_request_that_is_being_answered_is_not_closed_for_another(make_context):

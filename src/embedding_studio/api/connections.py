@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import h11
 import uvicorn
@@ -31,6 +32,9 @@ SECONDS_TO_END = 10
 SECONDS_TO_READ = 0.1
 """Before that, for what connections that were just accepted have sent."""
 
+MOST_HELD_BYTES = 65_536
+"""Of an answer: more is sent as it is written, so that whoever writes it waits for a slow client."""
+
 LATE = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain\r\nconnection: close\r\n"
     b"content-length: 41\r\n\r\n"
@@ -51,6 +55,7 @@ def server(app: FastAPI, settings: Settings) -> "Server":
             backlog=MOST_ACCEPTED_AT_ONCE,
             log_config=None,
             log_level="warning",
+            access_log=False,
             server_header=False,
             timeout_graceful_shutdown=SECONDS_TO_END,
         )
@@ -101,7 +106,8 @@ class Connection(H11Protocol):
         """Since when it waits for its client, in seconds of ``time.monotonic``; None: it does not."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._written = Written(transport, self.loop)
+        super().connection_made(self._written)  # type: ignore[arg-type]  # as much of one as is used
         if len(self.connections) > self._most:
             self._make_room()
         self._wait_for_client()
@@ -114,6 +120,7 @@ class Connection(H11Protocol):
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
+        self._written.flush()
         super().on_response_complete()
         if self.waits_since is None:
             self.waits_since = time.monotonic()  # for the next request; ``timeout_keep_alive`` ends that
@@ -145,6 +152,41 @@ class Connection(H11Protocol):
         oldest = min(waiting, key=lambda each: each.waits_since or 0, default=self)
         self.connections.discard(oldest)
         oldest.transport.abort()
+
+
+class Written:
+    """A transport that sends the head of an answer together with what is written at once after it.
+
+    Else the client is woken for the head alone, and the system is called twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._loop.call_soon(self.flush)
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > MOST_HELD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._held:
+            together = b"".join(self._held)
+            self._held, self._held_bytes = [], 0
+            if not self._transport.is_closing():
+                self._transport.write(together)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 def _most_connections(settings: Settings) -> int:

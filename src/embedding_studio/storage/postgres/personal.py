@@ -21,7 +21,7 @@ from embedding_studio.domain.objects import (
     QueryMemory,
     SharedMemory,
 )
-from embedding_studio.embeddings.personal import ObjectGates
+from embedding_studio.embeddings.personal import ObjectGates, shared_threshold
 from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.ports import BaseIndex, OrderOutcome, OutdatedError, PassedOver, Vectors
