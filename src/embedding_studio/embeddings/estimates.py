@@ -60,7 +60,7 @@ class PartRanking:
         self._coder = coder
         self._query = coder.prepared(query)
         self._question = coder.question(self._query)
-        self._length = float(np.sqrt(self._question @ self._question))
+        self._length = float(np.sqrt(self._question.dot(self._question)))
         self._columns = columns
         self._rows = rows
         self._chosen = slice(size) if rows is None else rows
@@ -146,7 +146,7 @@ class PartRanking:
             if signs is not None:
                 self._differing[block] = _differing(columns.signs, chosen, signs)
             part = self._highest[block]
-            np.take(highest, self._differing[block], out=part, mode="clip")
+            highest.take(self._differing[block], out=part, mode="clip")
             part *= columns.length[chosen]
             part += columns.offset[chosen]
 
@@ -202,7 +202,7 @@ class PartRanking:
         rows = places if self._rows is None else self._rows[places]
         if columns.is_whole:
             whole = columns.content[self._chosen if len(places) == self._size else rows]
-            return whole @ self._question + columns.offset[rows], columns.error[rows] * self._length
+            return whole.dot(self._question) + columns.offset[rows], columns.error[rows] * self._length
         products = columns.factor.take(rows) * _products(columns.content, rows, self._question)
         errors = columns.error.take(rows)
         lengths = np.maximum(columns.length.take(rows), _TINY)
@@ -272,8 +272,8 @@ def _highest(scores: Floats, count: int) -> Numbers:
 def _count_th(values: Floats, numbers: Numbers, count: int) -> float:
     """Return what ``count`` different objects reach, each by its largest value; -inf if they are fewer."""
     for most in (4 * count, len(values)):
-        some = np.argpartition(values, -most)[-most:] if len(values) > most else np.arange(len(values))
-        order = some[np.argsort(-values.take(some))]
+        some = values.argpartition(-most)[-most:] if len(values) > most else np.arange(len(values))
+        order = some[(-values.take(some)).argsort()]
         reached = set()
         for number, value in zip(numbers.take(order).tolist(), values.take(order).tolist(), strict=True):
             reached.add(number)

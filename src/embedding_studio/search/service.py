@@ -524,8 +524,12 @@ def _slots(
     else:
         ranked = lists.ranked(reach)
     explored = lists.plain(reach) if lists.bend and ratio > 0 and not request.sort_by else []
-    draws = (rng or _rng_of(session_id)).random(reach) if explored else np.ones(reach)
-    slots = list(slots_of(ranked, explored, shown, draws[len(shown) :], ratio))
+    if explored:
+        draws = (rng or _rng_of(session_id)).random(reach)[len(shown) :]
+        slots = list(slots_of(ranked, explored, shown, draws, ratio))
+    else:
+        left = [(each, True, 1.0) for each in ranked if each.object_id not in shown]
+        slots = left[: reach - len(shown)]
     return slots[max(0, request.offset - len(shown)) :], is_sorted
 
 

@@ -137,7 +137,7 @@ class PostgresPersonal:
         if version is None or collection.attached is not None or self._searches.have_replica:
             return None
         near: list[QueryMemory] = []
-        vectors, state = OwnVectors(), None
+        vectors, state = _OF_NO_USER, None
         server = self._database.server
         if user_id is not None:
             key = server, collection.collection_id, user_id
@@ -345,6 +345,9 @@ class _Read:
 
     vectors: OwnVectors = field(default_factory=OwnVectors)
     taken: TakenForGranted | None = None
+
+
+_OF_NO_USER = OwnVectors()
 
 
 class PostgresLearning:

@@ -25,7 +25,7 @@ from embedding_studio.storage.postgres.filters import condition
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
 from embedding_studio.storage.postgres.users import OwnVectors, TakenForGranted, read_vectors
-from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack_numbers
+from embedding_studio.storage.postgres.vectors import pack_array, pack_numbers, unpack_numbers
 
 _SQL = statements("nearest.sql")
 
@@ -147,7 +147,7 @@ class Question:
         self.compared = self.geometry.average(parts) if self.geometry.has_averages else parts
         """[Q, D], what codes are asked with."""
         self.parameters: dict[str, Any] = {
-            "queries": pack(self.compared if self.geometry.averages_decide else parts),
+            "queries": pack_array(self.compared if self.geometry.averages_decide else parts),
             "named": sorted(named),
             **(NOTHING_TAKEN if taken is None else taken.given),
         }

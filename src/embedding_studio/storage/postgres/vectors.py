@@ -6,6 +6,7 @@ header, then a length and a number each.
 Packing and unpacking row by row took most of the time of loading and storing what is learnt.
 """
 
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -32,6 +33,12 @@ class PackedVector(bytes):
     __slots__ = ()
 
 
+class PackedVectors(bytes):
+    """An array of vectors as PostgreSQL receives it, after the number of their type."""
+
+    __slots__ = ()
+
+
 class PackedNumbers(bytes):
     """An array of bigint as PostgreSQL receives it."""
 
@@ -43,6 +50,13 @@ class _Dumper(Dumper):
 
     def dump(self, obj: bytes) -> bytes:
         return obj
+
+
+class _VectorsDumper(_Dumper):
+    vector: int
+
+    def dump(self, obj: bytes) -> bytes:
+        return struct.pack(">iii", 1, 0, self.vector) + obj
 
 
 class _NumbersDumper(_Dumper):
@@ -57,6 +71,8 @@ def register(connection: Connection[Any]) -> None:
     info.register(connection)
     dumper = type("_VectorDumper", (_Dumper,), {"oid": info.oid})
     connection.adapters.register_dumper(PackedVector, dumper)
+    of_array = type("_VectorsDumper", (_VectorsDumper,), {"oid": info.array_oid, "vector": info.oid})
+    connection.adapters.register_dumper(PackedVectors, of_array)
     connection.adapters.register_loader(info.oid, ByteaBinaryLoader)
     connection.adapters.register_dumper(PackedNumbers, _NumbersDumper)
     connection.adapters.register_loader(BIGINTS, ByteaBinaryLoader)
@@ -71,6 +87,13 @@ def pack(vectors: Vectors) -> list[PackedVector]:
     size = rows.dtype.itemsize
     data = rows.tobytes()
     return [PackedVector(data[start : start + size]) for start in range(0, N * size, size)]
+
+
+def pack_array(vectors: Vectors) -> PackedVectors:
+    """Return [N, D] as PostgreSQL receives a vector[]; a list takes the driver twice as long."""
+    packed = pack(vectors)
+    length = struct.pack(">i", len(packed[0]))
+    return PackedVectors(struct.pack(">ii", len(packed), 1) + b"".join([length + each for each in packed]))
 
 
 @lru_cache(maxsize=16)
