@@ -165,7 +165,7 @@ class Dependencies:
         """Add to ``found`` what is not there yet; a guard raises where the request may not pass."""
         for call, (name, given) in self._steps.items():
             if call not in found:
-                known = {each: found[of] for each, of in given}
+                known = {each: found[of] for each, of in given} if given else {}
                 if name is not None:
                     known[name] = request
                 found[call] = await call(**known)

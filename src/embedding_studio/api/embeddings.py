@@ -261,7 +261,7 @@ async def similarity_search(
     page, content = await in_thread(those, _searched, body, context, caller)
     metrics.searched.add(page.collection.name)
     request.state.personalised = page.personalised
-    request.state.explored_slots = sum(result.propensity < 1 for result in page.results)
+    request.state.explored_slots = [result.propensity < 1 for result in page.results].count(True)
     return Response(content, media_type="application/json")
 
 

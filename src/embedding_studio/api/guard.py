@@ -4,6 +4,7 @@ import hmac
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from pydantic import SecretStr
@@ -96,6 +97,7 @@ ADMIN_KEY = _Known(ADMIN_API_KEY, frozenset({Scope.ADMIN}))
 ANYBODY = _Known("", frozenset({Scope.ADMIN}))
 
 
+@lru_cache(maxsize=64)
 def is_own_name(host: str) -> bool:
     """Return whether a ``Host`` header is an address, or a name that no other site can have.
 

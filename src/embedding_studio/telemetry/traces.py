@@ -64,16 +64,17 @@ def span(name: str, **attributes: str | float) -> AbstractContextManager["Span |
     return nullcontext() if _tracer is None else _span(_tracer, name, attributes)
 
 
-@contextmanager
-def request_span(method: str, headers: Mapping[str, str]) -> Iterator["Span | None"]:
+def request_span(method: str, headers: Mapping[str, str]) -> AbstractContextManager["Span | None"]:
     """Make a request a span, below that of its caller where a ``traceparent`` names one."""
-    if _tracer is None:
-        yield None
-        return
+    return nullcontext() if _tracer is None else _request_span(_tracer, method, headers)
+
+
+@contextmanager
+def _request_span(tracer: "Tracer", method: str, headers: Mapping[str, str]) -> Iterator["Span"]:
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    with _tracer.start_as_current_span(
+    with tracer.start_as_current_span(
         method,
         context=TraceContextTextMapPropagator().extract({"traceparent": headers.get("traceparent", "")}),
         kind=SpanKind.SERVER,
