@@ -122,25 +122,24 @@ def advance(connection: Connection, collection: Collection, count: int) -> Advan
     return Advance(collection, revision, epoch, last_no - count + 1, vectors)
 
 
+def codes_of(change: Advance, vectors: Vectors) -> NDArray[np.void]:
+    """Return the codes of [N, D] in the epoch of a revision; none where it has no codes. No round trip."""
+    if change.centre is None or not len(vectors):
+        return np.empty(0, dtype=np.void)
+    return coder_of(change.collection, change.centre).encode(vectors)
+
+
 def record(
-    connection: Connection, change: Advance, object_nos: Numbers, vectors: Vectors, removed: Numbers
+    connection: Connection, change: Advance, object_nos: Numbers, codes: NDArray[np.void], removed: Numbers
 ) -> None:
     """Append what a revision added and removed.
 
     Args:
-        object_nos: [N], ascending, of the objects that the vectors [N, D] are compared for.
+        object_nos: [N], ascending, of the objects that the parts with these codes are of.
         removed: numbers that are no longer anybody's, one for each part.
     """
-    if change.epoch == 0 or change.centre is None or not (len(object_nos) or len(removed)):
-        return
-    coder = coder_of(change.collection, change.centre)
-    _add(
-        connection,
-        change,
-        object_nos,
-        coder.encode(vectors) if len(vectors) else np.empty(0, dtype=coder.record),
-        removed,
-    )
+    if change.epoch > 0 and (len(codes) or len(removed)):
+        _add(connection, change, object_nos, codes, removed)
 
 
 class Untidiness(Enum):

@@ -2,10 +2,11 @@
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from itertools import accumulate, groupby
+from functools import lru_cache, partial
+from itertools import accumulate, groupby, islice
 from operator import itemgetter
 
 import numpy as np
@@ -25,26 +26,39 @@ from embedding_studio.domain.objects import (
 from embedding_studio.embeddings.preparation import check_vectors
 from embedding_studio.errors import InvalidVectorsError
 from embedding_studio.storage.ports import CodesInfo, Vectors, check_margin
-from embedding_studio.storage.postgres.codes import Untidiness, advance, record, tidy, untidiness
+from embedding_studio.storage.postgres.codes import (
+    Advance,
+    Untidiness,
+    advance,
+    codes_of,
+    record,
+    tidy,
+    untidiness,
+)
 from embedding_studio.storage.postgres.collections import lock_originals, share_state
-from embedding_studio.storage.postgres.database import Connection, Database, only_row
+from embedding_studio.storage.postgres.database import Connection, Database, only_row, text_array
 from embedding_studio.storage.postgres.filters import condition
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.outbox import note
 from embedding_studio.storage.postgres.replica import Searches
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
-from embedding_studio.storage.postgres.vectors import pack, pack_numbers, unpack
+from embedding_studio.storage.postgres.vectors import pack_numbers, unpack
 
 Numbers = NDArray[np.int64]
+Coded = tuple[Numbers, NDArray[np.void]]
+"""Codes, and for each the number of its object."""
 Outdate = Callable[[Connection, Collection, Sequence[str]], None]
 
 BATCH = 1000
 """Objects a statement."""
+FEW = 20
+"""Objects that are encoded sooner than a thread for it is there."""
 AVERAGE = -1
 """The part_no of an average."""
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-"""What a binary COPY begins with."""
+END = b"\xff\xff"
+"""With what a binary COPY begins and ends."""
 
 
 class PostgresObjects:
@@ -86,8 +100,8 @@ class PostgresObjects:
     def update_payloads(self, collection: Collection, payloads: Mapping[str, JSON]) -> list[str]:
         object_ids = sorted(payloads)
         given = {
-            "object_ids": object_ids,
-            "payloads": [payload_as_json(object_id, payloads[object_id]) for object_id in object_ids],
+            "object_ids": text_array(object_ids),
+            "payloads": text_array([payload_as_json(key, payloads[key]) for key in object_ids]),
             "text_hash_length": TEXT_HASH_LENGTH,
         }
 
@@ -106,7 +120,8 @@ class PostgresObjects:
             compared = connection.execute(_of(collection, "compared_parts"), given).fetchall()
             if compared:
                 object_nos = np.array([object_no for (object_no,) in compared])
-                _record(connection, collection, [], object_nos)
+                change = advance(connection, collection, 0)
+                record(connection, change, *_coded(change, []), object_nos)
                 note(connection, collection, *np.unique(object_nos, return_counts=True))
             deleted = connection.execute(_of(collection, "delete"), given).rowcount
             self._outdate(connection, collection, object_ids)
@@ -291,7 +306,7 @@ def _upsert(
 ) -> list[str]:
     """Store a batch, parts that are the same stay; return the ids of those whose parts are not."""
     geometry = Geometry(collection.index)
-    ids = {"object_ids": [item.object_id for item in objects]}
+    ids = {"object_ids": text_array([item.object_id for item in objects])}
     with connection.pipeline():
         nos_found = connection.execute(_of(collection, "existing_nos"), ids)
         parts_found = connection.execute(_of(collection, "existing_parts"), ids, binary=True)
@@ -305,52 +320,80 @@ def _upsert(
     replaced = [item.object_id for item in changed if item.object_id in existing]
     counts = [1 if geometry.has_averages else len(existing[object_id]) for object_id in replaced]
     removed = np.repeat(np.array([existing_nos[object_id] for object_id in replaced], dtype=np.int64), counts)
-    first_no = _record(connection, collection, changed, removed)
-    nos = existing_nos | {item.object_id: first_no + k for k, item in enumerate(changed)}
+    change = advance(connection, collection, len(changed))
+    nos = existing_nos | {item.object_id: change.first_no + k for k, item in enumerate(changed)}
     given = ids | {
-        "payloads": [payloads[item.object_id] for item in objects],
+        "payloads": text_array([payloads[item.object_id] for item in objects]),
         "content_hashes": [item.content_hash for item in objects],
         "object_nos": pack_numbers(np.array([nos[item.object_id] for item in objects], dtype=np.int64)),
     }
-    connection.execute(_of(collection, "upsert_objects"), given)
-    note(connection, collection, np.array(list(nos.values()), dtype=np.int64))
-    note(connection, collection, *np.unique(removed, return_counts=True))
-    if replaced:
-        connection.execute(_of(collection, "delete_parts"), {"object_ids": replaced})
-    if changed:
-        with connection.cursor() as cursor, cursor.copy(_of(collection, "copy_parts")) as copy:
-            copy.write(SIGNATURE + b"".join(_part_rows(collection, changed, first_no)) + b"\xff\xff")
+    with ThreadPoolExecutor(1) as pool:
+        coded: Callable[[], Coded] = partial(_coded, change, changed)
+        if len(changed) > FEW:  # while the server stores them
+            coded = pool.submit(coded).result
+        connection.execute(_of(collection, "upsert_objects"), given)
+        note(connection, collection, np.array(list(nos.values()), dtype=np.int64))
+        note(connection, collection, *np.unique(removed, return_counts=True))
+        if replaced:
+            connection.execute(_of(collection, "delete_parts"), {"object_ids": text_array(replaced)})
+        if changed:
+            with connection.cursor() as cursor, cursor.copy(_of(collection, "copy_parts")) as copy:
+                copy.write(b"".join(_part_rows(collection, changed, change.first_no)))
+        record(connection, change, *coded(), removed)
     return [item.object_id for item in changed]
 
 
-def _record(
-    connection: Connection, collection: Collection, changed: Sequence[CatalogueObject], removed: Numbers
-) -> int:
-    """Tell every process what changes, and return the first of the numbers that the changed objects get."""
-    change = advance(connection, collection, len(changed))
-    if change.epoch > 0:
-        geometry = Geometry(collection.index)
-        compared = [geometry.average(item.parts) if geometry.has_averages else item.parts for item in changed]
-        nos = np.repeat(
-            np.arange(change.first_no, change.first_no + len(changed)), [len(parts) for parts in compared]
-        )
-        vectors = np.concatenate(compared) if compared else np.empty((0, 0), dtype=np.float32)
-        record(connection, change, nos, vectors, removed)
-    return change.first_no
+def _coded(change: Advance, objects: Sequence[CatalogueObject]) -> Coded:
+    geometry = Geometry(change.collection.index)
+    compared = [geometry.average(item.parts) if geometry.has_averages else item.parts for item in objects]
+    nos = np.arange(change.first_no, change.first_no + len(objects))
+    vectors = np.concatenate(compared) if compared else np.empty((0, 0), dtype=np.float32)
+    return np.repeat(nos, [len(parts) for parts in compared]), codes_of(change, vectors)
 
 
-def _part_rows(collection: Collection, objects: Sequence[CatalogueObject], first_no: int) -> Iterator[bytes]:
-    """Yield each part as a row of a binary COPY."""
+def _part_rows(
+    collection: Collection, objects: Sequence[CatalogueObject], first_no: int
+) -> Iterator[bytes | memoryview]:
+    """Yield a binary COPY of all parts, piece by piece."""
     geometry = Geometry(collection.index)
-    for object_no, item in enumerate(objects, start=first_no):
+    kept = [_kept_parts(geometry, item) for item in objects]
+    counts = [len(parts) for parts in kept]
+    rows = np.zeros(sum(counts), dtype=_rest_of_row(kept[0].shape[1]))
+    rows["length_1"], rows["length_2"], rows["length_3"], rows["length_4"] = 4, 1, 4 + kept[0][0].nbytes, 8
+    rows["part_no"] = [
+        no for item in objects for no in (*range(len(item.parts)), *geometry.has_averages * [AVERAGE])
+    ]
+    rows["is_average"] = rows["part_no"] == AVERAGE
+    rows["dimensions"] = kept[0].shape[1]
+    rows["values"] = np.concatenate(kept)
+    rows["object_no"] = np.repeat(np.arange(first_no, first_no + len(objects)), counts)
+    data, size = rows.view(np.uint8).data, rows.itemsize
+    starts = iter(range(0, len(data), size))
+    yield SIGNATURE
+    for item, count in zip(objects, counts, strict=True):
         object_id = item.object_id.encode()
         head = _ROW_HEAD.pack(5, len(object_id)) + object_id
-        tail = _ROW_TAIL.pack(8, object_no)
-        vectors = [(part_no, part) for part_no, part in enumerate(pack(item.parts))]
-        if geometry.has_averages:
-            vectors.append((AVERAGE, pack(geometry.average(item.parts))[0]))
-        for part_no, part in vectors:
-            yield head + _ROW_MIDDLE.pack(4, part_no, 1, part_no == AVERAGE, len(part)) + part + tail
+        for start in islice(starts, count):
+            yield head
+            yield data[start : start + size]
+    yield END
 
 
-_ROW_HEAD, _ROW_MIDDLE, _ROW_TAIL = struct.Struct(">hi"), struct.Struct(">iii?i"), struct.Struct(">iq")
+def _kept_parts(geometry: Geometry, item: CatalogueObject) -> Vectors:
+    """Return what is stored of an object, [P, D] or, with the average of all last, [P + 1, D]."""
+    return np.concatenate([item.parts, geometry.average(item.parts)]) if geometry.has_averages else item.parts
+
+
+_ROW_HEAD = struct.Struct(">hi")
+
+
+@lru_cache(maxsize=16)
+def _rest_of_row(D: int) -> np.dtype[np.void]:
+    """Return what a row of parts is in a binary COPY, behind the id of its object."""
+    return np.dtype(
+        [
+            ("length_1", ">i4"), ("part_no", ">i4"), ("length_2", ">i4"), ("is_average", "?"),
+            ("length_3", ">i4"), ("dimensions", ">u2"), ("unused", ">u2"), ("values", ">f4", (D,)),
+            ("length_4", ">i4"), ("object_no", ">i8"),
+        ]
+    )  # fmt: skip

@@ -35,7 +35,14 @@ from embedding_studio.storage.postgres.collections import (
     names_of,
     share_state,
 )
-from embedding_studio.storage.postgres.database import Connection, Database, one_moment, only_row, server_of
+from embedding_studio.storage.postgres.database import (
+    Connection,
+    Database,
+    one_moment,
+    only_row,
+    server_of,
+    text_array,
+)
 from embedding_studio.storage.postgres.kept_votes import NOTHING, AskedVotes, KeptVotes, Said
 from embedding_studio.storage.postgres.nearest import NearestSearch
 from embedding_studio.storage.postgres.objects import PostgresObjects, grouped_parts
@@ -426,7 +433,7 @@ def outdate(connection: Connection, collection: Collection, object_ids: Sequence
     """
     lock_state(connection, collection)
     names = names_of(connection, collection)
-    given = {"object_ids": list(object_ids), "collections": names}
+    given = {"object_ids": text_array(object_ids), "collections": names}
     connection.execute(_of(collection, "drop_copies"), given)
     users = [user_id for (user_id,) in connection.execute(_of(collection, "users_of"), given)]
     if users:
