@@ -1,5 +1,6 @@
 """Each dialect against a file made by hand, the joiner, and what a broken file costs."""
 
+import csv
 import functools
 import gzip
 import io
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from embedding_studio.errors import InvalidDataError, InvalidInputError
-from embedding_studio.logs import Event, Left, Search, Shown, flat, join, joining, open_log
+from embedding_studio.logs import Event, Left, Search, Shown, entries, flat, join, joining, open_log, rows
 from embedding_studio.logs.rows import read_rows
 
 LOGS = Path(__file__).parent / "logs"
@@ -253,6 +254,24 @@ def test_parquet_and_standard_input_are_read(tmp_path, monkeypatch):
     assert list(read_rows(tmp_path / "a.parquet")) == list(enumerate(rows, start=1))
     first, last = read_rows("-")
     assert (first, last[0], str(last[1])) == ((1, {"a": 1}), 3, "a line that is no JSON object")
+
+
+@given(st.text('a1,; \t\r"\\é\0\u2028', max_size=8), st.sampled_from(",;"))
+def test_a_line_of_a_table_is_read_as_the_reader_of_csv_does(line, delimiter):
+    try:
+        [expected] = csv.reader([line], delimiter=delimiter, strict=True)
+    except (csv.Error, ValueError) as error:
+        with pytest.raises(type(error)):
+            rows.values_of(line, delimiter)
+    else:
+        assert rows.values_of(line, delimiter) == expected
+
+
+@given(st.lists(st.one_of(st.text("ab\0é", max_size=3), st.sampled_from([7, None, "x" * 513, "é" * 257]))))
+def test_the_objects_of_a_list_are_those_of_each_alone(listed):
+    alone = [entries.id_of(each) for each in listed]
+
+    assert entries.objects_of(listed) == tuple(dict.fromkeys(each for each in alone if each is not None))
 
 
 def test_a_line_of_a_table_that_is_not_utf_8_is_told_as_such(tmp_path):

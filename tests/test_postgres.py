@@ -711,6 +711,37 @@ def test_processes_claim_every_user_once(postgres, postgres_url):
     assert sorted(claimed) == sorted(set(sessions.values()))
 
 
+def test_a_user_who_is_marked_already_is_not_written_again(postgres, connection):
+    place_anything(postgres)
+    row = "SELECT ctid::text, since FROM embedding_studio.queue"
+    before = connection.execute(row).fetchall()
+
+    postgres.clickstream.push_events([SessionEvent(session_id="s1", object_id="o1")])
+
+    assert connection.execute(row).fetchall() == before
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "UPDATE embedding_studio.queue SET priority = -1",
+        "UPDATE embedding_studio.queue SET not_before = 9e9",
+        "UPDATE embedding_studio.queue SET attempts = 2",
+        "UPDATE embedding_studio.queue SET is_alone = true",
+        "UPDATE embedding_studio.queue SET token = '1-2'",
+    ],
+)
+def test_a_user_who_is_marked_is_due_at_once_whatever_became_of_them_before(postgres, connection, state):
+    place_anything(postgres)
+    entry = "SELECT priority, not_before, attempts, is_alone, token FROM embedding_studio.queue"
+    before = connection.execute(entry).fetchall()
+    connection.execute(state)
+
+    postgres.clickstream.push_events([SessionEvent(session_id="s1", object_id="o1")])
+
+    assert connection.execute(entry).fetchall() == before
+
+
 def test_threads_that_create_one_collection_get_the_same(postgres):
     made = []
     threads = [

@@ -20,11 +20,11 @@ from embedding_studio.domain.sessions import (
     DEFAULT_EVENT_WEIGHTS,
     EventDisposition,
     RecordedSession,
-    SearchResultItem,
     Session,
     SessionDisposition,
     SessionEvent,
     disposition_of_type,
+    listed,
     name_of_event,
     not_ahead,
     trusted,
@@ -180,8 +180,8 @@ class Importer:
                     if entry.shown or entry.search_id not in lane.searched_at:
                         searches.append((place, self._remembered(lane, self._session(entry))))
                 case RecordedSession():
-                    session = entry.session.model_copy(update={"collection": self._collection.name})
-                    recorded = replace(entry, session=session, sender=self._sender)
+                    session = trusted(Session, **vars(entry.session) | {"collection": self._collection.name})
+                    recorded = RecordedSession(session, entry.query_vectors, self._sender)
                     searches.append((place, self._remembered(lane, recorded)))
                 case Shown():  # the joiner keeps lists
                     raise AssertionError(entry)
@@ -200,10 +200,7 @@ class Importer:
                 user_id=search.user_id,
                 created_at=not_ahead(search.at, before=1),
                 collection=self._collection.name,
-                search_results=tuple(
-                    trusted(SearchResultItem, object_id=object_id, position=position)
-                    for position, object_id in enumerate(search.shown, start=1)
-                ),
+                search_results=listed(search.shown),
             ),
             sender=self._sender,
         )

@@ -4,7 +4,7 @@ import datetime as dt
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
 from typing import Any, TypeGuard
@@ -47,6 +47,25 @@ def is_id(given: object) -> TypeGuard[str]:
     (True, False, False, False)
     """
     return isinstance(given, str) and _why_no_id(given) is None
+
+
+def are_ids(given: Sequence[Any]) -> bool:
+    """Return whether all are ids, looked at together; of what is not ASCII it is not said here.
+
+    >>> are_ids(["a", "b"]), are_ids(["a", ""]), are_ids(["a", 7]), are_ids(["靴"]), are_ids([])
+    (True, False, False, False, False)
+    """
+    try:
+        together = "".join(given)
+    except TypeError:
+        return False
+    lengths = {*map(len, given)}
+    return (
+        together.isascii()
+        and "\0" not in together
+        and min(lengths, default=0) > 0
+        and max(lengths) <= MAX_ID_LENGTH
+    )
 
 
 def check_id(given: str, what: str = "an id") -> str:

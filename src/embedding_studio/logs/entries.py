@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from embedding_studio.domain.sessions import MAX_POSITION, RecordedSession
-from embedding_studio.domain.storable import is_id
+from embedding_studio.domain.storable import are_ids, is_id
 
 Row = Mapping[str, Any]
 
@@ -154,8 +154,12 @@ def objects_of(given: object, *keys: str) -> tuple[str, ...]:
     >>> objects_of(["a", 7, "a", None]), objects_of([{"id": "a"}, {"sku": "b"}], "id", "sku")
     (('a', '7'), ('a', 'b'))
     """
+    if not isinstance(given, list) or not given:
+        return ()
+    if are_ids(given):  # as nearly all are
+        return tuple(dict.fromkeys(given))
     ids: dict[str, None] = {}
-    for each in given if isinstance(given, list) else ():
+    for each in given:
         named = first_of(each, *keys) if isinstance(each, dict) else each
         if (object_id := id_of(named)) is not None:
             ids[object_id] = None

@@ -95,6 +95,8 @@ def reader(columns: Mapping[str, str]) -> Dialect:
 
 
 def _shown(given: object) -> tuple[str, ...]:
+    if given in (None, ""):
+        return ()
     if isinstance(given, str):
         if given.startswith("["):
             try:

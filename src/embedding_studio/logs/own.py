@@ -19,9 +19,11 @@ from embedding_studio.domain.sessions import (
     SearchRequest,
     SearchResultItem,
     Session,
+    listed,
+    not_ahead,
     trusted,
 )
-from embedding_studio.domain.storable import as_json, check_json, is_id
+from embedding_studio.domain.storable import are_ids, as_json, check_json, check_text, is_id
 from embedding_studio.files import replaced
 from embedding_studio.logs.entries import (
     Entry,
@@ -49,16 +51,15 @@ def read(row: Row) -> Sequence[Entry]:
     at = required_time(row, "timestamp")
     user_id = id_of(row.get("user_id"))
     vectors = _vectors(row.get("query_vectors"))
-    query = row.get("query")
-    if not isinstance(query, str) or "\0" in query:
-        raise Unusable("a session without a usable query")
+    query = _text(row.get("query"))
     request = _json(row.get("request"))
     try:
-        session = Session(
+        session = trusted(
+            Session,
             session_id=session_id,
             search_query=query,
             user_id=user_id,
-            created_at=at,
+            created_at=not_ahead(at, before=1),
             search_results=_results(row.get("results")),
             search_meta=_json(row.get("search_meta")),
             request=None if request is None else _request(request),
@@ -120,8 +121,12 @@ def session_row(recorded: RecordedSession, *, vectors: bool) -> Row:
 
 
 def _results(given: object) -> tuple[SearchResultItem, ...]:
+    if not isinstance(given, list) or not given:
+        return ()
+    if are_ids(given) and len(set(given)) == len(given):  # as nearly always
+        return listed(given)
     shown: dict[str, SearchResultItem] = {}
-    for number, each in enumerate(given if isinstance(given, list) else (), start=1):
+    for number, each in enumerate(given, start=1):
         if is_id(each):
             if each not in shown:
                 shown[each] = trusted(SearchResultItem, object_id=each, position=number)
@@ -151,6 +156,15 @@ def _event(given: object, session: Session) -> Event:
         event_id=id_of(row.get("event_id")) or "",
         meta=_json(row.get("meta")),
     )
+
+
+def _text(given: object) -> str:
+    try:
+        if isinstance(given, str):
+            return check_text(given)
+    except ValueError:
+        pass
+    raise Unusable("a session without a usable query")
 
 
 def _json(given: object) -> dict[str, Any] | None:

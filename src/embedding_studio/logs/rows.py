@@ -110,12 +110,24 @@ def _table_rows(lines: Iterator[tuple[int, bytes | Unusable]], path: str | Path)
 def _values(text: str, delimiter: str, width: int | None) -> list[str]:
     """Return the values of a line; where quotes plainly enclose none, they are part of them."""
     try:
-        [values] = csv.reader([text], delimiter=delimiter, strict=True)
+        values = values_of(text, delimiter)
     except csv.Error:
         values = []
     if len(values) != width and delimiter not in QUOTING and text.count(delimiter) + 1 == width:
         values = text.split(delimiter)
     return ["" if value == NULL else value for value in values] if delimiter == "\t" else values
+
+
+def values_of(text: str, delimiter: str) -> list[str]:
+    """Return the values of a line of CSV.
+
+    Raises:
+        csv.Error: it is none.
+    """
+    if text and '"' not in text and "\r" not in text and len(text) <= csv.field_size_limit():
+        return text.split(delimiter)  # as the reader does, in a sixth of its time
+    [values] = csv.reader([text], delimiter=delimiter, strict=True)
+    return values
 
 
 def _parquet_rows(path: Path) -> Iterator[NumberedRow]:

@@ -167,8 +167,16 @@ def longer_row(row: Row, shown: Sequence[SearchResultItem], pages: Sequence[Furt
     return {"session_id": row[0], "pages": kept or None} | columns_of(results)
 
 
-def with_new(before: Sequence[SearchResultItem], shown: Iterable[SearchResultItem]) -> list[SearchResultItem]:
+def _is_whole(shown: Sequence[SearchResultItem]) -> bool:
+    """Return whether each object is there once, at a position, as it nearly always is."""
+    objects = {each.object_id for each in shown}
+    return len(objects) == len(shown) and None not in [each.position for each in shown]
+
+
+def with_new(before: Sequence[SearchResultItem], shown: Sequence[SearchResultItem]) -> list[SearchResultItem]:
     """Return results with those shown for the first time; what has no position comes after all so far."""
+    if not before and _is_whole(shown):
+        return [*shown]
     results = {result.object_id: result for result in before}
     last = max((result.position or 0 for result in before), default=0)
     for result in shown:

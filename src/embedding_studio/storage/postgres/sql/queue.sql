@@ -1,17 +1,27 @@
 -- name: mark
--- The users of some sessions, and of others that also show something new. Rows of the queue are locked in one order everywhere, and before any order, so that two
--- who want the same do not wait in a circle.
+-- The users of some sessions, and of others that also show something new. Rows of the queue are locked in one order
+-- everywhere, and before any order, so that two who want the same do not wait in a circle. Those that stand as they
+-- should are locked, too, and not written: a log that is imported brings the same users in each of its batches.
 INSERT INTO embedding_studio.queue (collection, user_id, priority, since)
-SELECT
-    collection,
-    user_id,
-    max(CASE WHEN session_id = ANY(%(session_ids)s::text[]) THEN {priority} ELSE 0 END),
-    embedding_studio.seconds()
-FROM embedding_studio.sessions AS session
-WHERE (session_id = ANY(%(session_ids)s::text[]) OR session_id = ANY(%(also)s::text[])) AND user_id IS NOT NULL
+SELECT collection, user_id, max(priority), embedding_studio.seconds()
+FROM (
+    SELECT collection, user_id, {priority} AS priority
+    FROM embedding_studio.sessions AS session
+    WHERE session_id = ANY(%(session_ids)s::text[])
+    UNION ALL
+    SELECT collection, user_id, 0
+    FROM embedding_studio.sessions
+    WHERE session_id = ANY(%(also)s::text[])
+) AS stale
+WHERE user_id IS NOT NULL
 GROUP BY collection, user_id
 ORDER BY collection, user_id
 {on_conflict}
+WHERE queue.priority < excluded.priority
+    OR queue.not_before <> 0
+    OR queue.attempts <> 0
+    OR queue.is_alone
+    OR queue.token IS NOT NULL
 
 -- name: on_conflict
 ON CONFLICT (collection, user_id) DO UPDATE SET
