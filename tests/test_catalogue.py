@@ -110,7 +110,7 @@ def test_parquet_values_become_json(tmp_path):
     ("name", "content", "told"),
     [
         ("a.csv", "id,name\na,Up\n", "line 1: no column 'title'; there are 'id', 'name'"),
-        ("a.csv", "id,title\na,Up\nb\n", "line 3: 1 values for 2 columns, 'id', 'title'"),
+        ("a.csv", "id,title\na,Up\nb\n", "line 3: 1 value for 2 columns, 'id', 'title'"),
         (
             "a.csv",
             'id,title\na,"Up\nand away"\na,Heat\n',
@@ -330,7 +330,7 @@ def test_a_vector_may_be_zero_where_direction_does_not_count(tmp_path):
     ("matrix", "said"),
     [
         (np.ones((3, 2)), "3 vectors for the 2 rows of"),
-        (np.ones((1, 2)), "1 vectors for the 2 rows of"),
+        (np.ones((1, 2)), "1 vector for the 2 rows of"),
         (np.ones(2), "an array [rows, dimensions] of float16, float32 or float64 is needed"),
         (np.ones((2, 2), dtype=np.int64), "an array [rows, dimensions] of float16, float32 or float64"),
         (np.array([[1, 0], [np.nan, 0]]), "vectors.npy, row 2 is not finite"),

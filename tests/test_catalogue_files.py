@@ -281,7 +281,7 @@ def test_a_packed_file_that_is_cut_off_is_told(tmp_path, pack):
             '{"id": null, "text": "x"}\n{"text": "x"}\n',
             "line 1, column 'id': there is no id (and 1",
         ),
-        ("a.csv", "id,text\n1,x\n2\n3\n", "line 3: 1 values for 2 columns, 'id', 'text' (and 1 more so)"),
+        ("a.csv", "id,text\n1,x\n2\n3\n", "line 3: 1 value for 2 columns, 'id', 'text' (and 1 more so)"),
         ("a.csv", 'id,text\n1,x\n2,"b" c\n', "line 3: not CSV as it should be"),
         ("a.csv", 'id,text\n1,x\n2,"b\n3,c\n', "line 3: not CSV as it should be"),
         ("a.csv", "text,text\n1,x\n", "line 1: no column 'id'"),
@@ -394,7 +394,7 @@ def test_a_merged_column_is_of_lists_in_every_object_and_vectors_become_parts(tm
     assert objects["b"].payload == {"size": ["S"]}
     assert objects["a"].parts.tolist() == [[1, 0], [1, 1]]
     assert CatalogueFile(path, reading).notes == [
-        "1 rows have the id of another; of an object's rows one is made, with lists in 'size', 'tags'"
+        "1 row has the id of another; of an object's rows one is made, with lists in 'size', 'tags'"
     ]
 
 

@@ -385,7 +385,7 @@ def test_of_rows_with_one_id_the_one_that_was_chosen_is_stored_and_it_is_noted(c
         "index", "o.jsonl", "--vector-column", "vector", "--on-duplicate", "last", "--payload-column", "n"
     )
 
-    assert "note: 1 rows have the id of another; of an object's rows the last counts" in ended.stderr
+    assert "note: 1 row has the id of another; of an object's rows the last counts" in ended.stderr
     assert told(command("get", "o0", "--json"))[0]["payload"] == {"n": 7}
 
 

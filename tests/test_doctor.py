@@ -98,7 +98,7 @@ def test_a_queue_that_nobody_drains_is_told(memory, monkeypatch):
 
     assert empty == ("OK", "0 users wait to be learnt, 0 are in hand")
     assert late[0] == "WARN"
-    assert late[1] == "3 users wait to be learnt, 1 are in hand, the first for 61 s"
+    assert late[1] == "3 users wait to be learnt, 1 is in hand, the first for 61 s"
 
 
 @pytest.mark.parametrize(

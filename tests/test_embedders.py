@@ -172,7 +172,7 @@ def test_a_refused_key_is_told_at_once_and_never_repeated(endpoint, embedder):
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        ({"data": []}, "answered 0 embeddings, with other indices than the 1 texts have"),
+        ({"data": []}, "answered 0 embeddings, with other indices than the 1 text has"),
         ({"data": [{"index": 1, "embedding": [1, 2, 3]}]}, "with other indices"),
         ({"data": [{"index": 0, "embedding": []}]}, r"embeddings of \[0\] dimensions"),
         ({"data": [{"index": 0, "embedding": ["one"]}]}, "what is no list of embeddings"),

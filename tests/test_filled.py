@@ -385,7 +385,7 @@ def test_doctor_readyz_and_metrics_tell_of_what_an_engine_does_not_know(server, 
         ready = client.get("/readyz")
         assert ready.status_code == 200
         [told] = ready.json()["failing"]
-        assert "'products' lacks 1 objects, 1 of which it refused" in told
+        assert "'products' lacks 1 object, 1 of which it refused" in told
         server.answer = (503, {"status": {"error": "not now"}})
         context.storage.objects.delete(products, ["p000"])
         [told] = client.get("/readyz").json()["failing"]

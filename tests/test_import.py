@@ -292,9 +292,9 @@ def test_what_cannot_be_learnt_from_is_told(memory):
     )
     assert report.notes == [
         "all searches are one user's; is the column of users the right one?",
-        "1 events are of type 'stare', which says nothing for an object by EVENT_WEIGHTS",
-        "1 events are more than 60 s earlier than the search that they name; they are not learnt from",
-        "1 events are on objects that their search did not show; they are not learnt from",
+        "1 event is of type 'stare', which says nothing for an object by EVENT_WEIGHTS",
+        "1 event is more than 60 s earlier than the search that it names; it is not learnt from",
+        "1 event is on an object that its search did not show; it is not learnt from",
     ]
 
 

@@ -1094,7 +1094,7 @@ def test_a_file_of_keys_that_cannot_be_used_is_told_at_once(make_context, tmp_pa
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"admin_api_key": "a", "write_api_key": "a"}, "ADMIN_API_KEY: has 1 characters.*at least 16"),
+        ({"admin_api_key": "a", "write_api_key": "a"}, "ADMIN_API_KEY: has 1 character,.*at least 16"),
         ({"admin_api_key": WRITE, "write_api_key": WRITE}, "^ADMIN_API_KEY and WRITE_API_KEY are equal"),
         ({"user_token_secret": "x" * 31}, "USER_TOKEN_SECRET: has 31 characters.*at least 32"),
         ({"user_token_secret": SECRET, "user_token_jwks": "x"}, "signed in one way"),

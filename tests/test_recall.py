@@ -392,7 +392,7 @@ def test_the_doctor_says_how_each_collection_is_searched(films):
     assert unmeasured["embedder"] == ("OK", "none: callers bring vectors")
     assert unmeasured["collection few"] == (
         "OK",
-        "1 objects, all compared by each search: recall is 1 by construction",
+        "1 object, all compared by each search: recall is 1 by construction",
     )
     grade, told = unmeasured["collection films"]
     assert grade == "WARN"

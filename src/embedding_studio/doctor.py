@@ -12,7 +12,7 @@ from embedding_studio.bootstrap import Context
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.objects import Collection
 from embedding_studio.domain.sessions import SessionForImprovementStatus
-from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.errors import EmbeddingStudioError, counted
 from embedding_studio.settings import ADVISED_KEY_CHARACTERS
 from embedding_studio.storage.attached import ByCollection, backlog_of
 from embedding_studio.storage.postgres.nearest import margin_for
@@ -169,7 +169,8 @@ def _disk(context: Context) -> Iterator[Finding]:
 
 def _queue(context: Context) -> Iterator[Finding]:
     queue = context.storage.queue.info()
-    told = f"{queue.waiting:,} users wait to be learnt, {queue.held:,} are in hand"
+    told = f"{counted(queue.waiting, 'user waits', 'users wait', spec=',')} to be learnt, "
+    told += f"{counted(queue.held, 'is', 'are', spec=',')} in hand"
     if queue.oldest_seconds > context.settings.late_seconds:
         told += f", the first for {queue.oldest_seconds:,.0f} s"
         if queue.workers:
@@ -210,18 +211,19 @@ def _collection(context: Context, collection: Collection, what: str) -> Iterator
     if objects == 0:
         yield Finding("WARN", what, "holds no objects")
         return
+    number = counted(objects, "object", spec=",")
     if isinstance(context.storage.objects, ByCollection):
         examined = context.storage.objects.examined(collection)
         if examined is not None:
             yield Finding(
                 "WARN" if examined.advice else "OK",
                 what,
-                "; ".join([f"{objects:,} objects", examined.told, *examined.advice]),
+                "; ".join([number, examined.told, *examined.advice]),
             )
             return
     codes = context.storage.objects.codes(collection)
     target = context.settings.recall_target
-    told = f"{objects:,} objects"
+    told = number
     if codes.margin is None or codes.parts == 0:
         yield Finding("OK", what, f"{told}, all compared by each search: recall is 1 by construction")
     elif target == 1:
@@ -252,7 +254,7 @@ def _engines(context: Context) -> Iterator[Finding]:
     for each in backlog_of(context.storage):
         told = f"what finds {each.collection!r} has everything"
         if each.objects:
-            told = f"what finds {each.collection!r} lacks {each.objects:,} objects"
+            told = f"what finds {each.collection!r} lacks {counted(each.objects, 'object', spec=',')}"
             told += f", of the first for {each.oldest_seconds:,.0f} s"
         if each.refused:
             told += f"; it refused {each.refused:,}, one of them so: {each.error}"
@@ -284,5 +286,6 @@ def _orders(context: Context) -> Iterator[Finding]:
 def _quarantine(context: Context) -> Iterator[Finding]:
     number = context.storage.quarantine.count()
     if number:
-        told = f"nothing is learnt from {number:,} users; `embedding-studio quarantine` says why"
+        users = counted(number, "user", spec=",")
+        told = f"nothing is learnt from {users}; `embedding-studio quarantine` says why"
         yield Finding("WARN", "quarantine", told)

@@ -49,6 +49,24 @@ def shown(value: object) -> str:
     return told if len(told) <= SHOWN_CHARACTERS else f"{told[:SHOWN_CHARACTERS]}…"
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    """Return the word behind a number, or the words that agree with it.
+
+    >>> plural(1, "row"), plural(0, "row"), plural(2, "query", "queries")
+    ('row', 'rows', 'queries')
+    """
+    return one if number == 1 else many or f"{one}s"
+
+
+def counted(number: int, one: str, many: str = "", *, spec: str = "") -> str:
+    """Return a number, written as ``spec`` says, with the words that agree with it.
+
+    >>> counted(1, "row"), counted(2_000, "row", spec=","), counted(1, "row has", "rows have")
+    ('1 row', '2,000 rows', '1 row has')
+    """
+    return f"{number:{spec}} {plural(number, one, many)}"
+
+
 class EmbeddingStudioError(Exception):
     """Every error of this package; its message says what happened and what to do.
 

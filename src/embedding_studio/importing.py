@@ -29,7 +29,7 @@ from embedding_studio.domain.sessions import (
     not_ahead,
     trusted,
 )
-from embedding_studio.errors import SessionNotFoundError
+from embedding_studio.errors import SessionNotFoundError, counted, plural
 from embedding_studio.logs import WINDOW_SECONDS, Event, Left, Placed, Search, Shown, join, made_search
 from embedding_studio.logs.entries import Entry
 from embedding_studio.logs.joining import SEARCHES_OF_USER
@@ -390,17 +390,20 @@ def _report_of(lanes: Sequence[_Lane], weights: Mapping[str, float]) -> ImportRe
         report.notes.append("all searches are one user's; is the column of users the right one?")
     silent = {name: number for name, number in types.items() if weights.get(name, 0.0) <= 0}
     report.notes += [
-        f"{number} events are of type {name!r}, which says nothing for an object by EVENT_WEIGHTS"
+        f"{counted(number, 'event is', 'events are')} of type {name!r}, which says nothing for an "
+        "object by EVENT_WEIGHTS"
         for name, number in sorted(silent.items())
     ]
     if early := sum(lane.early for lane in lanes):
         report.notes.append(
-            f"{early} events are more than {CLOCK_SECONDS} s earlier than the search that they "
-            "name; they are not learnt from"
+            f"{counted(early, 'event is', 'events are')} more than {CLOCK_SECONDS} s earlier than the "
+            f"search that {plural(early, 'it names; it is', 'they name; they are')} not learnt from"
         )
     if strange := events.get(EventDisposition.UNKNOWN_OBJECT.value):
         report.notes.append(
-            f"{strange} events are on objects that their search did not show; they are not learnt from"
+            f"{counted(strange, 'event is on an object', 'events are on objects')} that "
+            f"{plural(strange, 'its', 'their')} search did not show; "
+            f"{plural(strange, 'it is', 'they are')} not learnt from"
         )
     return report
 

@@ -30,7 +30,7 @@ from embedding_studio.domain.sessions import DEFAULT_EVENT_WEIGHTS
 from embedding_studio.embedders import PART_CHARACTERS, EmbedderOptions
 from embedding_studio.embedders.names import without_secrets
 from embedding_studio.embeddings.improvement.waves import ADJUSTMENT_RATE, NUM_ITERATIONS, SOFTMIN_TEMPERATURE
-from embedding_studio.errors import InvalidSettingError, shown
+from embedding_studio.errors import InvalidSettingError, counted, shown
 from embedding_studio.feedback.improve import (
     BACKOFF_SECONDS,
     LEASE_SECONDS,
@@ -527,8 +527,8 @@ class Settings(BaseSettings):
         fewest = FEWEST_SECRET_CHARACTERS if info.field_name == "user_token_secret" else FEWEST_KEY_CHARACTERS
         if length < fewest:
             raise ValueError(
-                f"has {length} characters, which can be guessed; give at least {fewest}, such as what "
-                "`openssl rand -base64 32` prints"
+                f"has {counted(length, 'character')}, which can be guessed; give at least {fewest}, such as "
+                "what `openssl rand -base64 32` prints"
             )
         if length < ADVISED_KEY_CHARACTERS:
             logger.warning(

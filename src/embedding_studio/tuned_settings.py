@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_studio.bootstrap import Context
 from embedding_studio.domain.objects import JSON
-from embedding_studio.errors import EmbeddingStudioError, InvalidInputError
+from embedding_studio.errors import EmbeddingStudioError, InvalidInputError, counted, plural
 from embedding_studio.evaluation.collection_folder import Progress
 from embedding_studio.evaluation.judging import (
     FOUND,
@@ -230,11 +230,12 @@ def _check(trials: int, max_worse: float, share: int | None, searches: int) -> N
         raise InvalidInputError(f"a share of users from 0 to 1 may fare worse; {max_worse} is none")
     if share is not None and share < 2:
         raise InvalidInputError(
-            f"sharing from {share} users on shows what one clicked to others; give 2 or more"
+            f"sharing from {counted(share, 'user')} on shows what one clicked to others; give 2 or more"
         )
     if searches < FEWEST_SEARCHES:
         raise InvalidInputError(
-            f"{searches} searches a trial are too few to tell; give {FEWEST_SEARCHES} or more"
+            f"{counted(searches, 'search', 'searches')} a trial are too few to tell; give "
+            f"{FEWEST_SEARCHES} or more"
         )
 
 
@@ -307,8 +308,9 @@ def _parts(steps: Steps, slice_name: str, judge_from: int | None) -> tuple[list[
         if len(rows) < FEWEST_SEARCHES or users < FEWEST_USERS:
             of = " of users who had clicked something before" if slice_name == "past" else ""
             raise InvalidInputError(
-                f"{told} there are {len(rows)} searches with clicks{of}, by {users} users, which is too few "
-                f"to tell{left_out}; it takes {FEWEST_SEARCHES} by {FEWEST_USERS}: record more searches"
+                f"{told} there {plural(len(rows), 'is', 'are')} {counted(len(rows), 'search', 'searches')} "
+                f"with clicks{of}, by {counted(users, 'user')}, which is too few to tell{left_out}; it "
+                f"takes {FEWEST_SEARCHES} by {FEWEST_USERS}: record more searches"
                 + ("" if judge_from is None else ", or let the later part begin at another time")
             )
     return earlier, later, judged_from
@@ -454,9 +456,8 @@ def _notes(
     Args:
         sampled: share of the earlier searches that were ranked in each trial.
     """
-    notes = [
-        f"{tried} different settings were tried on the earlier part; the best was judged on the later, once"
-    ]
+    settings = counted(tried, "setting was", "different settings were")
+    notes = [f"{settings} tried on the earlier part; the best was judged on the later, once"]
     if sampled < 1:
         notes.append(
             f"in a trial the searches of {sampled:.0%} of the users were ranked, drawn by the seed; what all "

@@ -14,7 +14,7 @@ import numpy as np
 from embedding_studio.domain.objects import JSON, Collection, OwnPast
 from embedding_studio.embeddings.own_past import Returns, returns_of
 from embedding_studio.embeddings.personal import gate_threshold_of, query_mean
-from embedding_studio.errors import CollectionNotFoundError, EmbeddingStudioError, InvalidInputError
+from embedding_studio.errors import CollectionNotFoundError, EmbeddingStudioError, InvalidInputError, counted
 from embedding_studio.storage.ports import Storage
 
 logger = logging.getLogger(__name__)
@@ -185,8 +185,9 @@ def tune_gate(storage: Storage, name: str, *, dry_run: bool = False) -> TunedGat
     queries = storage.clickstream.recent_queries(collection, LATEST_QUERIES)
     if len(queries) < ENOUGH_QUERIES:
         raise InvalidInputError(
-            f"the sessions of {collection.name!r} hold {len(queries)} different queries with vectors, and "
-            f"fitting the gate needs {ENOUGH_QUERIES}; record more searches (create_session), or set "
+            f"the sessions of {collection.name!r} hold "
+            f"{counted(len(queries), 'different query', 'different queries')} with vectors, and fitting the "
+            f"gate needs {ENOUGH_QUERIES}; record more searches (create_session), or set "
             "GATE_THRESHOLD"
         )
     means = np.stack([query_mean(collection.index, parts) for parts in queries])

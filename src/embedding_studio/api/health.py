@@ -11,7 +11,7 @@ from embedding_studio.api.authentication import ADMIN
 from embedding_studio.api.dependencies import InContext
 from embedding_studio.api.problems import problem_response
 from embedding_studio.bootstrap import Context
-from embedding_studio.errors import EmbeddingStudioError, StorageError, StorageNotWritableError
+from embedding_studio.errors import EmbeddingStudioError, StorageError, StorageNotWritableError, counted
 from embedding_studio.storage.attached import backlog_of
 from embedding_studio.telemetry.metrics import CONTENT_TYPE_LATEST
 
@@ -106,8 +106,8 @@ def _engines(context: Context) -> str | None:
     failing = [
         f"what finds {each.collection!r} does not answer, so all is compared here"
         if each.away
-        else f"what finds {each.collection!r} lacks {each.objects:,} objects, {each.refused:,} of which it "
-        f"refused, for {each.oldest_seconds:,.0f} s"
+        else f"what finds {each.collection!r} lacks {counted(each.objects, 'object', spec=',')}, "
+        f"{each.refused:,} of which it refused, for {each.oldest_seconds:,.0f} s"
         for each in backlog
         if each.away or each.refused or each.oldest_seconds > late
     ]

@@ -28,7 +28,7 @@ from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.limits import MAX_ID_LENGTH
 from embedding_studio.domain.objects import JSON, CatalogueObject
 from embedding_studio.domain.storable import check_json, check_text
-from embedding_studio.errors import InvalidDataError, InvalidVectorsError
+from embedding_studio.errors import InvalidDataError, InvalidVectorsError, counted
 from embedding_studio.files import read_again
 
 
@@ -156,8 +156,8 @@ class CatalogueFile:
         self._refuse_columns(number)
         if self._matrix is not None and len(self._matrix) != number:
             raise InvalidDataError(
-                f"{reading.npy}: {len(self._matrix)} vectors for the {number} rows of {self._shown}; "
-                "each row needs its own"
+                f"{reading.npy}: {counted(len(self._matrix), 'vector')} for the "
+                f"{counted(number, 'row')} of {self._shown}; each row needs its own"
             )
         faults.raise_first()
         if reading.on_duplicate is OnDuplicate.MERGE and self._repeated:
@@ -189,7 +189,8 @@ class CatalogueFile:
                 self.notes.append(f"the column {column!r} is of texts, {why}")
         if self._repeated:
             self.notes.append(
-                f"{self._repeated} rows have the id of another; of an object's rows "
+                f"{counted(self._repeated, 'row has', 'rows have')} the id of another; of an "
+                "object's rows "
                 + {
                     OnDuplicate.FIRST: "the first counts",
                     OnDuplicate.LAST: "the last counts",

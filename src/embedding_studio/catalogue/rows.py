@@ -28,7 +28,7 @@ from embedding_studio.catalogue.delimited import (
     swallows_rows,
 )
 from embedding_studio.domain.storable import check_text
-from embedding_studio.errors import InvalidDataError, shown
+from embedding_studio.errors import InvalidDataError, counted, shown
 from embedding_studio.files import STDIN, readable, unpacked
 from embedding_studio.parquet import BATCH_ROWS, NotJsonError, json_columns, parquet_file
 
@@ -197,9 +197,8 @@ class Rows:
                 if part.path not in self._over_lines and "\n" in "".join(values):
                     self._over_lines[part.path] = place
                 if len(values) != len(names):
-                    yield Fault(
-                        "width", f"{place}: {len(values)} values for {len(names)} columns, {listed(names)}"
-                    )
+                    told = f"{counted(len(values), 'value')} for {counted(len(names), 'column')}"
+                    yield Fault("width", f"{place}: {told}, {listed(names)}")
                     continue
                 yield (
                     place,

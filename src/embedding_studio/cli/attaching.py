@@ -14,7 +14,7 @@ from embedding_studio.cli.console import (
     tell,
 )
 from embedding_studio.domain.index import MetricType
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import InvalidInputError, counted
 
 
 def attach(
@@ -79,7 +79,8 @@ def attach(
             for advice in examined.advice:
                 tell("warning", advice)
         number = objects.count(known)
-    err.print(f"There is a collection {known.name!r} of {number:,} objects: {known.kind()}.")
+    held = counted(number, "object", spec=",")
+    err.print(f"There is a collection {known.name!r} of {held}: {known.kind()}.")
 
 
 def reconcile(

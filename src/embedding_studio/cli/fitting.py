@@ -24,7 +24,7 @@ from embedding_studio.cli.console import (
 )
 from embedding_studio.domain import DEFAULT_COLLECTION
 from embedding_studio.domain.objects import OwnPast
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import InvalidInputError, counted
 from embedding_studio.evaluation.judging import interval
 from embedding_studio.evaluation.replay import FEWEST_SEARCHES
 from embedding_studio.evaluation.report import signed
@@ -181,7 +181,8 @@ def _trials_table(tuned: "TunedSettings") -> Table:
         "settings",
         "RR to plain",
         "users worse",
-        title=f"Tried on {searches} earlier searches of {users} users",
+        title=f"Tried on {counted(searches, 'earlier search', 'earlier searches')} of "
+        f"{counted(users, 'user')}",
         title_justify="left",
     )
     best, in_force = tuned.trials[:BEST_SHOWN], [each for each in tuned.trials if not each.settings]
@@ -299,7 +300,7 @@ def recall(
         out.print(table)
         made = measured.queries - measured.recorded
         err.print(
-            f"{measured.recorded} recorded queries"
-            + (f", and {made} objects slightly changed." if made else ".")
+            counted(measured.recorded, "recorded query", "recorded queries")
+            + (f", and {counted(made, 'object')} slightly changed." if made else ".")
         )
     out.print(measured.told[:1].upper() + measured.told[1:] + ".", soft_wrap=True)

@@ -11,7 +11,7 @@ from embedding_studio.bootstrap import Context
 from embedding_studio.cli.console import AsJson, err, opened_context, out, print_value
 from embedding_studio.datetime_utils import utc_timestamp
 from embedding_studio.domain.keys import OF_ENVIRONMENT, ApiKey, Scope, new_key, renewed
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import InvalidInputError, counted, plural
 
 DAY_SECONDS = 86_400
 
@@ -90,7 +90,8 @@ def rotate(
         kept, key = renewed(stored.get(key_id), now=now)
         stored.replace(key_id, kept, until=now + round(old_days * DAY_SECONDS), now=now)
     _print_new(kept, key, as_json=as_json)
-    err.print(f"The key {key_id} stays good for {old_days:g} days; `keys revoke {key_id}` ends it before.")
+    days = "day" if old_days == 1 else "days"
+    err.print(f"The key {key_id} stays good for {old_days:g} {days}; `keys revoke {key_id}` ends it before.")
 
 
 @keys.command()
@@ -117,7 +118,9 @@ def disregard(
     if as_json:
         print_value({"sessions": number}, as_json=True)
     else:
-        err.print(f"{number:,} sessions of the key {key_id} count no longer; a worker unlearns them.")
+        sessions, them = counted(number, "session", spec=","), plural(number, "it", "them")
+        count = plural(number, "counts", "count")
+        err.print(f"{sessions} of the key {key_id} {count} no longer; a worker unlearns {them}.")
 
 
 def _check_tokens(context: Context) -> None:

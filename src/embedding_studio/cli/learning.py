@@ -15,7 +15,9 @@ from embedding_studio.cli.console import (
     on_stop,
     opened_context,
     print_value,
+    tell,
 )
+from embedding_studio.errors import counted, plural
 
 if TYPE_CHECKING:
     from embedding_studio.bootstrap import Context
@@ -89,7 +91,8 @@ def improve(
             names = [each.name for each in context.storage.collections.list()]
             ordered = sum(map(context.storage.collections.order_for_everyone, names))
             err.print(
-                f"{ordered} users are to be re-learnt, here or by whatever other worker takes them first."
+                f"{counted(ordered, 'user is', 'users are')} to be re-learnt, here or by whatever other "
+                f"worker takes {plural(ordered, 'the user', 'them')} first."
             )
         while (report := improver.improve_once(users=context.settings.users_per_batch)).users:
             users += report.users

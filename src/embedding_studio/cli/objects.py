@@ -21,7 +21,7 @@ from embedding_studio.cli.console import (
 )
 from embedding_studio.cli.services import Service, Url, opened_service
 from embedding_studio.domain import DEFAULT_COLLECTION
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import InvalidInputError, counted
 
 if TYPE_CHECKING:
     from embedding_studio.domain.objects import CatalogueObject
@@ -134,7 +134,7 @@ def export(
             id_column=id_column,
             vector_column=vector_column if vectors else None,
         )
-    err.print(f"Wrote {written} objects.")
+    err.print(f"Wrote {counted(written, 'object')}.")
 
 
 def _export_sessions(collection: str, output: str, *, url: str | None, vectors: bool) -> None:
@@ -145,7 +145,8 @@ def _export_sessions(collection: str, output: str, *, url: str | None, vectors: 
     with opened_context() as context:
         stored = context.storage.collections.get(collection)
         log = context.storage.clickstream.scan(collection=stored)
-        err.print(f"Wrote {write_sessions(output, log, vectors=vectors)} sessions.")
+        written = write_sessions(output, log, vectors=vectors)
+        err.print(f"Wrote {counted(written, 'session')}.")
 
 
 def _read(

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from embedding_studio.cli.console import AsJson, err, out, print_value
 from embedding_studio.cli.services import Url, opened_service
+from embedding_studio.errors import counted, plural
 from embedding_studio.files import replaced
 
 UserArgument = Annotated[str, typer.Argument(help="The user's id.")]
@@ -32,7 +33,7 @@ def export(
         for row in service.export_user(user):
             file.write(orjson.dumps(row) + b"\n")
             lines += 1
-    err.print(f"Wrote {lines} lines about {user!r}.")
+    err.print(f"Wrote {counted(lines, 'line')} about {user!r}.")
 
 
 @users.command()
@@ -48,6 +49,7 @@ def forget(user: UserArgument, *, url: Url = None, as_json: AsJson = False) -> N
     for name, number in forgotten.removed.items():
         table.add_row(name, f"{number:,}")
     out.print(table)
-    err.print(f"Forgot {user!r}: {forgotten.sessions} sessions and all that was learnt from them.")
+    sessions, them = counted(forgotten.sessions, "session"), plural(forgotten.sessions, "it", "them")
+    err.print(f"Forgot {user!r}: {sessions} and all that was learnt from {them}.")
     for each in forgotten.not_reached:
         err.print(f"Not reached: {each}.")

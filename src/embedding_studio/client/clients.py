@@ -25,7 +25,7 @@ from embedding_studio.client.calls import (
 from embedding_studio.client.failures import failure, unreachable
 from embedding_studio.client.service import RETRIES, TIMEOUT_SECONDS, Outcome, Service, encoded
 from embedding_studio.domain import DEFAULT_COLLECTION
-from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.errors import EmbeddingStudioError, counted
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -508,7 +508,7 @@ def _placed(start: int, number: int) -> Iterator[None]:
     try:
         yield
     except EmbeddingStudioError as error:
-        error.add_note(f"in the {number} objects from number {start} on; those before are stored")
+        error.add_note(f"in the {counted(number, 'object')} from number {start} on; those before are stored")
         raise
 
 

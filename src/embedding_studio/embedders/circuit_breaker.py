@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from embedding_studio.errors import EmbedderUnavailableError
+from embedding_studio.errors import EmbedderUnavailableError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ class CircuitBreaker:
             left = self._open_until - self._clock()
             if left > 0 or self._is_probing:
                 raise EmbedderUnavailableError(
-                    f"{self._what} failed {self._failures} times in succession, and is not asked just now; "
-                    f"it is tried again in {max(left, 1):.0f} s",
+                    f"{self._what} failed {counted(self._failures, 'time')} in succession, and is not asked "
+                    f"just now; it is tried again in {max(left, 1):.0f} s",
                     retry_after_seconds=max(left, 1),
                 )
             self._is_probing = True

@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 import httpx
 
 from embedding_studio.embedders.names import without_secrets
-from embedding_studio.errors import EmbedderUnavailableError, EmbeddingError, InvalidSettingError
+from embedding_studio.errors import EmbedderUnavailableError, EmbeddingError, InvalidSettingError, counted
 
 ATTEMPTS = 5
 BACKOFF_SECONDS = 0.5
@@ -154,7 +154,7 @@ class Endpoint:
         except TimeoutError as error:
             raise EmbedderUnavailableError(f"{self.told} did not answer in {seconds:.3g} s") from error
         except httpx.TransportError as error:
-            tried = f"in {attempt} attempt{'s' if attempt > 1 else ''}"
+            tried = f"in {counted(attempt, 'attempt')}"
             raise EmbedderUnavailableError(
                 f"{self.told} cannot be reached {tried}: {self._masked(str(error))}"
             ) from error

@@ -30,7 +30,7 @@ from embedding_studio.embedders.endpoint import (
     EndpointRefusedError,
 )
 from embedding_studio.embedders.names import with_prompt
-from embedding_studio.errors import EmbeddingError, PartTooLongError
+from embedding_studio.errors import EmbeddingError, PartTooLongError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,8 @@ class OpenAICompatibleEmbedder:
             indices = list(range(len(rows)))
         if sorted(indices) != list(range(len(texts))):
             raise self._failed(
-                f"answered {len(rows)} embeddings, with other indices than the {len(texts)} texts have"
+                f"answered {counted(len(rows), 'embedding')}, with other indices than the "
+                f"{counted(len(texts), 'text has', 'texts have')}"
             )
         return [
             row for _, row in sorted(zip(indices, (row for _, row in rows), strict=True), key=itemgetter(0))

@@ -14,7 +14,7 @@ from semantic_text_splitter import TextSplitter
 
 from embedding_studio.embedders import EmbedderOptions
 from embedding_studio.embedders.names import with_prompt
-from embedding_studio.errors import EmbeddingError
+from embedding_studio.errors import EmbeddingError, counted
 
 BATCH_SIZE = 16
 """Texts at once: enough to keep two cores busy, few enough for their activations to stay in the caches."""
@@ -80,7 +80,7 @@ class SentenceTransformersEmbedder:
             bad = texts[int(np.argmin(finite))]
             raise EmbeddingError(
                 f"the model {self._source!r} gave numbers that are not finite for a text "
-                f"of {len(bad)} characters"
+                f"of {counted(len(bad), 'character')}"
             )
         return vectors
 

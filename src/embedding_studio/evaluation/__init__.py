@@ -9,7 +9,7 @@ from pathlib import Path
 
 from embedding_studio.domain.index import MetricAggregationType, MetricType
 from embedding_studio.embedders import Embedder
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import InvalidInputError, counted
 from embedding_studio.evaluation.clicks import CLICK_MODELS, click_model
 from embedding_studio.evaluation.collection_folder import JudgedCollection, Progress, load_collection
 from embedding_studio.evaluation.methods import METHODS, PLAIN, methods_by_name
@@ -119,7 +119,8 @@ def load_world(
     """Return what is in a folder, and users who search it; the arguments are those of ``evaluate``."""
     if users < 1 or sessions < 1:
         raise InvalidInputError(
-            f"{users} users with {sessions} sessions each is nothing to evaluate; give at least 1"
+            f"{counted(users, 'user')} with {counted(sessions, 'session')} each is nothing to "
+            "evaluate; give at least 1"
         )
     if parts is not None and parts < 1:
         raise InvalidInputError(f"{parts} parts of an item are none; give at least 1")

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from embedding_studio.domain.index import MetricAggregationType, MetricType, SearchIndexInfo
 from embedding_studio.domain.storable import check_text
 from embedding_studio.embedders import Embedder, embed_parts, query_embedding
-from embedding_studio.errors import InvalidDataError, shown
+from embedding_studio.errors import InvalidDataError, counted, shown
 from embedding_studio.evaluation.sentences import split_at_sentences
 from embedding_studio.logs.entries import id_of
 
@@ -207,7 +207,8 @@ def load_vectors(path: Path, *, rows: int) -> Vectors:
         )
     if len(vectors) != rows:
         raise InvalidDataError(
-            f"{path} has {len(vectors)} rows for {rows} lines; each line needs its own row"
+            f"{path} has {counted(len(vectors), 'row')} for {counted(rows, 'line')}; each line needs its "
+            "own row"
         )
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     unusable = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_studio.errors import counted
 from embedding_studio.evaluation.replay import (
     FEWEST_USERS,
     METRICS,
@@ -145,15 +146,15 @@ def reasons_against(judged: Judged, max_worse: float) -> list[str]:
         )
     elif apart < FEWEST_USERS:
         reasons.append(
-            f"what did best on the earlier searches makes a difference to {apart} users in the later ones, "
-            f"and it takes {FEWEST_USERS} to tell"
+            f"what did best on the earlier searches makes a difference to "
+            f"{counted(apart, 'user')} in the later ones, and it takes {FEWEST_USERS} to tell"
         )
     if over_plain.difference.low <= 0:
         reasons.append(f"it does not win against plain search there ({interval(over_plain.difference)})")
     elif apart_from_plain < FEWEST_USERS:
         reasons.append(
-            f"for all but {apart_from_plain} users it is as good as plain search there, and it takes "
-            f"{FEWEST_USERS} to tell"
+            f"for all but {counted(apart_from_plain, 'user')} it is as good as plain search there, "
+            f"and it takes {FEWEST_USERS} to tell"
         )
     if over_plain.users_worse > max_worse:
         reasons.append(

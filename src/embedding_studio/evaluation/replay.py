@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.domain.index import SearchIndexInfo
-from embedding_studio.errors import InvalidInputError
+from embedding_studio.errors import InvalidInputError, counted, plural
 from embedding_studio.evaluation.collection_folder import Progress
 from embedding_studio.evaluation.metrics import CUTOFF, NOTICEABLE, RESAMPLES
 from embedding_studio.evaluation.replay_processes import OpenMethod, Played, play, ranks_of
@@ -267,7 +267,9 @@ def compared(
 
 
 def _nothing_to_measure(steps: Steps) -> str:
-    reasons = [f"{steps.before} searches are before the measuring begins"] if steps.before else []
+    number = steps.before
+    before = f"{counted(number, 'search is', 'searches are')} before the measuring begins"
+    reasons = [before] if number else []
     reasons += [f"{number} x {reason}" for reason, number in steps.left_out.items()]
     return f"there is no search to measure: {'; '.join(reasons) or 'the log is empty'}"
 
@@ -280,8 +282,8 @@ def _reading(log: SessionLog, before: int) -> list[str]:
 
 def _untaught(played: Mapping[str, Played]) -> list[str]:
     return [
-        f"{name} learnt nothing from {len(each.untaught)} sessions in which something was clicked, such as: "
-        f"{next(iter(each.untaught.values()))}"
+        f"{name} learnt nothing from {counted(len(each.untaught), 'session')} in which "
+        f"something was clicked, such as: {next(iter(each.untaught.values()))}"
         for name, each in played.items()
         if each.untaught
     ]
@@ -297,8 +299,9 @@ def _warnings(size: SliceSize, shown: int, first: int) -> list[str]:
     warnings = []
     if size.is_too_small:
         warnings.append(
-            f"{size.searches} measured searches of {size.users} users are too few to tell; it takes "
-            f"{FEWEST_SEARCHES} of {FEWEST_USERS} at least, and more for small differences"
+            f"{counted(size.searches, 'measured search', 'measured searches')} of "
+            f"{counted(size.users, 'user')} are too few to tell; it takes {FEWEST_SEARCHES} of "
+            f"{FEWEST_USERS} at least, and more for small differences"
         )
     if shown < size.searches:
         warnings.append(
@@ -309,8 +312,8 @@ def _warnings(size: SliceSize, shown: int, first: int) -> list[str]:
         )
     if shown:
         warnings.append(
-            f"{shown} of {size.searches} measured searches were answered with a logged list, whose first "
-            f"result was clicked in {first / shown:.0%}: people click what stands high, so a method that "
-            "ranks as that list did looks better than it is"
+            f"{shown} of {size.searches} measured searches {plural(shown, 'was', 'were')} answered with a "
+            f"logged list, whose first result was clicked in {first / shown:.0%}: people click what stands "
+            "high, so a method that ranks as that list did looks better than it is"
         )
     return warnings

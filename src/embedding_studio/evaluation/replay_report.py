@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
+from embedding_studio.errors import counted
 from embedding_studio.evaluation.replay import METRICS, Replay, ReplayedSlice
 from embedding_studio.evaluation.replay_steps import SHOWN
 from embedding_studio.evaluation.report import signed
@@ -130,7 +131,8 @@ def beside(replay: Replay) -> list[str]:
 
 def _title(replay: Replay, collection: str) -> str:
     whole = replay.slices["all"]
-    return f"{collection}: {whole.searches} searches of {whole.users} users"
+    searches = counted(whole.searches, "search", "searches")
+    return f"{collection}: {searches} of {counted(whole.users, 'user')}"
 
 
 def _rows(replay: Replay) -> list[list[tuple[str, ...]]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from embedding_studio.domain.index import MetricAggregationType, MetricType
-from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.errors import EmbeddingStudioError, counted
 from embedding_studio.evaluation.collection_folder import NORM_SIGMA
 from embedding_studio.evaluation.methods import DESCRIPTIONS, PLAIN
 from embedding_studio.evaluation.run import Evaluation, MethodResult, SliceResult
@@ -170,8 +170,10 @@ def _row(name: str, sessions: int, slice_name: str, found: SliceResult) -> tuple
 
 def _title(evaluation: Evaluation) -> str:
     return (
-        f"{evaluation.collection}: {evaluation.items} items, {evaluation.users} users with "
-        f"{evaluation.sessions} sessions, {evaluation.clicks} clicks, seed {evaluation.seed}"
+        f"{evaluation.collection}: {evaluation.items} items, "
+        f"{counted(evaluation.users, 'user')} with "
+        f"{counted(evaluation.sessions, 'session')}, "
+        f"{evaluation.clicks} clicks, seed {evaluation.seed}"
         f"{_comparison(evaluation)}"
     )
 
@@ -180,7 +182,7 @@ def _comparison(evaluation: Evaluation) -> str:
     """Return what is unusual: others beforehand, and what is not cosine, single vectors, and plain search."""
     told = ""
     if evaluation.others:
-        told += f", {evaluation.others} others beforehand"
+        told += f", {counted(evaluation.others, 'other')} beforehand"
     if evaluation.metric is not MetricType.COSINE:
         told += f", {evaluation.metric} (norms of items log-normal, sigma {NORM_SIGMA})"
     if evaluation.parts > 1:

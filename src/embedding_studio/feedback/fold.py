@@ -32,6 +32,7 @@ from embedding_studio.errors import (
     InvalidInputError,
     SessionRefusedError,
     StorageUnavailableError,
+    counted,
 )
 from embedding_studio.feedback.inputs import improvement_input
 from embedding_studio.feedback.time_limit import StoppedError
@@ -184,7 +185,8 @@ def _adjusted(adjuster: VectorsAdjuster, inputs: list[ImprovementInput]) -> list
     adjusted = adjuster.adjust_vectors(inputs)
     moved = []
     if len(adjusted) != len(inputs):
-        raise EmbeddingStudioError(f"the adjuster gave back {len(adjusted)} sessions for {len(inputs)}")
+        given_back = counted(len(adjusted), "session")
+        raise EmbeddingStudioError(f"the adjuster gave back {given_back} for {len(inputs)}")
     for given, after in zip(inputs, adjusted, strict=True):
         elements = given.clicked_elements + given.non_clicked_elements
         elements_after = after.clicked_elements + after.non_clicked_elements

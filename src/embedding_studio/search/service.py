@@ -40,6 +40,7 @@ from embedding_studio.errors import (
     EmbeddingError,
     InvalidInputError,
     InvalidVectorsError,
+    counted,
 )
 from embedding_studio.search.candidates import check_candidates, ranked_candidates, vectors_brought
 from embedding_studio.search.mixing import Slot, slots_of
@@ -192,9 +193,10 @@ class SearchService:
         """
         session = recorded.session
         if session.request is None or not 0 <= page <= len(session.pages):
+            recorded_pages = len(session.pages) + (session.request is not None)
             raise InvalidInputError(
                 f"page {page} of the session {session.session_id!r} was not recorded with its request, "
-                f"but {len(session.pages) + (session.request is not None)} pages were"
+                f"but {counted(recorded_pages, 'page was', 'pages were')}"
             )
         shown_by = session.pages[page - 1] if page else None
         request = self._resolved(shown_by.request if shown_by else session.request)

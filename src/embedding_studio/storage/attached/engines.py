@@ -16,7 +16,7 @@ from embedding_studio.domain.objects import JSON, Attachment, CatalogueObject, C
 from embedding_studio.domain.storable import is_id
 from embedding_studio.embeddings.preparation import SMALLEST_SQUARE, squared_lengths
 from embedding_studio.embeddings.similarity import distances, similarities_of
-from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError
+from embedding_studio.errors import AttachedUnavailableError, InvalidInputError, InvalidSettingError, plural
 from embedding_studio.storage.ports import Vectors
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -208,7 +208,7 @@ def advice_on_dimensions(collection: Collection, dimensions: int) -> list[str]:
 
 def advice_on_index(metric: MetricType, rows: float, remedy: str) -> str:
     """Return the advice to an operator where many objects have no index."""
-    compared = f"each search compares all {rows:,.0f} rows"
+    compared = f"each search compares all {rows:,.0f} {plural(round(rows), 'row')}"
     return f"no index finds what is near by {metric.value}, so {compared}; {remedy}"
 
 

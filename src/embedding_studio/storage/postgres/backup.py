@@ -26,6 +26,8 @@ from embedding_studio.errors import (
     StorageError,
     StorageUnavailableError,
     UnsupportedDatabaseError,
+    counted,
+    plural,
 )
 from embedding_studio.files import STDIN, read_again, replaced
 from embedding_studio.storage.embedded.server import installed_programs
@@ -189,8 +191,9 @@ def _check_alone(connection: Connection) -> None:
     [(others,)] = connection.execute(_SQL["others"], {"name": APPLICATION_NAME})
     if others:
         raise ConflictError(
-            f"{others} connections of the service, a worker or another command to {where(connection)} are "
-            "open; stop these first, and start them again after the restore"
+            f"{counted(others, 'connection')} of the service, a worker or another command to "
+            f"{where(connection)} {plural(others, 'is', 'are')} open; stop these first, and start them "
+            "again after the restore"
         )
 
 
