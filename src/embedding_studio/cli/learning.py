@@ -15,7 +15,6 @@ from embedding_studio.cli.console import (
     on_stop,
     opened_context,
     print_value,
-    tell,
 )
 from embedding_studio.errors import counted, plural
 
