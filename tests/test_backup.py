@@ -311,6 +311,10 @@ def test_a_backup_of_an_earlier_version_is_brought_up_to_date_and_of_a_later_one
     }
     later |= {(schema, table) for schema, table in whole if table == "vote_changes"}
     restored = contents(empty)
+    for tables in (whole, restored):
+        for schema, table in tables:
+            if table == "shared_queries":  # their numbers are of the database
+                tables[schema, table] = sorted(row.rsplit(",", 1)[0] for row in tables[schema, table])
     assert {k: v for k, v in restored.items() if k != migrations and k not in later} == {
         k: v for k, v in whole.items() if k != migrations and k not in later
     }

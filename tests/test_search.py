@@ -992,7 +992,7 @@ def test_a_page_that_was_not_recorded_is_not_ranked_again(storage, arc, page):
     if ours.session.request is None:
         others, ours = ours, others
 
-    with pytest.raises(InvalidInputError, match=rf"page {page} of the session 's'.*1 pages were"):
+    with pytest.raises(InvalidInputError, match=rf"page {page} of the session 's'.*1 page was"):
         service.rank_again(ours, page)
     with pytest.raises(InvalidInputError, match=r"page 0 of the session 'by another system'.*0 pages were"):
         service.rank_again(others)
