@@ -128,7 +128,6 @@ PROGRAMS = st.lists(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kept", ["all", "few", "later", "none"])
 def run(program, storages, name):
     """Do the same to two processes' storages and to the twin in memory, and compare what is heard."""
     twin = MemoryStorage()
@@ -259,6 +258,44 @@ def test_notes_that_came_with_a_copy_of_another_server_are_not_taken_for_news(po
     assert len(asked) == 1
 
 
+def test_a_note_by_the_number_of_a_transaction_of_another_server_does_not_go_with_that_ones(two, connection):
+    here, there = two
+    films = fill(here)
+    vote(here, films, "ann", vote_for("k0", 1, clicked=True))
+    assert [memory.users for memory in heard(here)] == [1]
+    connection.execute(
+        "INSERT INTO collection_1.vote_changes (xid, query_nos, at) "
+        "SELECT (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + n)::text::xid8, '{}', "
+        "now() - interval '1 hour' FROM generate_series(0, 50) AS n"
+    )
+
+    vote(there, films, "bob", vote_for("k0", 1, clicked=True))
+
+    assert [memory.users for memory in heard(here)] == [2]
+
+
+def test_behind_a_pooler_what_was_read_before_another_thread_took_in_a_change_is_not_kept(
+    pooled_url, monkeypatch
+):
+    """There all that one reads is of the moment in which it began."""
+    with closing(PostgresStorage(pooled_url)) as here, closing(PostgresStorage(pooled_url)) as there:
+        films = fill(here)
+        vote(here, films, "ann", vote_for("k0", 1, clicked=True))
+        vote(here, films, "bob", vote_for("k0", 1, clicked=True))
+        near = VotesOfCollection.near
+
+        def late(*given):
+            monkeypatch.setattr(VotesOfCollection, "near", near)
+            there.clickstream.forget_user("ann")
+            assert heard(here, 170) == []  # takes in the change, and needs no votes
+            return near(*given)
+
+        monkeypatch.setattr(VotesOfCollection, "near", late)
+        heard(here)
+
+        assert [memory.users for memory in heard(here)] == [1]
+
+
 def test_of_many_collections_those_searched_last_are_kept(monkeypatch):
     monkeypatch.setattr(kept_votes, "MOST_COLLECTIONS", 2)
     memory = MemoryStorage()
@@ -299,6 +336,19 @@ def test_what_was_read_before_another_thread_took_in_a_change_is_not_kept():
     assert kept.moment is second
 
 
+def test_a_query_that_went_and_came_again_is_not_kept_as_it_was_between():
+    films = MemoryStorage().collections.create("films", SearchIndexInfo(dimensions=3))
+    kept, listener = VotesOfCollection(films), Listener(None, at(0), 0.5, 1)
+    first = kept.take_queries([("1:1:", 7, "k0", packed(at(0)))], None, are_all=True)
+    gone = kept.take_queries([("2:2:", 7, None, None)], first, are_all=False)
+
+    # read later than that it had gone, when it was there again
+    kept.take_latest([("k0", "ann", packed(at(0)), 1, ["a"], [1.0], [1.0])], listener.votes, gone)
+    kept.take_queries([("3:3:", 9, "k0", packed(at(0)))], gone, are_all=False)
+
+    assert kept.near(listener, {}) == ([], ["k0"])
+
+
 def fold(storage, collection, user_id, seed):
     """Let a user vote for some queries, and for others, and so on."""
     rng = np.random.default_rng(seed)
@@ -332,6 +382,15 @@ def test_threads_that_hear_while_others_vote_end_with_what_the_database_has(two,
         vote(twin, ours, user_id, *there.personal.state(films, user_id).votes)
     for degrees in range(0, 130, 10):
         assert told(heard(here, degrees)) == told(heard(twin, degrees))
+
+
+def test_queries_that_are_near_nothing_do_not_hide_those_that_are_far():
+    asked = Asked()
+    for n in range(30):
+        asked.add(f"zero {n}", np.zeros(3, dtype=np.float32))
+    asked.add("far", at(100))
+
+    assert asked.nearest(at(0), -0.5) == ["far"]
 
 
 VECTORS = st.lists(st.integers(-3, 3), min_size=3, max_size=3).map(lambda v: np.array(v, dtype=np.float32))

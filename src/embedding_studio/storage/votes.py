@@ -151,7 +151,7 @@ class Asked:
         self._rows: dict[str, int] = {}
         self._queries: Vectors = np.empty((0, 0), dtype=np.float32)
         self._directions: Vectors = self._queries
-        """[N, D], of length 1, or zero."""
+        """[N, D], of length 1; of zero vectors NaN, which is near nothing."""
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -200,4 +200,4 @@ class Asked:
 
 def _direction(vector: Vectors) -> Vectors:
     length = float(np.linalg.norm(vector.astype(np.float64)))
-    return (vector / length if length > 0 else np.zeros_like(vector)).astype(np.float32)
+    return (vector / length if length > 0 else np.full_like(vector, np.nan)).astype(np.float32)

@@ -147,7 +147,7 @@ class VotesOfCollection:
         known, missing = [], []
         with self._lock:
             for key in self._asked.nearest(listener.query, listener.threshold):
-                if (kept := self._latest.get(key)) is not None and kept[0] == listener.votes:
+                if (kept := self._latest.get(key)) is not None and kept[0] >= listener.votes:
                     self._latest.move_to_end(key)
                     known.append((self._asked.query(key), kept[1]))
                 elif key in read:
@@ -169,7 +169,7 @@ class VotesOfCollection:
             if are_all:
                 self._forget()
             for number, key, _ in changed:
-                self._outdate(self._keys.get(number))
+                self._outdate(self._keys.get(number) or key)
                 if key is None and number in self._keys:
                     self._asked.remove(self._keys.pop(number))
             for number, key, _ in changed:
@@ -249,7 +249,6 @@ class AskedVotes:
             read = {} if self._latest is None else self._take_latest(self._latest, moment)
             near, missing = self._kept.near(self._listener, read)
             if moment is not None and missing:
-                moment = self._kept.moment
                 latest = ask_latest(connection, self._kept.collection, missing, self._listener.votes)
                 near, missing = self._kept.near(self._listener, read | self._take_latest(latest, moment))
             if moment is not None and not missing:

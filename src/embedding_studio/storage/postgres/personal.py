@@ -156,13 +156,13 @@ class PostgresPersonal:
                 return None
             self._users.keep(key, user)
             vectors, state = user.vectors, user.version
-        said = NOTHING if listener is None else self._said(collection, listener)
+        said = NOTHING if listener is None else self._said(server, collection, listener)
         taken = TakenForGranted(server, name, version, user_id, state, said.moment)
         return NearMemories(near, said.memories, _Read(vectors, taken), is_checked=False)
 
-    def _said(self, collection: Collection, listener: Listener) -> Said:
+    def _said(self, server: str, collection: Collection, listener: Listener) -> Said:
         """Return what others say; where this process cannot tell, the database is asked."""
-        said = self._votes.of(self._database.server, collection).said(listener)
+        said = self._votes.of(server, collection).said(listener)
         if said is not None:
             return said
 

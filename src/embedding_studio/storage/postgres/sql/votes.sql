@@ -122,7 +122,7 @@ SELECT array_agg(query_no)
 FROM (SELECT query_key FROM gone UNION SELECT query_key FROM written) AS changed
     JOIN {schema}.shared_queries USING (query_key)
 HAVING count(*) > 0
-ON CONFLICT (xid) DO UPDATE SET query_nos = earlier.query_nos || excluded.query_nos
+ON CONFLICT (xid) DO UPDATE SET at = excluded.at, query_nos = earlier.query_nos || excluded.query_nos
 
 -- name: forget_changes
 -- Who knows nothing newer than these reads all queries. Those that another removes just now are passed over.
