@@ -5,6 +5,7 @@ import math
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
 import numpy as np
 import psycopg
@@ -274,6 +275,21 @@ def test_a_note_by_the_number_of_a_transaction_of_another_server_does_not_go_wit
     assert [memory.users for memory in heard(here)] == [2]
 
 
+def test_who_is_searched_all_the_time_reads_all_queries_once(postgres, monkeypatch):
+    films = fill(postgres)
+    vote(postgres, films, "ann", vote_for("k0", 1, clicked=True))
+    read = []
+    ask = kept_votes.ask_queries
+    monkeypatch.setattr(kept_votes, "ask_queries", lambda *given: read.append(given) or ask(*given))
+
+    for _ in range(4):
+        assert len(heard(postgres)) == 1
+        [kept] = postgres.personal._votes._kept.values()
+        kept._moment = replace(kept.moment, known_since=kept.moment.known_since - 200)
+
+    assert len(read) == 1
+
+
 def test_behind_a_pooler_what_was_read_before_another_thread_took_in_a_change_is_not_kept(
     pooled_url, monkeypatch
 ):
@@ -296,13 +312,23 @@ def test_behind_a_pooler_what_was_read_before_another_thread_took_in_a_change_is
         assert [memory.users for memory in heard(here)] == [1]
 
 
-def test_of_many_collections_those_searched_last_are_kept(monkeypatch):
+@pytest.fixture
+def kept(monkeypatch):
     monkeypatch.setattr(kept_votes, "MOST_COLLECTIONS", 2)
+    return kept_votes.KeptVotes()
+
+
+@pytest.fixture
+def collections():
     memory = MemoryStorage()
-    films, books, songs = (
+    return [
         memory.collections.create(name, SearchIndexInfo(dimensions=3)) for name in ("films", "books", "songs")
-    )
-    kept = kept_votes.KeptVotes()
+    ]
+
+
+def test_of_many_collections_those_searched_last_are_kept(kept, collections, monkeypatch):
+    monkeypatch.setattr(kept_votes, "IDLE_SECONDS", -1.0)
+    films, books, songs = collections
 
     of_films, of_books = kept.of("server", films), kept.of("server", books)
     assert kept.of("server", films) is of_films
@@ -311,6 +337,27 @@ def test_of_many_collections_those_searched_last_are_kept(monkeypatch):
     assert kept.of("server", films) is of_films
     assert kept.of("server", books) is not of_books
     assert kept.of("another", films) is not of_films
+
+
+def test_collections_searched_in_turns_do_not_drive_each_other_out(kept, collections):
+    films, books, songs = collections
+
+    first = [kept.of("server", each) for each in (films, books)]
+    others = [kept.of("server", songs) for _ in range(2)]
+
+    assert [each.is_large for each in first + others] == [False, False, True, True]
+    assert [kept.of("server", each) for each in (films, books)] == first
+
+
+def test_what_is_kept_of_all_collections_is_bounded(kept, collections, monkeypatch):
+    films, books, _ = collections
+    of_films, of_books = kept.of("server", films), kept.of("server", books)
+    of_books.take_queries([("1:1:", n, f"k{n}", packed(at(n))) for n in range(99)], None, are_all=True)
+    monkeypatch.setattr(kept_votes, "KEPT_BYTES", of_books.nbytes)
+
+    assert kept.of("server", books) is of_books
+    assert kept.of("server", films) is not of_films
+    assert kept.of("server", films).is_large
 
 
 def packed(vector):

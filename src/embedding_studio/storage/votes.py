@@ -159,6 +159,10 @@ class Asked:
     def __contains__(self, key: str) -> bool:
         return key in self._rows
 
+    @property
+    def nbytes(self) -> int:
+        return 1000 + 200 * len(self._keys) + self._queries.nbytes + self._directions.nbytes
+
     def query(self, key: str) -> Vectors:
         query: Vectors = self._queries[self._rows[key]].copy()
         return query

@@ -35,7 +35,11 @@ MOST_BYTES = 16 << 20
 """Queries of so many bytes are compared here about as fast as the database finds those that are near."""
 LATEST_BYTES = 32 << 20
 """So many bytes have the latest votes that are kept of one collection."""
-MOST_COLLECTIONS = 16
+MOST_COLLECTIONS = 200
+KEPT_BYTES = 128 << 20
+"""About so much is kept in all."""
+IDLE_SECONDS = 60.0
+"""Who was not searched for so long makes room for others; who finds none is answered by the database."""
 STEADY_SECONDS = 1.0
 """Where nothing changed for so long, nothing is expected to have changed since."""
 LARGE_SECONDS = 600.0
@@ -63,6 +67,11 @@ class Moment:
         """Return whether all that changed since is still noted."""
         return time.monotonic() < self.known_since + NOTED_SECONDS / 2
 
+    @property
+    def is_recent(self) -> bool:
+        """Return whether it is early to ask what changed since, lest all has to be read."""
+        return time.monotonic() < self.known_since + NOTED_SECONDS / 4
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -87,13 +96,34 @@ class KeptVotes:
         self._kept: OrderedDict[tuple[str, int], VotesOfCollection] = OrderedDict()
 
     def of(self, server: str, collection: Collection) -> "VotesOfCollection":
-        key = server, collection.collection_id
+        key, now = (server, collection.collection_id), time.monotonic()
         with self._lock:
-            kept = self._kept.pop(key, None) or VotesOfCollection(collection)
+            kept = self._kept.pop(key, None)
+            if kept is None:
+                kept = VotesOfCollection(collection)
+                while self._is_full and self._oldest.used < now - IDLE_SECONDS:
+                    self._kept.popitem(last=False)
+                if self._is_full:
+                    kept.leave_to_database()
+                    return kept
+            kept.used = now
             self._kept[key] = kept
-            if len(self._kept) > MOST_COLLECTIONS:
+            while len(self._kept) > 1 and self._bytes > KEPT_BYTES:
                 self._kept.popitem(last=False)
         return kept
+
+    @property
+    def _bytes(self) -> int:
+        return sum(kept.nbytes for kept in self._kept.values())
+
+    @property
+    def _oldest(self) -> "VotesOfCollection":
+        return next(iter(self._kept.values()))
+
+    @property
+    def _is_full(self) -> bool:
+        """Return whether one more is too much; it will grow, and is not to drive out others in turns."""
+        return len(self._kept) >= MOST_COLLECTIONS or self._bytes > KEPT_BYTES / 2
 
 
 class VotesOfCollection:
@@ -101,6 +131,7 @@ class VotesOfCollection:
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
+        self.used = -1.0
         self.most_queries = MOST_BYTES // (4 * (collection.index.dimensions or 1))
         self._lock = threading.Lock()
         self._large_until = -1.0
@@ -124,9 +155,18 @@ class VotesOfCollection:
     def is_large(self) -> bool:
         return time.monotonic() < self._large_until
 
+    @property
+    def nbytes(self) -> int:
+        return self._bytes + self._asked.nbytes
+
+    def leave_to_database(self) -> None:
+        """Keep nothing for a while."""
+        self._forget()
+        self._large_until = time.monotonic() + LARGE_SECONDS
+
     def _is_steady(self, moment: Moment) -> bool:
         """Return whether all is expected to be as it was in the moment of what is kept."""
-        return moment.is_noted_since and time.monotonic() >= self._changed + STEADY_SECONDS
+        return moment.is_recent and time.monotonic() >= self._changed + STEADY_SECONDS
 
     def said(self, listener: Listener) -> Said | None:
         """Return what is expected to be said; None where that is not known."""
@@ -179,8 +219,7 @@ class VotesOfCollection:
                         self._keys[number] = key
                         self._asked.add(key, query)
             if len(self._asked) > self.most_queries:
-                self._forget()
-                self._large_until = time.monotonic() + LARGE_SECONDS
+                self.leave_to_database()
                 return None
             if changed and not are_all:
                 self._changed = time.monotonic()
