@@ -94,6 +94,7 @@ class KeptVotes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, int], VotesOfCollection] = OrderedDict()
+        self._bytes = 0
 
     def of(self, server: str, collection: Collection) -> "VotesOfCollection":
         key, now = (server, collection.collection_id), time.monotonic()
@@ -101,24 +102,21 @@ class KeptVotes:
             kept = self._kept.pop(key, None)
             if kept is None:
                 kept = VotesOfCollection(collection)
-                while self._is_full and self._oldest.used < now - IDLE_SECONDS:
-                    self._kept.popitem(last=False)
+                while self._is_full and next(iter(self._kept.values())).used < now - IDLE_SECONDS:
+                    self._drop_oldest()
                 if self._is_full:
                     kept.leave_to_database()
                     return kept
-            kept.used = now
+            self._bytes += (nbytes := kept.nbytes) - kept.counted_bytes
+            kept.used, kept.counted_bytes = now, nbytes
             self._kept[key] = kept
             while len(self._kept) > 1 and self._bytes > KEPT_BYTES:
-                self._kept.popitem(last=False)
+                self._drop_oldest()
         return kept
 
-    @property
-    def _bytes(self) -> int:
-        return sum(kept.nbytes for kept in self._kept.values())
-
-    @property
-    def _oldest(self) -> "VotesOfCollection":
-        return next(iter(self._kept.values()))
+    def _drop_oldest(self) -> None:
+        _, oldest = self._kept.popitem(last=False)
+        self._bytes -= oldest.counted_bytes
 
     @property
     def _is_full(self) -> bool:
@@ -132,6 +130,8 @@ class VotesOfCollection:
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
         self.used = -1.0
+        self.counted_bytes = 0
+        """When it was searched last and how large it was then, as ``KeptVotes`` noted."""
         self.most_queries = MOST_BYTES // (4 * (collection.index.dimensions or 1))
         self._lock = threading.Lock()
         self._large_until = -1.0
