@@ -2,10 +2,15 @@
 
 import itertools
 import math
+import os
+import signal
+import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -15,6 +20,7 @@ from hypothesis import strategies as st
 
 from embedding_studio.domain.index import SearchIndexInfo
 from embedding_studio.domain.objects import CatalogueObject, PersonalState, SeenObject, SharedVote
+from embedding_studio.storage.embedded.server import EmbeddedServer
 from embedding_studio.storage.memory import MemoryStorage
 from embedding_studio.storage.ports import OutdatedError
 from embedding_studio.storage.postgres import PostgresStorage, kept_votes
@@ -310,6 +316,37 @@ def test_behind_a_pooler_what_was_read_before_another_thread_took_in_a_change_is
         heard(here)
 
         assert [memory.users for memory in heard(here)] == [1]
+
+
+def test_after_a_crash_a_transaction_that_has_the_number_of_one_undone_is_not_missed():
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="embedding-studio-tests-")))
+        folder.chmod(0o755)  # as root the server runs as somebody else, who must get in
+        url = stack.enter_context(EmbeddedServer(folder))
+        here, there = (stack.enter_context(closing(PostgresStorage(url))) for _ in range(2))
+        films = fill(here)
+        vote(here, films, "ann", vote_for("k0", 1, clicked=True))
+        with psycopg.connect(url) as connection:
+            for _ in range(5):
+                connection.execute("SELECT pg_current_xact_id()")
+                connection.rollback()
+            assert [memory.users for memory in heard(here)] == [1]
+            os.kill(connection.info.backend_pid, signal.SIGKILL)
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT pg_sleep(10)")
+        for _ in range(100):
+            try:
+                psycopg.connect(url).close()
+                break
+            except psycopg.OperationalError:
+                time.sleep(0.1)
+
+        vote(there, films, "bob", vote_for("k0", 1, clicked=True))
+        with suppress(OutdatedError):  # then what the name stands for is looked up, too
+            assert [memory.users for memory in heard(here)] == [2]
+        here.collections.get("films")
+
+        assert [memory.users for memory in heard(here)] == [2]
 
 
 @pytest.fixture

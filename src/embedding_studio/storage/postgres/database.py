@@ -387,7 +387,10 @@ class Database:
         """Set the limits, and ask which server it is."""
         settings = {"jit": "off", **self._limits}  # to compile takes longer than our statements
         return connection.execute(
-            "SELECT extract(epoch FROM pg_postmaster_start_time())::text, count(set_config(name, value, %s)) "
+            # A crash of a backend leaves the time of the start as it is, but not that of the statistics.
+            "SELECT concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()), "
+            "(SELECT extract(epoch FROM stats_reset) FROM pg_stat_bgwriter)), "
+            "count(set_config(name, value, %s)) "
             "FROM (SELECT * FROM unnest(%s::text[], %s::text[]) AS given(name, value) UNION ALL "
             # What was acknowledged is there after a crash, and so are the numbers of transactions.
             "SELECT 'synchronous_commit', 'on' WHERE current_setting('synchronous_commit') = 'off') AS given",
@@ -434,7 +437,8 @@ def server_of(connection: Connection) -> str:
     """Return which server a connection is to; of a replica its database's. What was read is of that one.
 
     A server that takes the place of another may lack transactions that the other had, and use the numbers of
-    these, and of their revisions, again. It was started at another time.
+    these, and of their revisions, again. It was started at another time. After a crash
+    one uses numbers of transactions that were not committed again; then its statistics are of another time.
     """
     return _SERVERS.get(connection, "")
 
