@@ -286,7 +286,12 @@ def test_who_is_searched_all_the_time_reads_all_queries_once(postgres, monkeypat
     vote(postgres, films, "ann", vote_for("k0", 1, clicked=True))
     read = []
     ask = kept_votes.ask_queries
-    monkeypatch.setattr(kept_votes, "ask_queries", lambda *given: read.append(given) or ask(*given))
+
+    def ask_and_count(*given):
+        read.append(given)
+        return ask(*given)
+
+    monkeypatch.setattr(kept_votes, "ask_queries", ask_and_count)
 
     for _ in range(4):
         assert len(heard(postgres)) == 1
