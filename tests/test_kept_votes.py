@@ -202,6 +202,24 @@ def test_what_was_heard_before_another_process_changed_it_does_not_reach_a_page(
     assert heard(here) == []
 
 
+def test_a_user_is_kept_though_votes_of_others_change(two):
+    here, there = two
+    films = fill(here)
+    vote(here, films, "ann", vote_for("k0", 1, clicked=True))
+    heard(here)
+    [before] = here.personal._users._kept.values()
+    vote(there, films, "bob", vote_for("k0", 1, clicked=True))
+    seen = here.collections.seen("films")
+    given = {"shared_by": 1, "seen_as": "films", "is_checked_later": True}
+    near = here.personal.near_memories(seen, "eve", at(0), 0.5, **given)
+
+    with pytest.raises(OutdatedError):
+        here.personal.nearest(seen, "eve", at(0)[None], 1, {}, objects=here.objects, own=near.read)
+
+    [after] = here.personal._users._kept.values()
+    assert after[-1] is before[-1]
+
+
 def test_while_votes_change_the_database_is_asked_beforehand(two, asked):
     here, there = two
     films = fill(here)

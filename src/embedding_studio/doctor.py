@@ -15,6 +15,7 @@ from embedding_studio.domain.sessions import SessionForImprovementStatus
 from embedding_studio.errors import EmbeddingStudioError, counted
 from embedding_studio.settings import ADVISED_KEY_CHARACTERS
 from embedding_studio.storage.attached import ByCollection, backlog_of
+from embedding_studio.storage.ports import QueueInfo
 from embedding_studio.storage.postgres.nearest import margin_for
 from embedding_studio.telemetry.listener import is_loopback
 
@@ -62,7 +63,6 @@ def examine(context: Context, *, load_embedder: bool = False) -> list[Finding]:
     findings += _findings("collections", partial(_collections, context))
     findings += _findings("engines", partial(_engines, context))
     findings += _findings("queue", partial(_queue, context))
-    findings += _findings("worker", partial(_worker, context))
     findings += _findings("orders", partial(_orders, context))
     findings += _findings("quarantine", partial(_quarantine, context))
     return findings
@@ -178,10 +178,10 @@ def _queue(context: Context) -> Iterator[Finding]:
         yield Finding("WARN", "queue", told)
     else:
         yield Finding("OK", "queue", told)
+    yield _worker(context, queue)
 
 
-def _worker(context: Context) -> Iterator[Finding]:
-    queue = context.storage.queue.info()
+def _worker(context: Context, queue: QueueInfo) -> Finding:
     grade: Grade = "OK"
     if queue.workers:
         told = "one is seen" if queue.workers == 1 else f"{queue.workers:,} are seen"
@@ -194,7 +194,7 @@ def _worker(context: Context) -> Iterator[Finding]:
     if done:
         ago = max(0, utc_timestamp() - done[0].updated_at)
         told += f"; the last session was learnt {ago:,} s ago"
-    yield Finding(grade, "worker", told)
+    return Finding(grade, "worker", told)
 
 
 def _collections(context: Context) -> Iterator[Finding]:

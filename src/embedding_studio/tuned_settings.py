@@ -234,8 +234,8 @@ def _check(trials: int, max_worse: float, share: int | None, searches: int) -> N
         )
     if searches < FEWEST_SEARCHES:
         raise InvalidInputError(
-            f"{counted(searches, 'search', 'searches')} a trial are too few to tell; give "
-            f"{FEWEST_SEARCHES} or more"
+            f"{counted(searches, 'search', 'searches')} a trial {plural(searches, 'is', 'are')} too few to "
+            f"tell; give {FEWEST_SEARCHES} or more"
         )
 
 

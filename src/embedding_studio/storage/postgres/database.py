@@ -437,8 +437,8 @@ def server_of(connection: Connection) -> str:
     """Return which server a connection is to; of a replica its database's. What was read is of that one.
 
     A server that takes the place of another may lack transactions that the other had, and use the numbers of
-    these, and of their revisions, again. It was started at another time. After a crash
-    one uses numbers of transactions that were not committed again; then its statistics are of another time.
+    these, and of their revisions, again. It was started at another time. After a crash one gives the numbers
+    of transactions that were not committed again; then its statistics are of another time.
     """
     return _SERVERS.get(connection, "")
 

@@ -58,6 +58,7 @@ from embedding_studio.storage.postgres.users import (
     KeptUsers,
     OwnVectors,
     TakenForGranted,
+    VotesOutdatedError,
 )
 from embedding_studio.storage.postgres.vectors import PackedVector, pack, unpack
 from embedding_studio.storage.postgres.votes import ask_voted, ask_votes, replace_votes, shared_votes
@@ -244,6 +245,8 @@ class PostgresPersonal:
         """Forget a user who turns out to be another by now, so that all is read at once the next time."""
         try:
             yield
+        except VotesOutdatedError:
+            raise
         except OutdatedError:
             if user_id is not None:
                 self._users.forget((self._database.server, collection.collection_id, user_id))

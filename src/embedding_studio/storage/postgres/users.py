@@ -169,6 +169,10 @@ class KeptUser:
         return 2000 + 1000 * len(self.memories) + texts + 3 * self.queries.nbytes + self.vectors.nbytes
 
 
+class VotesOutdatedError(OutdatedError):
+    """Votes are not what they were taken for; the collection and the user's state are."""
+
+
 @dataclass(frozen=True, slots=True)
 class TakenForGranted:
     """What a search is made of without a look whether it is still so; each answer says whether it is.
@@ -199,9 +203,13 @@ class TakenForGranted:
 
         Raises:
             OutdatedError: they are not.
+            VotesOutdatedError: they are, but for votes.
         """
-        if (self.server, self.collection, self.state, False) != (server_of(connection), *versions):
-            raise OutdatedError("the collection, or what is learnt about users, is not what it was")
+        *others, have_votes_changed = versions
+        if (self.server, self.collection, self.state) != (server_of(connection), *others):
+            raise OutdatedError("the collection, or what is learnt about the user, is not what it was")
+        if have_votes_changed:
+            raise VotesOutdatedError("what others clicked is not what it was")
 
 
 UserKey = tuple[str, int, str]
