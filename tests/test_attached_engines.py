@@ -63,7 +63,7 @@ def assert_found_alike(ours, theirs, moved):
                 dict.fromkeys(moved, 0.7),
                 objects=storage.objects,
                 filter=wanted,
-                named=named,
+                named=dict.fromkeys(named, 0.0),
             )
             for storage, known in (ours, theirs)
         )

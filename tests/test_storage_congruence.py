@@ -257,7 +257,7 @@ class TwoStorages(RuleBasedStateMachine):
         user_id=users,
         gates=st.dictionaries(object_ids, st.sampled_from([0.25, 0.5, 1.0]), max_size=5),
         shared_by=st.integers(0, 3),
-        named=st.sets(object_ids, max_size=4),
+        named=st.dictionaries(object_ids, st.sampled_from([0.0, 0.5, 1.5]), max_size=4),
     )
     def look(self, *, name, queries, limit, wanted, max_distance, user_id, gates, shared_by, named):
         self.both(
@@ -287,7 +287,8 @@ class TwoStorages(RuleBasedStateMachine):
                 own=near.read,
                 named=named,
             )
-            return near.own, near.shared, found
+            order = sorted((named.get(each.object_id, 1) * each.distance, each.object_id) for each in found)
+            return near.own, near.shared, order[:limit]
 
         def as_a_search_does(storage):
             for later in (True, False):

@@ -176,7 +176,7 @@ def test_what_is_named_is_returned_however_far_it_is_and_takes_no_place_of_other
             dict.fromkeys(gates, 1.0),
             objects=storage.objects,
             filter=wanted,
-            named=named,
+            named=dict.fromkeys(named, 0.0),
         )
         return [(each.object_id, each.distance) for each in near]
 
@@ -220,7 +220,7 @@ def test_the_nearest_for_a_user_are_those_by_definition(storage, metric_type, ag
         named = {f"o{k}" for k in range(0, 57, 5)}
         others = [each.object_id for each in near if each.object_id not in named][:limit]
         found = storage.personal.nearest(
-            shoes, "ann", queries, limit, gates, objects=storage.objects, named=named
+            shoes, "ann", queries, limit, gates, objects=storage.objects, named=dict.fromkeys(named, 0.0)
         )
         wanted = [each for each in near if each.object_id in named.union(others)]
         assert ids(found) == ids(wanted)

@@ -4,7 +4,6 @@ Axes: Q parts of a query · D dimensions · R results.
 """
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,18 +61,18 @@ class Lists:
             OutdatedError: what is remembered is not what it was. It is checked here, first.
         """
         factors = self.bend.object_factors() if self.bend else {}
-        found = self._bent(count, factors.keys())
+        found = self._bent(count, factors)
         if self.bend and factors:
             found = self._weighed(found, factors)
         furthest = self.request.max_distance
         return [each for each in found[:count] if furthest is None or each.distance <= furthest]
 
-    def _bent(self, count: int, named: AbstractSet[str]) -> list[Neighbour]:
-        """Return the ``count`` nearest by originals and the user's own vectors, and all that are named."""
+    def _bent(self, count: int, factors: Mapping[str, float]) -> list[Neighbour]:
+        """Return the ``count`` nearest by originals and the user's own vectors, and what factors move."""
         shifted = self.bend.shifted(self.collection.index, self.queries) if self.bend else self.queries
         gate_of = self.bend.object_gates() if self.bend else ObjectGates()
         is_checked = self.near is None or self.near.is_checked
-        if is_checked and not named and (self.user_id is None or not gate_of):
+        if is_checked and not factors and (self.user_id is None or not gate_of):
             return self._nearest(shifted, count)
         return self.storage.personal.nearest(
             self.collection,
@@ -84,7 +83,7 @@ class Lists:
             filter=self.filter,
             objects=self.storage.objects,
             own=self.near and self.near.read,
-            named=named,
+            named=factors,
         )
 
     def _weighed(self, found: list[Neighbour], factors: Mapping[str, float]) -> list[Neighbour]:

@@ -1,7 +1,6 @@
 """Personal search where originals and copies are in different places: composed of what the ports give."""
 
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Container, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -10,7 +9,7 @@ from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, Neighbour
 from embedding_studio.embeddings.personal import blend
 from embedding_studio.embeddings.similarity import distances, similarities_of
-from embedding_studio.storage.ports import BaseIndex, Vectors
+from embedding_studio.storage.ports import NOTHING_NAMED, BaseIndex, Vectors
 
 
 def digest_of(parts: Vectors) -> str:
@@ -28,7 +27,7 @@ def nearest_of_user(
     gates: Mapping[str, float],
     filter: PayloadFilter | None = None,  # noqa: A002, the port's name
     made_of: Mapping[str, str | None] | None = None,
-    named: AbstractSet[str] = frozenset(),
+    named: Mapping[str, float] = NOTHING_NAMED,
 ) -> list[Neighbour]:
     """Return what ``Personal.nearest`` does, of a base index and of a user's copies of some objects in it.
 
@@ -48,7 +47,7 @@ def nearest_of_user(
     near = objects.nearest(collection, queries, limit + len(moved) + len(named), filter=filter)
     moved_ids = {item.object_id for item in moved}
     found = [each for each in near if each.object_id not in moved_ids]
-    absent = named - moved_ids - {each.object_id for each in found}
+    absent = named.keys() - moved_ids - {each.object_id for each in found}
     beyond = objects.get(collection, sorted(absent)) if absent else []
     if moved or beyond:
         own = [copies[item.object_id] for item in moved] + [item.parts for item in beyond]
@@ -65,15 +64,13 @@ def nearest_of_user(
     return the_nearest(found, limit, named)
 
 
-def the_nearest(
-    found: Sequence[Neighbour], limit: int, named: AbstractSet[str] = frozenset()
-) -> list[Neighbour]:
+def the_nearest(found: Sequence[Neighbour], limit: int, named: Container[str] = ()) -> list[Neighbour]:
     """Return the ``limit`` nearest and all that are named, by (distance, object_id)."""
     return [found[n] for n in places_of_nearest([(e.distance, e.object_id) for e in found], limit, named)]
 
 
 def places_of_nearest(
-    stand: Sequence[tuple[float, str]], limit: int, named: AbstractSet[str] = frozenset()
+    stand: Sequence[tuple[float, str]], limit: int, named: Container[str] = ()
 ) -> list[int]:
     """Return where the ``limit`` nearest are, and all that are named, nearest first.
 

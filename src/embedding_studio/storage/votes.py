@@ -7,7 +7,7 @@ that these tell of · D dimensions.
 import heapq
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -83,6 +83,7 @@ class Latest:
         object_ids: O, sorted.
         clicks, looks: [V, O], as of ``SeenObject``.
         are_known: [V, O], of which object a vote says anything.
+        said: what was said together last, by whose it was and as of when.
     """
 
     users: Sequence[str]
@@ -92,6 +93,7 @@ class Latest:
     clicks: Floats
     looks: Floats
     are_known: NDArray[np.bool_]
+    said: dict[tuple[tuple[int, ...], int, float], SharedMemory] = field(default_factory=dict)
 
     @classmethod
     def of(cls, votes: Sequence[tuple[str, Vectors, int, Sequence[SeenObject]]]) -> Self:
@@ -112,7 +114,7 @@ class Latest:
     def nbytes(self) -> int:
         texts = sum(map(len, self.users)) + sum(map(len, self.object_ids))
         numbers = self.clicked_means.nbytes + 17 * self.are_known.size
-        return 500 + 100 * (len(self.users) + len(self.object_ids)) + texts + numbers
+        return 1000 + 100 * len(self.users) + 300 * len(self.object_ids) + texts + numbers
 
     def heard_by(self, listener: Listener, counted: AbstractSet[str]) -> list[int]:
         """Return where the latest of others stand, without those users who are counted elsewhere."""
@@ -120,7 +122,18 @@ class Latest:
         return [place for place in others[: listener.most] if self.users[place] not in counted]
 
     def together(self, query: Vectors, places: list[int], now: int, half_life: float) -> SharedMemory:
-        """Return what some of the votes say of a query [D], as old as they are at a time."""
+        """Return what some of the votes say of a query [D], as old as they are at a time.
+
+        It is mostly what it was the last time, and kept for that.
+        """
+        asked = tuple(places), now, half_life
+        said = self.said.get(asked)
+        if said is None:
+            self.said.clear()
+            said = self.said[asked] = self._together(query, places, now, half_life)
+        return said
+
+    def _together(self, query: Vectors, places: list[int], now: int, half_life: float) -> SharedMemory:
         ages = np.maximum(now - np.array([self.created_ats[place] for place in places]), 0)
         weights = 0.5 ** np.minimum(ages / half_life, MOST_HALF_LIVES)
         clicked = self.clicks[places]

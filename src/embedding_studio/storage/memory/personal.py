@@ -1,7 +1,6 @@
 """What is learnt about users, in memory: written as a whole at the commit, read for one user."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -21,6 +20,7 @@ from embedding_studio.embeddings.similarity import cosines
 from embedding_studio.storage.elsewhere import nearest_of_user
 from embedding_studio.storage.memory.state import State
 from embedding_studio.storage.ports import (
+    NOTHING_NAMED,
     BaseIndex,
     OrderOutcome,
     OutdatedError,
@@ -70,7 +70,7 @@ class MemoryPersonal:
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
         own: object = None,  # noqa: ARG002, all is at hand
-        named: AbstractSet[str] = frozenset(),
+        named: Mapping[str, float] = NOTHING_NAMED,
     ) -> list[Neighbour]:
         with self._state.lock:
             copies = {} if user_id is None else self.copies(collection, user_id, list(gates))

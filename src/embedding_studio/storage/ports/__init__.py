@@ -40,6 +40,7 @@ from embedding_studio.storage.ports.objects import (
 from embedding_studio.storage.ports.orders import MAX_DETAIL_LENGTH, OrderOutcome, Orders, PassedOver
 from embedding_studio.storage.ports.personal import (
     MOST_HALF_LIVES,
+    NOTHING_NAMED,
     SHARED_HALF_LIFE,
     SHARED_QUERIES,
     SHARED_VOTES,
@@ -70,6 +71,7 @@ __all__ = [
     "LONGEST_OUTAGE_WAIT_SECONDS",
     "MAX_DETAIL_LENGTH",
     "MOST_HALF_LIVES",
+    "NOTHING_NAMED",
     "ORDER_ON",
     "POOL_SIZE",
     "RECALL_TARGET",

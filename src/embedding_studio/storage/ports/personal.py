@@ -1,8 +1,8 @@
 """State: personal vectors, query memory and what is shared of them."""
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Protocol
 
 from embedding_studio.domain.filters import PayloadFilter
@@ -24,6 +24,8 @@ SHARED_VOTES = 32
 
 SHARED_HALF_LIFE = 7 * 86_400
 """Seconds by which a vote has to be older than the latest ``shared_by`` that are counted to weigh half."""
+
+NOTHING_NAMED: Mapping[str, float] = MappingProxyType({})
 
 MOST_HALF_LIVES = 1000
 """What is still older weighs as much, so that no number becomes too small to be one."""
@@ -126,17 +128,21 @@ class Personal(Protocol):
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002
         own: object = None,
-        named: AbstractSet[str] = frozenset(),
+        named: Mapping[str, float] = NOTHING_NAMED,
     ) -> list[Neighbour]:
         """Return the ``limit`` nearest objects to a query, for one user, and where some others stand.
+
+        These others are named because the caller multiplies their distances. All that are among the ``limit``
+        nearest after that are returned.
 
         Args:
             objects: where the originals are; one of the same database is searched together with the copies.
             gates: object_id -> in (0, 1], how much the user's copy counts, where there is one; the distance
                 is then a mean of those to the original and to the copy (``embeddings.personal.blend``).
             own: ``NearMemories.read``; what it does not hold of the user's own vectors is read.
-            named: ids of objects that are returned however far they are, if they are there and match; the
-                ``limit`` nearest are of all others.
+            named: object_id -> what its distance is to be multiplied by, >= 0. It is returned if it is there
+                and matches; a storage may leave it out where it stands farther after that than ``limit``
+                others do. The ``limit`` nearest are of all that are not named.
 
         Returns:
             Each object once, by (distance, object_id).

@@ -6,7 +6,7 @@ codes, for comparing all is as fast.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -28,6 +28,9 @@ Numbers = NDArray[np.int64]
 
 LARGE = 3000
 """From so many parts on a collection has codes."""
+
+MOST_NUMBERS = 20_000
+"""Of objects by their ids, kept in a process."""
 
 READ_AT_ONCE = 1 << 22
 """Bytes of vectors that are encoded at a time, where all are."""
@@ -67,6 +70,7 @@ class CodesOfCollection:
         self._lock = threading.Lock()
         self._codes: Codes | None = None
         self._state: State | None = None
+        self._numbers: dict[str, int] = {}
 
     def state(self, connection: Connection, *, at_least: int = 0) -> State:
         """Return the codes at a revision or a later one, in no round trip where they are known."""
@@ -77,6 +81,16 @@ class CodesOfCollection:
             if self._state is None or self._state.revision < at_least:
                 self._state = self._read(connection)
             return self._state
+
+    def note(self, numbers: Mapping[str, int]) -> None:
+        """Keep the numbers of some objects, to find their codes by their ids."""
+        if len(self._numbers) > MOST_NUMBERS:
+            self._numbers = {}
+        self._numbers |= numbers
+
+    def number_of(self, object_id: str) -> int | None:
+        """Return the number that an object had; where a view has it, it is that very object, unchanged."""
+        return self._numbers.get(object_id)
 
     def _read(self, connection: Connection) -> State:
         known = self._state

@@ -13,7 +13,7 @@ and so, by the gates, both together. Then they stand in line with all others.
 import math
 import statistics
 import threading
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -24,9 +24,9 @@ from psycopg.pq import TransactionStatus
 from embedding_studio.domain.filters import PayloadFilter
 from embedding_studio.domain.objects import Collection, Neighbour
 from embedding_studio.embeddings.code_columns import are_among
-from embedding_studio.embeddings.codes import Ranking, View
+from embedding_studio.embeddings.codes import Ranking
 from embedding_studio.storage.elsewhere import the_nearest
-from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.ports import NOTHING_NAMED, Vectors
 from embedding_studio.storage.postgres.codes import CodesOfCollection, State
 from embedding_studio.storage.postgres.database import (
     BehindError,
@@ -36,7 +36,16 @@ from embedding_studio.storage.postgres.database import (
     server_of,
 )
 from embedding_studio.storage.postgres.matches import Matches
-from embedding_studio.storage.postgres.plans import Answer, Copies, Moved, Plan, Question
+from embedding_studio.storage.postgres.plans import (
+    NONE_NUMBERED,
+    Answer,
+    Copies,
+    Moved,
+    Numbered,
+    Plan,
+    Question,
+    smallest,
+)
 from embedding_studio.storage.postgres.sql import in_schema, statements
 from embedding_studio.storage.postgres.users import TakenForGranted
 
@@ -84,7 +93,7 @@ class NearestSearch:
         moved: Moved | None = None,
         margin: float | None = None,
         taken: TakenForGranted | None = None,
-        named: AbstractSet[str] = frozenset(),
+        named: Mapping[str, float] = NOTHING_NAMED,
     ) -> list[Neighbour]:
         """Return the nearest; one round trip where nothing changed since the last search.
 
@@ -131,7 +140,7 @@ class NearestSearch:
         payload_filter: PayloadFilter | None,
         moved: Moved | None = None,
         taken: TakenForGranted | None = None,
-        named: AbstractSet[str] = frozenset(),
+        named: Mapping[str, float] = NOTHING_NAMED,
     ) -> tuple[list[Neighbour], int]:
         """Return the nearest of some objects and all that were moved, and the revision of the originals."""
         question = Question(
@@ -177,20 +186,27 @@ class NearestSearch:
         state = codes.state(connection, at_least=at or 0)
         if at is not None and state.revision > at:
             raise BehindError
-        if state.view is None:
-            return None
         if margin is None:
             margin = self.margin if state.margin is None else state.margin
-        answer = self._asked_of(connection, question, state.view, state.revision, margin)
+        answer = self._asked_of(connection, question, codes, state, margin)
+        if answer is not None and answer.named_nos:
+            codes.note(answer.named_nos)
         if answer is not None and answer.revision != state.revision:
             codes.state(connection, at_least=answer.revision)
             return replace(answer, is_old=True)
         return answer
 
     def _asked_of(
-        self, connection: Connection, question: Question, view: View, revision: int, margin: float
+        self,
+        connection: Connection,
+        question: Question,
+        codes: CodesOfCollection,
+        state: State,
+        margin: float,
     ) -> Answer | None:
         """Return what codes and, for what they say is likely, the database answer."""
+        if (view := state.view) is None:
+            return None
         copies = question.copies(connection)
         if len(copies):  # who searched before may know some that have gone
             copies = copies.at(view.has(copies.object_nos))
@@ -204,13 +220,16 @@ class NearestSearch:
                 )
                 if answer is not None:
                     return answer
-            among = self._matches.find(connection, question, revision)
+            among = self._matches.find(connection, question, state.revision)
             if len(among) <= FEW:
                 return self._ask(connection, question, question.chosen(among, copies), copies)
             copies = copies.at(np.isin(copies.object_nos, among))
         ranking = view.ranking(question.compared, margin, among)
-        count, most = max(FEWEST, question.reach), int(MOST_COMPARED * len(view))
-        return self._compared(connection, question, ranking, copies, count, most=most, is_filtered=False)
+        numbered = question.numbered(codes.number_of, view.has, copies)
+        count, most = max(FEWEST, question.reach - len(numbered)), int(MOST_COMPARED * len(view))
+        return self._compared(
+            connection, question, ranking, copies, count, most=most, is_filtered=False, numbered=numbered
+        )
 
     def _compared(
         self,
@@ -222,6 +241,7 @@ class NearestSearch:
         *,
         most: int,
         is_filtered: bool,
+        numbered: Numbered = NONE_NUMBERED,
     ) -> Answer | None:
         """Return what is nearest among the likeliest and whatever else may be nearer.
 
@@ -229,18 +249,22 @@ class NearestSearch:
             count: of objects that are asked for first.
             most: None is returned where more must be compared.
             is_filtered: whether a filter is to be asked of them; then None also where too few match.
+            numbered: of those that are named, these are only asked for where they may come near.
         """
+        offset, wanted = question.geometry.offset, question.reach - len(numbered)
         least, largest = copies.bounds(ranking, question.geometry)
-        if len(copies):
-            ranking.leave_out(copies.object_nos)
-        reach = _smallest(largest, question.reach)
-        likeliest = ranking.likeliest(count, reach - question.geometry.offset)
+        if len(copies) or len(numbered):
+            ranking.leave_out(_united(copies.object_nos, numbered.object_nos))
+        reach = smallest(largest, wanted)
+        likeliest = ranking.likeliest(count, reach - offset)
         if len(likeliest) > most:
             return None
         if reach == math.inf:
-            reach = _smallest(least, question.reach)
+            reach = smallest(least, wanted)
         compared = _united(likeliest, copies.object_nos[least <= reach])
-        plan = question.chosen(compared, copies, is_filtered=is_filtered)
+        if len(numbered):
+            compared = _united(compared, numbered.wanted(ranking, likeliest, wanted, offset))
+        plan = question.chosen(compared, copies, is_filtered=is_filtered, numbered=numbered)
         answer = self._ask(connection, question, plan, copies)
         farthest = question.farthest(answer.neighbours)
         is_full = farthest < math.inf
@@ -249,14 +273,14 @@ class NearestSearch:
         # One that is not full has all there is, unless some went meanwhile, which its revision tells.
         others = copies.object_nos[least <= farthest]
         if is_full:
-            others = _united(ranking.within(farthest - question.geometry.offset), others)
-        known = _united(compared, answer.object_nos) if question.named else compared
-        others = others[~are_among(others, known)]
+            others = _united(ranking.within(farthest - offset), others)
+        seen = _united(compared, answer.object_nos) if question.named else compared
+        others = others[~are_among(others, seen)]
         if not len(others):
             return answer
         if len(others) > most:
             return None
-        plan = question.chosen(others, copies, is_filtered=is_filtered)
+        plan = question.chosen(others, copies, is_filtered=is_filtered, numbered=numbered)
         return question.joined(answer, self._ask(connection, question, plan, copies))
 
     def _exact(self, connection: Connection, question: Question) -> Answer:
@@ -306,8 +330,3 @@ def margin_for(recall_target: float) -> float:
 def _united(numbers: Numbers, others: Numbers) -> Numbers:
     """Return sorted numbers and others, each once; those alone where there are no others, as mostly."""
     return np.union1d(numbers, others) if len(others) else numbers
-
-
-def _smallest(values: Floats, count: int) -> float:
-    """Return the ``count``-th smallest; infinite where they are fewer."""
-    return float(np.partition(values, count - 1)[count - 1]) if len(values) >= count else math.inf

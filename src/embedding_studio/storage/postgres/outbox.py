@@ -13,8 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -38,7 +37,7 @@ from embedding_studio.storage.attached.engines import Engine, Examined, FilledEn
 from embedding_studio.storage.attached.filling import Backlog, Mended
 from embedding_studio.storage.attached.objects import GROWTH, AttachedObjects, asked_first, is_whole
 from embedding_studio.storage.elsewhere import the_nearest
-from embedding_studio.storage.ports import Vectors
+from embedding_studio.storage.ports import NOTHING_NAMED, Vectors
 from embedding_studio.storage.postgres.collections import list_collections
 from embedding_studio.storage.postgres.database import Connection, Database, only_row
 from embedding_studio.storage.postgres.geometry import Geometry
@@ -248,7 +247,7 @@ class Outbox:
         max_distance: float | None = None,
         moved: Moved | None = None,
         taken: TakenForGranted | None = None,
-        named: AbstractSet[str] = frozenset(),
+        named: Mapping[str, float] = NOTHING_NAMED,
     ) -> list[Neighbour]:
         """Return the nearest of what the engine finds near, what it was not sent yet, and what a user moved.
 

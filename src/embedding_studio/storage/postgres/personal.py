@@ -1,7 +1,6 @@
 """What is learnt about users, in PostgreSQL: written as a whole in one transaction, read for one user."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +23,14 @@ from embedding_studio.domain.objects import (
 from embedding_studio.embeddings.personal import ObjectGates, shared_threshold
 from embedding_studio.storage.attached import ByCollection
 from embedding_studio.storage.elsewhere import nearest_of_user
-from embedding_studio.storage.ports import BaseIndex, OrderOutcome, OutdatedError, PassedOver, Vectors
+from embedding_studio.storage.ports import (
+    NOTHING_NAMED,
+    BaseIndex,
+    OrderOutcome,
+    OutdatedError,
+    PassedOver,
+    Vectors,
+)
 from embedding_studio.storage.postgres.clickstream import keep_query_vectors, lock_users
 from embedding_studio.storage.postgres.collections import (
     PostgresCollections,
@@ -186,7 +192,7 @@ class PostgresPersonal:
         objects: BaseIndex,
         filter: PayloadFilter | None = None,  # noqa: A002, the port's name
         own: object = None,
-        named: AbstractSet[str] = frozenset(),
+        named: Mapping[str, float] = NOTHING_NAMED,
     ) -> list[Neighbour]:
         read = own if isinstance(own, _Read) else _Read()
         with self._forgetting_what_is_old(collection, user_id):

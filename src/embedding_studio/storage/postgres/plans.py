@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from psycopg import Cursor, sql
 
 from embedding_studio.domain.filters import PayloadFilter
+from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import Collection, Neighbour
+from embedding_studio.embeddings.code_columns import are_among
 from embedding_studio.embeddings.codes import Ranking
 from embedding_studio.embeddings.personal import ObjectGates, blend
 from embedding_studio.embeddings.preparation import check_vectors
@@ -53,12 +55,14 @@ class Answer:
 
     Attributes:
         object_nos: of all that was compared and is there.
+        named_nos: object_id -> its number, of those that are named.
         revision: of the originals; all that it brought is of this one, if the codes were.
         is_old: originals have changed since the codes were read.
     """
 
     neighbours: list[Neighbour]
     object_nos: Numbers
+    named_nos: Mapping[str, int]
     revision: int
     is_old: bool
 
@@ -107,7 +111,40 @@ class Copies:
         return bounds
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbered:
+    """Objects that are named and whose numbers are known, M of them.
+
+    Attributes:
+        object_nos: [M], sorted.
+        factors: [M], what the distances of these are multiplied by.
+    """
+
+    object_ids: AbstractSet[str]
+    object_nos: Numbers
+    factors: Floats
+
+    def __len__(self) -> int:
+        return len(self.object_nos)
+
+    def wanted(self, ranking: Ranking, others: Numbers, count: int, offset: float) -> Numbers:
+        """Return which may be among the ``count`` nearest of these and of others, once all are multiplied.
+
+        Args:
+            others: sorted numbers, none of these among them.
+            offset: of ``Geometry``.
+        """
+        together = np.union1d(self.object_nos, others)
+        places = np.searchsorted(together, self.object_nos)
+        factors = np.ones(len(together))
+        factors[places] = self.factors
+        least, largest = factors * (ranking.bounds(together) + offset)
+        kept: Numbers = self.object_nos[least[places] <= smallest(largest, count)]
+        return kept
+
+
 NOTHING_TAKEN = {"name": None, "user_id": None, "votes": None}
+NONE_NUMBERED = Numbered(frozenset(), np.empty(0, dtype=np.int64), np.empty(0))
 NO_COPIES = Copies(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
 
 
@@ -132,7 +169,7 @@ class Question:
         moved: Moved | None,
         *,
         taken: TakenForGranted | None,
-        named: AbstractSet[str],
+        named: Mapping[str, float],
     ) -> None:
         parts = check_vectors(collection.index, queries, "the query")
         self.collection = collection
@@ -148,7 +185,6 @@ class Question:
         """[Q, D], what codes are asked with."""
         self.parameters: dict[str, Any] = {
             "queries": pack_array(self.compared if self.geometry.averages_decide else parts),
-            "named": sorted(named),
             **(NOTHING_TAKEN if taken is None else taken.given),
         }
         if payload_filter is not None:
@@ -172,22 +208,57 @@ class Question:
         alike = similarities(index, self._parts, own.parts, own.starts, own.lengths)
         return Copies(own.object_nos, opened, distances(index, alike))
 
+    def numbered(
+        self,
+        number_of: Callable[[str], int | None],
+        has: Callable[[Numbers], NDArray[np.bool_]],
+        copies: Copies,
+    ) -> Numbered:
+        """Return those that are named of which codes tell how far they stand once they are multiplied.
+
+        Args:
+            number_of: an object's number, as far as it is known.
+            has: whether objects with these numbers are there.
+        """
+        bounded = self.geometry.index.metric_type is not MetricType.DOT and not self.geometry.averages_draw
+        if not self.named or not bounded or self.condition is not None:
+            return NONE_NUMBERED
+        known = sorted((no, name) for name in self.named if (no := number_of(name)) is not None)
+        object_nos = np.array([no for no, _ in known], dtype=np.int64)
+        kept = has(object_nos) & ~are_among(object_nos, copies.object_nos)
+        names = [name for (_, name), is_kept in zip(known, kept.tolist(), strict=True) if is_kept]
+        factors = np.array([self.named[name] for name in names])
+        return Numbered(frozenset(names), object_nos[kept], factors)
+
     def exact(self, without: Copies) -> Plan:
         among = "all" if self.condition is None else "matching"
         given = {"limit": self.reach, "without": pack_numbers(without.object_nos)}
         return Plan(self._statement("exact", among), given, needs_snapshot=True)
 
-    def chosen(self, candidates: Numbers, copies: Copies, *, is_filtered: bool = False) -> Plan:
-        """Return a plan that compares candidates, and asks whether they match where that is not known."""
+    def chosen(
+        self,
+        candidates: Numbers,
+        copies: Copies,
+        *,
+        is_filtered: bool = False,
+        numbered: Numbered = NONE_NUMBERED,
+    ) -> Plan:
+        """Return a plan that compares candidates, and asks whether they match where that is not known.
+
+        Args:
+            numbered: of those that are named, these need not be looked for by their ids.
+        """
+        sought = self.named.keys() - numbered.object_ids
         # What stands far may have a copy that stands near, or be named.
         most = None if len(copies) or self.named else self.limit
         given = {
             "candidates": pack_numbers(candidates),
             "considered": None if is_filtered else most,
             "limit": most,
+            "named": sorted(sought),
         }
-        if is_filtered or self.named:  # those that are named were asked nothing yet
-            statement = self._statement("chosen", "all")
+        if is_filtered or sought:  # these were asked nothing yet
+            statement = self._statement("chosen", "all", has_named=bool(sought))
         else:
             statement = _unfiltered(self.collection, "chosen")
         return Plan(statement, given, needs_snapshot=False)
@@ -228,22 +299,32 @@ class Question:
             for place, payload in zip(places, payloads, strict=True)
             for distance, object_id in [stand[place]]
         ]
-        return Answer(neighbours, object_nos, revision, is_old=False)
+        named_nos = {row[0]: row[3] for row in rows if row[0] in self.named} if self.named else {}
+        return Answer(neighbours, object_nos, named_nos, revision, is_old=False)
 
     def joined(self, one: Answer, other: Answer) -> Answer:
         """Return the nearest of what two plans brought, with the revision of the second."""
         together = {each.object_id: each for each in one.neighbours + other.neighbours}
-        return replace(other, neighbours=the_nearest(list(together.values()), self.limit, self.named))
+        return replace(
+            other,
+            neighbours=the_nearest(list(together.values()), self.limit, self.named),
+            named_nos={**one.named_nos, **other.named_nos},
+        )
 
     def farthest(self, neighbours: Sequence[Neighbour]) -> float:
         """Return how far the last is that is not named; infinite where there are fewer than are wanted."""
         others = [each for each in neighbours if each.object_id not in self.named]
         return others[-1].distance if len(others) >= self.limit else math.inf
 
-    def _statement(self, name: str, among: str) -> bytes:
+    def _statement(self, name: str, among: str, *, has_named: bool = False) -> bytes:
         if self.condition is None:
-            return _unfiltered(self.collection, name, among, has_named=bool(self.named))
-        return _composed(self.collection, name, among, self.condition, has_named=bool(self.named))
+            return _unfiltered(self.collection, name, among, has_named=has_named)
+        return _composed(self.collection, name, among, self.condition, has_named=has_named)
+
+
+def smallest(values: Floats, count: int) -> float:
+    """Return the ``count``-th smallest; infinite where they are fewer."""
+    return float(np.partition(values, count - 1)[count - 1]) if len(values) >= count else math.inf
 
 
 def check(connection: Connection, collection: Collection, taken: TakenForGranted) -> None:
