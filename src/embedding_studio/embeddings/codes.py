@@ -142,7 +142,7 @@ class Ranking:
         """Return the least and the largest distance that each object may have: [2, N].
 
         Args:
-            numbers: [N], sorted; of what is not there both distances are infinite.
+            numbers: [N], sorted; of what is not there, or was left out, both distances are infinite.
         """
         bounds: NDArray[np.float64] = np.min([part.bounds(numbers) for part in self._parts], axis=0)
         return bounds

@@ -99,7 +99,7 @@ class PartRanking:
 
     def bounds(self, numbers: Numbers) -> NDArray[np.float64]:
         places = rows_of(self._columns.numbers[self._chosen], numbers)
-        estimates, errors = self._estimates(places)
+        estimates, errors = self._finely(places)
         rows = np.searchsorted(numbers, self._numbers(places))
         scores = np.full((2, len(numbers)), -np.inf, dtype=np.float32)
         np.maximum.at(scores[0], rows, estimates + self._margin * errors)

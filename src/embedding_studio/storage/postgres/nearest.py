@@ -225,7 +225,7 @@ class NearestSearch:
                 return self._ask(connection, question, question.chosen(among, copies), copies)
             copies = copies.at(np.isin(copies.object_nos, among))
         ranking = view.ranking(question.compared, margin, among)
-        numbered = question.numbered(codes.number_of, view.has, copies)
+        numbered = question.numbered(codes.number_of, ranking, copies)
         count, most = max(FEWEST, question.reach - len(numbered)), int(MOST_COMPARED * len(view))
         return self._compared(
             connection, question, ranking, copies, count, most=most, is_filtered=False, numbered=numbered
@@ -263,7 +263,10 @@ class NearestSearch:
             reach = smallest(least, wanted)
         compared = _united(likeliest, copies.object_nos[least <= reach])
         if len(numbered):
-            compared = _united(compared, numbered.wanted(ranking, likeliest, wanted, offset))
+            least_of_named, largest_of_named = numbered.bounds
+            _, largest_of_others = ranking.bounds(likeliest) + offset
+            bound = smallest(np.concatenate([largest_of_named, largest_of_others]), wanted)
+            compared = _united(compared, numbered.object_nos[least_of_named <= bound])
         plan = question.chosen(compared, copies, is_filtered=is_filtered, numbered=numbered)
         answer = self._ask(connection, question, plan, copies)
         farthest = question.farthest(answer.neighbours)
@@ -328,5 +331,7 @@ def margin_for(recall_target: float) -> float:
 
 
 def _united(numbers: Numbers, others: Numbers) -> Numbers:
-    """Return sorted numbers and others, each once; those alone where there are no others, as mostly."""
-    return np.union1d(numbers, others) if len(others) else numbers
+    """Return sorted numbers and others, each once."""
+    if not len(others) or not len(numbers):
+        return numbers if len(numbers) else others
+    return np.union1d(numbers, others)

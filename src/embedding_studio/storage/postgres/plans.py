@@ -117,34 +117,19 @@ class Numbered:
 
     Attributes:
         object_nos: [M], sorted.
-        factors: [M], what the distances of these are multiplied by.
+        bounds: [2, M], the least and the largest distance of each once it is multiplied.
     """
 
     object_ids: AbstractSet[str]
     object_nos: Numbers
-    factors: Floats
+    bounds: Floats
 
     def __len__(self) -> int:
         return len(self.object_nos)
 
-    def wanted(self, ranking: Ranking, others: Numbers, count: int, offset: float) -> Numbers:
-        """Return which may be among the ``count`` nearest of these and of others, once all are multiplied.
-
-        Args:
-            others: sorted numbers, none of these among them.
-            offset: of ``Geometry``.
-        """
-        together = np.union1d(self.object_nos, others)
-        places = np.searchsorted(together, self.object_nos)
-        factors = np.ones(len(together))
-        factors[places] = self.factors
-        least, largest = factors * (ranking.bounds(together) + offset)
-        kept: Numbers = self.object_nos[least[places] <= smallest(largest, count)]
-        return kept
-
 
 NOTHING_TAKEN = {"name": None, "user_id": None, "votes": None}
-NONE_NUMBERED = Numbered(frozenset(), np.empty(0, dtype=np.int64), np.empty(0))
+NONE_NUMBERED = Numbered(frozenset(), np.empty(0, dtype=np.int64), np.empty((2, 0)))
 NO_COPIES = Copies(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
 
 
@@ -208,27 +193,22 @@ class Question:
         alike = similarities(index, self._parts, own.parts, own.starts, own.lengths)
         return Copies(own.object_nos, opened, distances(index, alike))
 
-    def numbered(
-        self,
-        number_of: Callable[[str], int | None],
-        has: Callable[[Numbers], NDArray[np.bool_]],
-        copies: Copies,
-    ) -> Numbered:
+    def numbered(self, number_of: Callable[[str], int | None], ranking: Ranking, copies: Copies) -> Numbered:
         """Return those that are named of which codes tell how far they stand once they are multiplied.
 
         Args:
             number_of: an object's number, as far as it is known.
-            has: whether objects with these numbers are there.
         """
         bounded = self.geometry.index.metric_type is not MetricType.DOT and not self.geometry.averages_draw
         if not self.named or not bounded or self.condition is not None:
             return NONE_NUMBERED
         known = sorted((no, name) for name in self.named if (no := number_of(name)) is not None)
         object_nos = np.array([no for no, _ in known], dtype=np.int64)
-        kept = has(object_nos) & ~are_among(object_nos, copies.object_nos)
-        names = [name for (_, name), is_kept in zip(known, kept.tolist(), strict=True) if is_kept]
-        factors = np.array([self.named[name] for name in names])
-        return Numbered(frozenset(names), object_nos[kept], factors)
+        bounds = ranking.bounds(object_nos) + self.geometry.offset
+        kept = np.flatnonzero(np.isfinite(bounds[0]) & ~are_among(object_nos, copies.object_nos))
+        names = [known[place][1] for place in kept.tolist()]
+        bounds = bounds[:, kept] * np.array([self.named[name] for name in names])
+        return Numbered(frozenset(names), object_nos[kept], bounds)
 
     def exact(self, without: Copies) -> Plan:
         among = "all" if self.condition is None else "matching"
