@@ -5,12 +5,15 @@ from typing import Annotated
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedding_studio.api.app import create_app
 from embedding_studio.api.bodies import LARGE_NUMBER, Body, BodyRoute, _parsed
 from embedding_studio.api.dependencies import Threads
+from test_api_service import EVENTS, SEARCH, letters_context
 
 NUMBERS = st.one_of(
     st.integers(),
@@ -45,6 +48,36 @@ def test_a_large_number_alone_is_one(number, before):
 
 class Count(Body):
     number: int
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Return the list of routes that were asked whether a request is theirs."""
+    asked = []
+    matches = APIRoute.matches
+
+    def note(route, scope):
+        asked.append(route.path)
+        return matches(route, scope)
+
+    monkeypatch.setattr(APIRoute, "matches", note)
+    return asked
+
+
+def test_what_takes_a_body_is_led_to_its_route_and_no_other_is_asked(asked, tmp_path):
+    context = letters_context(tmp_path)
+    context.collection()
+    client = TestClient(create_app(context), headers={"host": "localhost"})
+
+    assert client.post(SEARCH, json={"search_query": "a"}).status_code == 200
+    assert client.post(f"{SEARCH}?limti=3", json={"search_query": "a"}).status_code == 422
+    assert client.post(SEARCH, json={"search_query": 1}).status_code == 422
+    assert client.post(EVENTS, json={"session_id": "s", "events": []}).status_code == 200
+    assert asked == []
+
+    assert client.get(SEARCH).headers["allow"] == "POST"
+    assert client.post(f"{SEARCH}/x", json={}).status_code == 404
+    assert asked
 
 
 def test_a_route_asks_for_each_thing_once_its_guard_before_the_body_is_read():

@@ -32,6 +32,7 @@ from embedding_studio.api import (
     users,
 )
 from embedding_studio.api.access_log import AccessLog, templates
+from embedding_studio.api.bodies import StraightRoutes
 from embedding_studio.api.border import (
     TOO_LARGE,
     Answers,
@@ -187,6 +188,7 @@ def create_app(
     console = [static.CONSOLE] if settings.console else []
     others = [collectors.router, health.router, static.pages(static.DOCS, *console, *shown)]
     for prefix, routers in {PREFIX: versioned, "": others}.items():
+        app.router.routes.insert(0, StraightRoutes(prefix, routers))
         for router in routers:
             app.include_router(
                 router, prefix=prefix, dependencies=[Depends(check_parameters)] if prefix else None

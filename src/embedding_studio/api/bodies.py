@@ -9,13 +9,14 @@ import codecs
 import inspect
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import anyio
 import orjson
+from fastapi import APIRouter
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import request_params_to_args
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +25,8 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, Valida
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 
 from embedding_studio.api.dependencies import in_thread, refuse_others, threads_of
 from embedding_studio.api.problems import wrong_body
@@ -90,11 +93,19 @@ class BodyRoute(APIRoute):
     which takes longer than to call it.
     """
 
+    handler: Handler
+    """What answers a request, without the layers that FastAPI puts around it."""
+
     def get_route_handler(self) -> Handler:
         field = self.body_field
         if field is None:
-            return super().get_route_handler()
-        kind: type[Body] = field.field_info.annotation  # type: ignore[assignment]
+            self.handler = super().get_route_handler()
+        else:
+            kind: type[Body] = field.field_info.annotation  # type: ignore[assignment]
+            self.handler = self._body_handler(field.name, kind)
+        return self.handler
+
+    def _body_handler(self, body_name: str, kind: type[Body]) -> Handler:
         asked = self.dependant
         _check_kinds(asked, asked.query_params)
         # FastAPI puts those of the decorator first, before those of the function.
@@ -108,7 +119,7 @@ class BodyRoute(APIRoute):
             await guards.ask(request, found)
             refuse_others(request)
             _check_type(request, takes_text=kind.takes_text)
-            given: dict[str, Any] = {field.name: await read(request, kind.model_validate)}
+            given: dict[str, Any] = {body_name: await read(request, kind.model_validate)}
             await others.ask(request, found)
             given |= _of_path(asked, request)
             given |= {name: found[call] for name, call in names}
@@ -137,6 +148,36 @@ class BodyRoute(APIRoute):
             return await in_thread(threads.others, lambda: written(endpoint(**given)))
 
         return answer_here if inspect.iscoroutinefunction(endpoint) else answer_in_thread
+
+
+class StraightRoutes(BaseRoute):
+    """Leads to routes that take a body, and nothing of the path, by their path.
+
+    FastAPI asks one route after the other, each twice, and keeps two lists for each request of what to
+    close after it. No such route has anything to close.
+
+    Args:
+        routers: whose routes it leads to; with what stands before their paths.
+    """
+
+    def __init__(self, prefix: str, routers: Iterable[APIRouter]) -> None:
+        self._routes = {
+            (method, prefix + route.path): route
+            for router in routers
+            for route in router.routes
+            if isinstance(route, BodyRoute) and route.body_field and not route.param_convertors
+            for method in route.methods or ()
+        }
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if (route := self._routes.get((scope.get("method", ""), path))) is None:
+            return Match.NONE, {}
+        return Match.FULL, {"endpoint": route.endpoint, "path_params": {}, "route": route}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await scope["route"].handler(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class Dependencies:
