@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from embedding_studio.api.app import create_app
+from embedding_studio.api.embeddings import FoundPage
 from test_api_service import (
     EVENTS,
     KEYS,
@@ -831,6 +832,32 @@ def test_what_a_user_clicked_moves_that_users_results_and_nobody_elses(make_cont
     assert clicked["distance"] < distance["all-b"]
     assert clicked["explanation"]["base_distance"] == pytest.approx(distance["all-b"], abs=1e-6)
     assert clicked["explanation"]["influences"][0]["session_id"] == "s1"
+
+
+def test_a_page_of_results_is_written_as_its_model_would_write_it(make_context):
+    context = make_context()
+    payload = {
+        "n": 2**70,
+        "small": 1e-7,
+        "large": 1e22,
+        "s": '\u65e5\u2028\x7f\x1f"\U0001f98a',
+        "l": [None, {}],
+    }
+    with serving(create_app(context)) as client:
+        fill(client)
+        client.post(PAYLOADS, json={"payloads": [{"object_id": "all-b", "payload": payload}]})
+        search_and_click(client, "ada", "s1", "all-b")
+        context.improver().improve_once(users=10)
+        ada: dict[str, Any] = {"search_query": "a", "user_id": "ada", "limit": 2}
+        asked = [ada, ada | {"explain": True, "create_session": True}, ada | {"sort_by": {"field": "price"}}]
+        answers = [client.post(SEARCH, json=body) for body in asked]
+
+    for answer in answers:
+        page = FoundPage.model_validate_json(answer.content)
+        assert page.model_dump_json() == answer.text
+        assert payload in [found.payload for found in page.search_results] or page.is_sorted
+    assert [found.explanation is None for found in page.search_results] == [True, True]
+    assert "influences" in answers[1].text
 
 
 def test_exploration_shows_the_plain_list_again_and_its_open_slots_are_counted(make_context):
