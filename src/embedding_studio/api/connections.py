@@ -50,6 +50,7 @@ def server(app: FastAPI, settings: Settings) -> "Server":
         uvicorn.Config(
             app,
             http=protocol,  # type: ignore[arg-type]  # whatever makes one
+            loop="asyncio",  # whatever else is installed: ``backlog`` means what is said here
             ws="none",
             root_path=settings.root_path,
             backlog=MOST_ACCEPTED_AT_ONCE,
