@@ -59,7 +59,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    objects, users, searches = (10_000, 1_000, 100) if arguments.quick else (100_000, 10_000, 400)
+    objects, users, searches = (10_000, 1_000, 100) if arguments.quick else (100_000, 10_000, 2_000)
     rng = np.random.default_rng(0)
     vectors = clustered(rng, objects)
     queries = [near(rng, vectors[n]) for n in rng.integers(objects, size=QUERIES)]
