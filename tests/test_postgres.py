@@ -429,6 +429,38 @@ def test_codes_of_what_is_gone_do_not_pile_up(indexing, monkeypatch):
     assert ids(indexing.objects.nearest(things, a_query(), 20)) == ids(expected)
 
 
+@pytest.mark.parametrize("sampled", [30, 1000])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_codes_are_written_again_only_if_what_came_later_lies_elsewhere(
+    indexing, connection, geometry, sampled, monkeypatch
+):
+    metric_type, aggregation = geometry
+    monkeypatch.setattr(pg_codes, "RECENTRED", 2)
+    monkeypatch.setattr(pg_codes, "SAMPLED", sampled)
+    rng = np.random.default_rng(17)
+    twin = MemoryStorage()
+    index = SearchIndexInfo(dimensions=D, metric_type=metric_type, metric_aggregation_type=aggregation)
+    things, theirs = (storage.collections.create("things", index) for storage in (indexing, twin))
+
+    def come(kind, count, centre):
+        parts = (centre + rng.normal(size=(count, 3, D))).astype(np.float32)
+        objects = [CatalogueObject(f"{kind}{k}", each) for k, each in enumerate(parts)]
+        for storage, collection in ((indexing, things), (twin, theirs)):
+            storage.objects.upsert(collection, objects)
+        [state] = connection.execute("SELECT epoch, encoded FROM collection_1.revision").fetchall()
+        return state
+
+    of_each = 1 if aggregation is MetricAggregationType.AVG else 3
+    first = come("first", 50, 4)
+    more = come("more", 100, 4)
+    elsewhere = come("elsewhere", 200, -4)
+
+    assert [first, more, elsewhere] == [(1, 50 * of_each), (1, 150 * of_each), (2, 350 * of_each)]
+    for query in (np.full((1, D), 4, np.float32), a_query()):
+        found = ids(indexing.objects.nearest(things, query, 40))
+        assert found == ids(twin.objects.nearest(theirs, query, 40))
+
+
 def test_many_dimensions_are_stored_as_given_and_found(indexing):
     rng = np.random.default_rng(7)
     vectors = rng.normal(size=(45, 2001)).astype(np.float32)

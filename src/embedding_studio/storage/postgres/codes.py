@@ -18,11 +18,11 @@ from embedding_studio.domain.index import MetricType
 from embedding_studio.domain.objects import Collection
 from embedding_studio.embeddings.coder import Coder
 from embedding_studio.embeddings.codes import Codes, View
+from embedding_studio.embeddings.preparation import prepare_vectors
 from embedding_studio.storage.ports import Vectors
 from embedding_studio.storage.postgres.database import Connection, one_moment, only_row
 from embedding_studio.storage.postgres.geometry import Geometry
 from embedding_studio.storage.postgres.sql import in_schema, schema_of, statements
-from embedding_studio.storage.postgres.vectors import unpack
 
 Numbers = NDArray[np.int64]
 
@@ -40,8 +40,13 @@ MANY_REMOVED, MANY_BLOCKS, PARTS_A_BLOCK = 10_000, 1_000, 100
 MERGED = 8_192
 """Parts a row of a log in order."""
 RECENTRED, RECENTRED_AT_MOST = 8, 250_000
-"""Once there are so many times the parts, a new centre is chosen, for what came first may have been of one
-subject; in a larger collection it has been chosen from enough."""
+"""Once there are so many times the parts, the centre is looked at again, for what came first may have been of
+one subject; in a larger collection it has been chosen from enough."""
+SAMPLED = 8_000
+"""Parts of which the middle is taken, about, or all of fewer."""
+FAR = 1.1
+"""Codes are written around a new centre if the mean squared distance of parts to the old one is so many times
+that to the new: errors grow with it, but each process that searches has to read all codes again."""
 
 _SQL = statements("codes.sql")
 
@@ -161,7 +166,7 @@ class Untidiness(Enum):
 
     NONE = auto()
     UNWRITTEN = auto()
-    """It has become large, or so much larger that another centre is better."""
+    """It has become large, or so much larger that another centre may be better."""
     LONG = auto()
     """Their log has become long."""
 
@@ -183,25 +188,36 @@ def untidiness(connection: Connection, collection: Collection) -> Untidiness:
 def tidy(connection: Connection, collection: Collection) -> None:
     """Write the codes, or merge their log, where that is due. In a transaction that holds the originals."""
     untidy = untidiness(connection, collection)
+    if untidy is Untidiness.NONE:
+        return
+    epoch, packed, encoded, *_ = only_row(connection.execute(_of(collection, "sizes"), binary=True))
+    centre = None if epoch == 0 else np.frombuffer(packed, dtype="<f4")
     if untidy is Untidiness.UNWRITTEN:
-        _write_all(connection, collection)
+        _write_around_middle(connection, collection, centre)
         # Without statistics a few objects are looked for by reading all parts, until the server analyses.
         connection.execute(_of(collection, "analyze"))
-    elif untidy is Untidiness.LONG:
-        _, centre, encoded, *_ = only_row(connection.execute(_of(collection, "sizes"), binary=True))
-        _merge(connection, collection, np.frombuffer(centre, dtype="<f4"), encoded)
+    elif centre is not None:
+        _merge(connection, collection, centre, encoded)
 
 
-def _write_all(connection: Connection, collection: Collection) -> None:
-    """Rewrite the codes of all parts, around their middle."""
-    middle = "middle_of_directions" if _metric_of(collection) is MetricType.COSINE else "middle"
-    (packed,) = only_row(connection.execute(_parts_of(collection, middle), binary=True))
-    centre = unpack([packed])[0] if packed else np.zeros(collection.index.dimensions or 0, dtype=np.float32)
-    coder = coder_of(collection, centre)
-    with connection.cursor() as cursor, cursor.copy(_parts_of(collection, "all_parts")) as copy:
-        rows = _records(copy, _row_of(coder.dimensions))
-        blocks = [(part["object_no"], coder.encode(part["values"].astype(np.float32))) for part in rows]
-    _begin_epoch(connection, collection, centre, sum(len(object_nos) for object_nos, _ in blocks), blocks)
+def _write_around_middle(connection: Connection, collection: Collection, known: Vectors | None) -> None:
+    """Rewrite the codes of all parts, unless they are around a centre that is near the middle."""
+    D = collection.index.dimensions or 0
+    (count,) = only_row(connection.execute(_parts_of(collection, "count_parts")))
+    percent = min(100.0, 100 * SAMPLED / max(count, 1))
+    some = list(_copied(connection, collection, "some_parts", percent=sql.Literal(percent)))
+    rows = np.concatenate([np.empty(0, dtype=_row_of(D)), *some])
+    sample = prepare_vectors(rows["values"].astype(np.float32), _metric_of(collection))
+    middle = sample.mean(axis=0, dtype=np.float64) if len(sample) else np.zeros(D)
+    if known is not None:
+        spread = np.square(sample - middle).sum() / max(len(sample), 1)
+        if np.square(known - middle).sum() <= (FAR - 1) * spread:
+            connection.execute(_of(collection, "keep_centre"), {"encoded": count})
+            return
+    coder = coder_of(collection, middle)
+    parts = some if percent == 100 else _copied(connection, collection, "all_parts")
+    blocks = [(part["object_no"], coder.encode(part["values"].astype(np.float32))) for part in parts]
+    _begin_epoch(connection, collection, coder.centre, count, blocks)
 
 
 def _merge(connection: Connection, collection: Collection, centre: Vectors, encoded: int) -> None:
@@ -237,7 +253,7 @@ def _apply(codes: Codes, object_nos: bytes, added: bytes, removed: bytes) -> Non
     codes.add(np.frombuffer(object_nos, dtype="<i8"), np.frombuffer(added, dtype=codes.coder.record))
 
 
-def coder_of(collection: Collection, centre: Vectors) -> Coder:
+def coder_of(collection: Collection, centre: NDArray[np.floating]) -> Coder:
     return Coder(_metric_of(collection), centre.astype(np.float32))
 
 
@@ -270,10 +286,19 @@ def _row_of(D: int) -> np.dtype[np.void]:
     )  # fmt: skip
 
 
-def _parts_of(collection: Collection, name: str) -> bytes:
+def _copied(
+    connection: Connection, collection: Collection, name: str, **pieces: sql.Literal
+) -> Iterator[NDArray[np.void]]:
+    """Yield the rows of a COPY of parts, many at a time."""
+    with connection.cursor() as cursor, cursor.copy(_parts_of(collection, name, **pieces)) as copy:
+        yield from _records(copy, _row_of(collection.index.dimensions or 0))
+
+
+def _parts_of(collection: Collection, name: str, **pieces: sql.Literal) -> bytes:
     statement = _SQL[name].format(
         schema=schema_of(collection.collection_id),
         is_average=sql.Literal(Geometry(collection.index).has_averages),
+        **pieces,
     )
     return statement.as_bytes()
 

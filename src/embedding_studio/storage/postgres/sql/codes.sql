@@ -34,11 +34,16 @@ SELECT epoch, centre, encoded, added, removed, blocks FROM {schema}.revision
 -- name: all_blocks
 SELECT object_nos, codes, removed FROM {schema}.codes ORDER BY block
 
--- name: middle
-SELECT avg(embedding) FROM {schema}.parts WHERE is_average = {is_average}
+-- name: count_parts
+SELECT count(*) FROM {schema}.parts WHERE is_average = {is_average}
 
--- name: middle_of_directions
-SELECT avg(l2_normalize(embedding)) FROM {schema}.parts WHERE is_average = {is_average}
+-- name: some_parts
+COPY (
+    SELECT object_no, embedding
+    FROM {schema}.parts TABLESAMPLE BERNOULLI ({percent}) REPEATABLE (1)
+    WHERE is_average = {is_average}
+    ORDER BY object_no, part_no
+) TO STDOUT (FORMAT binary)
 
 -- name: all_parts
 COPY (
@@ -52,6 +57,9 @@ DELETE FROM {schema}.codes
 UPDATE {schema}.revision
 SET epoch = epoch + 1, centre = %(centre)b, encoded = %(encoded)s, added = 0, removed = 0, blocks = 0
 
+-- name: keep_centre
+UPDATE {schema}.revision SET encoded = %(encoded)s
+
 -- name: set_margin
 UPDATE {schema}.revision SET margin = %(margin)s, revision = revision + 1
 
@@ -62,4 +70,5 @@ FROM pg_class
 WHERE oid = '{schema}.parts'::regclass AND reltuples < 0 AND pg_relation_size(oid) > 1000000
 
 -- name: analyze
-ANALYZE {schema}.objects, {schema}.parts
+-- But of embeddings, of which nothing is estimated.
+ANALYZE {schema}.objects, {schema}.parts (object_id, part_no, is_average, object_no)
