@@ -186,8 +186,45 @@ def test_a_model_behind_an_endpoint_loses_its_address_and_nothing_is_embedded_ag
     assert definitions(connection) == made
 
 
+def with_keys_of_parts(connection):
+    """Make parts what they were when the database looked up the object of each."""
+    names = connection.execute("SELECT collection_id FROM embedding_studio.collections").fetchall()
+    for (collection_id,) in names:
+        connection.execute(
+            f"""
+            ALTER TABLE collection_{collection_id}.parts
+                ADD FOREIGN KEY (object_id) REFERENCES collection_{collection_id}.objects ON DELETE CASCADE
+            """
+        )
+    connection.execute("DELETE FROM embedding_studio.schema_migrations WHERE number >= 23")
+
+
+def test_parts_of_before_go_with_their_object_though_the_database_looks_up_none(connection, postgres_url):
+    vectors = np.ones((3, 3), dtype=np.float32)
+    with closing(PostgresStorage(postgres_url)) as storage:
+        films = storage.collections.create("films", SearchIndexInfo(dimensions=3))
+        storage.objects.upsert(films, [CatalogueObject(each, vectors) for each in "abc"])
+    made = definitions(connection)
+    with_keys_of_parts(connection)
+
+    with closing(PostgresStorage(postgres_url)) as storage:
+        deleted = storage.objects.delete(films, ["a", "c", "d"])
+        left = connection.execute(
+            "SELECT object_id, part_no FROM collection_1.parts ORDER BY 1, 2"
+        ).fetchall()
+        storage.objects.upsert(films, [CatalogueObject("a", vectors[:1])])
+        again = storage.objects.get(films, ["a", "b", "c"])
+
+    assert deleted == 2
+    assert left == [("b", 0), ("b", 1), ("b", 2)]
+    assert [(each.object_id, len(each.parts)) for each in again] == [("a", 1), ("b", 3)]
+    assert not [row for row in made if row[:2] == ("collection_1.parts", "parts_object_id_fkey")]
+    assert definitions(connection) == made
+
+
 def without_vote_changes(connection):
     """Make votes what they were when nothing was noted where they changed."""
+    with_keys_of_parts(connection)
     names = connection.execute("SELECT collection_id FROM embedding_studio.collections").fetchall()
     for (collection_id,) in names:
         connection.execute(

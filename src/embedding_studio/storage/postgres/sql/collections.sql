@@ -128,9 +128,10 @@ CREATE INDEX codes_by_revision ON {schema}.codes (revision)
 
 -- name: create_parts
 -- Originals as they were given, and under AVG one part more, the average of the others, numbered -1: of the
--- parts at unit length for cosine, so that its inner product with a query is their mean cosine.
+-- parts at unit length for cosine, so that its inner product with a query is their mean cosine. Without a foreign key,
+-- whose look at each object took as long as storing its parts: they come and go with it in one transaction.
 CREATE TABLE {schema}.parts (
-    object_id text COLLATE "C" REFERENCES {schema}.objects ON DELETE CASCADE,
+    object_id text COLLATE "C",
     part_no integer,
     is_average boolean NOT NULL,
     embedding {vector} NOT NULL,

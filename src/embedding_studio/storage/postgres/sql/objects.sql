@@ -21,6 +21,7 @@ SET payload = excluded.payload, content_hash = excluded.content_hash, object_no 
 COPY {schema}.parts (object_id, part_no, is_average, embedding, object_no) FROM STDIN (FORMAT binary)
 
 -- name: delete
+WITH gone AS (DELETE FROM {schema}.parts WHERE object_id = ANY(%(object_ids)s::text[]))
 DELETE FROM {schema}.objects WHERE object_id = ANY(%(object_ids)s::text[])
 
 -- name: compared_parts
