@@ -30,7 +30,13 @@ class PostgresOrders:
         self._database = database
 
     def create(self, schema: SessionForImprovementCreateSchema) -> SessionForImprovement:
-        placed = self._database.write(lambda connection: place(connection, [schema.session_id]).fetchall())
+        def work(connection: Connection) -> list[tuple[Any, ...]]:
+            with connection.pipeline():
+                connection.execute(_SQL["hold_session"], {"session_id": schema.session_id})
+                placed = place(connection, [schema.session_id])
+            return placed.fetchall()
+
+        placed = self._database.write(work)
         if not placed:
             raise SessionNotFoundError(
                 f"session {schema.session_id!r} was never registered; register it before learning from it"

@@ -1,3 +1,7 @@
+-- name: hold_session
+-- Against being forgotten until the order that is placed next is there.
+SELECT FROM embedding_studio.sessions WHERE session_id = %(session_id)s FOR KEY SHARE
+
 -- name: place
 -- Nothing is learnt from a session without a user.
 INSERT INTO embedding_studio.sessions_for_improvement AS placed
