@@ -90,7 +90,7 @@ class Lists:
         """Return objects by their distances after what was done with them.
 
         Args:
-            found: by their distances before that, all that have a factor among them.
+            found: by their distances before that; those that have a factor as far as they may come near.
         """
         index = self.collection.index
         weighed = [each for each in found if each.object_id in factors]
