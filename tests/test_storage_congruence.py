@@ -287,8 +287,7 @@ class TwoStorages(RuleBasedStateMachine):
                 own=near.read,
                 named=named,
             )
-            order = sorted((named.get(each.object_id, 1) * each.distance, each.object_id) for each in found)
-            return near.own, near.shared, order[:limit]
+            return near.own, near.shared, found
 
         def as_a_search_does(storage):
             for later in (True, False):

@@ -8,6 +8,9 @@ is short only if no more objects match.
 
 For what a user has copies of, it is asked first how near these are; codes bound how near the originals are,
 and so, by the gates, both together. Then they stand in line with all others.
+
+Of objects whose distances are to be multiplied, codes say which may come near after that, once their numbers
+are known from an earlier answer; only these are compared.
 """
 
 import math
