@@ -1012,6 +1012,8 @@ the commands that stand below; times are those of the machine that ran them, rat
   fastest of those that reach it is the floor of the row: of all on the first page, elsewhere of the two
   fastest indexes and of none. With a filter, scans are iterative and the columns asked for have indexes.
   Of more than 200,000 vectors only `halfvec` indexes are built.
+  A graph of HNSW is drawn at random, and with it how large `ef_search` must be: of few objects that alone can
+  move the floor, and so all ratios of a section, by half from one run to the next.
   Under personal searches stands what the queries of the first page needed: by hand `ef_search` is set once.
 - **Product**: `SearchService.search` with the query's vectors, in one thread, at default settings, over the
   embedded PostgreSQL as it is shipped. *Over HTTP* is `embedding-studio serve` and a client that keeps its
