@@ -314,3 +314,19 @@ def test_batches_that_continue_and_click_for_the_same_users_do_not_deadlock(stor
     for done in [beside(work, seed) for seed in range(4)]:
         done.result(60)
     assert storage.orders.counts()[SessionForImprovementStatus.PENDING] > len(users)
+
+
+def test_who_met_what_is_loaded_is_looked_up_where_showings_are_in_order(storage, films):
+    """Each of many objects would be looked for in all of the list of what was shown lately."""
+
+    def pages_out_of_order():
+        cleaned = "SELECT gin_clean_pending_list('embedding_studio.sessions_that_showed')"
+        return storage.objects.own.database.write(lambda connection: connection.execute(cleaned).fetchone()[0])
+
+    click(storage, "ann")
+    assert pages_out_of_order() == 1
+    click(storage, "bob")
+    assert improve(storage).users == 2
+    storage.objects.upsert(films, [thing("new", 1, 0, 0)])
+    assert pages_out_of_order() == 0
+    assert improve(storage).users == 2  # who were shown it

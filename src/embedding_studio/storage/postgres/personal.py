@@ -440,6 +440,7 @@ def outdate(connection: Connection, collection: Collection, object_ids: Sequence
     read the old ones is marked, for the sessions that met them were recorded before; who comes later
     reads the new ones.
     """
+    connection.execute(_of(collection, "order_showings"))
     lock_state(connection, collection)
     names = names_of(connection, collection)
     given = {"object_ids": text_array(object_ids), "collections": names}

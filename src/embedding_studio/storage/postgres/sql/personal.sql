@@ -85,6 +85,10 @@ FROM STDIN (FORMAT BINARY)
 -- name: drop_copies
 DELETE FROM {schema}.personal_parts WHERE object_id = ANY(%(object_ids)s::text[])
 
+-- name: order_showings
+-- What was shown lately stands in a list beside the index, and each of many ids would be looked for in all of it.
+SELECT gin_clean_pending_list('embedding_studio.sessions_that_showed')
+
 -- name: users_of
 -- The users who were shown these objects, or clicked them, in a session that is learnt from.
 SELECT DISTINCT user_id
