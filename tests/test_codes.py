@@ -151,6 +151,46 @@ def test_all_that_are_nearest_are_candidates(metric, D, parts):
     assert missed <= 2  # of 320; one at the edge is missed with a probability of .6 %
 
 
+@pytest.mark.parametrize(
+    ("metric", "offset"), [(MetricType.COSINE, 0.0), (MetricType.EUCLID, 0.0), (MetricType.DOT, 1.0)]
+)
+@pytest.mark.parametrize("D", SIZES)
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("N", [600, 3001], ids=["finely", "signs-first"])
+def test_what_is_multiplied_stands_where_it_comes_to(metric, offset, D, parts, N):
+    rng = np.random.default_rng(D)
+    given = vectors(N, D, spread=0.7)
+    if metric is MetricType.DOT:  # as averages of directions are compared
+        given /= np.linalg.norm(given, axis=1, keepdims=True)
+    numbers = np.arange(N) // parts
+    made = coded(given, metric, numbers=numbers)
+    named = np.unique(rng.integers(numbers[-1] + 1, size=60))
+    gone = named[::7]
+    made.remove(gone)
+    view = made.view()
+    factors = rng.choice([0.0, 0.3, 0.8, 1.5], size=len(named))
+
+    for query in vectors(10, D, seed=7):
+        asked = query / np.linalg.norm(query) if metric is MetricType.DOT else query
+        distances = by_object(numbers, distances_by_definition(metric, asked, given)) + offset
+        distances[named] *= factors
+        distances[gone] = np.inf
+        nearest = np.argsort(distances, kind="stable")[:16]
+        farthest = distances[nearest[-1]] - offset
+        ranking = view.ranking(asked[None], 6.0)
+
+        are_there = ranking.multiply(named, factors, offset)
+        likeliest, within = ranking.likeliest(16), ranking.within(farthest)
+
+        assert are_there.tolist() == [number not in gone for number in named]
+        assert set(nearest) <= set(likeliest) | set(within)
+        assert set(np.flatnonzero(distances - offset <= farthest)) <= set(within)
+        assert set(within).isdisjoint(gone)
+        far = named[(factors == 1.5) & (distances[named] > 2 * distances[nearest[-1]] + 0.2)]
+        assert len(far)
+        assert set(within).isdisjoint(far)
+
+
 def test_threads_compare_as_one_does(monkeypatch):
     given = vectors(40_000, 97)
     view = coded(given).view()

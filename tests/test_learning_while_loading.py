@@ -321,7 +321,9 @@ def test_who_met_what_is_loaded_is_looked_up_where_showings_are_in_order(storage
 
     def pages_out_of_order():
         cleaned = "SELECT gin_clean_pending_list('embedding_studio.sessions_that_showed')"
-        return storage.objects.own.database.write(lambda connection: connection.execute(cleaned).fetchone()[0])
+        return storage.objects.own.database.write(
+            lambda connection: connection.execute(cleaned).fetchone()[0]
+        )
 
     click(storage, "ann")
     assert pages_out_of_order() == 1

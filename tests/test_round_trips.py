@@ -401,7 +401,7 @@ ROUND_TRIPS = {
     search_recorded_under_the_callers_id: (2, 2),
     register_session: (1, 1),
     push_a_click: (4, 4),
-    upsert_of_10_new_objects: (14, 14),
+    upsert_of_10_new_objects: (12, 12),
     upsert_of_10_known_objects: (8, 7),
     claim_of_one_order: (1, 1),
     claim_of_nothing: (1, 1),

@@ -5,7 +5,7 @@ The formulas stand in ``personal``. Axes: J memories of the user's own · Q part
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from embedding_studio.domain.objects import NearMemories, OwnPast, QueryMemory, 
 from embedding_studio.embeddings.own_past import own_weights
 from embedding_studio.embeddings.personal import (
     ObjectGates,
+    closeness_of,
     gates,
+    gates_at,
     object_factors,
     object_gates,
     shared_evidence,
@@ -26,7 +28,6 @@ from embedding_studio.embeddings.personal import (
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
-Memory = TypeVar("Memory", QueryMemory, SharedMemory)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,12 +59,20 @@ class Shared:
         Args:
             threshold: of the gate for the user's own past.
         """
-        said, reached = _open(index, query, near, shared_threshold(threshold))
-        if not said:
+        if not near:
             return None
+        closeness = closeness_of(index, query, np.stack([memory.query for memory in near]))
+        reached = gates_at(closeness, shared_threshold(threshold))
+        heard = np.flatnonzero(reached)
+        if not len(heard):
+            return None
+        said, reached, opened = (
+            [near[m] for m in heard.tolist()],
+            reached[heard],
+            gates_at(closeness[heard], threshold),
+        )
         users = [memory.users for memory in said]
         means = np.stack([memory.clicked_mean for memory in said])
-        opened = gates(index, query, np.stack([memory.query for memory in said]), threshold)
         gate, mean = shared_evidence(opened, users, means, min_users=min_users) or (0.0, means[0])
         factors = object_factors(reached, users, [memory.seen for memory in said], min_users=min_users)
         return cls(sum(users), gate, mean, factors) if gate or factors else None
@@ -151,8 +160,8 @@ class Bend:
 
 
 def _open(
-    index: SearchIndexInfo, query: Vectors, near: Sequence[Memory], threshold: float
-) -> tuple[list[Memory], Floats]:
+    index: SearchIndexInfo, query: Vectors, near: Sequence[QueryMemory], threshold: float
+) -> tuple[list[QueryMemory], Floats]:
     """Return the memories whose gates are open for a query, and those gates."""
     if not near:
         return [], np.zeros(0)

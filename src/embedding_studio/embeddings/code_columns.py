@@ -95,6 +95,8 @@ def rows_of(sorted_numbers: Numbers, wanted: Numbers) -> Numbers:
     """Return where sorted numbers, which may repeat, are one of those wanted, which are sorted."""
     starts = np.searchsorted(sorted_numbers, wanted, side="left")
     counts = np.searchsorted(sorted_numbers, wanted, side="right") - starts
+    if (counts == 1).all():
+        return starts
     total = int(counts.sum())
     before = np.cumsum(counts) - counts
     return np.repeat(starts - before, counts) + np.arange(total)

@@ -11,6 +11,7 @@ for Approximate Nearest Neighbor Search", SIGMOD 2024.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from embedding_studio.embeddings.rotation import rotate, rotation_matrix
 
 Vectors = NDArray[np.float32]
 Floats = NDArray[np.float32]
+Number = TypeVar("Number", float, NDArray[np.float64])
 
 WHOLE_DIMENSIONS = 64
 """Up to so many dimensions a vector is its own code: few signs say little, and it is not much longer."""
@@ -102,39 +104,55 @@ class Coder:
         codes["factor"] = factors
         codes["error"] = factors * np.sqrt(np.clip(missed, 0, None) / (D - 1)) + ROUNDING * np.sqrt(squares)
 
-    def prepared(self, query: Vectors) -> Vectors:
+    def prepared(self, query: Vectors) -> "Prepared":
         """Return a query [D] as the other methods take it."""
-        prepared: Vectors = prepare_vectors(query[None], self.metric)[0]
-        return prepared
+        vector = prepare_vectors(query[None], self.metric)[0]
+        exact = vector.astype(np.float64)
+        return Prepared(vector, float(exact @ exact), float(exact @ self.centre.astype(np.float64)))
 
-    def score_at(self, distance: float, prepared: Vectors) -> float:
-        """Return a score that no object at this distance from a query [D], or nearer, fails to reach."""
-        exact = prepared.astype(np.float64)
+    def score_at(self, distance: float, prepared: "Prepared") -> float:
+        """Return a score that no object at this distance from a query, or nearer, fails to reach."""
+        score, error = self.scores_at(distance, prepared)
+        return score - error
+
+    def scores_at(self, distances: Number, prepared: "Prepared") -> tuple[Number, Number]:
+        """Return the scores of objects at distances from a query, and by how much rounding may be wrong."""
         if self.metric is MetricType.EUCLID:
-            square = float(exact @ exact)
-            score, size = (square - distance**2) / 2, (square + distance**2) / 2
+            score, size = (prepared.square - distances**2) / 2, (prepared.square + distances**2) / 2
         else:
-            score = size = 1 - distance if self.metric is MetricType.COSINE else -distance
-        at_centre = float(exact @ self.centre.astype(np.float64))
-        return score - at_centre - ROUNDING * (abs(size) + abs(at_centre))
+            score = size = 1 - distances if self.metric is MetricType.COSINE else -distances
+        return score - prepared.at_centre, ROUNDING * (abs(size) + abs(prepared.at_centre))
 
-    def distances_at(self, scores: Floats, prepared: Vectors) -> NDArray[np.float64]:
-        """Return the distances [N] from a query [D] at which objects have these scores."""
-        exact = prepared.astype(np.float64)
-        alike: NDArray[np.float64] = scores + exact @ self.centre.astype(np.float64)
+    def distances_at(self, scores: Floats, prepared: "Prepared") -> NDArray[np.float64]:
+        """Return the distances [...] from a query at which objects have these scores."""
+        alike: NDArray[np.float64] = scores.astype(np.float64) + prepared.at_centre
         if self.metric is MetricType.EUCLID:
-            alike = -np.sqrt(np.maximum(exact @ exact - 2 * alike, 0))
+            alike = -np.sqrt(np.maximum(prepared.square - 2 * alike, 0))
         return (1.0 if self.metric is MetricType.COSINE else 0.0) - alike
 
-    def question(self, prepared: Vectors) -> Vectors:
-        """Return [D] what codes are compared with for a query [D]."""
-        from_centre: Vectors = prepared - self.centre
+    def question(self, prepared: "Prepared") -> Vectors:
+        """Return [D] what codes are compared with for a query."""
+        from_centre: Vectors = prepared.vector - self.centre
         if self.dimensions <= WHOLE_DIMENSIONS:
             return from_centre
         if self.dimensions <= LARGEST_MATRIX:
             return np.asarray(from_centre @ rotation_matrix(self.dimensions))
         rotated: Vectors = rotate(from_centre[None])[0]
         return rotated
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A query as a coder takes it.
+
+    Attributes:
+        vector: [D].
+        square, at_centre: its inner products with itself and with the centre.
+    """
+
+    vector: Vectors
+    square: float
+    at_centre: float
 
 
 def blocks(size: int, step: int) -> Iterator[slice]:

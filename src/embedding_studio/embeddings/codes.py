@@ -147,6 +147,19 @@ class Ranking:
         bounds: NDArray[np.float64] = np.min([part.bounds(numbers) for part in self._parts], axis=0)
         return bounds
 
+    def multiply(self, numbers: Numbers, factors: NDArray[np.float64], offset: float) -> NDArray[np.bool_]:
+        """Let objects stand at a multiple of the distance, once ``offset`` is added to it.
+
+        Args:
+            numbers: [N], sorted.
+            factors: [N], >= 0.
+
+        Returns:
+            [N], which of them are there.
+        """
+        [are_there, *_] = [part.multiply(numbers, factors, offset) for part in self._parts]
+        return are_there
+
     def leave_out(self, numbers: Numbers) -> None:
         """Let objects, given by their sorted numbers, be returned no more."""
         for part in self._parts:

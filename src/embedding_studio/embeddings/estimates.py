@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.embeddings.code_columns import Columns, packed, rows_of
+from embedding_studio.embeddings.code_columns import Columns, are_among, packed, rows_of
 from embedding_studio.embeddings.coder import Coder, blocks
 
 Vectors = NDArray[np.float32]
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int64]
+Given = float | NDArray[np.float64]
 
 COARSE = 2048
 """From so many codes on, signs are compared before all else."""
@@ -106,13 +107,31 @@ class PartRanking:
         np.maximum.at(scores[1], rows, estimates - self._margin * errors)
         return self._coder.distances_at(scores, self._query)
 
+    def multiply(self, numbers: Numbers, factors: NDArray[np.float64], offset: float) -> NDArray[np.bool_]:
+        places = rows_of(self._columns.numbers[self._chosen], numbers)
+        estimates, errors = self._finely(places)
+        is_there = np.isfinite(estimates)
+        places, estimates, errors = places[is_there], estimates[is_there], self._margin * errors[is_there]
+        rows = np.searchsorted(numbers, self._numbers(places))
+        bounds = self._coder.distances_at(np.stack([estimates + errors, estimates - errors]), self._query)
+        multiplied = (bounds + offset) * factors[rows] - offset
+        scores, roundings = self._coder.scores_at(multiplied, self._query)
+        highest, lowest = scores[0] + roundings[0], scores[1] - roundings[1]
+        self._put(places, (highest + lowest) / 2, (highest - lowest) / (2 * self._margin), highest)
+        return are_among(numbers, numbers[rows])
+
     def leave_out(self, numbers: Numbers) -> None:
         places = rows_of(self._columns.numbers[self._chosen], numbers)
-        if self._is_coarse:
-            self._highest[places] = -np.inf
-            self._left_out = places
-        self._fine[places], self._fine_errors[places] = -np.inf, 0
+        self._put(places, -np.inf, 0.0, -np.inf)
+
+    def _put(self, places: Numbers, estimates: Given, errors: Given, highest: Given) -> None:
+        """Take finer estimates and highest scores as given, whatever codes say."""
+        self._fine[places], self._fine_errors[places] = estimates, errors
         self._is_fine[places] = True
+        if self._is_coarse:
+            self._highest[places] = highest
+            self._differing[places] = 0  # by their signs they do not stand lower
+            self._given.append((places, highest))
         self._reaching = None
 
     def _numbers(self, places: Numbers) -> Numbers:
@@ -127,7 +146,7 @@ class PartRanking:
         signs = packed(self._question >= 0)
         self._differing = np.empty(self._size, dtype=np.uint16)
         self._highest = np.empty(self._size, dtype=np.float32)
-        self._left_out = np.empty(0, dtype=np.int64)
+        self._given: list[tuple[Numbers, Given]] = []
         self._bound_all(signs)
 
     def _bound_all(self, signs: NDArray[np.uint64] | None = None) -> None:
@@ -153,7 +172,8 @@ class PartRanking:
         in_turn = map if self._size < SHARED_AMONG_THREADS else _threads(os.getpid()).map
         for _ in in_turn(compare, blocks(self._size, BLOCK)):
             pass
-        self._highest[self._left_out] = -np.inf
+        for places, given in self._given:
+            self._highest[places] = given
 
     def _is_cut(self, places: Numbers, score: float) -> bool:
         """Return whether so much of what was found stands far below a score by its signs that more must.

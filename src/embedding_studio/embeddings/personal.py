@@ -124,9 +124,18 @@ def gates(index: SearchIndexInfo, query: Vectors, remembered: Vectors, threshold
     Returns:
         [J], in [0, 1]; 0 is closed.
     """
-    closeness = _closeness(index, query.astype(np.float64), remembered.astype(np.float64))
+    return gates_at(closeness_of(index, query, remembered), threshold)
+
+
+def gates_at(closeness: Floats, threshold: float) -> Floats:
+    """Return eq. 1, [J], given how near a query is to each remembered one: [J], from ``closeness_of``."""
     opened: Floats = np.minimum(np.maximum((closeness - threshold) / (1 - threshold), 0.0), 1.0)
     return opened
+
+
+def closeness_of(index: SearchIndexInfo, query: Vectors, remembered: Vectors) -> Floats:
+    """Return the closeness of eq. 1, [J]: at most 1, and -inf where one of the two is zero."""
+    return _closeness(index, query.astype(np.float64), remembered.astype(np.float64))
 
 
 def shared_threshold(threshold: float) -> float:

@@ -4,7 +4,6 @@
 that these tell of · D dimensions.
 """
 
-import heapq
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -68,7 +67,7 @@ def said_together(
     if not said or len(counted) < listener.shared_by:
         return []
     times = [latest.created_ats[place] for _, latest, places in said for place in places]
-    now = heapq.nlargest(max(listener.shared_by, 1), times)[-1]
+    now = sorted(times)[-max(listener.shared_by, 1)]
     return [latest.together(query, places, now, half_life) for query, latest, places in said]
 
 
@@ -118,6 +117,8 @@ class Latest:
 
     def heard_by(self, listener: Listener, counted: AbstractSet[str]) -> list[int]:
         """Return where the latest of others stand, without those users who are counted elsewhere."""
+        if listener.user_id not in self.users and counted.isdisjoint(self.users):
+            return list(range(min(len(self.users), listener.most)))
         others = [place for place, name in enumerate(self.users) if name != listener.user_id]
         return [place for place in others[: listener.most] if self.users[place] not in counted]
 
@@ -165,6 +166,7 @@ class Asked:
         self._queries: Vectors = np.empty((0, 0), dtype=np.float32)
         self._directions: Vectors = self._queries
         """[N, D], of length 1; of zero vectors NaN, which is near nothing."""
+        self._lengths: Floats = np.empty(0)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -188,9 +190,11 @@ class Asked:
                 np.resize(self._queries, room),
                 np.resize(self._directions, room),
             )
+            self._lengths = np.resize(self._lengths, room[0])
         self._keys.append(key)
         self._rows[key] = N
         self._queries[N] = query
+        self._lengths[N] = _length(query)
         self._directions[N] = _direction(query)
 
     def remove(self, key: str) -> None:
@@ -199,7 +203,8 @@ class Asked:
         if last != key:
             N = len(self._keys)
             self._keys[row], self._rows[last] = last, row
-            self._queries[row], self._directions[row] = self._queries[N], self._directions[N]
+            for column in (self._queries, self._directions, self._lengths):
+                column[row] = column[N]
 
     def nearest(self, query: Vectors, threshold: float) -> list[str]:
         """Return the keys of the ``SHARED_QUERIES`` nearest above a cosine, nearest first, ties by key."""
@@ -210,11 +215,15 @@ class Asked:
         if len(rows) > SHARED_QUERIES:
             least = np.partition(about[rows], len(rows) - SHARED_QUERIES)[len(rows) - SHARED_QUERIES]
             rows = rows[about[rows] >= least - 2 * ROUGH]
-        alike = cosines(self._queries[rows], query).tolist()
+        alike = cosines(self._queries[rows], query, self._lengths[rows]).tolist()
         found = [(-cosine, self._keys[row]) for cosine, row in zip(alike, rows.tolist(), strict=True)]
         return [key for minus, key in sorted(found)[:SHARED_QUERIES] if -minus > threshold]
 
 
+def _length(vector: Vectors) -> float:
+    return float(np.linalg.norm(vector.astype(np.float64)))
+
+
 def _direction(vector: Vectors) -> Vectors:
-    length = float(np.linalg.norm(vector.astype(np.float64)))
+    length = _length(vector)
     return (vector / length if length > 0 else np.full_like(vector, np.nan)).astype(np.float32)

@@ -140,9 +140,9 @@ class Personal(Protocol):
             gates: object_id -> in (0, 1], how much the user's copy counts, where there is one; the distance
                 is then a mean of those to the original and to the copy (``embeddings.personal.blend``).
             own: ``NearMemories.read``; what it does not hold of the user's own vectors is read.
-            named: object_id -> what its distance is to be multiplied by, >= 0. It is returned if it is there
-                and matches; a storage may leave it out where it stands farther after that than ``limit``
-                others do. The ``limit`` nearest are of all that are not named.
+            named: object_id -> what its distance is to be multiplied by, >= 0. For dot, where that is not all
+                that the caller does, all that are named and match are returned, and ``limit`` others; else a
+                storage may do so.
 
         Returns:
             Each object once, by (distance, object_id).

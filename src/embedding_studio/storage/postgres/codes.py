@@ -93,9 +93,10 @@ class CodesOfCollection:
             self._numbers = {}
         self._numbers |= numbers
 
-    def number_of(self, object_id: str) -> int | None:
-        """Return the number that an object had; where a view has it, it is that very object, unchanged."""
-        return self._numbers.get(object_id)
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """The numbers that objects had; where a view has one, it is that very object, unchanged."""
+        return self._numbers
 
     def _read(self, connection: Connection) -> State:
         known = self._state

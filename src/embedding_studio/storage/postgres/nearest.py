@@ -17,6 +17,7 @@ import math
 import statistics
 import threading
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import numpy as np
@@ -40,11 +41,10 @@ from embedding_studio.storage.postgres.database import (
 )
 from embedding_studio.storage.postgres.matches import Matches
 from embedding_studio.storage.postgres.plans import (
-    NONE_NUMBERED,
+    NONE_RANKED,
     Answer,
     Copies,
     Moved,
-    Numbered,
     Plan,
     Question,
     smallest,
@@ -228,10 +228,10 @@ class NearestSearch:
                 return self._ask(connection, question, question.chosen(among, copies), copies)
             copies = copies.at(np.isin(copies.object_nos, among))
         ranking = view.ranking(question.compared, margin, among)
-        numbered = question.numbered(codes.number_of, ranking, copies)
-        count, most = max(FEWEST, question.reach - len(numbered)), int(MOST_COMPARED * len(view))
+        ranked = question.rank_named(codes.numbers, ranking, copies)
+        count, most = max(FEWEST, question.reach - len(ranked)), int(MOST_COMPARED * len(view))
         return self._compared(
-            connection, question, ranking, copies, count, most=most, is_filtered=False, numbered=numbered
+            connection, question, ranking, copies, count, most=most, is_filtered=False, ranked=ranked
         )
 
     def _compared(
@@ -244,7 +244,7 @@ class NearestSearch:
         *,
         most: int,
         is_filtered: bool,
-        numbered: Numbered = NONE_NUMBERED,
+        ranked: AbstractSet[str] = NONE_RANKED,
     ) -> Answer | None:
         """Return what is nearest among the likeliest and whatever else may be nearer.
 
@@ -252,12 +252,12 @@ class NearestSearch:
             count: of objects that are asked for first.
             most: None is returned where more must be compared.
             is_filtered: whether a filter is to be asked of them; then None also where too few match.
-            numbered: of those that are named, these are only asked for where they may come near.
+            ranked: those that are named and stand in the ranking where they come to.
         """
-        offset, wanted = question.geometry.offset, question.reach - len(numbered)
+        offset, wanted = question.geometry.offset, question.reach - len(ranked)
         least, largest = copies.bounds(ranking, question.geometry)
-        if len(copies) or len(numbered):
-            ranking.leave_out(_united(copies.object_nos, numbered.object_nos))
+        if len(copies):
+            ranking.leave_out(copies.object_nos)
         reach = smallest(largest, wanted)
         likeliest = ranking.likeliest(count, reach - offset)
         if len(likeliest) > most:
@@ -265,12 +265,7 @@ class NearestSearch:
         if reach == math.inf:
             reach = smallest(least, wanted)
         compared = _united(likeliest, copies.object_nos[least <= reach])
-        if len(numbered):
-            least_of_named, largest_of_named = numbered.bounds
-            _, largest_of_others = ranking.bounds(likeliest) + offset
-            bound = smallest(np.concatenate([largest_of_named, largest_of_others]), wanted)
-            compared = _united(compared, numbered.object_nos[least_of_named <= bound])
-        plan = question.chosen(compared, copies, is_filtered=is_filtered, numbered=numbered)
+        plan = question.chosen(compared, copies, is_filtered=is_filtered, ranked=ranked)
         answer = self._ask(connection, question, plan, copies)
         farthest = question.farthest(answer.neighbours)
         is_full = farthest < math.inf
@@ -280,13 +275,14 @@ class NearestSearch:
         others = copies.object_nos[least <= farthest]
         if is_full:
             others = _united(ranking.within(farthest - offset), others)
-        seen = _united(compared, answer.object_nos) if question.named else compared
-        others = others[~are_among(others, seen)]
+        others = others[~are_among(others, compared)]
+        if question.named:
+            others = others[~are_among(others, np.sort(answer.object_nos))]
         if not len(others):
             return answer
         if len(others) > most:
             return None
-        plan = question.chosen(others, copies, is_filtered=is_filtered, numbered=numbered)
+        plan = question.chosen(others, copies, is_filtered=is_filtered, ranked=ranked)
         return question.joined(answer, self._ask(connection, question, plan, copies))
 
     def _exact(self, connection: Connection, question: Question) -> Answer:

@@ -38,7 +38,6 @@ from embedding_studio.storage.postgres.collections import (
     lock_originals,
     lock_state,
     names_in,
-    names_of,
     share_state,
 )
 from embedding_studio.storage.postgres.database import (
@@ -440,12 +439,15 @@ def outdate(connection: Connection, collection: Collection, object_ids: Sequence
     read the old ones is marked, for the sessions that met them were recorded before; who comes later
     reads the new ones.
     """
-    connection.execute(_of(collection, "order_showings"))
-    lock_state(connection, collection)
-    names = names_of(connection, collection)
-    given = {"object_ids": text_array(object_ids), "collections": names}
-    connection.execute(_of(collection, "drop_copies"), given)
-    users = [user_id for (user_id,) in connection.execute(_of(collection, "users_of"), given)]
+    given = {"object_ids": text_array(object_ids)}
+    with connection.pipeline():
+        connection.execute(_of(collection, "order_showings"))
+        lock_state(connection, collection)
+        asked = ask_names(connection, collection)
+        connection.execute(_of(collection, "drop_copies"), given)
+    names = names_in(asked, collection)
+    met = connection.execute(_of(collection, "users_of"), given | {"collections": names})
+    users = [user_id for (user_id,) in met]
     if users:
         mark_users(connection, users, names)
 

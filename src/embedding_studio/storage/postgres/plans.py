@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -111,25 +111,8 @@ class Copies:
         return bounds
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Numbered:
-    """Objects that are named and whose numbers are known, M of them.
-
-    Attributes:
-        object_nos: [M], sorted.
-        bounds: [2, M], the least and the largest distance of each once it is multiplied.
-    """
-
-    object_ids: AbstractSet[str]
-    object_nos: Numbers
-    bounds: Floats
-
-    def __len__(self) -> int:
-        return len(self.object_nos)
-
-
 NOTHING_TAKEN = {"name": None, "user_id": None, "votes": None}
-NONE_NUMBERED = Numbered(frozenset(), np.empty(0, dtype=np.int64), np.empty((2, 0)))
+NONE_RANKED: AbstractSet[str] = frozenset()
 NO_COPIES = Copies(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
 
 
@@ -163,6 +146,10 @@ class Question:
         self.reach = limit + len(named)
         """Among so many of the nearest are all the nearest of those that are not named."""
         self.geometry = Geometry(collection.index)
+        self.is_multiplied = (
+            collection.index.metric_type is not MetricType.DOT and not self.geometry.averages_draw
+        )
+        """Whether codes can tell where objects stand once their distances are multiplied."""
         self.filter = payload_filter
         self.condition: sql.Composable | None = None
         self.revision = in_schema("codes.sql", "revision", collection.collection_id)
@@ -193,22 +180,27 @@ class Question:
         alike = similarities(index, self._parts, own.parts, own.starts, own.lengths)
         return Copies(own.object_nos, opened, distances(index, alike))
 
-    def numbered(self, number_of: Callable[[str], int | None], ranking: Ranking, copies: Copies) -> Numbered:
-        """Return those that are named of which codes tell how far they stand once they are multiplied.
+    def rank_named(self, numbers: Mapping[str, int], ranking: Ranking, copies: Copies) -> AbstractSet[str]:
+        """Let those that are named stand in a ranking where they come to by their factors.
 
         Args:
-            number_of: an object's number, as far as it is known.
+            numbers: of objects, as far as they are known.
+
+        Returns:
+            Those of which codes tell that: they need not be looked for by their ids.
         """
-        bounded = self.geometry.index.metric_type is not MetricType.DOT and not self.geometry.averages_draw
-        if not self.named or not bounded or self.condition is not None:
-            return NONE_NUMBERED
-        known = sorted((no, name) for name in self.named if (no := number_of(name)) is not None)
-        object_nos = np.array([no for no, _ in known], dtype=np.int64)
-        bounds = ranking.bounds(object_nos) + self.geometry.offset
-        kept = np.flatnonzero(np.isfinite(bounds[0]) & ~are_among(object_nos, copies.object_nos))
-        names = [known[place][1] for place in kept.tolist()]
-        bounds = bounds[:, kept] * np.array([self.named[name] for name in names])
-        return Numbered(frozenset(names), object_nos[kept], bounds)
+        if not self.named or not self.is_multiplied or self.condition is not None:
+            return NONE_RANKED
+        names = sorted((name for name in self.named if name in numbers), key=numbers.__getitem__)
+        object_nos = np.array([numbers[name] for name in names], dtype=np.int64)
+        if len(copies):
+            kept = np.flatnonzero(~are_among(object_nos, copies.object_nos))
+            names, object_nos = [names[place] for place in kept.tolist()], object_nos[kept]
+        if not names:
+            return NONE_RANKED
+        factors = np.array([self.named[name] for name in names])
+        are_there = ranking.multiply(object_nos, factors, self.geometry.offset)
+        return {name for name, is_there in zip(names, are_there.tolist(), strict=True) if is_there}
 
     def exact(self, without: Copies) -> Plan:
         among = "all" if self.condition is None else "matching"
@@ -221,14 +213,14 @@ class Question:
         copies: Copies,
         *,
         is_filtered: bool = False,
-        numbered: Numbered = NONE_NUMBERED,
+        ranked: AbstractSet[str] = NONE_RANKED,
     ) -> Plan:
         """Return a plan that compares candidates, and asks whether they match where that is not known.
 
         Args:
-            numbered: of those that are named, these need not be looked for by their ids.
+            ranked: of those that are named, these need not be looked for by their ids.
         """
-        sought = self.named.keys() - numbered.object_ids
+        sought = self.named.keys() - ranked
         # What stands far may have a copy that stands near, or be named.
         most = None if len(copies) or self.named else self.limit
         given = {
@@ -292,9 +284,11 @@ class Question:
         )
 
     def farthest(self, neighbours: Sequence[Neighbour]) -> float:
-        """Return how far the last is that is not named; infinite where there are fewer than are wanted."""
-        others = [each for each in neighbours if each.object_id not in self.named]
-        return others[-1].distance if len(others) >= self.limit else math.inf
+        """Return how far the last stands that is wanted; infinite where there are fewer than are wanted."""
+        if not self.is_multiplied:  # those that are named may come to stand anywhere
+            neighbours = [each for each in neighbours if each.object_id not in self.named]
+        stand = [self.named.get(each.object_id, 1.0) * each.distance for each in neighbours]
+        return sorted(stand)[self.limit - 1] if len(stand) >= self.limit else math.inf
 
     def _statement(self, name: str, among: str, *, has_named: bool = False) -> bytes:
         if self.condition is None:
