@@ -302,6 +302,7 @@ def test_a_line_may_hold_a_list_of_rows(tmp_path):
         ("absent.jsonl", None, "cannot be opened"),
         ("a.jsonl", b"", "no log of a known format; its first row has nothing that can be read"),
         ("a.jsonl", b'{"x": 1}\n', "its first row has 'x'. Say which column is what, as --map query=COLUMN"),
+        ("a.jsonl", b'{"user_id": "u", "events": [{"object_id": "a"}]}\n', "no log of a known format"),
         ("a.json", b'[\n{"x": 1}\n]\n', "one JSON value over many lines"),
         ("a.json", b'[{"x": 1},\n {"x": 2}]\n', "one JSON value over many lines"),
         ("a.csv", b"x,x\n1,2\n", "column names, each once, are needed"),

@@ -33,7 +33,9 @@ MAX_OBJECTS = 20
 
 
 def speaks(row: Row) -> bool:
-    return ("eventType" in row and "userToken" in row) or isinstance(row.get("events"), list)
+    events = row.get("events")
+    rows = events if isinstance(events, list) else [row]
+    return any(isinstance(each, dict) and "eventType" in each and "userToken" in each for each in rows)
 
 
 def read(row: Row) -> Sequence[Entry]:
