@@ -210,7 +210,6 @@ class System:
             "PLUGINS_PATH": str(folder / "plugin.py"),
             "LEASE_SECONDS": "5",
             "QUARANTINE": "false",  # who searches hundreds of times an hour would have no state to compare
-            "OPENBLAS_NUM_THREADS": "1",
         }
         self._is_over = threading.Event()
         if is_external:

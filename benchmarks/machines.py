@@ -118,7 +118,6 @@ class Machines:
                 "ADMIN_API_KEY": KEY,
                 "PORT": str(PORT),
                 "LEASE_SECONDS": "5",
-                "OPENBLAS_NUM_THREADS": "1",
             }
             self.names.append(name)
             self.urls.append(f"http://{theirs}:{PORT}")

@@ -14,7 +14,7 @@ KEPT = {"PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH"}
 
 def environment_of(database_url):
     kept = {name: value for name, value in os.environ.items() if name in KEPT}
-    return kept | {"DATABASE_URL": database_url, "OPENBLAS_NUM_THREADS": "1", "PORT": "0"}
+    return kept | {"DATABASE_URL": database_url, "PORT": "0"}
 
 
 @contextmanager

@@ -1,5 +1,8 @@
+import os
 import subprocess
 import sys
+
+import pytest
 
 import embedding_studio
 from embedding_studio import Context
@@ -51,3 +54,20 @@ def test_the_default_adjuster_needs_no_torch():
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert loaded.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "4"}, "4")])
+def test_a_command_has_numpy_multiply_in_one_thread_unless_more_are_asked_for(given, kept):
+    program = (
+        "import atexit, os, sys\n"
+        "atexit.register(lambda: print('numpy' in sys.modules, os.environ['OPENBLAS_NUM_THREADS']))\n"
+        "from embedding_studio.cli import app\n"
+        "app(['--version'])"
+    )
+    others = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=others | given
+    )
+
+    assert ran.stdout.splitlines()[-1] == f"False {kept}"

@@ -76,6 +76,10 @@ COMMANDS = {
 }
 """In the order in which help lists them."""
 
+ONE_THREAD_A_PRODUCT = "OPENBLAS_NUM_THREADS", "1"
+"""A search multiplies small matrices. Threads that share one wait for each other, while others search; and
+numpy asks before it is imported."""
+
 HIDDEN = {"get", "delete", "export"}
 """What ``objects`` has too."""
 
@@ -145,6 +149,7 @@ class _App(typer.Typer):
         """Run a command; its help and its errors can be written to any terminal, too."""
         end_in_order()  # at once: process 1 of a container takes no signal that it does not ask for
         write_any_character()
+        os.environ.setdefault(*ONE_THREAD_A_PRODUCT)
         return super().__call__(*args, **kwargs)
 
 
